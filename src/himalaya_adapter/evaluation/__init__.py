@@ -1,0 +1,1 @@
+"""Scores of tasks, the accuracy matrix and its measures, and the drift of the base model."""

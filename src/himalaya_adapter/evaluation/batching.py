@@ -1,0 +1,69 @@
+"""Batches of token sequences for a model that is only read: sorted by length, padded on the left."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def reading(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no autograd inside the block; afterwards every submodule has the mode it had before.
+
+    ``model.train(True)`` would not do: a part that somebody keeps in evaluation mode must stay there.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some of the sequences.
+
+    Args:
+        indices: Where each row stands among all sequences.
+        input_ids: ``(batch, width)`` tokens, padding on the left so that every sequence ends in the last column.
+        attention_mask: ``(batch, width)``, 1 on tokens and 0 on padding.
+    """
+
+    indices: list[int]
+    input_ids: Tensor
+    attention_mask: Tensor
+
+    @property
+    def position_ids(self) -> Tensor:
+        """``(batch, width)``: each sequence counts from 0 at its own first token, as it would without padding."""
+        return (self.attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def batches(sequences: Sequence[list[int]], batch_size: int, padding: int, device: torch.device) -> Iterator[Batch]:
+    """Cut sequences into batches of similar length, the longest first: what is too large for memory fails at once.
+
+    Args:
+        sequences: Token ids of each sequence, none empty.
+        batch_size: The most rows of a batch.
+        padding: Token id to pad with; the attention mask hides it.
+        device: Where the tensors go.
+    """
+    by_length = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+    for start in range(0, len(by_length), batch_size):
+        indices = by_length[start : start + batch_size]
+        width = len(sequences[indices[0]])
+        rows = [[padding] * (width - len(sequences[i])) + sequences[i] for i in indices]
+        mask = [[0] * (width - len(sequences[i])) + [1] * len(sequences[i]) for i in indices]
+        yield Batch(indices, torch.tensor(rows, device=device), torch.tensor(mask, device=device))
+
+
+def padding_token(tokenizer: Any) -> int:
+    """The tokenizer's padding token, else its EOS token."""
+    token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return token

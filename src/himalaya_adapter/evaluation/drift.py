@@ -1,0 +1,69 @@
+"""How far an adapter moves the base model on plain text that no task is about."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.evaluation.batching import batches, padding_token, reading
+
+
+def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: int, max_length: int) -> float:
+    """``exp(mean over all tokens of −log p(token | those before it in its text))``.
+
+    The mean is over tokens, not texts. The first token of a text (BOS, where the tokenizer adds one) is not predicted.
+
+    Args:
+        model: A causal language model; its mode is the same before and after.
+        tokenizer: Its tokenizer.
+        texts: Plain texts.
+        batch_size: Texts per forward pass.
+        max_length: The most tokens read of a text, from its beginning.
+
+    Raises:
+        HimalayaError: No text has two tokens, or the loss is not finite.
+    """
+    encoded = [tokenizer(text)["input_ids"][:max_length] for text in texts]
+    predictable = [tokens for tokens in encoded if len(tokens) > 1]
+    if not predictable:
+        raise HimalayaError(
+            f"perplexity needs a text of at least 2 tokens, but none of the {len(texts)} texts has that"
+        )
+    total = 0.0
+    with reading(model):
+        for batch in batches(predictable, batch_size, padding_token(tokenizer), model.device):
+            logits = model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                use_cache=False,
+            ).logits
+            # One text at a time: float32 logits of a whole batch over a large vocabulary would double the memory.
+            for row, tokens, mask in zip(logits, batch.input_ids, batch.attention_mask.bool(), strict=True):
+                own = tokens[mask]
+                total += cross_entropy(row[mask][:-1].float(), own[1:], reduction="sum").item()
+    if not math.isfinite(total):
+        raise HimalayaError("the loss on held-out text is not finite: training has diverged; lower the learning rate")
+    return math.exp(total / sum(len(tokens) - 1 for tokens in predictable))
+
+
+def base_drift(model: PeftModel, tokenizer: Any, texts: Sequence[str], *, batch_size: int, max_length: int) -> float:
+    """``perplexity with the adapter / perplexity without it − 1`` on the same texts; 0 for a fresh adapter.
+
+    Args:
+        model: A PEFT model whose adapter is on.
+        tokenizer: Its tokenizer.
+        texts: Plain texts that belong to no task.
+        batch_size: Texts per forward pass.
+        max_length: The most tokens read of a text.
+
+    Raises:
+        HimalayaError: As ``perplexity``.
+    """
+    adapted = perplexity(model, tokenizer, texts, batch_size=batch_size, max_length=max_length)
+    with model.disable_adapter():
+        base = perplexity(model, tokenizer, texts, batch_size=batch_size, max_length=max_length)
+    return adapted / base - 1.0

@@ -1,0 +1,154 @@
+"""The measures of continual learning, each a pure function of the accuracy matrix.
+
+``a[i][j]`` is the score, in [0, 1], on task ``j`` after training through task ``i``. The formulas count tasks from 1
+to T; the code counts from 0. A row may stop at the diagonal (``i + 1`` entries) or hold all T tasks; what lies right
+of the diagonal is never read. Libraries disagree on "forgetting", so each formula stands here in full.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from himalaya_adapter.evaluation.intervals import bootstrap_weights, percentile_interval
+
+Matrix = Sequence[Sequence[float]]
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def lower_triangle(a: Matrix) -> Array:
+    """The matrix as an array of shape ``(T, T)``, NaN right of the diagonal.
+
+    Raises:
+        ValueError: The matrix has no rows, or a row does not reach the diagonal.
+    """
+    if not len(a):
+        raise ValueError("the accuracy matrix has no rows; train through at least one task")
+    triangle = np.full((len(a), len(a)), np.nan)
+    for i, row in enumerate(a):
+        if len(row) <= i:
+            raise ValueError(f"row {i} of the accuracy matrix has {len(row)} entries, expected at least {i + 1}")
+        triangle[i, : i + 1] = row[: i + 1]
+    return triangle
+
+
+def average_accuracy(a: Matrix) -> float:
+    """``AA = mean_j a[T, j]``: the mean score over all tasks at the end of the stream."""
+    return float(lower_triangle(a)[-1].mean())
+
+
+def learning_accuracy(a: Matrix) -> float:
+    """``LA = mean_j a[j, j]``: the mean score on each task right after it was learnt (plasticity)."""
+    return float(np.diag(lower_triangle(a)).mean())
+
+
+def backward_transfer(a: Matrix) -> float:
+    """``BWT = mean_{j<T} (a[T, j] − a[j, j])`` (Lopez-Paz and Ranzato, 2017); 0 when T = 1."""
+    triangle = lower_triangle(a)
+    if len(triangle) == 1:
+        return 0.0
+    return float((triangle[-1] - np.diag(triangle))[:-1].mean())
+
+
+def forgetting(a: Matrix) -> float:
+    """``F = mean_{j<T} (max_{j≤l<T} a[l, j] − a[T, j])`` (Chaudhry et al., 2018); 0 when T = 1.
+
+    The best score before the last task, minus the last one; negative when the last task improved the others. The mean
+    is over T − 1 tasks. ``F ≥ −BWT`` always.
+    """
+    triangle = lower_triangle(a)
+    if len(triangle) == 1:
+        return 0.0
+    best_before = np.nanmax(triangle[:-1, :-1], axis=0)
+    return float((best_before - triangle[-1, :-1]).mean())
+
+
+def retained_accuracy(a: Matrix) -> list[float]:
+    """``R_i = mean_{j≤i} a[i, j]`` for i = 1..T: the mean score over the tasks seen so far, after each task."""
+    return [float(value) for value in np.nanmean(lower_triangle(a), axis=1)]
+
+
+def average_anytime_accuracy(a: Matrix) -> float:
+    """``AAA = mean_i mean_{j≤i} a[i, j]`` (Caccia et al., 2021)."""
+    return float(np.mean(retained_accuracy(a)))
+
+
+def retained_accuracy_auc(a: Matrix) -> float:
+    """``AUC = 1/(T − 1) · Σ_{i<T} (R_i + R_{i+1}) / 2`` with ``R_i = mean_{j≤i} a[i, j]``; ``R_1`` when T = 1.
+
+    The area under the retained accuracy over the stream by the trapezoidal rule, scaled to [0, 1].
+    """
+    return float(area_under_curve(np.array(retained_accuracy(a))))
+
+
+def area_under_curve(retained: Array) -> Array:
+    """Trapezoidal area under ``retained`` (shape ``(..., T)``, unit spacing) divided by T − 1; the value if T = 1."""
+    tasks = retained.shape[-1]
+    return retained[..., 0] if tasks == 1 else np.trapezoid(retained, axis=-1) / (tasks - 1)
+
+
+def retention(a: Matrix) -> float:
+    """``Ret = mean_{i≥2} mean_{j<i} min(1, a[i, j] / a[j, j])``; 1 when T = 1.
+
+    A task that scored 0 right after it was learnt has nothing to lose: its ratio counts as 1.
+    """
+    triangle = lower_triangle(a)
+    learnt = np.diag(triangle)
+    rows = [
+        np.mean([1.0 if row[j] >= learnt[j] else row[j] / learnt[j] for j in range(i)])
+        for i, row in enumerate(triangle)
+        if i > 0
+    ]
+    return float(np.mean(rows)) if rows else 1.0
+
+
+@dataclass(frozen=True)
+class RetainedAccuracyIntervals:
+    """95 % bootstrap intervals ``(low, high)`` of the retained-accuracy AUC and of each ``R_i``."""
+
+    auc: tuple[float, float]
+    rows: tuple[tuple[float, float], ...]
+
+
+def bootstrap_retained_accuracy(
+    a: Matrix, item_scores: Sequence[Sequence[Sequence[float]]], *, seed: int
+) -> RetainedAccuracyIntervals:
+    """Intervals of the AUC and of the retained accuracy after each task, from resampling the test items.
+
+    The test items of a task are the same in every row of the matrix, so one resample of them serves its whole column:
+    the noise of easy and hard items then cancels between rows as it does in the matrix. What training itself would
+    vary from seed to seed is not in these intervals.
+
+    A resampled cell is ``a[i][j]`` plus the change that resampling makes to the mean of its item scores. For a metric
+    that is that mean, this is the resampled mean; for one of the whole test set (BLEU, macro-F1) it is the first-order
+    stand-in.
+
+    Args:
+        a: The accuracy matrix, T rows.
+        item_scores: ``item_scores[i][j]`` holds the scores of the test items of task ``j`` in row ``i``, for j ≤ i, in
+            the order of the test set.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: A column holds different numbers of items, or the matrix is malformed.
+    """
+    triangle = lower_triangle(a)
+    tasks = len(triangle)
+    generator = np.random.default_rng(seed)
+    columns = []
+    for j in range(tasks):
+        sizes = {len(item_scores[i][j]) for i in range(j, tasks)}
+        if len(sizes) > 1:
+            raise ValueError(f"the rows of task {j} hold {sorted(sizes)} item scores, expected the same test items")
+        scores = np.array([item_scores[i][j] for i in range(j, tasks)], dtype=np.float64)  # (T − j, n_j)
+        weights = bootstrap_weights(scores.shape[1], generator) / scores.shape[1]  # (resamples, n_j)
+        change = weights @ scores.T - scores.mean(axis=1)  # (resamples, T − j)
+        columns.append(np.clip(triangle[j:, j] + change, 0.0, 1.0))
+    # Row i holds the tasks 0..i; column j starts at row j.
+    retained = np.stack([np.mean([columns[j][:, i - j] for j in range(i + 1)], axis=0) for i in range(tasks)], axis=1)
+    points = retained_accuracy(a)
+    return RetainedAccuracyIntervals(
+        auc=percentile_interval(area_under_curve(retained), retained_accuracy_auc(a)),
+        rows=tuple(percentile_interval(retained[:, i], points[i]) for i in range(tasks)),
+    )

@@ -1,0 +1,161 @@
+"""The score of one task: predictions for a split, their metric, and how sure the number is."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.evaluation.batching import padding_token, reading
+from himalaya_adapter.evaluation.generation import NEWLINE, generate_texts, stop_tokens
+from himalaya_adapter.evaluation.intervals import bootstrap_weights, percentile_interval
+from himalaya_adapter.evaluation.labels import choose_labels
+from himalaya_adapter.evaluation.text_metrics import accuracy, metric_by_name
+from himalaya_adapter.streams.encoding import encode_prompt, encode_target
+from himalaya_adapter.streams.task import Item, Task
+
+# One seed for every cell: the intervals of two rows of a matrix then rest on the same resamples of the same items.
+BOOTSTRAP_SEED = 0
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """How well a model does a task.
+
+    Args:
+        score: The task's metric over the split, in [0, 1].
+        low: Lower end of its 95 % bootstrap interval over the items.
+        high: Upper end.
+        n: Number of items.
+        metric: Name of the metric.
+        strict: Share of items whose generated text is the target exactly, outer white space aside.
+        item_scores: The metric of each item, in the order of the split.
+        seconds: Wall-clock time of the evaluation.
+    """
+
+    score: float
+    low: float
+    high: float
+    n: int
+    metric: str
+    strict: float
+    item_scores: tuple[float, ...]
+    seconds: float
+
+    def cell(self) -> dict[str, Any]:
+        """The JSON object that stands for this score in an accuracy matrix: all but the item scores."""
+        fields = asdict(self)
+        del fields["item_scores"]
+        return fields
+
+
+def evaluate_task(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    *,
+    split: str = "test",
+    batch_size: int,
+    max_length: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> TaskScore:
+    """Score a model on a split of a task.
+
+    A classification chooses the likeliest label string (see ``labels.choose_labels``); every other kind is generated
+    greedily. An answer ends at EOS; if no training target of the task spans lines, also at the end of the line.
+    Predictions do not depend on the batch size, up to floating-point rounding.
+
+    Args:
+        model: A causal language model, bare or wrapped by PEFT; its mode is the same before and after.
+        tokenizer: Its tokenizer.
+        task: The task.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        batch_size: Prompts per batch.
+        max_length: The most tokens of a prompt; longer ones lose their beginning. The answer comes on top.
+        progress: Called with the items done and the number of items, after each batch.
+
+    Raises:
+        HimalayaError: The split is empty, the metric is unknown, a prompt is empty, or a target is not a label.
+    """
+    started = time.perf_counter()
+    spec, items = task.spec, task.split(split)
+    metric = metric_by_name(spec.metric)
+    if not items:
+        raise HimalayaError(f"task '{task.name}' has no items in its {split} split; nothing to evaluate")
+    prompts = encode_prompts(tokenizer, task.name, items, max_length)
+    targets = [item.target for item in items]
+    newline_ends = not any(NEWLINE in item.target for item in task.train)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, len(items))
+
+    with reading(model):
+        if spec.kind == "classification":
+            check_labels(task.name, spec.labels, targets)
+            choices = choose_labels(
+                model,
+                prompts,
+                # without the EOS that encode_target adds
+                [encode_target(tokenizer, label)[:-1] for label in spec.labels],
+                stop_tokens(tokenizer, newline_ends),
+                batch_size=batch_size,
+                padding=padding_token(tokenizer),
+                advance=advance,
+            )
+            predictions = [spec.labels[choice.label] for choice in choices]
+            written = ["" if choice.written is None else spec.labels[choice.written] for choice in choices]
+        else:
+            predictions = written = generate_texts(
+                model,
+                tokenizer,
+                prompts,
+                max_new_tokens=spec.max_new_tokens,
+                newline_ends=newline_ends,
+                batch_size=batch_size,
+                advance=advance,
+            )
+    score = float(metric.corpus_scores(predictions, targets, np.ones((1, len(items))))[0])
+    weights = bootstrap_weights(len(items), np.random.default_rng(BOOTSTRAP_SEED))
+    low, high = percentile_interval(metric.corpus_scores(predictions, targets, weights), score)
+    return TaskScore(
+        score=score,
+        low=low,
+        high=high,
+        n=len(items),
+        metric=spec.metric,
+        strict=float(np.mean([accuracy(text, target) for text, target in zip(written, targets, strict=True)])),
+        item_scores=tuple(metric.item_scores(predictions, targets).tolist()),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def encode_prompts(tokenizer: Any, task_name: str, items: Sequence[Item], max_length: int) -> list[list[int]]:
+    """Tokens of each item's prompt.
+
+    Raises:
+        HimalayaError: A prompt has no tokens.
+    """
+    prompts = [encode_prompt(tokenizer, item.prompt, max_length) for item in items]
+    for item, prompt in zip(items, prompts, strict=True):
+        if not prompt:
+            raise HimalayaError(
+                f"task '{task_name}': the prompt of source item '{item.source}' is empty at max_length {max_length}"
+            )
+    return prompts
+
+
+def check_labels(task_name: str, labels: Sequence[str], targets: Sequence[str]) -> None:
+    """Make sure that each target is a label.
+
+    Raises:
+        HimalayaError: One is not.
+    """
+    for target in targets:
+        if target not in labels:
+            raise HimalayaError(f"task '{task_name}': target '{target}' is not one of its labels: {', '.join(labels)}")

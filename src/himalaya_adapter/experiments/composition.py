@@ -1,0 +1,97 @@
+"""From the words of the command line to a run: Hydra composes, the schema judges."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.experiments.run_config import RunConfig
+
+CONF = Path(__file__).parent.parent / "conf"
+MODES = ("full", "trial")
+# A trial is the same run on a handful of items: enough to see every part work within a minute or two.
+TRIAL_ITEMS = 16
+# PyYAML follows YAML 1.1, to which 2e-4 (no dot) is text; a run config's author means the number.
+DOTLESS_FLOAT = re.compile(r"[+-]?\d+[eE][+-]?\d+")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a command line asks for: the run itself and the words that are about the command."""
+
+    run: RunConfig
+    results_dir: Path
+    overwrite: bool
+
+
+def run_names() -> list[str]:
+    """Names of the run configs that come with the package."""
+    return sorted(path.stem for path in (CONF / "run").glob("*.yaml"))
+
+
+def compose_run(overrides: Sequence[str]) -> Launch:
+    """Compose a run from ``run=NAME`` and any further overrides, in Hydra's syntax.
+
+    Args:
+        overrides: Words such as ``run=demo-himalaya``, ``mode=trial``, ``results_dir=outputs``,
+            ``training.learning_rate=1e-3``. ``run=`` takes a packaged name or the path of a YAML file.
+
+    Raises:
+        HimalayaError: No or an unknown run, an unknown key, a value of the wrong type, an unknown mode.
+    """
+    words = dict(word.split("=", 1) for word in overrides if "=" in word)
+    for word in overrides:
+        if "=" not in word:
+            raise HimalayaError(f"'{word}' is not an override; write KEY=VALUE, for example run=demo-himalaya")
+    name = words.get("run")
+    if name is None:
+        raise HimalayaError(f"no run named; add run=NAME (known: {', '.join(run_names())})")
+    if name not in run_names() and not Path(name).is_file():
+        raise unknown_name("run", name, run_names())
+    rest = [word for word in overrides if not word.startswith("run=")]
+    mode = words.get("mode", "full")
+    if mode not in MODES:
+        raise unknown_name("mode", mode, MODES)
+    path = Path(name) if name not in run_names() else CONF / "run" / f"{name}.yaml"
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            command = compose("config", [word for word in rest if _key(word) in ("mode", "results_dir", "overwrite")])
+            changes = [word for word in rest if _key(word) not in ("mode", "results_dir", "overwrite")]
+        written = cast(DictConfig, OmegaConf.load(path))
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), _numbers(written), _numbers(OmegaConf.from_dotlist(changes)))
+        run = cast(RunConfig, OmegaConf.to_object(merged))
+    except (HydraException, OmegaConfBaseException) as error:
+        key = getattr(error, "full_key", None)
+        where = f"key '{key}' of run '{name}': " if key else f"run '{name}': "
+        raise HimalayaError(where + str(error).splitlines()[0]) from error
+    if mode == "trial":
+        run.dataset.max_samples_per_task = min(run.dataset.max_samples_per_task or TRIAL_ITEMS, TRIAL_ITEMS)
+        run.dataset.max_test_samples_per_task = min(run.dataset.max_test_samples_per_task or TRIAL_ITEMS, TRIAL_ITEMS)
+        run.training.report_to = "none"
+    return Launch(run, Path(command.results_dir), command.overwrite)
+
+
+def _key(word: str) -> str:
+    return word.split("=", 1)[0]
+
+
+def _numbers(config: DictConfig) -> DictConfig:
+    """Read text such as ``2e-4`` as the number that it is meant to be."""
+
+    def convert(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: convert(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [convert(entry) for entry in value]
+        if isinstance(value, str) and DOTLESS_FLOAT.fullmatch(value):
+            return float(value)
+        return value
+
+    return cast(DictConfig, OmegaConf.create(convert(OmegaConf.to_container(config))))

@@ -1,0 +1,11 @@
+"""Adaptation methods: importing this package makes each of them known to PEFT."""
+
+from .registration import add_peft_type, register
+
+add_peft_type("himalaya")
+
+from .himalaya import HimalayaConfig, HimalayaModel  # noqa: E402  (the config names its PeftType member)
+
+register("himalaya", HimalayaConfig, HimalayaModel)
+
+__all__ = ["HimalayaConfig", "HimalayaModel"]

@@ -1,0 +1,46 @@
+"""What stands in for an adapted module: its base layer plus the shared adapter's update."""
+
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from .shared import SharedAdapter
+
+
+class HimalayaLayer(nn.Module, BaseTunerLayer):
+    """Adds to the output of ``base_layer`` the rank-one update of every active adapter.
+
+    The layer owns no parameter: it only refers to the adapters' shared state, which lives on the tuner. The update
+    depends on the token, so it cannot be merged into a weight.
+    """
+
+    # A plain dictionary, so that torch does not register the shared modules once per layer.
+    adapter_layer_names = ("himalaya_shared",)
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.himalaya_shared: dict[str, SharedAdapter] = {}
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Not possible.
+
+        Raises:
+            NotImplementedError: Always; the message says why.
+        """
+        raise NotImplementedError(
+            "HIMALAYA cannot be merged: its update differs from token to token. Keep the adapter attached."
+        )
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the base layer and add the updates; a tuple's first element is the one that is updated."""
+        result = self.base_layer(hidden_states, *args, **kwargs)
+        if self.disable_adapters:
+            return result
+        first = result[0] if isinstance(result, tuple) else result
+        output = first
+        for name in self.active_adapters:
+            if name in self.himalaya_shared:
+                output = output + self.himalaya_shared[name](hidden_states, output.shape[-1]).to(output.dtype)
+        return (output, *result[1:]) if isinstance(result, tuple) else output

@@ -1,0 +1,90 @@
+"""What keeps earlier tasks as they were: a projector for the head, a sketch for the atoms (docs/method.md, section 6)."""
+
+import torch
+from torch import Tensor
+
+
+def kronecker_moment(latent_moment: Tensor, code: Tensor) -> Tensor:
+    r"""Second moment of :math:`\varphi = [z; 1] \otimes c` from that of ``[z; 1]``: ``(F, F)``, ``F = (p + 1) e``."""
+    return torch.kron(latent_moment, torch.outer(code, code))
+
+
+def shrink_projector(projector: Tensor, moment: Tensor, energy: float) -> Tensor:
+    r"""Take the directions that a task has used out of the projector :math:`\Pi`.
+
+    The fewest principal directions of :math:`\Pi M \Pi` are removed after which at most ``1 - energy`` of the task's
+    feature energy :math:`\mathrm{tr} M` lies in the range of :math:`\Pi`. A head that only moves inside that range
+    changes its outputs on the task's features by no more than what that remainder carries.
+
+    Args:
+        projector: Orthogonal projector :math:`\Pi` onto the directions still free, ``(F, F)``.
+        moment: Second moment ``M`` of the task's features, ``(F, F)``, symmetric positive semi-definite.
+        energy: Share of the energy to protect, in (0, 1).
+
+    Returns:
+        The new projector, ``(F, F)``, in the input's precision (the computation is in 64 bits).
+    """
+    wide = projector.double()
+    values, vectors = torch.linalg.eigh(wide @ moment.double() @ wide)
+    values = values.clamp_min(0).flip(0)
+    vectors = vectors.flip(1)
+    remaining = values.sum() - values.cumsum(0)
+    allowed = (1 - energy) * moment.double().trace()
+    used = int((torch.cat([values.sum()[None], remaining]) > allowed).sum())
+    directions = vectors[:, :used]
+    return (wide - directions @ directions.T).to(projector.dtype)
+
+
+def reset_head(head: Tensor, target: Tensor, projector: Tensor, code: Tensor) -> Tensor:
+    r"""Give a new task a fresh head without moving what earlier tasks rely on.
+
+    Codes of different tasks overlap a little, so an unseen task would inherit a random mixture of what others learnt.
+    The head ``H`` (rows in :math:`\mathbb R^F`) is moved by the smallest change within the range of :math:`\Pi` for
+    which :math:`H (I \otimes c) = H_0`; with :math:`A = I \otimes c` that is
+    :math:`(H_0 - H A)(A^\top \Pi A)^{+} A^\top \Pi`.
+
+    Args:
+        head: ``(2k + 1, p + 1, e)``.
+        target: The head :math:`H_0` that the task is to start from, ``(2k + 1, p + 1)``.
+        projector: :math:`\Pi`, ``(F, F)``.
+        code: The task's code, ``(e,)``.
+
+    Returns:
+        The new head, of the same shape and precision.
+    """
+    latent = target.shape[1]
+    basis = torch.kron(torch.eye(latent, dtype=torch.float64, device=head.device), code.double()[:, None])
+    free = projector.double() @ basis
+    gap = target.double() - head.double() @ code.double()
+    change = gap @ torch.linalg.pinv(basis.T @ free, rtol=1e-3, hermitian=True) @ free.T
+    return (head.double() + change.view_as(head)).to(head.dtype)
+
+
+def free_directions(projector: Tensor) -> int:
+    """How many directions the projector leaves free: its rank, read from its trace."""
+    return round(projector.double().trace().item())
+
+
+def shrink_sketch(rows: Tensor, size: int) -> Tensor:
+    r"""Frequent Directions: compress rows ``(n, d)`` to ``(size, d)`` (Ghashami et al. 2016, arXiv:1501.01711).
+
+    The singular values are reduced by that of direction ``size + 1``, so that for every unit ``v``
+    :math:`0 \le \lVert A v\rVert^2 - \lVert B v\rVert^2 \le \sigma_{size+1}^2`. Rows come out orthogonal, the largest
+    first, padded with zero rows. Computed through the smaller Gram matrix.
+    """
+    values, vectors = torch.linalg.eigh(rows.double() @ rows.double().T)
+    values, vectors = values.clamp_min(0).flip(0), vectors.flip(1)
+    floor = values[size] if len(values) > size else values.new_zeros(())
+    kept = min(size, len(values))
+    directions = vectors[:, :kept].T @ rows.double()
+    shrunk = (values[:kept] - floor).clamp_min(0).sqrt()
+    sketch = rows.new_zeros(size, rows.shape[1])
+    sketch[:kept] = (torch.nn.functional.normalize(directions, dim=-1) * shrunk[:, None]).to(rows.dtype)
+    return sketch
+
+
+def remove_span(step: Tensor, sketch: Tensor) -> Tensor:
+    """The part of the rows of ``step`` ``(n, d)`` that is orthogonal to the rows of ``sketch`` ``(m, d)``."""
+    basis = torch.nn.functional.normalize(sketch.double(), dim=-1)
+    wide = step.double()
+    return (wide - (wide @ basis.T) @ basis).to(step.dtype)

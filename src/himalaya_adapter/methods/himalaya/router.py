@@ -1,0 +1,153 @@
+"""The hyper-router: which atoms a token uses, with which coefficients, how strongly (docs/method.md, section 3)."""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+# The relaxation ends close to hard gates, so that training's last steps see what inference sees.
+FINAL_TEMPERATURE_SHARE = 0.1
+NEWTON_STEPS = 8
+HEAD_INIT_STD = 0.2
+# Gate logits at the start of a task: its own atoms almost always on, atoms that nobody uses never.
+OWN_GATE, UNUSED_GATE = 4.0, -20.0
+
+
+def task_code(name: str, width: int) -> Tensor:
+    """The unit code ``(e,)`` of a task, drawn from a hash of its name: the same on every machine, stored nowhere."""
+    return nn.functional.normalize(torch.randn(width, generator=_generator(name)), dim=0)
+
+
+def _generator(text: str) -> torch.Generator:
+    """A random generator seeded by a hash of ``text`` that is the same everywhere."""
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return torch.Generator().manual_seed(seed)
+
+
+def latent_width(width: int, atoms: int, code_width: int, hidden_params: int) -> int:
+    """The largest latent width ``p`` with ``d p + (2k + 1)(p + 1) e <= hidden_params``.
+
+    Raises:
+        ValueError: If not even ``p = 1`` fits.
+    """
+    outputs = (2 * atoms + 1) * code_width
+    latent = (hidden_params - outputs) // (width + outputs)
+    if latent < 1:
+        smallest = width + 2 * outputs
+        raise ValueError(f"hidden_params={hidden_params} is too small for width {width}: at least {smallest} needed")
+    return min(latent, width)
+
+
+@torch.no_grad()
+def budget_shift(logits: Tensor, budget: float, temperature: float) -> Tensor:
+    r"""The smallest :math:`\tau_0 \ge 0` with :math:`\sum_i \sigma((a_i - \tau_0)/T) \le` ``budget``.
+
+    Safeguarded Newton steps inside a bracket; the right end starts from
+    :math:`\sigma(x) \le e^x`, that is :math:`T(\mathrm{logsumexp}(a/T) - \log B)`.
+
+    Args:
+        logits: Gate logits ``a``, shape ``(..., k)``.
+        budget: ``B``, the expected number of active atoms.
+        temperature: ``T``.
+
+    Returns:
+        The shift, shape ``(..., 1)``. The budget holds to about 1e-5 in 32 bits; `gate_probabilities` makes it exact.
+    """
+    scaled = logits / temperature
+    low = torch.zeros_like(scaled[..., :1])
+    high = (torch.logsumexp(scaled, -1, keepdim=True) - torch.tensor(budget, dtype=scaled.dtype).log()).clamp_min(0)
+    shift = high
+    for _ in range(NEWTON_STEPS):
+        gates = torch.sigmoid(scaled - shift)
+        excess = gates.sum(-1, keepdim=True) - budget
+        low = torch.where(excess > 0, shift, low)
+        high = torch.where(excess > 0, high, shift)
+        slope = (gates * (1 - gates)).sum(-1, keepdim=True).clamp_min(1e-12)
+        newton = shift + excess / slope
+        shift = torch.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
+    return shift * temperature
+
+
+def gate_probabilities(logits: Tensor, budget: float, temperature: float) -> tuple[Tensor, Tensor]:
+    r"""Gate probabilities :math:`\pi = \sigma((a - \tau_0)/T)` whose sum never exceeds ``budget``.
+
+    Returns:
+        The shifted logits :math:`a - \tau_0` and the probabilities, both ``(..., k)``. The shift carries no gradient.
+    """
+    shifted = logits - budget_shift(logits, budget, temperature)
+    probabilities = torch.sigmoid(shifted / temperature)
+    total = probabilities.sum(-1, keepdim=True)
+    return shifted, probabilities * (budget / total.clamp_min(budget))
+
+
+def hard_gates(scores: Tensor, most: int) -> Tensor:
+    """Zero-one gates ``(..., k)``: the ``most`` largest scores that are positive, and in any case the largest one."""
+    top = scores.topk(min(most, scores.shape[-1]), dim=-1)
+    on = top.values > 0
+    on[..., 0] = True
+    return torch.zeros_like(scores).scatter_(-1, top.indices, on.to(scores.dtype))
+
+
+class HyperRouter(nn.Module):
+    """Task-conditional routing out of one shared tensor.
+
+    The head ``(2k + 1, p + 1, e)`` contracted with a task's code gives that task's own linear map from the latent
+    ``[z; 1]`` to ``k`` gate logits, ``k`` coefficients and one gain.
+
+    Args:
+        atoms: Number of atoms ``k``.
+        width: Width ``d`` of the hidden states.
+        latent: Latent width ``p``.
+        code_width: Width ``e`` of a task code.
+        seed: Seed of the initial projection and head.
+    """
+
+    def __init__(self, atoms: int, width: int, latent: int, code_width: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        projection = torch.randn(latent, width, generator=generator)
+        self.register_buffer("projection", nn.functional.normalize(projection, dim=-1))
+        self.register_buffer("offset", torch.zeros(latent))
+        self.head = nn.Parameter(torch.zeros(2 * atoms + 1, latent + 1, code_width))
+
+    def latent(self, projected: Tensor) -> Tensor:
+        """``[tanh(P x̂ - offset); 1]`` from the projections ``P x̂`` ``(..., p)``: shape ``(..., p + 1)``."""
+        z = torch.tanh(projected - self.offset)
+        return torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
+
+    def task_head(self, code: Tensor) -> Tensor:
+        """The task's linear head ``(2k + 1, p + 1)`` for its code ``(e,)``."""
+        return self.head @ code
+
+    def fresh_head(self, name: str, own: Tensor, in_use: Tensor) -> Tensor:
+        """The head ``(2k + 1, p + 1)`` that task ``name`` starts from.
+
+        Its own atoms are gated on for every token, with coefficient 1; atoms in use by earlier tasks can be chosen,
+        others never; the gain is 0, so that the task starts as the frozen model.
+
+        Args:
+            name: The task's name, which seeds the small random part.
+            own: Mask of the atoms allocated to the task, ``(k,)``.
+            in_use: Mask of all atoms that hold something, ``(k,)``.
+        """
+        atoms = len(own)
+        fresh = torch.randn(self.head.shape[:2], generator=_generator(f"head of {name}")) * HEAD_INIT_STD
+        fresh = fresh.to(self.head.device)
+        fresh[:atoms][~in_use] = 0
+        fresh[:atoms, -1] = torch.where(own, OWN_GATE, torch.where(in_use, 0.0, UNUSED_GATE))
+        fresh[atoms : 2 * atoms, -1] += 1
+        fresh[-1] = 0
+        return fresh
+
+    @torch.no_grad()
+    def fit_projection(self, inputs: Tensor) -> None:
+        """Set ``P`` to the leading principal directions of normalised inputs ``(n, d)``, each scaled to unit variance."""
+        latent = self.projection.shape[0]
+        mean = inputs.mean(0)
+        _, singular, directions = torch.linalg.svd(inputs - mean, full_matrices=False)
+        found = min(latent, len(singular))
+        deviation = (singular[:found] / len(inputs) ** 0.5).clamp_min(1e-6)
+        # An SVD leaves the sign of a direction open; fix it, so that every machine gets the same P.
+        signs = directions[:found].gather(1, directions[:found].abs().argmax(1, keepdim=True)).sign()
+        self.projection[:found] = directions[:found] * signs / deviation[:, None]
+        self.offset.copy_(self.projection @ mean)

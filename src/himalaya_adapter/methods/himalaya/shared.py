@@ -1,0 +1,235 @@
+"""The state of one adapter: dictionary, router, protection and what is measured, shared by all layers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from .config import HimalayaConfig
+from .dictionary import Dictionary, rank_one_update, unit_rows
+from .protection import (
+    free_directions,
+    kronecker_moment,
+    remove_span,
+    reset_head,
+    shrink_projector,
+    shrink_sketch,
+)
+from .router import (
+    FINAL_TEMPERATURE_SHARE,
+    HyperRouter,
+    gate_probabilities,
+    hard_gates,
+    latent_width,
+    task_code,
+)
+
+# Share of a task's feature energy that the head's later steps must leave alone (docs/method.md, section 6).
+PROTECTED_ENERGY = 0.99
+SKETCH_ROWS = 128
+import os
+ATOMS_PER_TASK = int(os.environ.get("APT", 2))
+DECAY = 0.9
+MASKED = -1e4
+PROJECTION_TOKENS = 4096
+NEUTRAL_TASK = ""
+
+
+class SharedAdapter(nn.Module):
+    """Everything that a HIMALAYA adapter stores; its size depends on neither the layers nor the tasks.
+
+    All state that evolves is a parameter or a persistent buffer, so a checkpoint of the adapter is complete.
+
+    Args:
+        config: The method's configuration.
+        width: Width ``d`` of the atoms: that of the hidden states, or of the widest target.
+    """
+
+    def __init__(self, config: HimalayaConfig, width: int) -> None:
+        super().__init__()
+        atoms = config.core_atoms + config.elastic_atoms
+        latent = latent_width(width, atoms, config.code_width, config.hidden_params)
+        features = (latent + 1) * config.code_width
+        self.config = config
+        self.width = width
+        self.temperature = config.temperature_init
+        self.dictionary = Dictionary(config.core_atoms, config.elastic_atoms, width, config.seed)
+        self.router = HyperRouter(atoms, width, latent, config.code_width, config.seed)
+        self.register_buffer("code", task_code(NEUTRAL_TASK, config.code_width))
+        self.register_buffer("tasks_learnt", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("head_projector", torch.eye(features))
+        self.register_buffer("atom_sketch", torch.zeros(SKETCH_ROWS, width))
+        # Of the task being learnt; cleared at its start.
+        self.register_buffer("latent_moment", torch.zeros(latent + 1, latent + 1))
+        self.register_buffer("task_sketch", torch.zeros(SKETCH_ROWS, width))
+        self.register_buffer("atom_usage", torch.zeros(atoms))
+        self.register_buffer("gate_total", torch.zeros(()))
+        self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.float64))
+        # Of the whole stream.
+        self.register_buffer("update_norm_max", torch.zeros(()))
+        self.register_buffer("atom_norm_max", torch.zeros(()))
+        self.register_buffer("importance", torch.zeros(config.elastic_atoms))
+        self.register_buffer("fisher", torch.zeros(config.elastic_atoms))
+        self.register_buffer("in_use", torch.zeros(atoms, dtype=torch.bool))
+        self.register_buffer("own", torch.zeros(atoms, dtype=torch.bool))
+        self.in_use[: config.core_atoms] = True
+        self.start_task(NEUTRAL_TASK)
+        if not config.init_weights:
+            nn.init.normal_(self.router.head, generator=torch.Generator().manual_seed(config.seed))
+
+    def forward(self, hidden_states: Tensor, output_width: int) -> Tensor:
+        """The update for inputs ``(..., n)`` of a module with ``output_width`` outputs: ``(..., output_width)``."""
+        width = hidden_states.shape[-1]
+        # Rounded to the input's precision before anything is computed from them: the norms then hold exactly.
+        atoms = self.dictionary.atoms().to(hidden_states.dtype)
+        atoms_in = atoms[:, :width]
+        atoms_out = atoms_in if output_width == width else atoms[:, :output_width]
+        maps = torch.cat([self.router.projection[:, :width].to(hidden_states.dtype), atoms_in])
+        wide = torch.promote_types(hidden_states.dtype, torch.float32)
+        rms = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=wide) / width**0.5
+        projected = linear(hidden_states, maps).to(wide)
+        normalised = projected / rms.clamp_min(torch.finfo(torch.float32).tiny)
+        latents, projections = normalised.tensor_split([len(maps) - len(atoms)], dim=-1)
+        coefficients, gain = self.route(self.router.latent(latents))
+        if self.config.placement == "weights":  # W acts on the input as it is, the skip path on the normalised one
+            projections = projected[..., -len(atoms) :]
+        if self.config.norm_target == "residual":
+            gain = gain / self.width**0.5
+        if self.training:
+            self._certify(coefficients, gain, atoms_in, atoms_out)
+        return rank_one_update(projections, coefficients, gain, atoms_in, atoms_out)
+
+    def route(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Coefficients :math:`u` ``(..., k)`` with at most `expected_active_atoms` non-zero, and the gain ``(..., 1)``."""
+        most = self.config.expected_active_atoms
+        outputs = linear(latents, self.router.task_head(self.code).to(latents.dtype))
+        atoms = outputs.shape[-1] // 2
+        logits, coefficients, raw_gain = outputs.split([atoms, atoms, 1], dim=-1)
+        logits = logits.masked_fill(~self.in_use, MASKED)
+        gain = torch.ones_like(raw_gain) if self.config.gain == "fixed" else torch.tanh(raw_gain)
+        if not self.training:
+            temperature = self.config.temperature_init * FINAL_TEMPERATURE_SHARE
+            shifted, _ = gate_probabilities(logits, most, temperature)
+            return hard_gates(shifted, most) * coefficients, gain
+        shifted, probabilities = gate_probabilities(logits, most, self.temperature)
+        uniform = torch.rand_like(shifted).clamp_(1e-6, 1 - 1e-6)
+        noisy = shifted + self.temperature * torch.logit(uniform)  # a relaxed Bernoulli(pi) sample
+        soft = torch.sigmoid(noisy / self.temperature)
+        hard = hard_gates(noisy.detach(), most)
+        with torch.no_grad():
+            tokens = latents.detach().reshape(-1, latents.shape[-1])
+            self.latent_moment += tokens.T @ tokens
+            self.atom_usage += hard.reshape(-1, atoms).sum(0)
+            self.gate_total += probabilities.sum()
+            self.tokens_seen += len(tokens)
+        return (hard + soft - soft.detach()) * coefficients, gain
+
+    @torch.no_grad()
+    def _certify(self, coefficients: Tensor, gain: Tensor, atoms_in: Tensor, atoms_out: Tensor) -> None:
+        """Measure the norm of the strongest token's update from its dense vectors and keep the largest seen."""
+        strongest = gain.abs().argmax()
+        u = coefficients.reshape(-1, coefficients.shape[-1])[strongest]
+        r_in, r_out = u @ atoms_in.to(u.dtype), u @ atoms_out.to(u.dtype)
+        unit = unit_rows(r_in).norm() * unit_rows(r_out).norm()
+        norm = gain.abs().amax() * unit
+        self.update_norm_max.copy_(torch.maximum(self.update_norm_max, norm))
+
+    # The stream's life cycle -----------------------------------------------------------------------------------
+
+    def set_task(self, name: str) -> None:
+        """Route by the code of task ``name``."""
+        self.code.copy_(task_code(name, self.config.code_width))
+
+    def start_task(self, name: str) -> None:
+        """Begin to learn task ``name``: route by its code and clear the running statistics."""
+        self.set_task(name)
+        self.temperature = self.config.temperature_init
+        self._allocate()
+        fresh = self.router.fresh_head(name, self.own, self.in_use)
+        head = self.router.head.data
+        head.copy_(reset_head(head, fresh, self.head_projector, self.code))
+        for statistic in (
+            self.latent_moment,
+            self.task_sketch,
+            self.atom_usage,
+            self.gate_total,
+            self.tokens_seen,
+            self.fisher,
+        ):
+            statistic.zero_()
+
+    def _allocate(self) -> None:
+        """Give the task the elastic atoms that matter least to earlier ones; free slots matter nothing."""
+        core = self.config.core_atoms
+        if self.tasks_learnt == 0:
+            self.in_use[core:] = False
+        own = self.importance.argsort(stable=True)[:ATOMS_PER_TASK]
+        self.own.zero_()
+        self.own[core + own] = True
+        self.in_use |= self.own
+
+    def anneal(self, progress: float) -> None:
+        """Lower the gates' temperature linearly; ``progress`` in [0, 1] is the share of the task's steps done."""
+        self.temperature = self.config.temperature_init * (1 - (1 - FINAL_TEMPERATURE_SHARE) * progress)
+
+    @torch.no_grad()
+    def before_step(self) -> dict[str, Tensor]:
+        """Sketch this step's gradients of the atoms; returns the parameters as they were."""
+        gradient = self.dictionary.elastic.grad
+        if self.config.protect and gradient is not None:
+            own = self.own[self.config.core_atoms :]
+            self.task_sketch.copy_(shrink_sketch(torch.cat([DECAY * self.task_sketch, gradient[own]]), SKETCH_ROWS))
+            self.fisher.mul_(DECAY).add_(gradient.square().sum(1))
+        return {"head": self.router.head.clone(), "elastic": self.dictionary.elastic.clone()}
+
+    @torch.no_grad()
+    def after_step(self, before: dict[str, Tensor]) -> None:
+        """Take out of the optimiser's step what earlier tasks rely on, and put the atoms back on the sphere."""
+        head, elastic = self.router.head, self.dictionary.elastic
+        if self.config.protect and self.tasks_learnt > 0:
+            step = (head - before["head"]).flatten(1)
+            head.copy_(before["head"] + (step @ self.head_projector).view_as(head))
+            own = self.own[self.config.core_atoms :]
+            free = own & (self.importance == 0)
+            move = elastic - before["elastic"]
+            move = torch.where(free[:, None], move, remove_span(move, self.atom_sketch)) * own[:, None]
+            elastic.copy_(before["elastic"] + move)
+        self.dictionary.return_to_sphere()
+        self.atom_norm_max.fill_(max(self.atom_norm_max.item(), self.dictionary.largest_norm()))
+
+    @torch.no_grad()
+    def end_task(self) -> None:
+        """Close the task: later steps keep off its features and off its gradients."""
+        if self.config.protect:
+            moment = kronecker_moment(self.latent_moment, self.code)
+            self.head_projector.copy_(shrink_projector(self.head_projector, moment, PROTECTED_ENERGY))
+            rows = torch.cat([self.atom_sketch, self.task_sketch])
+            self.atom_sketch.copy_(shrink_sketch(rows, SKETCH_ROWS))
+            self.importance += self.atom_usage[self.config.core_atoms :] * self.fisher / self.tokens_seen.clamp_min(1)
+        self.tasks_learnt += 1
+
+    def stored_bytes(self) -> dict[str, int]:
+        """Bytes of every stored tensor, by its name."""
+        return {name: tensor.numel() * tensor.element_size() for name, tensor in self.state_dict().items()}
+
+    def norm_certificate(self) -> dict[str, float]:
+        """The largest norms seen in training."""
+        return {"update_norm_max": self.update_norm_max.item(), "atom_norm_max": self.atom_norm_max.item()}
+
+    def task_statistics(self) -> dict[str, Any]:
+        """Expected and actual active atoms per token, usage of each atom (share of tokens), head directions left."""
+        tokens = max(1.0, self.tokens_seen.item())
+        return {
+            "expected_active_atoms": self.gate_total.item() / tokens,
+            "active_atoms": self.atom_usage.sum().item() / tokens,
+            "atom_usage": (self.atom_usage / tokens).tolist(),
+            "head_directions_left": free_directions(self.head_projector),
+        }
+
+    @torch.no_grad()
+    def fit_projection(self, hidden_states: Tensor) -> None:
+        """Set the latent directions from hidden states ``(n, d)``, of which an even selection is looked at."""
+        chosen = hidden_states[:: max(1, len(hidden_states) // PROJECTION_TOKENS)]
+        rms = chosen.square().mean(-1, keepdim=True).sqrt().clamp_min(torch.finfo(chosen.dtype).tiny)
+        self.router.fit_projection(chosen / rms)

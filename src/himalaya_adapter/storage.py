@@ -1,0 +1,35 @@
+"""Files that are either whole or absent: every write goes to a temporary file, is synced, then renamed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+CACHE_VARIABLE = "HIMALAYA_CACHE"
+
+
+def cache_folder() -> Path:
+    """The user's cache: ``$HIMALAYA_CACHE``, else ``$XDG_CACHE_HOME/himalaya``, else ``~/.cache/himalaya``."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "himalaya"
+    return Path(os.environ.get(CACHE_VARIABLE) or default)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write ``content`` (text as UTF-8) to ``path`` so that a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented UTF-8 JSON, atomically; NaN and infinity raise ``ValueError``."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))

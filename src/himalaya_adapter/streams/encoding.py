@@ -1,0 +1,69 @@
+"""The one place that turns text into tokens, for training and evaluation alike."""
+
+from typing import Any
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.streams.task import Item
+
+IGNORED_LABEL = -100  # torch's cross-entropy skips this label
+# SentencePiece tokenizers put a space before the first word of a text, so " word" alone would begin with two spaces.
+# A target is therefore tokenized after this character, whose tokens are cut off again.
+ANCHOR = ":"
+
+
+def encode_prompt(tokenizer: Any, prompt: str, max_length: int) -> list[int]:
+    """Tokens of a prompt, with the BOS token if the tokenizer adds one; a prompt that is too long loses its beginning.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        prompt: Plain text; no chat template is applied.
+        max_length: The most tokens returned, BOS included.
+    """
+    tokens: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    start = _start_tokens(tokenizer)
+    room = max(max_length - len(start), 0)
+    return (start + tokens[max(len(tokens) - room, 0) :])[:max_length]
+
+
+def encode_target(tokenizer: Any, target: str) -> list[int]:
+    """Tokens of one space and ``target`` as they follow a prompt, then EOS.
+
+    Raises:
+        HimalayaError: The tokenizer has no EOS token, so a target could not end.
+    """
+    if tokenizer.eos_token_id is None:
+        raise HimalayaError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
+    anchor: list[int] = tokenizer(ANCHOR, add_special_tokens=False)["input_ids"]
+    tokens: list[int] = tokenizer(f"{ANCHOR} {target}", add_special_tokens=False)["input_ids"]
+    if tokens[: len(anchor)] != anchor:  # the anchor merged with the target
+        return [*tokenizer(f" {target}", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return [*tokens[len(anchor) :], tokenizer.eos_token_id]
+
+
+def encode_item(tokenizer: Any, item: Item, max_length: int) -> dict[str, list[int]]:
+    """One training example: ``input_ids``, ``attention_mask`` and ``labels``, of one length ≤ ``max_length``.
+
+    Labels are ``-100`` on the prompt. The target is never truncated; the prompt loses its beginning instead.
+
+    Raises:
+        HimalayaError: The target alone leaves no room for the prompt.
+    """
+    target = encode_target(tokenizer, item.target)
+    if len(target) >= max_length:
+        raise HimalayaError(
+            f"the target of source item '{item.source}' has {len(target)} tokens; "
+            f"max_length is {max_length} and must be larger"
+        )
+    prompt = encode_prompt(tokenizer, item.prompt, max_length - len(target))
+    input_ids = prompt + target
+    return {
+        "input_ids": input_ids,
+        "attention_mask": [1] * len(input_ids),
+        "labels": [IGNORED_LABEL] * len(prompt) + target,
+    }
+
+
+def _start_tokens(tokenizer: Any) -> list[int]:
+    bos = tokenizer.bos_token_id
+    with_special: list[int] = tokenizer("")["input_ids"]
+    return [bos] if bos is not None and with_special[:1] == [bos] else []

@@ -1,0 +1,134 @@
+"""Reads the YAML entry of a task into a ``TaskSpec``, with one clear line for whatever is wrong in it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.streams.readers import READER_OPTIONS, READERS
+from himalaya_adapter.streams.task import KINDS, SPLITS, Limits, Source, TaskSpec
+
+TASK_KEYS = (
+    *("name", "language", "kind", "source", "template", "target", "metric", "labels", "max_new_tokens", "caps"),
+    *("max_prompt_characters", "max_target_characters", "description"),
+)
+OPTIONAL_TASK_KEYS = {"labels", "description", "caps", "max_prompt_characters", "max_target_characters"}
+SOURCE_KEYS = ("archive", "files", "reader", "options", "where", "group")
+
+
+def read_task(entry: Any, stream: str) -> TaskSpec:
+    """Validate one entry of the ``tasks`` list of a stream.
+
+    Args:
+        entry: The parsed YAML.
+        stream: Name or path of the stream, for error messages.
+
+    Raises:
+        HimalayaError: A key is missing, unknown, or has a value of the wrong type.
+    """
+    here = (
+        f"task '{entry['name']}' of {stream}"
+        if isinstance(entry, Mapping) and "name" in entry
+        else f"a task of {stream}"
+    )
+    entry = _mapping(entry, here, TASK_KEYS)
+    for key in TASK_KEYS:
+        if key not in entry and key not in OPTIONAL_TASK_KEYS:
+            raise HimalayaError(f"{here} has no '{key}'")
+    kind = _text(entry, "kind", here)
+    if kind not in KINDS:
+        raise unknown_name(f"kind in {here}", kind, KINDS)
+    labels, label_of = _labels(entry.get("labels"), here)
+    if (kind == "classification") != bool(labels):
+        raise HimalayaError(f"{here} is of kind '{kind}'; labels belong to kind 'classification', which needs them")
+    return TaskSpec(
+        name=_text(entry, "name", here),
+        language=_text(entry, "language", here),
+        kind=kind,
+        source=_source(entry["source"], here),
+        template=_text(entry, "template", here).rstrip(),
+        target=_text(entry, "target", here),
+        metric=_text(entry, "metric", here),
+        labels=labels,
+        label_of=label_of,
+        max_new_tokens=_count(entry, "max_new_tokens", here),
+        caps=_caps(entry.get("caps", {}), here),
+        max_prompt_characters=_optional_count(entry, "max_prompt_characters", here),
+        max_target_characters=_optional_count(entry, "max_target_characters", here),
+        description=str(entry.get("description", "")).strip(),
+    )
+
+
+def _mapping(value: Any, here: str, known: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise HimalayaError(f"{here} is {value!r}; expected keys with values ({', '.join(known)})")
+    for key in value:
+        if key not in known:
+            raise unknown_name(f"key in {here}", str(key), known)
+    return value
+
+
+def _text(entry: Mapping[str, Any], key: str, here: str) -> str:
+    value = entry[key]
+    if not isinstance(value, str) or not value.strip():
+        # YAML reads an unquoted `no` (Norwegian) as false, hence the advice.
+        raise HimalayaError(f"'{key}' of {here} is {value!r}; expected non-empty text (quote it in YAML)")
+    return value
+
+
+def _count(entry: Mapping[str, Any], key: str, here: str) -> int:
+    value = entry[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise HimalayaError(f"'{key}' of {here} is {value!r}; expected a whole number of at least 1")
+    return value
+
+
+def _optional_count(entry: Mapping[str, Any], key: str, here: str) -> int | None:
+    return _count(entry, key, here) if key in entry else None
+
+
+def _caps(value: Any, here: str) -> Limits:
+    caps = _mapping(value, f"'caps' of {here}", SPLITS)
+    return Limits(**{split: _count(caps, split, f"'caps' of {here}") for split in caps})
+
+
+def _labels(value: Any, here: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Labels as a list, or as a mapping from the source's values; returns the label set and the mapping."""
+    if value is None:
+        return (), {}
+    if not isinstance(value, list | Mapping):
+        raise HimalayaError(f"'labels' of {here} is {value!r}; expected a list, or source values with their labels")
+    label_of = dict(value) if isinstance(value, Mapping) else {label: label for label in value}
+    for raw, label in label_of.items():
+        if not isinstance(raw, str) or not isinstance(label, str):
+            raise HimalayaError(f"label {label!r} of {here} is not text; quote it in YAML")
+        if not label.strip():
+            raise HimalayaError(f"the label of value '{raw}' of {here} has an empty text")
+    labels = tuple(dict.fromkeys(label_of.values()))
+    if len(labels) < 2:
+        raise HimalayaError(f"{here} has fewer than two labels: {list(labels)}")
+    return labels, label_of
+
+
+def _source(value: Any, task: str) -> Source:
+    here = f"'source' of {task}"
+    source = _mapping(value, here, SOURCE_KEYS)
+    if "files" not in source or "group" not in source:
+        raise HimalayaError(f"{here} needs 'files' (what to read) and 'group' (the fields that name a source item)")
+    reader = source.get("reader", "table")
+    if reader not in READERS:
+        raise unknown_name(f"reader in {here}", str(reader), READERS)
+    where = source.get("where", {})
+    if not isinstance(where, Mapping):
+        raise HimalayaError(f"'where' of {here} is {where!r}; expected field names with the values to keep")
+    return Source(
+        archive=source.get("archive"),
+        files=_names(source["files"]),
+        reader=reader,
+        options=_mapping(source.get("options", {}), f"'options' of {here}", READER_OPTIONS.get(reader, ())),
+        where={field: _names(values) for field, values in where.items()},
+        group=_names(source["group"]),
+    )
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(str(one) for one in value) if isinstance(value, list) else (str(value),)

@@ -1,0 +1,59 @@
+"""Batches whose answers end at the same column, so that logits are computed for the answers only."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import Trainer
+
+from himalaya_adapter.streams.encoding import IGNORED_LABEL
+
+
+class AnswerCollator:
+    """Pads on the left; ``labels`` keep only the last columns, as many as the longest answer of the batch has.
+
+    Args:
+        padding: Token id of the padding.
+    """
+
+    def __init__(self, padding: int) -> None:
+        self.padding = padding
+
+    def __call__(self, examples: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
+        """Collate examples of ``streams.encoding.encode_item``: ids, mask, positions ``(b, s)``, labels ``(b, a)``."""
+        length = max(len(example["input_ids"]) for example in examples)
+        answer = max(sum(label != IGNORED_LABEL for label in example["labels"]) for example in examples)
+
+        def padded(key: str, filler: int) -> Tensor:
+            return torch.tensor([[filler] * (length - len(one[key])) + list(one[key]) for one in examples])
+
+        mask = padded("attention_mask", 0)
+        return {
+            "input_ids": padded("input_ids", self.padding),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
+            "labels": padded("labels", IGNORED_LABEL)[:, -answer:],
+        }
+
+
+class AnswerTrainer(Trainer):
+    """A Trainer whose loss looks at the answers' logits only: the prompt's, over a large vocabulary, cost a fifth."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Mean cross-entropy of the answer tokens, over all batches that make up one optimiser step."""
+        labels = inputs.pop("labels")
+        outputs = model(**inputs, logits_to_keep=labels.shape[1] + 1, use_cache=False)
+        logits = outputs.logits[:, :-1].float().flatten(0, 1)
+        reduction = "mean" if num_items_in_batch is None else "sum"
+        loss = cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL, reduction=reduction)
+        if num_items_in_batch is not None:
+            loss = loss / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss

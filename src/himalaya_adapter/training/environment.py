@@ -1,0 +1,38 @@
+"""Where and with what a run was made."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+
+from himalaya_adapter.backbones import Backbone
+from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.streams import Stream
+
+PACKAGES = ("himalaya-adapter", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
+
+
+def describe_environment(config: RunConfig, stream: Stream, backbone: Backbone) -> dict[str, Any]:
+    """Versions, processor, seed and the hashes of all data: what another machine needs to get the same numbers."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _processor(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "backbone_revision": backbone.revision,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "seed": config.training.seed,
+        "data_hashes": {task.name: dict(task.hashes) for task in stream.tasks},
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        models = []
+    return models[0] if models else platform.processor() or platform.machine()

@@ -1,0 +1,63 @@
+"""A real tokenizer and tiny Llama models with random weights, for tests that must not touch the network."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+TOKENIZER_TEXTS = [
+    "Question: what colour is the sky?\nAnswer: blue",
+    "Is it so? yes no maybe so. Was it so? yes no maybe so.",
+    "Text: the film was good, the play was bad.\nSentiment: positive negative neutral",
+    "Der Hund schläft auf dem großen Sofa, die Katze auf dem kleinen.",
+    "Кошка сидит на окне и смотрит на птиц.",
+    "def add(x, y):\n    return x + y\n\nfor i in range(10):\n    print(i)\n",
+]
+TOKENIZER_SIZE = 384
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 300 to 384 tokens over a few sentences, with EOS and padding and no BOS (as SmolLM2)."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TOKENIZER_SIZE,
+        special_tokens=["<|end|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TOKENIZER_TEXTS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
+
+
+@pytest.fixture
+def tiny_model(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., LlamaForCausalLM]:
+    """A function that builds a fresh random Llama: ``tiny_model(seed=0, **changes_to_the_config)``.
+
+    Two layers, hidden size 64, 4 heads over 2 key-value heads, the vocabulary of ``tiny_tokenizer``, float32, in
+    evaluation mode. The same seed gives the same weights.
+    """
+
+    def build(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+        settings = {
+            "vocab_size": len(tiny_tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "eos_token_id": tiny_tokenizer.eos_token_id,
+            "pad_token_id": tiny_tokenizer.pad_token_id,
+            "bos_token_id": None,
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(LlamaConfig(**settings | changes)).eval()
+
+    return build

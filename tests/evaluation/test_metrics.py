@@ -1,0 +1,138 @@
+"""The measures of the accuracy matrix: cases by hand, relations that hold for every matrix, and the bootstrap."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from himalaya_adapter.evaluation import metrics
+
+HAND = [[0.8], [0.6, 0.5], [0.4, 0.7, 0.9]]
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected"),
+    [
+        (metrics.average_accuracy, (0.4 + 0.7 + 0.9) / 3),
+        (metrics.learning_accuracy, (0.8 + 0.5 + 0.9) / 3),
+        (metrics.backward_transfer, ((0.4 - 0.8) + (0.7 - 0.5)) / 2),
+        (metrics.forgetting, ((0.8 - 0.4) + (0.5 - 0.7)) / 2),
+        (metrics.average_anytime_accuracy, (0.8 + 0.55 + 2 / 3) / 3),
+        (metrics.retained_accuracy_auc, ((0.8 + 0.55) / 2 + (0.55 + 2 / 3) / 2) / 2),
+        (metrics.retention, (0.6 / 0.8 + (0.4 / 0.8 + 1.0) / 2) / 2),
+    ],
+)
+def test_by_hand(measure, expected: float) -> None:
+    assert measure(HAND) == pytest.approx(expected)
+    # What lies right of the diagonal (scores before a task was learnt) does not count.
+    assert measure([[0.8, 0.1, 0.2], [0.6, 0.5, 0.3], [0.4, 0.7, 0.9]]) == pytest.approx(expected)
+    assert isinstance(measure(HAND), float)
+
+
+def test_forgetting_starts_from_the_best_score_not_the_first() -> None:
+    rises_then_falls = [[0.2], [0.9, 0.5], [0.4, 0.5, 0.5]]
+    assert metrics.forgetting(rises_then_falls) == pytest.approx(((0.9 - 0.4) + 0.0) / 2)
+    assert metrics.backward_transfer(rises_then_falls) == pytest.approx(((0.4 - 0.2) + 0.0) / 2)
+
+
+def test_one_task() -> None:
+    one = [[0.7]]
+    for measure in (
+        metrics.average_accuracy,
+        metrics.learning_accuracy,
+        metrics.average_anytime_accuracy,
+        metrics.retained_accuracy_auc,
+    ):
+        assert measure(one) == 0.7
+    assert metrics.backward_transfer(one) == metrics.forgetting(one) == 0.0
+    assert metrics.retention(one) == 1.0
+
+
+def test_a_task_that_learnt_nothing_has_nothing_to_lose() -> None:
+    assert metrics.retention([[0.0], [0.0, 0.5]]) == 1.0
+
+
+@pytest.mark.parametrize(("matrix", "message"), [([], "no rows"), ([[0.5], [0.5]], "row 1 .* has 1 entries")])
+def test_malformed_matrix(matrix: list[list[float]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.average_accuracy(matrix)
+
+
+scores = st.floats(0, 1)
+matrices = st.integers(1, 6).flatmap(
+    lambda t: st.tuples(*[st.lists(scores, min_size=i + 1, max_size=i + 1) for i in range(t)])
+)
+
+
+@given(matrices)
+def test_relations(a) -> None:
+    tolerance = 1e-9
+    assert metrics.forgetting(a) >= -metrics.backward_transfer(a) - tolerance
+    if len(a) > 1:
+        first_tasks_at_end = np.mean(a[-1][:-1])
+        first_tasks_learnt = np.mean([a[j][j] for j in range(len(a) - 1)])
+        assert metrics.backward_transfer(a) == pytest.approx(first_tasks_at_end - first_tasks_learnt)
+    retained = metrics.retained_accuracy(a)
+    assert retained[-1] == pytest.approx(metrics.average_accuracy(a))
+    for value in (metrics.average_anytime_accuracy(a), metrics.retained_accuracy_auc(a)):
+        assert min(retained) - tolerance <= value <= max(retained) + tolerance
+    assert 0.0 <= metrics.retention(a) <= 1.0
+
+
+@given(st.integers(1, 6), scores)
+def test_a_model_that_never_changes(tasks: int, score: float) -> None:
+    a = [[score] * (i + 1) for i in range(tasks)]
+    for measure in (metrics.average_accuracy, metrics.learning_accuracy, metrics.retained_accuracy_auc):
+        assert measure(a) == pytest.approx(score)
+    assert metrics.forgetting(a) == pytest.approx(0, abs=1e-12)
+    assert metrics.retention(a) == pytest.approx(1)
+
+
+def simulated_items(generator: np.random.Generator, tasks: int, items: int) -> list[list[np.ndarray]]:
+    return [[(generator.random(items) < 0.7).astype(float) for _ in range(i + 1)] for i in range(tasks)]
+
+
+def means(item_scores: list[list[np.ndarray]]) -> list[list[float]]:
+    return [[float(cell.mean()) for cell in row] for row in item_scores]
+
+
+def test_bootstrap_interval_holds_the_score_and_repeats_with_its_seed() -> None:
+    item_scores = simulated_items(np.random.default_rng(1), tasks=4, items=50)
+    a = means(item_scores)
+    intervals = metrics.bootstrap_retained_accuracy(a, item_scores, seed=3)
+    assert intervals == metrics.bootstrap_retained_accuracy(a, item_scores, seed=3)
+    assert intervals != metrics.bootstrap_retained_accuracy(a, item_scores, seed=4)
+    assert intervals.auc[0] < metrics.retained_accuracy_auc(a) < intervals.auc[1]
+    for (low, high), point in zip(intervals.rows, metrics.retained_accuracy(a), strict=True):
+        assert 0 <= low < point < high <= 1
+
+
+def test_bootstrap_width_is_the_normal_approximations() -> None:
+    item_scores = [[np.repeat([0.0, 1.0], [200, 200])]]
+    intervals = metrics.bootstrap_retained_accuracy([[0.5]], item_scores, seed=0)
+    half_width = 1.96 * np.sqrt(0.25 / 400)
+    assert intervals.auc == intervals.rows[0]
+    assert intervals.auc == pytest.approx((0.5 - half_width, 0.5 + half_width), abs=0.008)
+
+
+def test_bootstrap_resamples_a_task_with_one_index_in_all_rows() -> None:
+    # Row 2 is right on task 1 exactly where row 1 is wrong, so their sum is the same in every resample.
+    right = np.repeat([0.0, 1.0], [30, 30])
+    always = np.ones(60)
+    item_scores = [[right], [1 - right, always]]
+    intervals = metrics.bootstrap_retained_accuracy(means(item_scores), item_scores, seed=0)
+    # AUC = (a11 + (a21 + 1) / 2) / 2 with a21 = 1 − a11, that is 1/2 + a11 / 4.
+    low, high = intervals.rows[0]
+    assert intervals.auc == pytest.approx((0.5 + low / 4, 0.5 + high / 4))
+
+
+def test_bootstrap_of_scores_that_are_not_item_means_is_centred_on_them() -> None:
+    item_scores = simulated_items(np.random.default_rng(2), tasks=2, items=80)
+    low, high = metrics.bootstrap_retained_accuracy([[0.4], [0.4, 0.4]], item_scores, seed=0).auc
+    assert low < 0.4 < high
+    assert high - low < 0.3
+
+
+def test_bootstrap_refuses_rows_with_other_items() -> None:
+    with pytest.raises(ValueError, match=r"task 0 hold \[2, 3\]"):
+        metrics.bootstrap_retained_accuracy([[0.5], [0.5, 0.5]], [[[0, 1]], [[0, 1, 1], [1]]], seed=0)

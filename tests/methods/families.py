@@ -1,0 +1,79 @@
+"""Tiny random models of three families, and the adapter settings under which each is tested."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from himalaya_adapter import HimalayaConfig
+
+VOCABULARY = 128
+PADDING = 0
+WIDTH = 64
+# Large enough that greedy answers differ from prompt to prompt and no two logits tie.
+INIT_STD = 0.15
+SHARED_SIZES = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_attention_heads": 4, "pad_token_id": PADDING}
+NO_END = {"bos_token_id": None, "eos_token_id": None}
+
+
+def llama(layers: int = 2, **changes: Any) -> LlamaForCausalLM:
+    sizes = SHARED_SIZES | NO_END | {"intermediate_size": 128, "num_key_value_heads": 2, "num_hidden_layers": layers}
+    return LlamaForCausalLM(LlamaConfig(**sizes, initializer_range=INIT_STD, **changes))
+
+
+def qwen2() -> Qwen2ForCausalLM:
+    sizes = SHARED_SIZES | NO_END | {"intermediate_size": 128, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    return Qwen2ForCausalLM(Qwen2Config(**sizes, initializer_range=INIT_STD))
+
+
+def opt() -> OPTForCausalLM:
+    sizes = SHARED_SIZES | NO_END | {"ffn_dim": 128, "word_embed_proj_dim": WIDTH, "num_hidden_layers": 2}
+    return OPTForCausalLM(OPTConfig(**sizes, init_std=INIT_STD, dropout=0.0))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the behaviour matrix: a model family and what is changed in the adapter's configuration."""
+
+    family: Callable[[], PreTrainedModel]
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def base(self, seed: int = 0) -> PreTrainedModel:
+        """The frozen model, in evaluation mode; the same seed gives the same weights."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return self.family().eval()
+
+    def config(self, *, fresh: bool = False, **more: Any) -> HimalayaConfig:
+        """A new configuration; unless ``fresh``, of an adapter whose gain starts at random, so that it does something."""
+        return HimalayaConfig(task_type="CAUSAL_LM", init_weights=fresh, **self.changes, **more)
+
+
+SQUARE = {"placement": "weights", "target_modules": ["q_proj", "o_proj"]}
+OBLONG = {"placement": "weights", "target_modules": ["k_proj", "v_proj", "gate_proj"]}
+OF_OPT = {"placement": "weights", "target_modules": ["q_proj", "out_proj", "fc1", "fc2"]}
+CASES = {
+    "llama-stream": Case(llama),
+    "llama-square": Case(llama, SQUARE),
+    "llama-oblong": Case(llama, OBLONG),
+    "llama-fixed-gain": Case(llama, {"gain": "fixed"}),
+    "llama-residual-norm": Case(llama, SQUARE | {"norm_target": "residual"}),
+    "qwen2-stream": Case(qwen2),
+    "qwen2-oblong": Case(qwen2, OBLONG),
+    "opt-weights": Case(opt, OF_OPT),
+}
+
+
+def random_tokens(seed: int = 0, batch: int = 2, length: int = 12) -> torch.Tensor:
+    """Token ids ``(batch, length)`` without padding."""
+    return torch.randint(1, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,262 @@
+"""What a user may rely on, for every placement and model family: one matrix, every case through every test."""
+
+import copy
+
+import pytest
+import torch
+from families import CASES, PADDING, Case, random_tokens
+from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
+
+from himalaya_adapter.methods.himalaya import HimalayaLayer
+
+pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+def logits_of(model: torch.nn.Module, tokens: torch.Tensor | None = None) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=random_tokens() if tokens is None else tokens).logits
+
+
+def adapted(case: Case, **changes) -> PeftModel:
+    return get_peft_model(case.base(), case.config(**changes)).eval()
+
+
+def train_one_step(model: PeftModel) -> None:
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    model(input_ids=random_tokens(), labels=random_tokens()).loss.backward()
+    optimizer.step()
+    model.eval()
+
+
+def test_a_fresh_adapter_is_the_base_model_bit_for_bit(case: Case) -> None:
+    if case.changes.get("gain") == "fixed":  # the source's letter: the update is there from the start
+        assert not torch.equal(logits_of(adapted(case, fresh=True)), logits_of(case.base()))
+        return
+    assert torch.equal(logits_of(adapted(case, fresh=True)), logits_of(case.base()))
+    training = adapted(case, fresh=True).train()
+    assert torch.equal(logits_of(training), logits_of(case.base()))
+
+
+def test_an_adapter_that_is_not_fresh_changes_the_outputs(case: Case) -> None:
+    """Without this, most tests below could not fail."""
+    assert (logits_of(adapted(case)) - logits_of(case.base())).abs().max() > 1e-2
+
+
+def test_disabling_the_adapter_gives_the_base_model(case: Case) -> None:
+    model = adapted(case)
+    with model.disable_adapter():
+        assert torch.equal(logits_of(model), logits_of(case.base()))
+    assert not torch.equal(logits_of(model), logits_of(case.base()))
+
+
+@pytest.mark.parametrize("name", ["default", "another"])
+def test_a_saved_adapter_comes_back_bit_for_bit(case: Case, name: str, tmp_path) -> None:
+    model = adapted(case)
+    model.start_task("first")
+    train_one_step(model)
+    model.end_task()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(case.base(), tmp_path, adapter_name=name).eval()
+    assert torch.equal(logits_of(loaded), logits_of(model))
+    before = model.base_model.himalaya_shared["default"].state_dict()
+    after = loaded.base_model.himalaya_shared[name].state_dict()
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert torch.equal(value, after[key]) and value.dtype == after[key].dtype, key
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    trainable = PeftModel.from_pretrained(case.base(), tmp_path, is_trainable=True)
+    assert {n for n, p in trainable.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
+
+
+def test_the_auto_class_loads_base_and_adapter(case: Case, tmp_path) -> None:
+    case.base().save_pretrained(tmp_path / "base")
+    base = type(case.base()).from_pretrained(tmp_path / "base")
+    model = get_peft_model(base, case.config()).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert torch.equal(logits_of(loaded), logits_of(model))
+
+
+def test_only_the_adapter_learns(case: Case) -> None:
+    model = adapted(case)
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    learning = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    assert learning and all("himalaya_" in name for name in learning)
+    assert not any("himalaya_" in name for name in frozen)
+    train_one_step(model)
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            assert parameter.grad is None and torch.equal(parameter, frozen[name]), name
+        else:
+            assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
+            assert not torch.equal(parameter, learning[name]), name
+
+
+def test_the_trainable_parameters_are_the_head_and_the_elastic_atoms(case: Case) -> None:
+    model = adapted(case)
+    shared = model.base_model.himalaya_shared["default"]
+    latent = len(shared.router.projection)
+    head = (2 * 40 + 1) * (latent + 1) * 32
+    assert model.get_nb_trainable_parameters()[0] == head + 16 * shared.width
+    assert head + latent * shared.width <= 45_000
+
+
+def test_a_new_adapter_learns_even_from_the_no_op(case: Case) -> None:
+    model = adapted(case, fresh=True).train()
+    tokens = random_tokens()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    losses = []
+    for _ in range(12):
+        loss = model(input_ids=tokens, labels=tokens).loss
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+
+
+def test_several_adapters_live_side_by_side(case: Case) -> None:
+    model = adapted(case)
+    first = logits_of(model)
+    model.add_adapter("second", case.config(seed=1))
+    model.eval()
+    assert torch.equal(logits_of(model), first)  # adding does not switch
+    model.set_adapter("second")
+    model.eval()
+    second = logits_of(model)
+    assert torch.equal(second, logits_of(get_peft_model(case.base(), case.config(seed=1)).eval()))
+    assert not torch.equal(second, first)
+    learning = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert learning and all("second" in name for name in learning)
+    model.set_adapter("default")
+    assert torch.equal(logits_of(model), first)
+    model.delete_adapter("second")
+    assert torch.equal(logits_of(model), first)
+    assert not any("second" in name for name in model.state_dict())
+    assert all("second" not in m.himalaya_shared for m in model.modules() if isinstance(m, HimalayaLayer))
+
+
+def test_unloading_gives_the_base_model_back(case: Case) -> None:
+    base = adapted(case).unload()
+    assert torch.equal(logits_of(base), logits_of(case.base()))
+    assert not any(isinstance(module, HimalayaLayer) for module in base.modules())
+    assert base.state_dict().keys() == case.base().state_dict().keys()
+
+
+def test_merging_is_refused_with_the_reason(case: Case) -> None:
+    model = adapted(case)
+    before = logits_of(model)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(NotImplementedError, match="differs from token to token"):
+            merge()
+    assert torch.equal(logits_of(model), before)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generation_with_a_cache_is_generation_without(case: Case, beams: int) -> None:
+    model, tokens = adapted(case), random_tokens(length=5)
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "num_beams": beams}
+    settings["attention_mask"] = torch.ones_like(tokens)
+    cached = model.generate(input_ids=tokens, use_cache=True, **settings)
+    assert cached.shape == (2, 13)
+    assert torch.equal(cached, model.generate(input_ids=tokens, use_cache=False, **settings))
+    if beams == 1:  # every new token is the likeliest one of a single pass over the whole text
+        assert torch.equal(logits_of(model, cached)[:, 4:-1].argmax(-1), cached[:, 5:])
+
+
+def test_left_padding_does_not_change_the_answer(case: Case) -> None:
+    model = adapted(case)
+    short, long = random_tokens(1, batch=1, length=4), random_tokens(2, batch=1, length=9)
+    padding = torch.full((1, 5), PADDING)
+    batch = torch.cat([torch.cat([padding, short], dim=1), long])
+    mask = torch.ones_like(batch)
+    mask[0, :5] = 0
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    together = model.generate(input_ids=batch, attention_mask=mask, **settings)[:, 9:]
+    for row, prompt in zip(together, (short, long), strict=True):
+        alone = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **settings)
+        assert torch.equal(row, alone[0, prompt.shape[1] :])
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_changes_neither_loss_nor_gradients(case: Case, reentrant: bool) -> None:
+    def loss_and_gradients(checkpointing: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model = adapted(case).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        torch.manual_seed(0)  # the gates are sampled in training
+        loss = model(input_ids=random_tokens(), labels=random_tokens()).loss
+        loss.backward()
+        return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+    loss, gradients = loss_and_gradients(False)
+    checkpointed_loss, checkpointed = loss_and_gradients(True)
+    torch.testing.assert_close(checkpointed_loss, loss, rtol=0, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_a_16_bit_base_model_keeps_a_32_bit_adapter(case: Case, tmp_path) -> None:
+    base = case.base().bfloat16()
+    if case.changes.get("gain") != "fixed":
+        fresh = get_peft_model(copy.deepcopy(base), case.config(fresh=True)).eval()
+        assert torch.equal(logits_of(fresh), logits_of(base))
+    model = get_peft_model(copy.deepcopy(base), case.config()).eval()
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert logits_of(model).dtype == torch.bfloat16
+    train_one_step(model)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    assert torch.equal(logits_of(loaded), logits_of(model))
+
+
+@pytest.mark.parametrize("position", [1, 6, 11])
+def test_a_token_changes_no_logit_before_it(case: Case, position: int) -> None:
+    model, tokens = adapted(case), random_tokens()
+    changed = tokens.clone()
+    changed[:, position] = (changed[:, position] % 100) + 1
+    assert (changed != tokens).any()
+    before, after = logits_of(model, tokens), logits_of(model, changed)
+    assert torch.equal(before[:, :position], after[:, :position])
+    assert not torch.equal(before[:, position:], after[:, position:])
+
+
+def test_the_task_decides_the_outputs_and_its_name_decides_the_task(case: Case) -> None:
+    model = adapted(case)
+    model.set_task("summarise")
+    first = logits_of(model)
+    model.set_task("translate")
+    assert not torch.equal(logits_of(model), first)
+    model.set_task("summarise")
+    assert torch.equal(logits_of(model), first)
+
+
+def test_a_token_uses_at_most_three_atoms(case: Case, monkeypatch) -> None:
+    model = adapted(case)
+    shared = model.base_model.himalaya_shared["default"]
+    route, used = shared.route, []
+
+    def count(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        coefficients, gain = route(latents)
+        used.append((coefficients != 0).sum(-1))
+        return coefficients, gain
+
+    monkeypatch.setattr(shared, "route", count)
+    for mode in (True, False):
+        model.train(mode)
+        model.start_task("count")
+        used.clear()
+        logits_of(model)
+        counts = torch.cat([count.flatten() for count in used])
+        assert counts.max() <= 3 and counts.min() >= 1
+    model.train()
+    logits_of(model)
+    statistics = model.task_statistics()
+    assert 0 < statistics["expected_active_atoms"] <= 3 * (1 + 1e-6)
+    assert 1 <= statistics["active_atoms"] <= 3
+    assert sum(statistics["atom_usage"]) == pytest.approx(statistics["active_atoms"], rel=1e-5)

@@ -1,0 +1,164 @@
+"""Learning a second task leaves the first as it was, as far as the protection promises."""
+
+import pytest
+import torch
+from families import CASES, Case, random_tokens
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from himalaya_adapter.methods.himalaya import SharedAdapter
+from himalaya_adapter.methods.himalaya.protection import shrink_projector
+from himalaya_adapter.methods.himalaya.shared import PROTECTED_ENERGY
+
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+LAYERS_ADAPTED = pytest.mark.parametrize(
+    "case", [CASES["llama-stream"], CASES["llama-oblong"], CASES["opt-weights"]], ids=["stream", "oblong", "opt"]
+)
+
+
+def test_outputs_of_a_past_task_do_not_move_when_all_its_energy_is_protected() -> None:
+    """A linear head under Adam: 50 projected steps on other data change nothing that the past features see."""
+    torch.manual_seed(0)
+    width, rank = 64, 12
+    head = nn.Linear(width, 9, bias=False)
+    past = torch.randn(200, rank) @ torch.randn(rank, width)
+    projector = shrink_projector(torch.eye(width), past.T @ past, 1 - 1e-12)
+    before = head(past).detach()
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    inputs, targets = torch.randn(100, width), torch.randn(100, 9)
+    losses = []
+    for _ in range(50):
+        loss = (head(inputs) - targets).square().mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        old = head.weight.detach().clone()
+        optimizer.step()
+        with torch.no_grad():
+            head.weight.copy_(old + (head.weight - old) @ projector)
+    assert losses[-1] < 0.8 * losses[0]  # the new task is learnt meanwhile
+    torch.testing.assert_close(head(past).detach(), before, rtol=0, atol=1e-5 * before.abs().max().item())
+
+
+def steps(model: PeftModel, optimizer: torch.optim.Optimizer, seed: int, count: int = 5) -> list[torch.Tensor]:
+    """Train on random tokens; returns the elastic atoms before and after every step."""
+    shared = shared_of(model)
+    atoms = [shared.dictionary.elastic.detach().clone()]
+    for step in range(count):
+        tokens = random_tokens(1000 * seed + step, batch=4)
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        atoms.append(shared.dictionary.elastic.detach().clone())
+    return atoms
+
+
+def shared_of(model: PeftModel) -> SharedAdapter:
+    return model.base_model.himalaya_shared["default"]
+
+
+def after_task_a(case: Case, **changes) -> tuple[PeftModel, torch.optim.Optimizer, torch.Tensor]:
+    """A model that has learnt task A, its protected optimiser, and the moment of A's latents."""
+    torch.manual_seed(0)
+    model = get_peft_model(case.base(), case.config(**changes)).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    model.protect(optimizer)
+    model.start_task("A", {"input_ids": random_tokens(0, batch=8)})
+    steps(model, optimizer, seed=1)
+    moment = shared_of(model).latent_moment.clone()
+    model.end_task()
+    return model, optimizer, moment
+
+
+@LAYERS_ADAPTED
+def test_the_head_changes_off_the_features_of_the_past_task(case: Case) -> None:
+    model, optimizer, moment = after_task_a(case)
+    shared = shared_of(model)
+    code, head = shared.code.clone(), shared.router.head.detach().clone()
+    model.start_task("B")
+    steps(model, optimizer, seed=2)
+    change = shared.router.head.detach() - head
+    assert change.norm() > 1e-3
+    on_features = change @ code  # the change of task A's own head, (2k + 1, p + 1)
+    energy = (on_features @ moment * on_features).sum()  # sum over A's features of the squared change of the outputs
+    assert energy <= (1 - PROTECTED_ENERGY) * moment.trace() * change.square().sum() * (1 + 1e-3)
+    torch.testing.assert_close(change.flatten(1) @ shared.head_projector, change.flatten(1), rtol=0, atol=1e-5)
+
+
+@LAYERS_ADAPTED
+def test_atoms_move_off_the_gradients_of_the_past_task(case: Case) -> None:
+    """Off the sphere's own rescaling, that is: within the sketch's span an atom keeps its direction."""
+    model, optimizer, _ = after_task_a(case)
+    sketch = shared_of(model).atom_sketch.double()
+    assert sketch.norm() > 0
+    values, directions = torch.linalg.svd(sketch, full_matrices=False)[1:]
+    span = directions[values > 1e-5 * values[0]]
+    model.start_task("B")
+    moved = 0.0
+    atoms = steps(model, optimizer, seed=2)
+    for old, new in zip(atoms, atoms[1:], strict=False):
+        old_in_span, new_in_span = old.double() @ span.T, new.double() @ span.T
+        scale = (new_in_span * old_in_span).sum(1, keepdim=True) / old_in_span.square().sum(1, keepdim=True)
+        torch.testing.assert_close(new_in_span, scale * old_in_span, rtol=0, atol=1e-5)
+        moved += (new - old).norm().item()
+    assert len(span) >= shared_of(model).width or moved > 1e-3
+
+
+@LAYERS_ADAPTED
+def test_atoms_stay_on_the_sphere(case: Case) -> None:
+    model, optimizer, _ = after_task_a(case)
+    model.start_task("B")
+    for atoms in steps(model, optimizer, seed=2):
+        torch.testing.assert_close(atoms.norm(dim=1), torch.ones(16), rtol=0, atol=1e-5)
+
+
+@LAYERS_ADAPTED
+def test_protection_keeps_the_past_task_closer_than_no_protection(case: Case) -> None:
+    drifts = {}
+    for protect in (True, False):
+        model, optimizer, _ = after_task_a(case, protect=protect)
+        tokens = random_tokens(1000, batch=4)
+        before = model.eval()(input_ids=tokens).logits.detach()
+        model.train().start_task("B")
+        steps(model, optimizer, seed=2, count=10)
+        model.eval().set_task("A")
+        drifts[protect] = (model(input_ids=tokens).logits.detach() - before).square().mean().item()
+    assert drifts[True] < 0.7 * drifts[False]
+
+
+def test_the_first_task_is_not_held_back() -> None:
+    """Before any task has ended, protected and unprotected training are the same."""
+    heads = []
+    for protect in (True, False):
+        torch.manual_seed(0)
+        case = CASES["llama-stream"]
+        model = get_peft_model(case.base(), case.config(protect=protect)).train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+        model.protect(optimizer)
+        model.start_task("A")
+        steps(model, optimizer, seed=1)
+        heads.append(shared_of(model).router.head.detach().clone())
+    assert torch.equal(heads[0], heads[1])
+
+
+def test_removing_the_hooks_ends_the_protection() -> None:
+    case = CASES["llama-stream"]
+    model = get_peft_model(case.base(), case.config()).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    for handle in model.protect(optimizer):
+        handle.remove()
+    model.start_task("A")
+    atoms = steps(model, optimizer, seed=1)
+    assert (atoms[-1].norm(dim=1) - 1).abs().max() > 1e-4
+
+
+def test_head_directions_left_fall_task_by_task() -> None:
+    model, optimizer, _ = after_task_a(CASES["llama-stream"])
+    features = len(shared_of(model).head_projector)
+    left = [model.task_statistics()["head_directions_left"]]
+    for task in range(3):
+        model.start_task(f"task {task}")
+        steps(model, optimizer, seed=task + 2, count=2)
+        model.end_task()
+        left.append(model.task_statistics()["head_directions_left"])
+    assert features > left[0] > left[1] > left[2] > left[3] > 0

@@ -1,0 +1,266 @@
+"""The shared state of an adapter: its forward pass against dense matrices, its size, its norms, what it stores."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from families import CASES, SQUARE, Case, llama, random_tokens
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel, get_peft_model
+from safetensors import safe_open
+
+from himalaya_adapter import HimalayaConfig
+from himalaya_adapter.methods.himalaya import SharedAdapter
+from himalaya_adapter.methods.himalaya.router import FINAL_TEMPERATURE_SHARE, budget_shift, task_code
+
+WIDTH = 48
+SEEDS = st.integers(0, 2**32 - 1)
+
+# Every tensor that an adapter may store. Nothing else may appear: no tokens, no text, nothing per task or layer.
+SCHEMA = {
+    "dictionary.core": torch.float32,
+    "dictionary.elastic": torch.float32,
+    "router.projection": torch.float32,
+    "router.offset": torch.float32,
+    "router.head": torch.float32,
+    "code": torch.float32,
+    "tasks_learnt": torch.int64,
+    "head_projector": torch.float32,
+    "atom_sketch": torch.float32,
+    "latent_moment": torch.float32,
+    "task_sketch": torch.float32,
+    "atom_usage": torch.float32,
+    "gate_total": torch.float32,
+    "tokens_seen": torch.float64,
+    "update_norm_max": torch.float32,
+    "atom_norm_max": torch.float32,
+}
+
+
+def shared_adapter(seed: int = 0, **changes) -> SharedAdapter:
+    """An adapter in evaluation mode and 64 bits whose gain is not 0."""
+    config = HimalayaConfig(init_weights=False, seed=seed, hidden_params=20_000, code_width=16, **changes)
+    return SharedAdapter(config, WIDTH).double().eval()
+
+
+def dense_matrices(shared: SharedAdapter, inputs: torch.Tensor, output_width: int) -> torch.Tensor:
+    """The update matrices ``(tokens, m, n)`` as docs/method.md defines them, token by token, all vectors dense."""
+    config, width = shared.config, inputs.shape[-1]
+    atoms, projection = shared.dictionary.atoms().detach(), shared.router.projection
+    matrices = []
+    for token in inputs:
+        x = token / token.square().mean().sqrt()
+        z = torch.tanh(projection[:, :width] @ x - shared.router.offset)
+        features = torch.kron(torch.cat([z, torch.ones(1, dtype=z.dtype)]), shared.code)
+        outputs = shared.router.head.detach().flatten(1) @ features
+        a, u, gain = outputs[:40], outputs[40:80], torch.tanh(outputs[80])
+        if config.gain == "fixed":
+            gain = torch.ones_like(gain)
+        scores = a - budget_shift(a, 3, config.temperature_init * FINAL_TEMPERATURE_SHARE)
+        chosen = [int(i) for i in scores.argsort(descending=True)[:3] if scores[i] > 0] or [int(scores.argmax())]
+        sparse = torch.zeros_like(u)
+        sparse[chosen] = u[chosen]
+        r_in, r_out = sparse @ atoms[:, :width], sparse @ atoms[:, :output_width]
+        matrix = gain * torch.outer(r_out / r_out.norm(), r_in / r_in.norm())
+        matrices.append(matrix / shared.width**0.5 if config.norm_target == "residual" else matrix)
+    return torch.stack(matrices)
+
+
+@pytest.mark.parametrize("norm_target", ["update", "residual"])
+@pytest.mark.parametrize("gain", ["learned", "fixed"])
+@pytest.mark.parametrize(
+    ("placement", "widths"),
+    [("residual_stream", (48, 48)), ("weights", (48, 48)), ("weights", (48, 20)), ("weights", (20, 48))],
+)
+def test_the_forward_pass_is_the_dense_formula(placement: str, widths: tuple[int, int], gain: str, norm_target) -> None:
+    shared = shared_adapter(placement=placement, gain=gain, norm_target=norm_target)
+    shared.set_task("dense")
+    generator = torch.Generator().manual_seed(0)
+    shared.router.offset.copy_(torch.randn(len(shared.router.offset), generator=generator))
+    inputs = torch.randn(30, widths[0], generator=generator, dtype=torch.float64) * 5
+    matrices = dense_matrices(shared, inputs, widths[1])
+    rms = inputs.square().mean(-1, keepdim=True).sqrt()
+    acted_on = inputs / rms if placement == "residual_stream" else inputs
+    expected = torch.einsum("tmn,tn->tm", matrices, acted_on)
+    torch.testing.assert_close(shared(inputs, widths[1]).detach(), expected, rtol=1e-6, atol=1e-8)
+    bound = 1 / WIDTH**0.5 if norm_target == "residual" else 1.0
+    norms = torch.linalg.matrix_norm(matrices, 2)
+    assert norms.max() <= bound * (1 + 1e-12)
+    if gain == "fixed":
+        torch.testing.assert_close(norms, torch.full_like(norms, bound), rtol=1e-9, atol=0)
+
+
+@given(
+    seed=SEEDS,
+    placement=st.sampled_from(["residual_stream", "weights"]),
+    head_scale=st.sampled_from([1e-3, 1.0, 1e3]),
+    input_scale=st.sampled_from([1e-3, 1.0, 1e3]),
+    training=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_no_state_lets_the_update_exceed_its_input(seed, placement, head_scale, input_scale, training, dtype) -> None:
+    """``‖ΔW x‖ <= ‖x‖``: the bound on the norm, seen from outside, with atoms off the sphere and any head."""
+    shared = shared_adapter(seed % 1000, placement=placement).float().train(training)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        shared.router.head.mul_(head_scale)
+        shared.dictionary.elastic.mul_(torch.rand(16, 1, generator=generator) * 2 + 0.1)
+    inputs = (torch.randn(20, WIDTH, generator=generator) * input_scale).to(dtype)
+    update = shared(inputs, WIDTH).float()
+    largest = WIDTH**0.5 if placement == "residual_stream" else inputs.float().norm(dim=-1)
+    rounding = 1e-5 if dtype == torch.float32 else 2**-5
+    assert update.isfinite().all()
+    assert (update.norm(dim=-1) <= largest * (1 + rounding)).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
+def test_degenerate_inputs_stay_finite(scale: float) -> None:
+    shared = shared_adapter().float()
+    assert shared(torch.ones(1, WIDTH) * scale, WIDTH).isfinite().all()
+
+
+def test_the_straight_through_gates_have_the_gradient_of_the_relaxed_ones() -> None:
+    shared = shared_adapter().train()
+    latents = shared.router.latent(torch.randn(10, len(shared.router.offset), dtype=torch.float64))
+    torch.manual_seed(0)
+    coefficients, _ = shared.route(latents)
+    coefficients.sum().backward()
+    gate_rows, coefficient_rows = shared.router.head.grad.flatten(1).split([40, 41])
+    assert (gate_rows.abs().sum(1) > 0).all()  # gates that are off learn, too
+    assert (coefficient_rows[:40].abs().sum(1) > 0).any()
+
+
+def test_the_gates_cool_down_over_a_task() -> None:
+    """At the end of a task, sampled gates agree with those of inference far more often than at its start."""
+    shared = shared_adapter().float()
+    latents = shared.router.latent(torch.randn(2000, len(shared.router.offset), generator=torch.manual_seed(0)))
+    hard = shared.route(latents)[0] != 0
+    shared.train()
+    agreement = []
+    for progress in (0.0, 1.0):
+        shared.anneal(progress)
+        agreement.append(((shared.route(latents)[0] != 0) == hard).all(-1).float().mean().item())
+    assert agreement[1] > agreement[0] + 0.1
+    shared.start_task("next")
+    assert shared.temperature == shared.config.temperature_init
+
+
+def adapter_files(folder: Path, layers: int, tasks: int, changes: dict) -> tuple[dict[str, int], int]:
+    """Stored bytes by tensor, and the size on disk, of an adapter that has learnt ``tasks`` tasks."""
+    model = get_peft_model(Case(lambda: llama(layers)).base(), HimalayaConfig(task_type="CAUSAL_LM", **changes))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    model.protect(optimizer)
+    for task in range(tasks):
+        model.start_task(f"task {task}")
+        model(input_ids=random_tokens(task), labels=random_tokens(task)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.end_task()
+    model.save_pretrained(folder)
+    return model.stored_bytes(), (folder / "adapter_model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("changes", [{}, SQUARE], ids=["stream", "weights"])
+def test_neither_layers_nor_tasks_change_the_stored_bytes(tmp_path: Path, changes: dict) -> None:
+    reference = adapter_files(tmp_path / "reference", layers=2, tasks=1, changes=changes)
+    assert sum(reference[0].values()) <= reference[1] < sum(reference[0].values()) + 4096  # the rest is the header
+    for layers, tasks in ((8, 1), (32, 1), (2, 25)):
+        assert adapter_files(tmp_path / f"{layers}-{tasks}", layers, tasks, changes) == reference
+
+
+def test_a_saved_adapter_holds_the_tensors_of_its_schema_and_no_data(tmp_path: Path) -> None:
+    secret, text_tokens = "canary-task-name", random_tokens(7)
+    model = get_peft_model(llama(), HimalayaConfig(task_type="CAUSAL_LM"))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    model.protect(optimizer)
+    model.start_task(secret, {"input_ids": text_tokens})
+    for _ in range(3):
+        model(input_ids=text_tokens, labels=text_tokens).loss.backward()
+        optimizer.step()
+    model.end_task()
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert all(secret.encode() not in path.read_bytes() for path in tmp_path.iterdir())
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata() in (None, {"format": "pt"})
+        stored = {key.removeprefix("base_model.himalaya_shared."): file.get_tensor(key) for key in file.keys()}
+    assert {name: tensor.dtype for name, tensor in stored.items()} == SCHEMA
+    assert stored["tasks_learnt"].shape == ()  # the only integer: it cannot hold a token of a text
+    assert all(vocabulary not in tensor.shape for tensor in stored.values() for vocabulary in (llama().vocab_size,)
+               if tensor.shape[0:1] != (128,))
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["peft_type"] == "HIMALAYA"
+
+
+@pytest.mark.parametrize("case", [CASES["llama-stream"], CASES["llama-oblong"]], ids=["stream", "weights"])
+def test_the_certificate_holds_over_a_random_training_stream(case: Case) -> None:
+    """Large steps, no clipping: the bounds are a matter of construction, not of careful training."""
+    model = get_peft_model(case.base(), case.config()).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.3)
+    model.protect(optimizer)
+    for task in range(4):
+        model.start_task(f"task {task}")
+        for step in range(8):
+            model.anneal(step / 8)
+            tokens = random_tokens(100 * task + step)
+            model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model.end_task()
+    certificate = model.norm_certificate()
+    assert 0.5 < certificate["update_norm_max"] <= 1 + 1e-6
+    assert 0.9 < certificate["atom_norm_max"] <= 1.05
+    atoms = model.base_model.himalaya_shared["default"].dictionary.atoms()
+    assert atoms.isfinite().all() and atoms.norm(dim=1).max() <= 1.05
+
+
+@pytest.mark.parametrize("width", [576, 2048, 4096])
+def test_the_router_and_the_adapter_stay_within_their_parameter_budgets(width: int) -> None:
+    shared = SharedAdapter(HimalayaConfig(), width)
+    router = shared.router.head.numel() + shared.router.projection.numel()
+    assert router <= 45_000
+    if width == 576:
+        assert sum(parameter.numel() for parameter in shared.parameters()) <= 62_000
+
+
+def test_the_projection_is_fitted_once_from_the_first_task(tmp_path: Path) -> None:
+    model = get_peft_model(llama(), HimalayaConfig(task_type="CAUSAL_LM"))
+    shared = model.base_model.himalaya_shared["default"]
+    random_start = shared.router.projection.clone()
+    model.start_task("first", {"input_ids": random_tokens(0, 4, 30)})
+    fitted = shared.router.projection.clone()
+    assert not torch.equal(fitted, random_start)
+    assert model.training
+    model(input_ids=random_tokens(), labels=random_tokens()).loss.backward()
+    model.end_task()
+    model.start_task("second", {"input_ids": random_tokens(1, 4, 30)})
+    assert torch.equal(shared.router.projection, fitted)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(llama(), tmp_path).base_model.himalaya_shared["default"]
+    assert torch.equal(loaded.router.projection, fitted)
+
+
+def test_padding_does_not_take_part_in_fitting_the_projection() -> None:
+    tokens = random_tokens(0, 4, 30)
+    base = Case(llama).base()
+    projections = []
+    for padding in (0, 6):
+        model = get_peft_model(base, HimalayaConfig(task_type="CAUSAL_LM"))
+        padded = torch.cat([tokens, torch.zeros(4, padding, dtype=torch.int64)], dim=1)
+        model.start_task("first", {"input_ids": padded, "attention_mask": (padded != 0).long()})
+        projections.append(model.base_model.himalaya_shared["default"].router.projection.clone())
+        base = model.unload()
+    torch.testing.assert_close(projections[0], projections[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_target_that_is_not_linear_is_named_with_its_type() -> None:
+    with pytest.raises(TypeError, match=r"layers\.0\.mlp' is a LlamaMLP, not a linear module"):
+        get_peft_model(llama(), HimalayaConfig(task_type="CAUSAL_LM", placement="weights", target_modules=["mlp"]))
+
+
+def test_the_code_of_the_task_is_what_is_stored() -> None:
+    shared = shared_adapter()
+    shared.set_task("b")
+    torch.testing.assert_close(shared.code, task_code("b", 16).double())

@@ -1,0 +1,108 @@
+"""Formats, intervals, and which run is marked best."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from himalaya_adapter.report.metric_table import (
+    Row,
+    format_bytes,
+    format_interval,
+    format_seconds,
+    format_value,
+    interval_of_mean,
+    metric_rows,
+)
+from himalaya_adapter.report.run_folder import read_comparable_runs
+from himalaya_adapter.storage import read_json, write_json
+
+MakeRun = Callable[..., Path]
+
+
+def row_of(folders: list[Path], key: str) -> Row:
+    runs = read_comparable_runs(folders[0].parent, [folder.name for folder in folders])
+    return next(row for row in metric_rows(runs) if row.metric.key == key)
+
+
+@pytest.fixture
+def pair(make_run: MakeRun) -> list[Path]:
+    return [make_run("a", tasks=["x", "y"]), make_run("b", tasks=["x", "y"], method="lora", method_name="LoRA")]
+
+
+def set_metrics(folder: Path, **values: float | None) -> None:
+    write_json(folder / "metrics.json", {**read_json(folder / "metrics.json"), **values})
+
+
+def test_values_are_printed_for_people() -> None:
+    assert format_value(0.71349, "score") == "0.713"
+    assert format_value(None, "score") == "–"
+    assert format_value(0.0123, "signed") == "+0.012"
+    assert format_value(-0.0123, "signed") == "−0.012"
+    assert format_value(-0.0001, "signed") == "0.000"
+    assert format_value(61824, "count") == "61,824"
+    assert [format_bytes(size) for size in (0, 999, 1500, 612_480, 1_843_200, 2_345_678_901)] == [
+        "0 B",
+        "999 B",
+        "1.50 kB",
+        "612 kB",
+        "1.84 MB",
+        "2.35 GB",
+    ]
+    assert [format_seconds(seconds) for seconds in (0.04, 59.94, 200, 4320)] == [
+        "0.0 s",
+        "59.9 s",
+        "3 min 20 s",
+        "1 h 12 min",
+    ]
+    assert format_interval((0.6, 0.75)) == "[0.600, 0.750]"
+
+
+def test_interval_of_a_mean_shrinks_with_the_square_root_of_the_tasks() -> None:
+    one = {"score": 0.5, "low": 0.4, "high": 0.55}
+    low, high = interval_of_mean([one] * 4)
+    assert low == pytest.approx(0.5 - 0.1 / 2)
+    assert high == pytest.approx(0.5 + 0.05 / 2)
+    low, high = interval_of_mean([one, {"score": 0.9, "low": 0.7, "high": 1.0}])
+    assert low == pytest.approx(0.7 - math.sqrt(0.1**2 + 0.2**2) / 2)
+    assert high == pytest.approx(0.7 + math.sqrt(0.05**2 + 0.1**2) / 2)
+
+
+def test_best_is_marked_in_the_right_direction(pair: list[Path]) -> None:
+    set_metrics(pair[0], forgetting=0.01, learning_accuracy=0.7, base_drift=-0.3)
+    set_metrics(pair[1], forgetting=0.05, learning_accuracy=0.8, base_drift=0.1)
+    best = {
+        key: [entry.best for entry in row_of(pair, key).entries]
+        for key in ("forgetting", "learning_accuracy", "base_drift", "frozen_accuracy")
+    }
+    assert best == {
+        "forgetting": [True, False],
+        "learning_accuracy": [False, True],
+        "base_drift": [False, True],
+        "frozen_accuracy": [False, False],
+    }
+
+
+def test_best_is_clear_only_if_the_intervals_do_not_overlap(pair: list[Path]) -> None:
+    auc = "retained_accuracy_auc"
+    set_metrics(pair[0], **{auc: 0.7, f"{auc}_low": 0.65, f"{auc}_high": 0.75})
+    set_metrics(pair[1], **{auc: 0.6, f"{auc}_low": 0.55, f"{auc}_high": 0.66})
+    entries = row_of(pair, auc).entries
+    assert [(entry.best, entry.clear) for entry in entries] == [(True, False), (False, False)]
+    assert entries[0].interval == "[0.650, 0.750]"
+    set_metrics(pair[1], **{f"{auc}_high": 0.64})
+    assert [(entry.best, entry.clear) for entry in row_of(pair, auc).entries] == [(True, True), (False, False)]
+
+
+def test_no_run_is_best_alone_or_in_a_tie(pair: list[Path]) -> None:
+    assert not any(entry.best for entry in row_of(pair[:1], "learning_accuracy").entries)
+    set_metrics(pair[0], learning_accuracy=0.5)
+    set_metrics(pair[1], learning_accuracy=0.5)
+    assert not any(entry.best for entry in row_of(pair, "learning_accuracy").entries)
+
+
+def test_a_metric_that_one_run_lacks_is_a_dash_and_one_that_none_has_is_no_row(pair: list[Path]) -> None:
+    assert [entry.text for entry in row_of(pair, "atom_norm_max").entries] == ["1.000", "–"]
+    runs = read_comparable_runs(pair[1].parent, [pair[1].name])
+    assert "atom_norm_max" not in [row.metric.key for row in metric_rows(runs)]

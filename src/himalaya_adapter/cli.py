@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     compare = commands.add_parser("compare", help="compare finished runs of one stream")
-    compare.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help="results_dir=… run_ids='[\"a\", \"b\"]'")
+    compare.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help='results_dir=… run_ids=\'["a", "b"]\'')
     compare.set_defaults(command=_compare)
 
     data = commands.add_parser("data", help="list, fetch or show the data of a stream")
@@ -89,13 +89,13 @@ def _compare(chosen: argparse.Namespace) -> None:
 
     words = dict(word.split("=", 1) for word in chosen.overrides if "=" in word)
     if set(words) != {"results_dir", "run_ids"} or len(words) != len(chosen.overrides):
-        raise HimalayaError("compare takes results_dir=FOLDER and run_ids='[\"a\", \"b\"]'")
+        raise HimalayaError('compare takes results_dir=FOLDER and run_ids=\'["a", "b"]\'')
     try:
         run_ids = json.loads(words["run_ids"])
     except json.JSONDecodeError:
         run_ids = None
     if not isinstance(run_ids, list) or not run_ids or not all(isinstance(one, str) for one in run_ids):
-        raise HimalayaError(f"run_ids={words['run_ids']} is not a JSON list of names such as '[\"a\", \"b\"]'")
+        raise HimalayaError(f'run_ids={words["run_ids"]} is not a JSON list of names such as \'["a", "b"]\'')
     results = Path(words["results_dir"])
     print(write_comparison(results, run_ids, results / "comparison"))
 
@@ -137,7 +137,7 @@ def _data_show(chosen: argparse.Namespace) -> None:
         f"template {spec.template!r} -> {spec.target!r}",
     ]
     for split, digest in card.task.hashes.items():
-        counts = ", ".join(f"{label} {count}" for label, count in card.label_counts[split].most_common(12))
+        counts = ", ".join(f"{label} {count}" for label, count in card.label_counts[split].items())
         labels = f" ({counts})" if spec.labels else ""
         lines.append(f"{split}: {len(card.task.split(split))} items, sha256 {digest[:16]}{labels}")
     lines += [f"example: {item.prompt!r} -> {item.target!r}" for item in card.examples]

@@ -55,7 +55,7 @@ class Case:
             return self.family().eval()
 
     def config(self, *, fresh: bool = False, **more: Any) -> HimalayaConfig:
-        """A new configuration; unless ``fresh``, of an adapter whose gain starts at random, so that it does something."""
+        """A new configuration; unless ``fresh``, of an adapter whose head is random, so that it does something."""
         return HimalayaConfig(task_type="CAUSAL_LM", init_weights=fresh, **self.changes, **more)
 
 
@@ -72,6 +72,12 @@ CASES = {
     "qwen2-oblong": Case(qwen2, OBLONG),
     "opt-weights": Case(opt, OF_OPT),
 }
+
+
+def examples(seed: int = 0, batch: int = 8, length: int = 12) -> dict[str, torch.Tensor]:
+    """Model inputs with labels, as a task starts with."""
+    tokens = random_tokens(seed, batch, length)
+    return {"input_ids": tokens, "labels": tokens}
 
 
 def random_tokens(seed: int = 0, batch: int = 2, length: int = 12) -> torch.Tensor:

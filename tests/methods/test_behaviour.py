@@ -63,7 +63,8 @@ def test_a_saved_adapter_comes_back_bit_for_bit(case: Case, name: str, tmp_path)
     after = loaded.base_model.himalaya_shared[name].state_dict()
     assert before.keys() == after.keys()
     for key, value in before.items():
-        assert torch.equal(value, after[key]) and value.dtype == after[key].dtype, key
+        assert torch.equal(value, after[key]), key
+        assert value.dtype == after[key].dtype, key
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     trainable = PeftModel.from_pretrained(case.base(), tmp_path, is_trainable=True)
     assert {n for n, p in trainable.named_parameters() if p.requires_grad} == {
@@ -84,14 +85,17 @@ def test_only_the_adapter_learns(case: Case) -> None:
     model = adapted(case)
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     learning = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    assert learning and all("himalaya_" in name for name in learning)
+    assert learning
+    assert all("himalaya_" in name for name in learning)
     assert not any("himalaya_" in name for name in frozen)
     train_one_step(model)
     for name, parameter in model.named_parameters():
         if name in frozen:
-            assert parameter.grad is None and torch.equal(parameter, frozen[name]), name
+            assert parameter.grad is None, name
+            assert torch.equal(parameter, frozen[name]), name
         else:
-            assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().max() > 0, name
             assert not torch.equal(parameter, learning[name]), name
 
 
@@ -130,7 +134,8 @@ def test_several_adapters_live_side_by_side(case: Case) -> None:
     assert torch.equal(second, logits_of(get_peft_model(case.base(), case.config(seed=1)).eval()))
     assert not torch.equal(second, first)
     learning = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert learning and all("second" in name for name in learning)
+    assert learning
+    assert all("second" in name for name in learning)
     model.set_adapter("default")
     assert torch.equal(logits_of(model), first)
     model.delete_adapter("second")
@@ -253,7 +258,8 @@ def test_a_token_uses_at_most_three_atoms(case: Case, monkeypatch) -> None:
         used.clear()
         logits_of(model)
         counts = torch.cat([count.flatten() for count in used])
-        assert counts.max() <= 3 and counts.min() >= 1
+        assert counts.max() <= 3
+        assert counts.min() >= 1
     model.train()
     logits_of(model)
     statistics = model.task_statistics()

@@ -71,7 +71,7 @@ def test_a_token_without_coefficients_gets_no_update() -> None:
 
 @pytest.mark.parametrize("widths", [(9, 9), (9, 5)])
 def test_gradients_are_those_of_finite_differences(widths: tuple[int, int]) -> None:
-    inputs, u, gain, atoms_in, atoms_out = random_state(0, *widths, 1.0, ATOMS)
+    inputs, u, gain, atoms_in, _atoms_out = random_state(0, *widths, 1.0, ATOMS)
 
     def update(x: torch.Tensor, u: torch.Tensor, gain: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
         return rank_one_update(x @ atoms[:, : widths[0]].T, u, gain, atoms[:, : widths[0]], atoms[:, : widths[1]])

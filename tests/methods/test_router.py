@@ -29,11 +29,15 @@ def random_logits(seed: int, spread: float, shift: float, dtype: torch.dtype = t
 
 
 @given(seed=SEEDS, spread=SPREADS, shift=SHIFTS, temperature=TEMPERATURES)
-def test_the_budget_is_never_exceeded_and_is_used_up_where_the_gates_are_shifted(seed, spread, shift, temperature) -> None:
+def test_the_budget_is_never_exceeded_and_is_used_up_where_the_gates_are_shifted(
+    seed, spread, shift, temperature
+) -> None:
     for dtype in (torch.float32, torch.float64):
         logits = random_logits(seed, spread, shift, dtype)
         _, probabilities = gate_probabilities(logits, BUDGET, temperature)
-        assert probabilities.isfinite().all() and (probabilities >= 0).all() and (probabilities <= 1).all()
+        assert probabilities.isfinite().all()
+        assert (probabilities >= 0).all()
+        assert (probabilities <= 1).all()
         assert (probabilities.double().sum(-1) <= BUDGET * (1 + 1e-6)).all()
     # Before the last rescaling, which hides a shift that has not converged. 32 bits do not resolve extreme logits.
     total = torch.sigmoid((logits - budget_shift(logits, BUDGET, temperature)) / temperature).sum(-1)
@@ -83,7 +87,8 @@ def test_hard_gates_are_the_largest_positive_scores(seed, spread, shift, most) -
     gates = hard_gates(scores, most)
     count = gates.sum(-1)
     assert set(gates.unique().tolist()) <= {0.0, 1.0}
-    assert (count >= 1).all() and (count <= most).all()
+    assert (count >= 1).all()
+    assert (count <= most).all()
     for row, on in zip(scores, gates.bool(), strict=True):
         expected = sorted((score for score in row.tolist() if score > 0), reverse=True)[:most] or [row.max().item()]
         assert sorted(row[on].tolist(), reverse=True) == expected
@@ -136,12 +141,12 @@ def test_a_fresh_router_has_no_gain_for_any_task_or_token() -> None:
     for name in ("a", "b"):
         outputs = latents @ router.task_head(task_code(name, 8)).T
         assert torch.equal(outputs[:, -1], torch.zeros(100))
-        assert outputs[:, :-1].std() > 0.1
 
 
 def test_a_task_head_is_the_head_applied_to_feature_times_code() -> None:
     """``H ([z; 1] ⊗ c)``, formed densely."""
     router = HyperRouter(atoms=5, width=16, latent=4, code_width=8, seed=0)
+    torch.nn.init.normal_(router.head)
     code, latents = task_code("a", 8), router.latent(torch.randn(3, 4))
     features = torch.stack([torch.kron(latent, code) for latent in latents])
     dense = features @ router.head.detach().flatten(1).T
@@ -173,5 +178,6 @@ def test_fitting_the_projection_to_the_same_inputs_gives_the_same_projection() -
 def test_fewer_tokens_than_latent_directions_leave_a_finite_projection() -> None:
     router = HyperRouter(atoms=4, width=16, latent=6, code_width=4, seed=0)
     router.fit_projection(torch.randn(3, 16))
-    assert router.projection.isfinite().all() and router.offset.isfinite().all()
+    assert router.projection.isfinite().all()
+    assert router.offset.isfinite().all()
     assert torch.tanh(torch.randn(3, 16) @ router.projection.T - router.offset).isfinite().all()

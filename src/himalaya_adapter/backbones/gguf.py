@@ -61,9 +61,9 @@ def _convert(source: Path, destination: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
     # The weights are de-quantised by now; a config that still calls them quantised cannot be saved.
     del model.config.quantization_config
-    model.hf_quantizer = None  # type: ignore[assignment]
-    model.is_quantized = False  # type: ignore[assignment]
-    model.to(CONVERTED_DTYPE).save_pretrained(destination)  # type: ignore[arg-type]
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.to(CONVERTED_DTYPE).save_pretrained(destination)
     AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE).save_pretrained(destination)
 
 

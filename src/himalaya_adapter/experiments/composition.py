@@ -4,18 +4,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments.run_config import RunConfig
 
 CONF = Path(__file__).parent.parent / "conf"
 MODES = ("full", "trial")
+COMMAND_KEYS = ("mode", "results_dir", "overwrite")
 # A trial is the same run on a handful of items: enough to see every part work within a minute or two.
 TRIAL_ITEMS = 16
 # PyYAML follows YAML 1.1, to which 2e-4 (no dot) is text; a run config's author means the number.
@@ -46,10 +48,10 @@ def compose_run(overrides: Sequence[str]) -> Launch:
     Raises:
         HimalayaError: No or an unknown run, an unknown key, a value of the wrong type, an unknown mode.
     """
-    words = dict(word.split("=", 1) for word in overrides if "=" in word)
     for word in overrides:
-        if "=" not in word:
+        if not _key(word) or "=" not in word:
             raise HimalayaError(f"'{word}' is not an override; write KEY=VALUE, for example run=demo-himalaya")
+    words = dict(word.split("=", 1) for word in overrides)
     name = words.get("run")
     if name is None:
         raise HimalayaError(f"no run named; add run=NAME (known: {', '.join(run_names())})")
@@ -62,24 +64,48 @@ def compose_run(overrides: Sequence[str]) -> Launch:
     path = Path(name) if name not in run_names() else CONF / "run" / f"{name}.yaml"
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            command = compose("config", [word for word in rest if _key(word) in ("mode", "results_dir", "overwrite")])
-            changes = [word for word in rest if _key(word) not in ("mode", "results_dir", "overwrite")]
-        written = cast(DictConfig, OmegaConf.load(path))
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), _numbers(written), _numbers(OmegaConf.from_dotlist(changes)))
+            # A path may hold characters that Hydra's grammar gives a meaning to, so it does not go through it.
+            command = compose("config", [word for word in rest if _key(word) in ("mode", "overwrite")])
+        changes = [word for word in rest if _key(word) not in COMMAND_KEYS]
+        written = OmegaConf.load(path)
+        if not isinstance(written, DictConfig):
+            raise HimalayaError(f"run '{name}': expected a YAML file of keys with values")
+        merged = OmegaConf.merge(
+            OmegaConf.structured(RunConfig), _numbers(written), _numbers(OmegaConf.from_dotlist(changes))
+        )
         run = cast(RunConfig, OmegaConf.to_object(merged))
-    except (HydraException, OmegaConfBaseException) as error:
+    except ConfigKeyError as error:
+        wrong, keys = str(error.full_key), _keys(OmegaConf.structured(RunConfig))
+        section = [key for key in keys if key.rpartition(".")[0] == wrong.rpartition(".")[0]]
+        raise unknown_name(f"key of run '{name}'", wrong, section if "." in wrong and section else keys) from error
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         key = getattr(error, "full_key", None)
         where = f"key '{key}' of run '{name}': " if key else f"run '{name}': "
-        raise HimalayaError(where + str(error).splitlines()[0]) from error
+        # OmegaConf appends lines about its own types.
+        reason = str(error) if isinstance(error, YAMLError) else str(error).splitlines()[0]
+        raise HimalayaError(where + " ".join(reason.split())) from error
+    if not isinstance(command.overwrite, bool):
+        raise HimalayaError(f"overwrite={command.overwrite}: expected true or false")
+    results_dir = Path(words.get("results_dir") or command.results_dir).expanduser()
     if mode == "trial":
         run.dataset.max_samples_per_task = min(run.dataset.max_samples_per_task or TRIAL_ITEMS, TRIAL_ITEMS)
         run.dataset.max_test_samples_per_task = min(run.dataset.max_test_samples_per_task or TRIAL_ITEMS, TRIAL_ITEMS)
         run.training.report_to = "none"
-    return Launch(run, Path(command.results_dir), command.overwrite)
+    return Launch(run, results_dir, command.overwrite)
 
 
 def _key(word: str) -> str:
     return word.split("=", 1)[0]
+
+
+def _keys(config: DictConfig, prefix: str = "") -> list[str]:
+    """The dotted names of all leaves of a config."""
+    keys: list[str] = []
+    for key in map(str, config):
+        section = OmegaConf.is_dict(config) and not OmegaConf.is_missing(config, key) and config[key]
+        deeper = isinstance(section, DictConfig) and len(section) > 0
+        keys += _keys(cast(DictConfig, section), f"{prefix}{key}.") if deeper else [f"{prefix}{key}"]
+    return keys
 
 
 def _numbers(config: DictConfig) -> DictConfig:
@@ -94,4 +120,4 @@ def _numbers(config: DictConfig) -> DictConfig:
             return float(value)
         return value
 
-    return cast(DictConfig, OmegaConf.create(convert(OmegaConf.to_container(config))))
+    return OmegaConf.create(cast(dict[str, Any], convert(OmegaConf.to_container(config))))

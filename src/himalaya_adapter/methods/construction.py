@@ -1,12 +1,14 @@
 """From a run's adapter entry to a PEFT model."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, get_peft_model
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PeftType, get_peft_model
 from transformers import PreTrainedModel, set_seed
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
+
+PLAIN_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def method_config(method: str, options: Mapping[str, Any]) -> PeftConfig:
@@ -19,17 +21,33 @@ def method_config(method: str, options: Mapping[str, Any]) -> PeftConfig:
     Raises:
         HimalayaError: Unknown method, unknown field, or a value that the config refuses.
     """
-    config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(method.upper())
-    if config_class is None:
-        raise unknown_name("method", method, [kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING])
+    known = {kind.value: config_class for kind, config_class in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if method.upper() not in known:
+        raise unknown_name("method", method.lower(), [name.lower() for name in known])
+    config_class = known[method.upper()]
     fields = config_class.__dataclass_fields__
     for name in options:
         if name not in fields:
             raise unknown_name(f"option of method {method}", name, fields)
+    hints = get_type_hints(config_class)
+    for name, value in options.items():
+        kind = hints[name]
+        if kind in PLAIN_TYPES and not _is_a(value, kind):
+            raise HimalayaError(f"option {name} of method {method} is {value!r}; expected {PLAIN_TYPES[kind]}")
     try:
         return config_class(**{"task_type": "CAUSAL_LM", **options})
     except (TypeError, ValueError) as error:
-        raise HimalayaError(f"options of method {method}: {error}") from error
+        raise HimalayaError(f"options of method {method}: {_one_line(error)}") from error
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def adapt(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
@@ -41,8 +59,12 @@ def adapt(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
     set_seed(seed)
     try:
         adapted = get_peft_model(model, config)
-    except (TypeError, ValueError) as error:
-        raise HimalayaError(f"{config.peft_type.value} does not fit {type(model).__name__}: {error}") from error
+    except (TypeError, ValueError, KeyError) as error:
+        raise HimalayaError(
+            f"{PeftType(config.peft_type).value} does not fit {type(model).__name__}: {_one_line(error)}"
+        ) from error
     if not isinstance(adapted, PeftModel):
-        raise HimalayaError(f"{config.peft_type.value} is not a method that adapts one model with one adapter")
+        raise HimalayaError(
+            f"{PeftType(config.peft_type).value} is not a method that adapts one model with one adapter"
+        )
     return adapted

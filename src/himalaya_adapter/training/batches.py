@@ -1,14 +1,18 @@
 """Batches whose answers end at the same column, so that logits are computed for the answers only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from himalaya_adapter.streams.encoding import IGNORED_LABEL
+
+# The seeds of a run's tasks are neighbours, so those of a task's epochs lie far apart.
+EPOCH_STRIDE = 1_000_003
 
 
 class AnswerCollator:
@@ -38,8 +42,40 @@ class AnswerCollator:
         }
 
 
+class LengthGroupedOrder(LengthGroupedSampler):
+    """An order that only the seed and the epoch decide.
+
+    transformers' own draws from torch's global generator, which a method that samples in training advances; a task
+    resumed in its second epoch would then see another order than an uninterrupted one.
+
+    Args:
+        batch_size: Examples per optimiser step; neighbours in the order are of similar length.
+        lengths: Tokens of each example.
+        seed: Seed of the task.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed + EPOCH_STRIDE * self.epoch)
+        return super().__iter__()
+
+
 class AnswerTrainer(Trainer):
     """A Trainer whose loss looks at the answers' logits only: the prompt's, over a large vocabulary, cost a fifth."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedOrder:
+        examples: Any = train_dataset or self.train_dataset
+        lengths = [len(tokens) for tokens in examples["input_ids"]]
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedOrder(batch_size, lengths, self.args.seed)
 
     def compute_loss(
         self,

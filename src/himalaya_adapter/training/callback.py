@@ -6,9 +6,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from himalaya_adapter.storage import write_atomic
-
-COMPLETE = "complete"
+from himalaya_adapter.training.run_store import mark_complete
 
 
 class StreamCallback(TrainerCallback):
@@ -41,7 +39,7 @@ class StreamCallback(TrainerCallback):
         """Mark the checkpoint as whole: everything else of it has been written by now."""
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            write_atomic(folder / COMPLETE, "")
+            mark_complete(folder)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -10,33 +10,82 @@ from typing import Any
 import yaml
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.packages import file_sha256
 from himalaya_adapter.storage import read_json, write_atomic, write_json
-from himalaya_adapter.training.callback import COMPLETE
 
 logger = logging.getLogger(__name__)
 BEFORE = "before"
+COMPLETE = "complete.json"
+FIXED_PARTS = {"data_hashes": "training or test data", "backbone_revision": "backbone weights"}
 
 
 class RunStore:
-    """Reads and writes the parts of one run.
+    """Reads and writes the parts of one run. Nothing is written before ``begin``.
 
     Args:
         folder: ``<results_dir>/<run_id>``.
-        config: The resolved run config. A folder that was begun with another one is refused.
+        config: The resolved run config.
+        overwrite: ``begin`` deletes what an earlier run has left; until then the folder counts as empty.
 
     Raises:
-        HimalayaError: The folder belongs to another config; the message names the first key that differs.
+        HimalayaError: The folder belongs to another config, whose first differing key the message names, or is no
+            run's folder.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.folder = folder
+        self.config = config
+        self.overwrite = overwrite
         path = folder / "config.yaml"
+        if not path.is_file() and _visible(folder):
+            raise HimalayaError(f"{folder} is no run's folder (no config.yaml): choose another results_dir or run_id")
+        if path.is_file() and not overwrite:
+            try:
+                found = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError) as error:
+                raise HimalayaError(f"{path} is damaged ({_one_line(error)}): overwrite=true starts anew") from error
+            self._check_same(found, config)
+
+    def begin(self, environment: Mapping[str, Any]) -> None:
+        """Write what the run is and with what it is made, or go on with a folder that holds the same.
+
+        Raises:
+            HimalayaError: The data or the backbone is no longer what the folder was begun with.
+        """
+        if self.overwrite and self.folder.is_dir():
+            # Renamed first: a process killed while it deletes must not leave half a run under the run's name.
+            rubbish = self.folder.with_name(f".{self.folder.name}.deleted")
+            shutil.rmtree(rubbish, ignore_errors=True)
+            self.folder.rename(rubbish)
+            shutil.rmtree(rubbish)
+        path = self.folder / "environment.json"
         if path.is_file():
-            self._check_same(yaml.safe_load(path.read_text(encoding="utf-8")), config)
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise HimalayaError(f"{folder} is not empty and holds no config.yaml: choose another results_dir or run_id")
-        else:
-            write_atomic(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+            found = self._read(path)
+            for key in ("data_hashes", "backbone_revision"):
+                if found.get(key) != environment[key]:
+                    raise HimalayaError(
+                        f"{self.folder} was begun with other {FIXED_PARTS[key]}: restore it, choose another run_id or "
+                        "results_dir, or start anew with overwrite=true"
+                    )
+        if not (self.folder / "config.yaml").is_file():
+            text = yaml.safe_dump(dict(self.config), sort_keys=False, allow_unicode=True)
+            write_atomic(self.folder / "config.yaml", text)
+        write_json(path, environment)
+        shutil.rmtree(self.unfinished_adapter, ignore_errors=True)
+        self._write_events()  # a process killed right after a task's record has not written its event
+
+    @property
+    def unfinished_adapter(self) -> Path:
+        """Where an adapter is saved before ``write_learned`` makes it final."""
+        return self.folder / "checkpoints" / "unfinished_adapter"
+
+    def _read(self, path: Path) -> Any:
+        try:
+            return read_json(path)
+        except ValueError as error:
+            raise HimalayaError(
+                f"{path} is damaged ({_one_line(error)}): delete this file, and the same command computes it again"
+            ) from error
 
     def _check_same(self, found: Any, wanted: Mapping[str, Any]) -> None:
         before, now = _flat(found), _flat(wanted)
@@ -49,15 +98,15 @@ class RunStore:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has its final metrics."""
-        return (self.folder / "metrics.json").is_file()
+        """Whether the run has its final metrics and is to keep them."""
+        return not self.overwrite and (self.folder / "metrics.json").is_file()
 
     # Scores ----------------------------------------------------------------------------------------------------
 
     def score(self, row: int | str, task: int) -> dict[str, Any] | None:
         """The stored score of ``task`` after training through task ``row`` (or ``"before"``), if there is one."""
         path = self._score_path(row, task)
-        return read_json(path) if path.is_file() else None
+        return self._read(path) if path.is_file() else None
 
     def write_score(self, row: int | str, task: int, score: Mapping[str, Any]) -> None:
         """Store one score with its item scores."""
@@ -72,23 +121,22 @@ class RunStore:
         """The records of the tasks learned so far, in order."""
         records: list[dict[str, Any]] = []
         while (path := self._record_path(len(records))).is_file():
-            records.append(read_json(path))
+            records.append(self._read(path))
         return records
 
-    def write_learned(self, index: int, record: Mapping[str, Any], adapter: Path) -> None:
+    def write_learned(self, index: int, record: Mapping[str, Any]) -> None:
         """Make a learned task final: its adapter first, then the record that says so.
 
         Args:
             index: Position of the task.
             record: What is known about its training; it becomes a line of ``events.jsonl``.
-            adapter: A folder with the saved adapter; it is moved.
         """
         target = self.adapter_path(index)
         shutil.rmtree(target, ignore_errors=True)  # of an earlier try that was killed before its record was written
-        adapter.replace(target)
+        mark_complete(self.unfinished_adapter)
+        self.unfinished_adapter.replace(target)
         write_json(self._record_path(index), record)
-        lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in self.learned()]
-        write_atomic(self.folder / "events.jsonl", "".join(lines))
+        self._write_events()
         shutil.rmtree(self.task_checkpoints(index), ignore_errors=True)
         shutil.rmtree(self.adapter_path(index - 1), ignore_errors=True)
 
@@ -103,16 +151,48 @@ class RunStore:
     def _record_path(self, index: int) -> Path:
         return self.folder / "checkpoints" / f"record_{index}.json"
 
+    def _write_events(self) -> None:
+        lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in self.learned()]
+        write_atomic(self.folder / "events.jsonl", "".join(lines))
+
     def last_checkpoint(self, index: int) -> Path | None:
-        """The newest whole checkpoint inside task ``index``; half-written ones are deleted with a message."""
-        whole: list[Path] = []
-        for path in self.task_checkpoints(index).glob("checkpoint-*"):
-            if (path / COMPLETE).is_file():
-                whole.append(path)
-            else:
-                logger.warning("%s is half-written, deleted; the run goes on from the one before it", path)
-                shutil.rmtree(path)
-        return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+        """The newest whole checkpoint inside task ``index``; others are deleted with a message."""
+        found = self.task_checkpoints(index).glob("checkpoint-*")
+        for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+            if is_complete(path):
+                return path
+            logger.warning("%s is half-written or damaged, deleted; the run goes on from what was before it", path)
+            shutil.rmtree(path)
+        return None
+
+
+def mark_complete(folder: Path) -> None:
+    """Write the marker that says that all files of ``folder`` are there, with their hashes."""
+    write_json(folder / COMPLETE, _hashes(folder))
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether ``folder`` has its marker and every file is what it was when the marker was written."""
+    try:
+        return bool(read_json(folder / COMPLETE) == _hashes(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((COMPLETE, ".")))
+    return {str(path.relative_to(folder)): file_sha256(path) for path in sorted(files)}
+
+
+def _visible(folder: Path) -> bool:
+    """Whether something is there; a process killed while it wrote the first file leaves no more than a hidden one."""
+    if not folder.is_dir():
+        return folder.exists()
+    return any(not path.name.startswith(".") for path in folder.iterdir())
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

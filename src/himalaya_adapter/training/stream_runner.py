@@ -16,6 +16,7 @@ from datasets import Dataset
 from peft import PeftModel, set_peft_model_state_dict
 from rich.progress import Progress
 from safetensors.torch import load_file
+from torch.nn.functional import pad
 from transformers import TrainingArguments
 
 from himalaya_adapter.backbones import Backbone, load_backbone
@@ -23,15 +24,16 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.drift import base_drift
 from himalaya_adapter.evaluation.scoring import evaluate_task
 from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.methods.construction import adapt, method_config
 from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Stream, Task, load_stream
-from himalaya_adapter.streams.encoding import encode_item
+from himalaya_adapter.streams.encoding import IGNORED_LABEL, encode_item
 from himalaya_adapter.streams.plain_text import held_out_text
 from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer
 from himalaya_adapter.training.callback import StreamCallback
 from himalaya_adapter.training.environment import describe_environment
-from himalaya_adapter.training.run_store import BEFORE, RunStore
+from himalaya_adapter.training.run_store import BEFORE, COMPLETE, RunStore, is_complete
 from himalaya_adapter.training.summary import summarise
 
 logger = logging.getLogger(__name__)
@@ -55,20 +57,21 @@ def run_stream(config: RunConfig, results_dir: Path, *, overwrite: bool = False)
     Raises:
         HimalayaError: Anything a user can mend, in one line.
     """
+    check_run(config)
     folder = results_dir / config.run_id
-    if overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
-    store = RunStore(folder, asdict(config))
+    store = RunStore(folder, asdict(config), overwrite=overwrite)
     if store.finished:
         logger.warning("%s is finished; nothing to do (overwrite=true starts it anew)", folder)
         return folder
+    adapter = method_config(config.model.adapter.type, _seeded_options(config))
     limits = Limits(train=config.dataset.max_samples_per_task, test=config.dataset.max_test_samples_per_task)
     stream = load_stream(config.dataset.name, limits=limits)
-    adapter = method_config(config.model.adapter.type, _seeded_options(config))
     quantisation = "4-bit" if config.model.backbone.quantisation else None
     backbone = load_backbone(config.model.backbone.name, quantisation=quantisation, dtype=config.model.backbone.dtype)
     model = adapt(backbone.model, adapter, config.training.seed)
-    write_json(folder / "environment.json", describe_environment(config, stream, backbone))
+    _check_budget(model, config.model.adapter.total_parameter_budget_mb)
+    # From here on the folder is written to: whatever could be wrong with the config has been found by now.
+    store.begin(describe_environment(config, stream, backbone))
     StreamRunner(config, store, stream, backbone, model).run()
     return folder
 
@@ -78,6 +81,19 @@ def _seeded_options(config: RunConfig) -> dict[str, Any]:
     if config.model.adapter.type.upper() == "HIMALAYA":
         options.setdefault("seed", config.training.seed)
     return options
+
+
+def _check_budget(model: PeftModel, budget: float | None) -> None:
+    if budget is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        size = (Path(folder) / ADAPTER_FILE).stat().st_size
+    if size > budget * BYTES_PER_MB:
+        raise HimalayaError(
+            f"the adapter takes {size / BYTES_PER_MB:.3g} MB, model.adapter.total_parameter_budget_mb allows "
+            f"{budget}: lower its sizes in model.adapter.options or raise the budget"
+        )
 
 
 class StreamRunner:
@@ -106,7 +122,6 @@ class StreamRunner:
         learned = self.store.learned()
         if learned:
             self._load_adapter(self.store.adapter_path(len(learned) - 1))
-        self._check_budget()
         cells = len(self.stream.tasks) * (len(self.stream.tasks) + 3) // 2
         with Progress(disable=not sys.stderr.isatty()) as progress:
             scoring = progress.add_task("scoring", total=cells)
@@ -131,7 +146,8 @@ class StreamRunner:
         checkpoint = self.store.last_checkpoint(index)
         if hasattr(self.model, "start_task"):
             first = collator(examples[:CALIBRATION_ITEMS])
-            del first["labels"]
+            prompt = first["input_ids"].shape[1] - first["labels"].shape[1]
+            first["labels"] = pad(first["labels"], (prompt, 0), value=IGNORED_LABEL)
             self.model.start_task(task.name, {key: value.to(self.model.device) for key, value in first.items()})
         trainer = AnswerTrainer(
             model=self.model,
@@ -145,6 +161,9 @@ class StreamRunner:
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.perf_counter() - started
+        # Mixed precision wraps `forward`. A run that is resumed after this task scores without that wrapper, so this
+        # one must too.
+        trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         record = {
             "event": "task_end",
@@ -159,10 +178,9 @@ class StreamRunner:
         }
         if training.gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
-        temporary = Path(tempfile.mkdtemp(prefix=".adapter-", dir=self.store.folder / "checkpoints"))
-        self.model.save_pretrained(temporary)
-        record["stored_bytes"] = (temporary / ADAPTER_FILE).stat().st_size
-        self.store.write_learned(index, record, temporary)
+        self.model.save_pretrained(str(self.store.unfinished_adapter))
+        record["stored_bytes"] = (self.store.unfinished_adapter / ADAPTER_FILE).stat().st_size
+        self.store.write_learned(index, record)
 
     def _arguments(self, index: int) -> TrainingArguments:
         training = self.config.training
@@ -207,21 +225,11 @@ class StreamRunner:
         return {**self.model.norm_certificate(), **self.model.task_statistics(), "stored_bytes_by_part": parts}
 
     def _load_adapter(self, folder: Path) -> None:
-        state = load_file(folder / ADAPTER_FILE)
-        set_peft_model_state_dict(self.model, state)
-
-    def _check_budget(self) -> None:
-        budget = self.config.model.adapter.total_parameter_budget_mb
-        if budget is None:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            self.model.save_pretrained(folder)
-            size = (Path(folder) / ADAPTER_FILE).stat().st_size
-        if size > budget * BYTES_PER_MB:
+        if not is_complete(folder):
             raise HimalayaError(
-                f"the adapter takes {size / BYTES_PER_MB:.2f} MB, model.adapter.total_parameter_budget_mb allows "
-                f"{budget}: lower its sizes in model.adapter.options or raise the budget"
+                f"{folder} is damaged, and no earlier adapter is kept: start the run anew with overwrite=true"
             )
+        set_peft_model_state_dict(self.model, load_file(folder / ADAPTER_FILE))
 
     # Scoring ---------------------------------------------------------------------------------------------------
 
@@ -252,7 +260,7 @@ class StreamRunner:
     def _finish(self) -> None:
         last = self.store.adapter_path(len(self.stream.tasks) - 1)
         shutil.rmtree(self.store.folder / "adapter", ignore_errors=True)
-        shutil.copytree(last, self.store.folder / "adapter")
+        shutil.copytree(last, self.store.folder / "adapter", ignore=shutil.ignore_patterns(COMPLETE))
         drift = base_drift(
             self.model,
             self.tokenizer,

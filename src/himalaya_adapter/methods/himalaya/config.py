@@ -41,6 +41,9 @@ class HimalayaConfig(PeftConfig):
         code_width (`int`):
             Width of a task's code. Tasks beyond about this number share head directions; larger leaves fewer latent
             dimensions within `hidden_params`. Start from 32.
+        atoms_per_task (`int`):
+            Elastic atoms that a task may move. More learn a task better (up to `expected_active_atoms`); when
+            `elastic_atoms / atoms_per_task` tasks have been learnt, further ones must reuse atoms. Start from 2.
         expected_active_atoms (`int`): Most atoms a token may use, in expectation (gates) and in fact (top-k).
         temperature_init (`float`):
             Temperature of the relaxed gates at the start of a task; annealed linearly to a tenth of it. Higher
@@ -56,10 +59,12 @@ class HimalayaConfig(PeftConfig):
         ValueError: If a value is outside the range named above; the message names field, value and range.
     """
 
-    target_modules: list[str] | str | None = field(
+    target_modules: list[str] | set[str] | str | None = field(
         default=None, metadata={"help": "Modules to adapt: names, name endings or one regular expression."}
     )
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules not to adapt."})
+    exclude_modules: list[str] | set[str] | str | None = field(
+        default=None, metadata={"help": "Modules not to adapt."}
+    )
     layers_to_transform: list[int] | int | None = field(
         default=None, metadata={"help": "Adapt only these layer indices."}
     )
@@ -81,6 +86,7 @@ class HimalayaConfig(PeftConfig):
     hidden_params: int = field(default=45_000, metadata={"help": "Most parameters of the router."})
     code_width: int = field(default=32, metadata={"help": "Width of a task's code."})
     expected_active_atoms: int = field(default=3, metadata={"help": "Most atoms a token may use."})
+    atoms_per_task: int = field(default=2, metadata={"help": "Elastic atoms that a task may move."})
     temperature_init: float = field(default=1.0, metadata={"help": "Gate temperature at the start of a task."})
     protect: bool = field(default=True, metadata={"help": "Keep earlier tasks by projecting the steps."})
     seed: int = field(default=0, metadata={"help": "Seed of the dictionary and the router."})
@@ -98,8 +104,10 @@ class HimalayaConfig(PeftConfig):
         for name, allowed in (("placement", PLACEMENTS), ("norm_target", NORM_TARGETS), ("gain", GAINS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        for name in ("core_atoms", "elastic_atoms", "code_width", "expected_active_atoms"):
+        for name in ("core_atoms", "elastic_atoms", "code_width", "atoms_per_task", "expected_active_atoms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.atoms_per_task > self.elastic_atoms:
+            raise ValueError(f"atoms_per_task={self.atoms_per_task} exceeds elastic_atoms={self.elastic_atoms}")
         if self.temperature_init <= 0:
             raise ValueError(f"temperature_init={self.temperature_init} must be above 0")

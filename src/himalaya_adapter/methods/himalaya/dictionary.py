@@ -14,6 +14,8 @@ class Dictionary(nn.Module):
         seed: Seed of the Gaussian from which both tiers start.
     """
 
+    core: Tensor
+
     def __init__(self, core_atoms: int, elastic_atoms: int, width: int, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)

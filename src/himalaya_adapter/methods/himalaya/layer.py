@@ -1,6 +1,7 @@
 """What stands in for an adapted module: its base layer plus the shared adapter's update."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -17,6 +18,11 @@ class HimalayaLayer(nn.Module, BaseTunerLayer):
 
     # A plain dictionary, so that torch does not register the shared modules once per layer.
     adapter_layer_names = ("himalaya_shared",)
+    if TYPE_CHECKING:  # what PEFT's mix-in brings
+        active_adapters: list[str]
+        disable_adapters: bool
+        get_base_layer: Callable[[], nn.Module]
+        set_adapter: Callable[[list[str]], None]
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """HIMALAYA as a PEFT tuner."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig
@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from .layer import HimalayaLayer
 from .shared import SharedAdapter
 
-MLP_OF_MODEL_TYPE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2")
+HAS_MLP = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2")
 
 
 class HimalayaModel(BaseTuner):
@@ -25,23 +25,28 @@ class HimalayaModel(BaseTuner):
     prefix = "himalaya_"
     tuner_layer_cls = HimalayaLayer
     uses_shared_state = True
-    target_module_mapping = {model_type: ["mlp"] for model_type in MLP_OF_MODEL_TYPE}
+    target_module_mapping = {model_type: ["mlp"] for model_type in HAS_MLP}  # noqa: RUF012  (PEFT declares it so)
 
     # The stream's life cycle -----------------------------------------------------------------------------------
 
     def start_task(self, name: str, examples: Mapping[str, Tensor] | None = None) -> None:
-        """Begin to learn task ``name``.
+        """Begin to learn task ``name``: it gets its own atoms and a head that starts as a no-op.
 
         Args:
             name: The task's name; its hash is the task's code.
-            examples: Model inputs (``input_ids``, ``attention_mask``, ...) of a few hundred tokens. With the very
-                first task they set the router's latent directions to the principal directions of the hidden states;
-                afterwards these never move, and ``examples`` is not looked at. Without them the directions are random.
+            examples: Model inputs with labels (``input_ids``, ``attention_mask``, ``labels``, ...) of a few of the
+                task's items. From their hidden states the very first task sets the router's latent directions, which
+                never move afterwards; from their gradients every task promotes its first residuals to atoms. Without
+                them both start at random, and learning is slower.
         """
         for shared in self._active():
-            if examples is not None and shared.tasks_learnt == 0 and shared.tokens_seen == 0:
-                self._fit_projection(shared, examples)
             shared.start_task(name)
+        if examples is not None:
+            inputs, curvature = self._first_residuals(examples)
+            for shared in self._active():
+                if shared.tasks_learnt == 0:
+                    shared.fit_projection(inputs)
+                shared.promote(curvature)
 
     def anneal(self, progress: float) -> None:
         """Lower the gates' temperature; ``progress`` in [0, 1] is the share of the task's steps done."""
@@ -49,7 +54,7 @@ class HimalayaModel(BaseTuner):
             shared.anneal(progress)
 
     def protect(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
-        """Let every step of ``optimizer`` keep off what earlier tasks rely on; call ``remove()`` on the handles to stop.
+        """Let every step of ``optimizer`` keep off what earlier tasks rely on; ``remove()`` the handles to stop.
 
         Args:
             optimizer: The optimiser that trains the adapter. The parameters' change is projected, not only their
@@ -90,26 +95,47 @@ class HimalayaModel(BaseTuner):
         return self._active()[0].task_statistics()
 
     def _active(self) -> list[SharedAdapter]:
-        return [self.himalaya_shared[name] for name in self.active_adapters]
+        return [cast(SharedAdapter, self.himalaya_shared[name]) for name in self.active_adapters]
 
-    def _fit_projection(self, shared: SharedAdapter, examples: Mapping[str, Tensor]) -> None:
+    def _first_residuals(self, examples: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        r"""One pass over a few examples: the layers' inputs, and how the loss falls with a shared rank-one update.
+
+        Returns:
+            The inputs ``(n, d)`` of all adapted layers at all tokens that are not padding, and the ``(d, d)`` sum of
+            :math:`-\tfrac12 (g \hat x^\top + \hat x g^\top)` over them, :math:`g` being the gradient of the loss by
+            the layer's output. To first order, an update :math:`\gamma r r^\top` lowers the loss by
+            :math:`\gamma r^\top C r` (docs/method.md, section 6).
+        """
         inputs: list[Tensor] = []
-        keep = examples.get("attention_mask", torch.ones_like(examples["input_ids"])).bool()
+        curvature: list[Tensor] = []
+        mask = examples.get("attention_mask", torch.ones_like(examples["input_ids"])).bool()
 
-        def record(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            inputs.append(arguments[0].detach().float()[keep])
+        def record(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            hidden_states = (positional[0] if positional else named["hidden_states"]).detach().float()[mask]
+            normalised = hidden_states / hidden_states.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+            inputs.append(normalised)
+            first = output[0] if isinstance(output, tuple) else output
+
+            def add(gradient: Tensor) -> None:
+                product = gradient.detach().float()[mask].T @ normalised
+                curvature.append(-(product + product.T) / 2)
+                if len(curvature) > 1:
+                    curvature[0] += curvature.pop()
+
+            first.register_hook(add)
 
         layers = [layer for layer in self.modules() if isinstance(layer, HimalayaLayer)]
-        handles = [layer.register_forward_pre_hook(record) for layer in layers]
+        handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
         was_training = self.training
         try:
-            with torch.no_grad():
-                self.eval()(**examples)
+            with torch.enable_grad():
+                self.eval()(**examples).loss.backward()
         finally:
             self.train(was_training)
+            self.zero_grad()
             for handle in handles:
                 handle.remove()
-        shared.fit_projection(torch.cat(inputs))
+        return torch.cat(inputs), curvature[0]
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
@@ -133,7 +159,7 @@ class HimalayaModel(BaseTuner):
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **kwargs: Any,
+        parameter_name: str | None = None,
     ) -> None:
         layer = target if isinstance(target, HimalayaLayer) else HimalayaLayer(target)
         base = layer.get_base_layer()
@@ -142,7 +168,7 @@ class HimalayaModel(BaseTuner):
                 f"target '{current_key}' is a {type(base).__name__}, not a linear module; placement='weights' adapts "
                 "linear modules only: name those in target_modules, or use placement='residual_stream'"
             )
-        layer.himalaya_shared[adapter_name] = self.himalaya_shared[adapter_name]
+        layer.himalaya_shared[adapter_name] = cast(SharedAdapter, self.himalaya_shared[adapter_name])
         if layer is not target:
             layer.set_adapter(self.active_adapters)
             self._replace_module(parent, target_name, layer, target)

@@ -1,4 +1,4 @@
-"""What keeps earlier tasks as they were: a projector for the head, a sketch for the atoms (docs/method.md, section 6)."""
+"""What keeps earlier tasks: a projector for the head, a sketch for the atoms (docs/method.md, section 6)."""
 
 import torch
 from torch import Tensor
@@ -85,6 +85,8 @@ def shrink_sketch(rows: Tensor, size: int) -> Tensor:
 
 def remove_span(step: Tensor, sketch: Tensor) -> Tensor:
     """The part of the rows of ``step`` ``(n, d)`` that is orthogonal to the rows of ``sketch`` ``(m, d)``."""
-    basis = torch.nn.functional.normalize(sketch.double(), dim=-1)
+    rows = sketch.double()
+    _, singular, directions = torch.linalg.svd(rows[rows.any(1)], full_matrices=False)
+    basis = directions[singular > 1e-6 * singular[:1]]
     wide = step.double()
     return (wide - (wide @ basis.T) @ basis).to(step.dtype)

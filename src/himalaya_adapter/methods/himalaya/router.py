@@ -10,7 +10,7 @@ FINAL_TEMPERATURE_SHARE = 0.1
 NEWTON_STEPS = 8
 HEAD_INIT_STD = 0.2
 # Gate logits at the start of a task: its own atoms almost always on, atoms that nobody uses never.
-OWN_GATE, UNUSED_GATE = 4.0, -20.0
+OWN_GATE, UNUSED_GATE = 8.0, -20.0
 
 
 def task_code(name: str, width: int) -> Tensor:
@@ -102,6 +102,9 @@ class HyperRouter(nn.Module):
         seed: Seed of the initial projection and head.
     """
 
+    projection: Tensor
+    offset: Tensor
+
     def __init__(self, atoms: int, width: int, latent: int, code_width: int, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -122,26 +125,28 @@ class HyperRouter(nn.Module):
     def fresh_head(self, name: str, own: Tensor, in_use: Tensor) -> Tensor:
         """The head ``(2k + 1, p + 1)`` that task ``name`` starts from.
 
-        Its own atoms are gated on for every token, with coefficient 1; atoms in use by earlier tasks can be chosen,
-        others never; the gain is 0, so that the task starts as the frozen model.
+        Its own atoms are gated on for every token, with coefficient 1; what earlier tasks use can be chosen, with
+        coefficient 0; the rest can never be. The gain is 0, so that the task starts as the frozen model.
 
         Args:
             name: The task's name, which seeds the small random part.
             own: Mask of the atoms allocated to the task, ``(k,)``.
             in_use: Mask of all atoms that hold something, ``(k,)``.
         """
-        atoms = len(own)
-        fresh = torch.randn(self.head.shape[:2], generator=_generator(f"head of {name}")) * HEAD_INIT_STD
-        fresh = fresh.to(self.head.device)
-        fresh[:atoms][~in_use] = 0
-        fresh[:atoms, -1] = torch.where(own, OWN_GATE, torch.where(in_use, 0.0, UNUSED_GATE))
-        fresh[atoms : 2 * atoms, -1] += 1
-        fresh[-1] = 0
-        return fresh
+        noise = torch.randn(self.head.shape[:2], generator=_generator(f"head of {name}")) * HEAD_INIT_STD
+        gates, coefficients, gain = noise.to(self.head.device).split([len(own), len(own), 1])
+        bias = torch.where(own, OWN_GATE, torch.where(in_use, 0.0, UNUSED_GATE))
+        gates = gates * in_use[:, None] + bias[:, None] * self._bias_feature()
+        coefficients = (coefficients + self._bias_feature()) * own[:, None]
+        return torch.cat([gates, coefficients, torch.zeros_like(gain)])
+
+    def _bias_feature(self) -> Tensor:
+        """The unit vector of the constant feature of ``[z; 1]``: ``(p + 1,)``."""
+        return torch.eye(self.head.shape[1], device=self.head.device)[-1]
 
     @torch.no_grad()
     def fit_projection(self, inputs: Tensor) -> None:
-        """Set ``P`` to the leading principal directions of normalised inputs ``(n, d)``, each scaled to unit variance."""
+        """Set ``P`` to the leading principal directions of normalised inputs ``(n, d)``, scaled to unit variance."""
         latent = self.projection.shape[0]
         mean = inputs.mean(0)
         _, singular, directions = torch.linalg.svd(inputs - mean, full_matrices=False)

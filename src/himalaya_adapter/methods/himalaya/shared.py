@@ -27,12 +27,13 @@ from .router import (
 
 # Share of a task's feature energy that the head's later steps must leave alone (docs/method.md, section 6).
 PROTECTED_ENERGY = 0.99
-SKETCH_ROWS = 128
-import os
-ATOMS_PER_TASK = int(os.environ.get("APT", 2))
-DECAY = 0.9
-MASKED = -1e4
+# Rows of the Frequent Directions sketches: of all past tasks, and of the current one.
+SKETCH_ROWS, TASK_SKETCH_ROWS = 96, 32
+# Gradients of the last steps say what a learnt task relies on; those of the first steps say what it lacked.
+STATISTICS_DECAY = 0.9
 PROJECTION_TOKENS = 4096
+MASKED = -1e4
+TINY = torch.finfo(torch.float32).tiny
 NEUTRAL_TASK = ""
 
 
@@ -46,35 +47,51 @@ class SharedAdapter(nn.Module):
         width: Width ``d`` of the atoms: that of the hidden states, or of the widest target.
     """
 
+    # Of the whole stream.
+    tasks_learnt: Tensor
+    in_use: Tensor
+    importance: Tensor
+    head_projector: Tensor
+    atom_sketch: Tensor
+    update_norm_max: Tensor
+    atom_norm_max: Tensor
+    # Of the current task; cleared at its start.
+    code: Tensor
+    own: Tensor
+    latent_moment: Tensor
+    task_sketch: Tensor
+    fisher: Tensor
+    atom_usage: Tensor
+    gate_total: Tensor
+    tokens_seen: Tensor
+
     def __init__(self, config: HimalayaConfig, width: int) -> None:
         super().__init__()
-        atoms = config.core_atoms + config.elastic_atoms
+        core, elastic = config.core_atoms, config.elastic_atoms
+        atoms = core + elastic
         latent = latent_width(width, atoms, config.code_width, config.hidden_params)
         features = (latent + 1) * config.code_width
         self.config = config
         self.width = width
         self.temperature = config.temperature_init
-        self.dictionary = Dictionary(config.core_atoms, config.elastic_atoms, width, config.seed)
+        self.dictionary = Dictionary(core, elastic, width, config.seed)
         self.router = HyperRouter(atoms, width, latent, config.code_width, config.seed)
-        self.register_buffer("code", task_code(NEUTRAL_TASK, config.code_width))
         self.register_buffer("tasks_learnt", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("in_use", torch.arange(atoms) < core)
+        self.register_buffer("importance", torch.zeros(elastic))
         self.register_buffer("head_projector", torch.eye(features))
-        self.register_buffer("atom_sketch", torch.zeros(SKETCH_ROWS, width))
-        # Of the task being learnt; cleared at its start.
+        self.register_buffer("atom_sketch", torch.zeros(SKETCH_ROWS, width, dtype=torch.bfloat16))
+        self.register_buffer("update_norm_max", torch.zeros(()))
+        self.register_buffer("atom_norm_max", torch.zeros(()))
+        self.register_buffer("code", torch.zeros(config.code_width))
+        self.register_buffer("own", torch.zeros(atoms, dtype=torch.bool))
         self.register_buffer("latent_moment", torch.zeros(latent + 1, latent + 1))
-        self.register_buffer("task_sketch", torch.zeros(SKETCH_ROWS, width))
+        self.register_buffer("task_sketch", torch.zeros(TASK_SKETCH_ROWS, width, dtype=torch.bfloat16))
+        self.register_buffer("fisher", torch.zeros(elastic))
         self.register_buffer("atom_usage", torch.zeros(atoms))
         self.register_buffer("gate_total", torch.zeros(()))
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.float64))
-        # Of the whole stream.
-        self.register_buffer("update_norm_max", torch.zeros(()))
-        self.register_buffer("atom_norm_max", torch.zeros(()))
-        self.register_buffer("importance", torch.zeros(config.elastic_atoms))
-        self.register_buffer("fisher", torch.zeros(config.elastic_atoms))
-        self.register_buffer("in_use", torch.zeros(atoms, dtype=torch.bool))
-        self.register_buffer("own", torch.zeros(atoms, dtype=torch.bool))
-        self.in_use[: config.core_atoms] = True
-        self.start_task(NEUTRAL_TASK)
+        self.start_task(NEUTRAL_TASK)  # plain PEFT use, without a stream, is one task without a name
         if not config.init_weights:
             nn.init.normal_(self.router.head, generator=torch.Generator().manual_seed(config.seed))
 
@@ -90,10 +107,10 @@ class SharedAdapter(nn.Module):
         rms = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=wide) / width**0.5
         projected = linear(hidden_states, maps).to(wide)
         normalised = projected / rms.clamp_min(torch.finfo(torch.float32).tiny)
-        latents, projections = normalised.tensor_split([len(maps) - len(atoms)], dim=-1)
-        coefficients, gain = self.route(self.router.latent(latents))
-        if self.config.placement == "weights":  # W acts on the input as it is, the skip path on the normalised one
-            projections = projected[..., -len(atoms) :]
+        latent = len(maps) - len(atoms)
+        coefficients, gain = self.route(self.router.latent(normalised[..., :latent]))
+        # A weight acts on its input as it is, the skip path on the normalised one.
+        projections = (projected if self.config.placement == "weights" else normalised)[..., latent:]
         if self.config.norm_target == "residual":
             gain = gain / self.width**0.5
         if self.training:
@@ -101,7 +118,7 @@ class SharedAdapter(nn.Module):
         return rank_one_update(projections, coefficients, gain, atoms_in, atoms_out)
 
     def route(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Coefficients :math:`u` ``(..., k)`` with at most `expected_active_atoms` non-zero, and the gain ``(..., 1)``."""
+        r"""Coefficients :math:`u` ``(..., k)``, at most `expected_active_atoms` not 0, and the gain ``(..., 1)``."""
         most = self.config.expected_active_atoms
         outputs = linear(latents, self.router.task_head(self.code).to(latents.dtype))
         atoms = outputs.shape[-1] // 2
@@ -137,37 +154,59 @@ class SharedAdapter(nn.Module):
 
     # The stream's life cycle -----------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def set_task(self, name: str) -> None:
         """Route by the code of task ``name``."""
         self.code.copy_(task_code(name, self.config.code_width))
 
+    @torch.no_grad()
     def start_task(self, name: str) -> None:
-        """Begin to learn task ``name``: route by its code and clear the running statistics."""
+        """Begin to learn task ``name``: its code, atoms of its own, a head that is a no-op, empty statistics."""
         self.set_task(name)
         self.temperature = self.config.temperature_init
         self._allocate()
         fresh = self.router.fresh_head(name, self.own, self.in_use)
-        head = self.router.head.data
-        head.copy_(reset_head(head, fresh, self.head_projector, self.code))
-        for statistic in (
-            self.latent_moment,
-            self.task_sketch,
-            self.atom_usage,
-            self.gate_total,
-            self.tokens_seen,
-            self.fisher,
-        ):
-            statistic.zero_()
+        self.router.head.copy_(reset_head(self.router.head, fresh, self.head_projector, self.code))
+        self.latent_moment.zero_()
+        self.task_sketch.zero_()
+        self.fisher.zero_()
+        self.atom_usage.zero_()
+        self.gate_total.zero_()
+        self.tokens_seen.zero_()
 
     def _allocate(self) -> None:
-        """Give the task the elastic atoms that matter least to earlier ones; free slots matter nothing."""
+        """Give the task the elastic atoms that matter least to earlier ones; a free slot matters nothing."""
         core = self.config.core_atoms
         if self.tasks_learnt == 0:
             self.in_use[core:] = False
-        own = self.importance.argsort(stable=True)[:ATOMS_PER_TASK]
+        chosen = self.importance.argsort(stable=True)[: self.config.atoms_per_task]
         self.own.zero_()
-        self.own[core + own] = True
+        self.own[core + chosen] = True
         self.in_use |= self.own
+
+    @property
+    def _own_elastic(self) -> Tensor:
+        """Mask of the elastic atoms that the task may move, ``(k_e,)``."""
+        return self.own[self.config.core_atoms :]
+
+    @torch.no_grad()
+    def fit_projection(self, inputs: Tensor) -> None:
+        """Set the latent directions from normalised inputs ``(n, d)``, of which an even selection is looked at."""
+        self.router.fit_projection(inputs[:: max(1, len(inputs) // PROJECTION_TOKENS)])
+
+    @torch.no_grad()
+    def promote(self, curvature: Tensor) -> None:
+        """Point the task's free atoms at the leading eigenvectors of its first residuals ``(d, d)``."""
+        free = self._own_elastic & (self.importance == 0)
+        count = int(free.sum())
+        if count == 0:
+            return
+        values, vectors = torch.linalg.eigh(curvature.double())
+        # All of one sign: the atoms of a token share its gain.
+        leading = vectors[:, -count:] if values[-1] >= -values[0] else vectors[:, :count]
+        # An eigenvector's sign is open; fix it, so that every machine starts alike.
+        signs = leading.gather(0, leading.abs().argmax(0, keepdim=True)).sign()
+        self.dictionary.elastic[free] = (leading * signs).T.to(self.dictionary.elastic.dtype)
 
     def anneal(self, progress: float) -> None:
         """Lower the gates' temperature linearly; ``progress`` in [0, 1] is the share of the task's steps done."""
@@ -175,12 +214,12 @@ class SharedAdapter(nn.Module):
 
     @torch.no_grad()
     def before_step(self) -> dict[str, Tensor]:
-        """Sketch this step's gradients of the atoms; returns the parameters as they were."""
+        """Take note of this step's gradients by the atoms; returns the parameters as they are."""
         gradient = self.dictionary.elastic.grad
         if self.config.protect and gradient is not None:
-            own = self.own[self.config.core_atoms :]
-            self.task_sketch.copy_(shrink_sketch(torch.cat([DECAY * self.task_sketch, gradient[own]]), SKETCH_ROWS))
-            self.fisher.mul_(DECAY).add_(gradient.square().sum(1))
+            rows = torch.cat([STATISTICS_DECAY * self.task_sketch.float(), gradient[self._own_elastic].float()])
+            self.task_sketch.copy_(shrink_sketch(rows, TASK_SKETCH_ROWS))
+            self.fisher.mul_(STATISTICS_DECAY).add_(gradient.square().sum(1))
         return {"head": self.router.head.clone(), "elastic": self.dictionary.elastic.clone()}
 
     @torch.no_grad()
@@ -190,24 +229,32 @@ class SharedAdapter(nn.Module):
         if self.config.protect and self.tasks_learnt > 0:
             step = (head - before["head"]).flatten(1)
             head.copy_(before["head"] + (step @ self.head_projector).view_as(head))
-            own = self.own[self.config.core_atoms :]
-            free = own & (self.importance == 0)
-            move = elastic - before["elastic"]
-            move = torch.where(free[:, None], move, remove_span(move, self.atom_sketch)) * own[:, None]
-            elastic.copy_(before["elastic"] + move)
+            elastic.copy_(before["elastic"] + self._allowed(elastic - before["elastic"]))
         self.dictionary.return_to_sphere()
         self.atom_norm_max.fill_(max(self.atom_norm_max.item(), self.dictionary.largest_norm()))
 
+    def _allowed(self, step: Tensor) -> Tensor:
+        """A step of the elastic atoms: free own atoms move freely, reused ones off the sketch, others not at all."""
+        own, free = self._own_elastic, self.importance == 0
+        if (own & ~free).any():
+            step = torch.where(free[:, None], step, remove_span(step, self.atom_sketch))
+        return step * own[:, None]
+
     @torch.no_grad()
     def end_task(self) -> None:
-        """Close the task: later steps keep off its features and off its gradients."""
+        """Close the task: later steps keep off its features, its atoms and its gradients."""
         if self.config.protect:
             moment = kronecker_moment(self.latent_moment, self.code)
             self.head_projector.copy_(shrink_projector(self.head_projector, moment, PROTECTED_ENERGY))
-            rows = torch.cat([self.atom_sketch, self.task_sketch])
-            self.atom_sketch.copy_(shrink_sketch(rows, SKETCH_ROWS))
-            self.importance += self.atom_usage[self.config.core_atoms :] * self.fisher / self.tokens_seen.clamp_min(1)
+            self.atom_sketch.copy_(shrink_sketch(torch.cat([self.atom_sketch, self.task_sketch]).float(), SKETCH_ROWS))
+            usage = self.atom_usage[self.config.core_atoms :] / self.tokens_seen.clamp_min(1)
+            # An atom that the task owned is never free again, even if its last gradients vanished.
+            self.importance += torch.where(
+                self._own_elastic, (usage * self.fisher).clamp_min(TINY), usage * self.fisher
+            )
         self.tasks_learnt += 1
+
+    # What is reported ------------------------------------------------------------------------------------------
 
     def stored_bytes(self) -> dict[str, int]:
         """Bytes of every stored tensor, by its name."""
@@ -218,18 +265,12 @@ class SharedAdapter(nn.Module):
         return {"update_norm_max": self.update_norm_max.item(), "atom_norm_max": self.atom_norm_max.item()}
 
     def task_statistics(self) -> dict[str, Any]:
-        """Expected and actual active atoms per token, usage of each atom (share of tokens), head directions left."""
-        tokens = max(1.0, self.tokens_seen.item())
+        """Expected and actual active atoms per token, usage of each atom (share of tokens), capacity left."""
+        tokens = self.tokens_seen.clamp_min(1).item()
         return {
             "expected_active_atoms": self.gate_total.item() / tokens,
             "active_atoms": self.atom_usage.sum().item() / tokens,
             "atom_usage": (self.atom_usage / tokens).tolist(),
             "head_directions_left": free_directions(self.head_projector),
+            "free_atoms": int((~self.in_use).sum()),
         }
-
-    @torch.no_grad()
-    def fit_projection(self, hidden_states: Tensor) -> None:
-        """Set the latent directions from hidden states ``(n, d)``, of which an even selection is looked at."""
-        chosen = hidden_states[:: max(1, len(hidden_states) // PROJECTION_TOKENS)]
-        rms = chosen.square().mean(-1, keepdim=True).sqrt().clamp_min(torch.finfo(chosen.dtype).tiny)
-        self.router.fit_projection(chosen / rms)

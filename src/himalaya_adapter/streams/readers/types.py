@@ -18,4 +18,6 @@ class Reader(Protocol):
         HimalayaError: The content is not what this reader reads.
     """
 
-    def __call__(self, content: bytes, name: str, options: Mapping[str, Any]) -> Iterator[Row]: ...
+    def __call__(self, content: bytes, name: str, options: Mapping[str, Any]) -> Iterator[Row]:
+        """Yield the rows of one file."""
+        ...

@@ -1,0 +1,66 @@
+"""Values of a run config that have the right type and still make no sense, refused before anything is loaded."""
+
+import math
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.experiments.run_config import RunConfig
+
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "method": ("proposed", "comparative"),
+    "model.backbone.quantisation": (None, "4-bit", "4-bit QLoRA"),
+    "model.backbone.dtype": ("auto", "float32", "bfloat16", "float16"),
+    "training.optimizer": ("adamw",),
+    "training.lr_scheduler": ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"),
+    "training.mixed_precision": ("auto", "no", "bf16", "fp16"),
+    "training.report_to": ("none", "tensorboard", "wandb", "mlflow", "trackio"),
+    "evaluation.primary_metric": (
+        *("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "backward_transfer"),
+        *("forgetting", "average_anytime_accuracy", "retention"),
+    ),
+}
+COUNTS = (
+    *("dataset.max_seq_length", "training.task_epochs", "training.batch_size", "training.grad_accum_steps"),
+    *("training.save_steps", "evaluation.eval_batch_size"),
+)
+OPTIONAL_COUNTS = (
+    *("dataset.max_samples_per_task", "dataset.max_test_samples_per_task", "training.max_updates_per_task"),
+)
+POSITIVE = ("training.learning_rate", "training.max_grad_norm")
+NOT_NEGATIVE = ("training.weight_decay", "training.warmup_steps")
+SEEDS = 2**31  # every library's generators take seeds below it
+
+
+def check_run(run: RunConfig) -> None:
+    """Check what types cannot say.
+
+    Raises:
+        HimalayaError: A value outside its range or choices; the message names the key, the value and what is right.
+    """
+    values = OmegaConf.structured(run)
+
+    def value(key: str) -> Any:
+        return OmegaConf.select(values, key)
+
+    def require(right: bool, key: str, expected: str) -> None:
+        if not right:
+            raise HimalayaError(f"{key}={value(key)} of run '{run.run_id}': expected {expected}")
+
+    plain = run.run_id == run.run_id.strip() and run.run_id not in ("", ".", "..") and not set(run.run_id) & set("/\\")
+    require(plain, "run_id", "the name of a folder, without slashes")
+    for key, choices in CHOICES.items():
+        if value(key) not in choices:
+            raise unknown_name(key, str(value(key)), [choice for choice in choices if choice is not None])
+    for key in (*COUNTS, *OPTIONAL_COUNTS):
+        required = key in COUNTS or value(key) is not None
+        require(not required or value(key) >= 1, key, "a whole number of at least 1")
+    for key in POSITIVE:
+        require(math.isfinite(value(key)) and value(key) > 0, key, "a number above 0")
+    for key in NOT_NEGATIVE:
+        require(math.isfinite(value(key)) and value(key) >= 0, key, "a number of at least 0")
+    require(0 <= run.training.seed < SEEDS, "training.seed", f"a whole number from 0 to {SEEDS - 1}")
+    budget = run.model.adapter.total_parameter_budget_mb
+    require(budget is None or budget > 0, "model.adapter.total_parameter_budget_mb", "a number above 0, or null")
+    require(run.model.backbone.frozen, "model.backbone.frozen", "true: only the adapter is trained")

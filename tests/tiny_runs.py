@@ -1,14 +1,24 @@
 """A run small enough for tests: a random Llama on disk, a stream of three tasks of a user's own, and its run config."""
 
 import json
+import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from himalaya_adapter.cli import main
+from himalaya_adapter.storage import read_json
+
 TASKS = ("parity", "colour_word", "echo")
+NOT_REPEATED = {"seconds", "train_seconds", "eval_seconds", "peak_memory_bytes", "resumed"}
 COLOURS = ("blue", "green", "red", "white")
 ADAPTERS: dict[str, dict[str, Any]] = {
     "HIMALAYA": {"type": "HIMALAYA", "options": {"core_atoms": 4, "elastic_atoms": 6, "hidden_params": 4000}},
@@ -78,3 +88,67 @@ def write_run(folder: Path, backbone: Path, stream: Path, method: str, **trainin
     path = folder / f"{method.lower()}.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
+
+
+def run_until_killed(words: list[str], write: int | None) -> None:
+    """Run ``himalaya WORDS`` and kill this process (SIGKILL) right before its ``write``-th change of the file system.
+
+    Changes are counted inside the folder named by ``results_dir=`` only; ``None`` lets the run finish.
+    """
+    results = next(word.removeprefix("results_dir=") for word in words if word.startswith("results_dir="))
+    changes = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "shutil.copytree"}
+    done = 0
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal done
+        written = event in changes or (event == "open" and isinstance(arguments[1], str) and arguments[1][0] in "wax")
+        if written and str(arguments[0]).startswith(results):
+            done += 1
+            if done == write:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if write is not None:
+        sys.addaudithook(count)
+    sys.exit(main(words))
+
+
+def in_own_process(words: list[str], write: int | None = None, seconds: float | None = None) -> int:
+    """Run ``himalaya WORDS`` in a process of its own and kill it at a write or after some time.
+
+    The process is forked off a server that has imported the package, so it starts in no time.
+
+    Returns:
+        The exit status; -9 if it was killed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["himalaya_adapter.training", "himalaya_adapter.report"])
+    process = context.Process(target=run_until_killed, args=(words, write))
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def results(run: Path) -> dict[str, Any]:
+    """All that a run has measured except times and memory, and its adapter's tensors as raw bytes."""
+    matrix, metrics = read_json(run / "matrix.json"), read_json(run / "metrics.json")
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    # float64 scores and losses are compared as they were written: JSON keeps every bit of them.
+    return {
+        "matrix": _without_times(matrix),
+        "metrics": _without_times(metrics),
+        "events": _without_times(events),
+        "tensors": {name: (tensor.dtype, tensor.view(-1).view(torch.uint8).tolist()) for name, tensor in tensors.items()},
+    }
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_times(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _without_times(entry) for key, entry in value.items() if key not in NOT_REPEATED}
+    return value

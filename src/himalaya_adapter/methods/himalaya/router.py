@@ -1,6 +1,7 @@
 """The hyper-router: which atoms a token uses, with which coefficients, how strongly (docs/method.md, section 3)."""
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +55,14 @@ def budget_shift(logits: Tensor, budget: float, temperature: float) -> Tensor:
         The shift, shape ``(..., 1)``. The budget holds to about 1e-5 in 32 bits; `gate_probabilities` makes it exact.
     """
     scaled = logits / temperature
-    low = torch.zeros_like(scaled[..., :1])
-    high = (torch.logsumexp(scaled, -1, keepdim=True) - torch.tensor(budget, dtype=scaled.dtype).log()).clamp_min(0)
-    shift = high
+    count = scaled.shape[-1]
+    if budget >= count:
+        return torch.zeros_like(scaled[..., :1])
+    last_in, first_out = scaled.topk(int(budget) + 1, dim=-1).values[..., -2:].split(1, dim=-1)
+    low = (first_out - math.log(budget)).clamp_min(0)
+    high = torch.maximum(last_in, first_out + math.log(2 * count)).clamp_min(0)
+    slack = torch.sigmoid(scaled).sum(-1, keepdim=True) <= budget
+    shift = ((last_in + first_out) / 2).clamp(low, high)
     for _ in range(NEWTON_STEPS):
         gates = torch.sigmoid(scaled - shift)
         excess = gates.sum(-1, keepdim=True) - budget
@@ -65,7 +71,7 @@ def budget_shift(logits: Tensor, budget: float, temperature: float) -> Tensor:
         slope = (gates * (1 - gates)).sum(-1, keepdim=True).clamp_min(1e-12)
         newton = shift + excess / slope
         shift = torch.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
-    return shift * temperature
+    return torch.where(slack, 0.0, shift) * temperature
 
 
 def gate_probabilities(logits: Tensor, budget: float, temperature: float) -> tuple[Tensor, Tensor]:

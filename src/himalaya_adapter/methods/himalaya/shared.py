@@ -216,7 +216,7 @@ class SharedAdapter(nn.Module):
     def before_step(self) -> dict[str, Tensor]:
         """Take note of this step's gradients by the atoms; returns the parameters as they are."""
         gradient = self.dictionary.elastic.grad
-        if self.config.protect and gradient is not None:
+        if gradient is not None:
             rows = torch.cat([STATISTICS_DECAY * self.task_sketch.float(), gradient[self._own_elastic].float()])
             self.task_sketch.copy_(shrink_sketch(rows, TASK_SKETCH_ROWS))
             self.fisher.mul_(STATISTICS_DECAY).add_(gradient.square().sum(1))
@@ -247,11 +247,9 @@ class SharedAdapter(nn.Module):
             moment = kronecker_moment(self.latent_moment, self.code)
             self.head_projector.copy_(shrink_projector(self.head_projector, moment, PROTECTED_ENERGY))
             self.atom_sketch.copy_(shrink_sketch(torch.cat([self.atom_sketch, self.task_sketch]).float(), SKETCH_ROWS))
-            usage = self.atom_usage[self.config.core_atoms :] / self.tokens_seen.clamp_min(1)
-            # An atom that the task owned is never free again, even if its last gradients vanished.
-            self.importance += torch.where(
-                self._own_elastic, (usage * self.fisher).clamp_min(TINY), usage * self.fisher
-            )
+        usage = self.atom_usage[self.config.core_atoms :] / self.tokens_seen.clamp_min(1)
+        # An atom that the task owned is never free again, even if its last gradients vanished.
+        self.importance += (usage * self.fisher).clamp_min(TINY) * (self._own_elastic | (usage > 0))
         self.tasks_learnt += 1
 
     # What is reported ------------------------------------------------------------------------------------------

@@ -90,10 +90,11 @@ def write_run(folder: Path, backbone: Path, stream: Path, method: str, **trainin
     return path
 
 
-def run_until_killed(words: list[str], write: int | None) -> None:
-    """Run ``himalaya WORDS`` and kill this process (SIGKILL) right before its ``write``-th change of the file system.
+def run_until_killed(words: list[str], write: int | str | None) -> None:
+    """Run ``himalaya WORDS`` and kill this process (SIGKILL) right before it changes the file system.
 
-    Changes are counted inside the folder named by ``results_dir=`` only; ``None`` lets the run finish.
+    Only changes inside the folder named by ``results_dir=`` count: the ``write``-th of them, or the first whose path
+    contains the text ``write``; ``None`` lets the run finish.
     """
     results = next(word.removeprefix("results_dir=") for word in words if word.startswith("results_dir="))
     changes = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "shutil.copytree"}
@@ -104,7 +105,7 @@ def run_until_killed(words: list[str], write: int | None) -> None:
         written = event in changes or (event == "open" and isinstance(arguments[1], str) and arguments[1][0] in "wax")
         if written and str(arguments[0]).startswith(results):
             done += 1
-            if done == write:
+            if done == write or (isinstance(write, str) and write in str(arguments[0])):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     if write is not None:
@@ -112,7 +113,7 @@ def run_until_killed(words: list[str], write: int | None) -> None:
     sys.exit(main(words))
 
 
-def in_own_process(words: list[str], write: int | None = None, seconds: float | None = None) -> int:
+def in_own_process(words: list[str], write: int | str | None = None, seconds: float | None = None) -> int:
     """Run ``himalaya WORDS`` in a process of its own and kill it at a write or after some time.
 
     The process is forked off a server that has imported the package, so it starts in no time.

@@ -1,5 +1,10 @@
 """HIMALAYA: continual learning of a long stream of tasks with one tiny adapter of constant size."""
 
-from .methods import HimalayaConfig, HimalayaModel
+import logging
+
+# At import bitsandbytes warns that an optional CPU kernel is missing; nothing here needs it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+from .methods import HimalayaConfig, HimalayaModel  # noqa: E402
 
 __all__ = ["HimalayaConfig", "HimalayaModel"]

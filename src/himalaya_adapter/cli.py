@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         chosen.command(chosen)
     except HimalayaError as error:
-        print(f"himalaya: {error}", file=sys.stderr)
+        print(f"himalaya: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("himalaya: interrupted; the same command goes on from here", file=sys.stderr)
@@ -149,8 +149,12 @@ def _generate(chosen: argparse.Namespace) -> None:
 
     from himalaya_adapter.generation import load_run
 
-    tokenizer, model = load_run(chosen.adapter, chosen.task)
+    if chosen.max_new_tokens < 1:
+        raise HimalayaError(f"--max-new-tokens {chosen.max_new_tokens}: expected a whole number of at least 1")
     prompt = sys.stdin.read() if chosen.prompt == "-" else chosen.prompt
+    if not prompt.strip():
+        raise HimalayaError("the prompt is empty: give the text that is to be answered")
+    tokenizer, model = load_run(chosen.adapter, chosen.task)
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     model.generate(

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 from peft import PeftModel
+from safetensors import SafetensorError
 
 from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.errors import HimalayaError, unknown_name
@@ -22,7 +23,7 @@ def load_run(folder: Path, task: str) -> tuple[Any, PeftModel]:
         The tokenizer and the model, in evaluation mode.
 
     Raises:
-        HimalayaError: No finished run there, or a task that it has not learned.
+        HimalayaError: No finished run there, a task that it has not learned, or a damaged adapter.
     """
     run = folder.parent if folder.name == "adapter" else folder
     if not (run / "adapter").is_dir() or not (run / "metrics.json").is_file():
@@ -34,7 +35,10 @@ def load_run(folder: Path, task: str) -> tuple[Any, PeftModel]:
     backbone = load_backbone(
         written["name"], quantisation="4-bit" if written["quantisation"] else None, dtype=written["dtype"]
     )
-    model = PeftModel.from_pretrained(backbone.model, run / "adapter").eval()
+    try:
+        model = PeftModel.from_pretrained(backbone.model, run / "adapter").eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise HimalayaError(f"the adapter in {run / 'adapter'} could not be loaded: {error}") from error
     if hasattr(model, "set_task"):
         model.set_task(task)
     return backbone.tokenizer, model

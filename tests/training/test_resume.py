@@ -13,6 +13,7 @@ import pytest
 from tiny_runs import in_own_process, results, write_backbone, write_run, write_stream
 
 from himalaya_adapter.cli import main
+from himalaya_adapter.storage import read_json
 
 KILLED = -9
 # Two epochs, so that a task is also resumed in the middle of its second one.
@@ -51,17 +52,154 @@ def uninterrupted(place: Path, method: str, words: list[str]) -> Path:
 def test_killed_at_random_writes(uninterrupted: Path, words: list[str], tmp_path: Path, method: str) -> None:
     chance = random.Random(f"writes {method}")
     kills = 0
-    while in_own_process([*words, f"results_dir={tmp_path}"], write=chance.randint(1, 90)) == KILLED:
+    while in_own_process([*words, f"results_dir={tmp_path}"], write=chance.randint(1, 120)) == KILLED:
         kills += 1
-        assert not (tmp_path / method.lower() / "metrics.json").is_file() or kills > 3
-    assert kills >= 5
+    assert kills >= 3
     assert results(tmp_path / method.lower()) == results(uninterrupted)
 
 
 def test_killed_at_random_times(uninterrupted: Path, words: list[str], tmp_path: Path, method: str) -> None:
     chance = random.Random(f"times {method}")
-    statuses = []
-    while 0 not in statuses:
-        statuses.append(in_own_process([*words, f"results_dir={tmp_path}"], seconds=chance.uniform(0.5, 2.0)))
-    assert set(statuses[:-1]) == {KILLED}
+    started = time.perf_counter()
+    assert in_own_process([*words, f"results_dir={tmp_path / 'timed'}"]) == 0
+    whole = time.perf_counter() - started
+    kills = 0
+    while not (tmp_path / method.lower() / "metrics.json").is_file():
+        # A share of what a whole run takes here and now; it grows, so that a busy machine gets to the end, too.
+        seconds = whole * (chance.uniform(0.4, 0.8) + kills / 20)
+        kills += in_own_process([*words, f"results_dir={tmp_path}"], seconds=seconds) == KILLED
+    assert kills >= 1
     assert results(tmp_path / method.lower()) == results(uninterrupted)
+
+
+def damage(checkpoints: list[Path], how: str) -> None:
+    """Do to the newest checkpoint what a kill or a broken disk does."""
+    newest = checkpoints[-1]
+    if how == "no marker":
+        (newest / "complete.json").unlink()
+    elif how == "half a marker":
+        (newest / "complete.json").write_text('{"adapter_mo', encoding="utf-8")
+    elif how == "truncated adapter":
+        path = newest / "adapter_model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+    elif how == "flipped bit in the optimiser":
+        content = bytearray((newest / "optimizer.pt").read_bytes())
+        content[len(content) // 2] ^= 1
+        (newest / "optimizer.pt").write_bytes(content)
+    elif how == "no random state":
+        (newest / "rng_state.pth").unlink()
+    else:
+        assert how == "all truncated"
+        for checkpoint in checkpoints:
+            (checkpoint / "trainer_state.json").write_text("{", encoding="utf-8")
+
+
+@pytest.fixture
+def killed_in_second_task(place: Path, method: str, words: list[str]) -> Path:
+    """A run killed right before the third checkpoint of its second task."""
+    folder = place / "killed" / method.lower()
+    if not folder.is_dir():
+        assert in_own_process([*words, f"results_dir={folder.parent}"], write="task_1/checkpoint-6") == KILLED
+    return folder
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "no marker",
+        "half a marker",
+        "truncated adapter",
+        "flipped bit in the optimiser",
+        "no random state",
+        "all truncated",
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    how: str,
+    killed_in_second_task: Path,
+    uninterrupted: Path,
+    words: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = tmp_path / killed_in_second_task.name
+    shutil.copytree(killed_in_second_task, folder)
+    checkpoints = [folder / "checkpoints" / "task_1" / f"checkpoint-{step}" for step in (2, 4)]
+    assert all((checkpoint / "complete.json").is_file() for checkpoint in checkpoints)
+    damage(checkpoints, how)
+    assert main([*words, f"results_dir={tmp_path}"]) == 0
+    assert f"{checkpoints[-1]} is half-written or damaged" in caplog.text
+    assert results(folder) == results(uninterrupted)
+
+
+def test_a_resumed_task_starts_at_its_checkpoint(
+    killed_in_second_task: Path, words: list[str], tmp_path: Path, method: str
+) -> None:
+    folder = tmp_path / method.lower()
+    shutil.copytree(killed_in_second_task, folder)
+    before = sorted((folder / "evaluations").glob("*.json"))
+    times = [path.stat().st_mtime_ns for path in before]
+    assert main([*words, f"results_dir={tmp_path}"]) == 0
+    assert [path.stat().st_mtime_ns for path in before] == times, "finished scores are not computed again"
+    records = [read_json(folder / "checkpoints" / f"record_{index}.json") for index in range(3)]
+    assert [record["resumed"] for record in records] == [False, True, False]
+    assert [record["steps"] for record in records] == [12, 12, 12]
+
+
+def test_a_damaged_adapter_of_a_learned_task_is_one_clear_line(
+    killed_in_second_task: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / killed_in_second_task.name
+    shutil.copytree(killed_in_second_task, folder)
+    adapter = folder / "checkpoints" / "after_0" / "adapter_model.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:50])
+    assert main([*words, f"results_dir={tmp_path}"]) == 2
+    assert "after_0 is damaged, and no earlier adapter is kept" in capsys.readouterr().err
+
+
+def test_a_damaged_score_is_one_clear_line(
+    killed_in_second_task: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / killed_in_second_task.name
+    shutil.copytree(killed_in_second_task, folder)
+    score = folder / "evaluations" / "after_0_task_0.json"
+    score.write_text(score.read_text(encoding="utf-8")[:20], encoding="utf-8")
+    assert main([*words, f"results_dir={tmp_path}"]) == 2
+    assert "after_0_task_0.json is damaged" in capsys.readouterr().err
+    score.unlink()
+    assert main([*words, f"results_dir={tmp_path}"]) == 0
+
+
+def test_scores_do_not_depend_on_when_the_process_was_started(
+    words: list[str], tmp_path: Path, method: str
+) -> None:
+    """Mixed precision leaves nothing on the model: a task scored right after training or after a restart is the same."""
+    words = [*words, f"results_dir={tmp_path}", "training.mixed_precision=bf16", "training.task_epochs=1"]
+    assert main(words) == 0
+    folder = tmp_path / method.lower()
+    wanted = results(folder)
+    (folder / "metrics.json").unlink()
+    for path in (folder / "evaluations").glob("after_2_*"):
+        path.unlink()
+    assert main(words) == 0
+    assert results(folder) == wanted
+
+
+def test_the_command_in_a_shell(
+    killed_in_second_task: Path, uninterrupted: Path, words: list[str], tmp_path: Path, method: str
+) -> None:
+    folder = tmp_path / method.lower()
+    shutil.copytree(killed_in_second_task, folder)
+    command = [sys.executable, "-m", "himalaya_adapter.cli", *words, f"results_dir={tmp_path}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "task 3 of 3" in line:
+            process.kill()
+            break
+    process.communicate()
+    assert process.returncode == KILLED
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip() == str(folder / "report.html")
+    assert results(folder) == results(uninterrupted)

@@ -58,6 +58,10 @@ class RunStore:
             shutil.rmtree(rubbish, ignore_errors=True)
             self.folder.rename(rubbish)
             shutil.rmtree(rubbish)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HimalayaError(f"cannot make the run's folder {self.folder}: {error.strerror}") from error
         path = self.folder / "environment.json"
         if path.is_file():
             found = self._read(path)

@@ -1,4 +1,4 @@
-"""A run small enough for tests: a random Llama on disk, a stream of three tasks of a user's own, and its run config."""
+"""A run small enough for tests: a random Llama on disk, a user's own stream of three tasks, and a run config."""
 
 import json
 import multiprocessing
@@ -143,7 +143,9 @@ def results(run: Path) -> dict[str, Any]:
         "matrix": _without_times(matrix),
         "metrics": _without_times(metrics),
         "events": _without_times(events),
-        "tensors": {name: (tensor.dtype, tensor.view(-1).view(torch.uint8).tolist()) for name, tensor in tensors.items()},
+        "tensors": {
+            name: (tensor.dtype, tensor.view(-1).view(torch.uint8).tolist()) for name, tensor in tensors.items()
+        },
     }
 
 

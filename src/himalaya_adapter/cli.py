@@ -14,6 +14,7 @@ from himalaya_adapter.errors import HimalayaError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+LABELS_SHOWN = 12
 DESCRIPTION = "Continual learning of a long stream of tasks with one tiny adapter of constant size."
 
 

@@ -16,18 +16,19 @@ from himalaya_adapter.cli import main
 from himalaya_adapter.storage import read_json
 
 KILLED = -9
+both_methods = pytest.mark.parametrize("method", ["HIMALAYA", "LORA"], indirect=True)
 # Two epochs, so that a task is also resumed in the middle of its second one.
 TRAINING = {"task_epochs": 2, "save_steps": 2}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("resume")
 
 
-@pytest.fixture(params=["HIMALAYA", "LORA"])
+@pytest.fixture
 def method(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return getattr(request, "param", "HIMALAYA")
 
 
 @pytest.fixture
@@ -49,6 +50,7 @@ def uninterrupted(place: Path, method: str, words: list[str]) -> Path:
     return folder
 
 
+@both_methods
 def test_killed_at_random_writes(uninterrupted: Path, words: list[str], tmp_path: Path, method: str) -> None:
     chance = random.Random(f"writes {method}")
     kills = 0
@@ -58,6 +60,7 @@ def test_killed_at_random_writes(uninterrupted: Path, words: list[str], tmp_path
     assert results(tmp_path / method.lower()) == results(uninterrupted)
 
 
+@both_methods
 def test_killed_at_random_times(uninterrupted: Path, words: list[str], tmp_path: Path, method: str) -> None:
     chance = random.Random(f"times {method}")
     started = time.perf_counter()
@@ -132,6 +135,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert results(folder) == results(uninterrupted)
 
 
+@both_methods
 def test_a_resumed_task_starts_at_its_checkpoint(
     killed_in_second_task: Path, words: list[str], tmp_path: Path, method: str
 ) -> None:
@@ -170,10 +174,9 @@ def test_a_damaged_score_is_one_clear_line(
     assert main([*words, f"results_dir={tmp_path}"]) == 0
 
 
-def test_scores_do_not_depend_on_when_the_process_was_started(
-    words: list[str], tmp_path: Path, method: str
-) -> None:
-    """Mixed precision leaves nothing on the model: a task scored right after training or after a restart is the same."""
+@both_methods
+def test_scores_do_not_depend_on_when_the_process_was_started(words: list[str], tmp_path: Path, method: str) -> None:
+    """Mixed precision leaves nothing on the model: a task scores the same after a restart."""
     words = [*words, f"results_dir={tmp_path}", "training.mixed_precision=bf16", "training.task_epochs=1"]
     assert main(words) == 0
     folder = tmp_path / method.lower()

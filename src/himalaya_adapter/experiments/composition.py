@@ -75,7 +75,9 @@ def compose_run(overrides: Sequence[str]) -> Launch:
         )
         run = cast(RunConfig, OmegaConf.to_object(merged))
     except ConfigKeyError as error:
-        wrong, keys = str(error.full_key), _keys(OmegaConf.structured(RunConfig))
+        keys = _keys(OmegaConf.structured(RunConfig))
+        wrong = str(error.full_key)  # stops at the first unknown part; the word itself says the whole key
+        wrong = next((key for key in words if key.startswith(f"{wrong}.")), wrong)
         section = [key for key in keys if key.rpartition(".")[0] == wrong.rpartition(".")[0]]
         raise unknown_name(f"key of run '{name}'", wrong, section if "." in wrong and section else keys) from error
     except (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:

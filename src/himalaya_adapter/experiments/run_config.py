@@ -79,7 +79,8 @@ class TrainingConfig:
         warmup_steps: Steps (an integer) or, below 1, the share of a task's steps in which the rate rises.
         max_grad_norm: Gradients are clipped to this norm.
         gradient_checkpointing: Trade time for memory.
-        mixed_precision: ``no``, ``bf16`` or ``fp16``; ``auto`` takes bf16 where the machine computes in it.
+        mixed_precision: ``auto`` trains the backbone in the precision in which it is loaded (bf16 where the machine
+            computes in it) and the adapter in 32 bits; ``bf16`` and ``fp16`` autocast, for a backbone in 32 bits.
         save_steps: Steps between two checkpoints inside a task.
         seed: Seed of initialisation, order and sampling.
         report_to: Trackers of the Trainer: ``none``, ``tensorboard``, ``wandb``, ``mlflow``, ``trackio``.

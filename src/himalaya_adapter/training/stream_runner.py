@@ -17,7 +17,7 @@ from peft import PeftModel, set_peft_model_state_dict
 from rich.progress import Progress
 from safetensors.torch import load_file
 from torch.nn.functional import pad
-from transformers import TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.errors import HimalayaError
@@ -114,7 +114,6 @@ class StreamRunner:
         self.store = store
         self.stream = stream
         self.tokenizer = backbone.tokenizer
-        self.dtype = backbone.dtype
         self.model = model
 
     def run(self) -> None:
@@ -157,6 +156,7 @@ class StreamRunner:
             processing_class=self.tokenizer,
             callbacks=[StreamCallback(self.model)],
         )
+        trainer.remove_callback(PrinterCallback)  # without a terminal it would fill standard output
         logger.info("task %d of %d: learning %s", index + 1, len(self.stream.tasks), task.name)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -185,8 +185,8 @@ class StreamRunner:
     def _arguments(self, index: int) -> TrainingArguments:
         training = self.config.training
         precision = training.mixed_precision
-        if precision == "auto":
-            precision = "bf16" if self.dtype == torch.bfloat16 else "no"
+        if precision == "auto":  # the backbone computes in its own precision, the adapter in 32 bits
+            precision = "no"
         return TrainingArguments(
             output_dir=str(self.store.task_checkpoints(index)),
             run_name=f"{self.config.run_id}-{index}",

@@ -65,13 +65,24 @@ def rank_one_update(
     Returns:
         The update of the layer's output, ``(..., m)``, in the precision of ``atoms_out``.
     """
+    norm = outer_norm(coefficients, atoms_in, atoms_out)
+    scale = gain * (coefficients * projections).sum(-1, keepdim=True) / norm
+    return (scale * coefficients).to(atoms_out.dtype) @ atoms_out
+
+
+def outer_norm(coefficients: Tensor, atoms_in: Tensor, atoms_out: Tensor) -> Tensor:
+    r"""Norm :math:`\sqrt{u^\top G_n u \; u^\top G_m u}` of :math:`(D_m^\top u)(D_n^\top u)^\top`: ``(..., 1)``.
+
+    Args:
+        coefficients: :math:`u`, shape ``(..., k)``.
+        atoms_in: :math:`D_n`, shape ``(k, n)``.
+        atoms_out: :math:`D_m`, shape ``(k, m)``.
+    """
     squared_in = (coefficients @ gram(atoms_in) * coefficients).sum(-1, keepdim=True)
     squared_out = squared_in
     if atoms_out is not atoms_in:
         squared_out = (coefficients @ gram(atoms_out) * coefficients).sum(-1, keepdim=True)
-    norm = (squared_in * squared_out).clamp_min(torch.finfo(coefficients.dtype).tiny).sqrt()
-    scale = gain * (coefficients * projections).sum(-1, keepdim=True) / norm
-    return (scale * coefficients).to(atoms_out.dtype) @ atoms_out
+    return (squared_in * squared_out).clamp_min(torch.finfo(coefficients.dtype).tiny).sqrt()
 
 
 def gram(atoms: Tensor) -> Tensor:

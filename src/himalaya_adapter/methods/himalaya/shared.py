@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from .config import HimalayaConfig
-from .dictionary import Dictionary, rank_one_update, unit_rows
+from .dictionary import Dictionary, outer_norm, rank_one_update
 from .protection import (
     free_directions,
     kronecker_moment,
@@ -97,6 +97,10 @@ class SharedAdapter(nn.Module):
 
     def forward(self, hidden_states: Tensor, output_width: int) -> Tensor:
         """The update for inputs ``(..., n)`` of a module with ``output_width`` outputs: ``(..., output_width)``."""
+        with torch.autocast(hidden_states.device.type, enabled=False):  # the norms need the precision chosen here
+            return self._update(hidden_states, output_width)
+
+    def _update(self, hidden_states: Tensor, output_width: int) -> Tensor:
         width = hidden_states.shape[-1]
         # Rounded to the input's precision before anything is computed from them: the norms then hold exactly.
         atoms = self.dictionary.atoms().to(hidden_states.dtype)
@@ -144,13 +148,12 @@ class SharedAdapter(nn.Module):
 
     @torch.no_grad()
     def _certify(self, coefficients: Tensor, gain: Tensor, atoms_in: Tensor, atoms_out: Tensor) -> None:
-        """Measure the norm of the strongest token's update from its dense vectors and keep the largest seen."""
+        """Measure the norm of the strongest token's update on its dense vectors and keep the largest seen."""
         strongest = gain.abs().argmax()
-        u = coefficients.reshape(-1, coefficients.shape[-1])[strongest]
-        r_in, r_out = u @ atoms_in.to(u.dtype), u @ atoms_out.to(u.dtype)
-        unit = unit_rows(r_in).norm() * unit_rows(r_out).norm()
-        norm = gain.abs().amax() * unit
-        self.update_norm_max.copy_(torch.maximum(self.update_norm_max, norm))
+        u = coefficients.reshape(-1, coefficients.shape[-1])[strongest].double()
+        dense = (u @ atoms_in.double()).norm() * (u @ atoms_out.double()).norm()
+        norm = gain.abs().amax() * dense / outer_norm(u.to(coefficients.dtype), atoms_in, atoms_out).squeeze()
+        self.update_norm_max.copy_(torch.maximum(self.update_norm_max, norm.to(self.update_norm_max.dtype)))
 
     # The stream's life cycle -----------------------------------------------------------------------------------
 

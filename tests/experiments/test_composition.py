@@ -1,0 +1,132 @@
+"""From the words of a command line to a run config; every mistake is one line that names the nearest right word."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.evaluation import metrics
+from himalaya_adapter.experiments import compose_run, run_names
+from himalaya_adapter.experiments.validation import CHOICES, check_run
+
+RUN = "run=demo-himalaya"
+
+
+@pytest.mark.parametrize("name", run_names())
+def test_every_packaged_run_is_valid(name: str) -> None:
+    launch = compose_run([f"run={name}"])
+    check_run(launch.run)
+    assert launch.results_dir == Path("outputs")
+    assert not launch.overwrite
+
+
+def test_overrides_win_over_the_run_and_options_are_merged() -> None:
+    words = ["run=demo-lora", "model.adapter.options.r=4", "model.adapter.options.target_modules=[q_proj]"]
+    launch = compose_run([*words, "training.seed=3", "results_dir=/tmp/my results (2)", "overwrite=true"])
+    assert launch.run.model.adapter.options == {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    assert launch.run.training.seed == 3
+    assert launch.results_dir == Path("/tmp/my results (2)")
+    assert launch.overwrite
+
+
+@pytest.mark.parametrize("text", ["2e-4", "2.0e-4", "0.0002", "2E-4"])
+def test_numbers_are_read_as_numbers(text: str, tmp_path: Path) -> None:
+    assert compose_run([RUN, f"training.learning_rate={text}"]).run.training.learning_rate == 2e-4
+    packaged = Path(__file__).parents[2] / "src/himalaya_adapter/conf/run/demo-himalaya.yaml"
+    own = tmp_path / "own.yaml"
+    own.write_text(re.sub("learning_rate: .*", f"learning_rate: {text}", packaged.read_text(encoding="utf-8")))
+    assert compose_run([f"run={own}"]).run.training.learning_rate == 2e-4
+
+
+def test_a_trial_is_the_same_run_on_fewer_items() -> None:
+    full, trial = compose_run([RUN]).run, compose_run([RUN, "mode=trial"]).run
+    assert trial.dataset.max_samples_per_task == trial.dataset.max_test_samples_per_task == 16
+    assert full.dataset.max_samples_per_task is None
+    assert compose_run([RUN, "mode=trial", "dataset.max_samples_per_task=5"]).run.dataset.max_samples_per_task == 5
+    assert trial.training == full.training
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no run named; add run=NAME"),
+        (["demo-himalaya"], "'demo-himalaya' is not an override; write KEY=VALUE"),
+        ([RUN, "=3"], "'=3' is not an override"),
+        (["run=demo-himlaya"], "unknown run 'demo-himlaya'; did you mean 'demo-himalaya'"),
+        ([RUN, "mode=trail"], "unknown mode 'trail'; did you mean 'trial'"),
+        ([RUN, "overwrite=maybe"], "overwrite=maybe: expected true or false"),
+        ([RUN, "training.lerning_rate=1"], "'training.lerning_rate'; did you mean 'training.learning_rate'"),
+        ([RUN, "learning_rate=1"], "did you mean 'training.learning_rate'"),
+        ([RUN, "model.adapter.optoins.r=4"], "did you mean 'model.adapter.options'"),
+        ([RUN, "training.batch_size=many"], "key 'training.batch_size' of run 'demo-himalaya': Value 'many'"),
+        ([RUN, "training.batch_size=2.5"], "key 'training.batch_size'"),
+        ([RUN, "training.learning_rate=null"], "key 'training.learning_rate'"),
+        ([RUN, "training=3"], "run 'demo-himalaya': "),
+        ([RUN, "model.adapter.options=3"], "key 'model.adapter.options'"),
+        ([RUN, "training.learning_rate=[1"], "run 'demo-himalaya': "),
+        ([RUN, "run_id=${oc.env:HIMALAYA_NOT_SET}"], "key 'run_id'"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(words: list[str], message: str) -> None:
+    with pytest.raises(HimalayaError) as caught:
+        compose_run(words)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("a: [", "while parsing"), ("- a\n- b\n", "expected a YAML file of keys"), ("", "missing"), ("lr: 1", "'lr'")],
+)
+def test_an_unusable_run_file_is_one_clear_line(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(HimalayaError, match=f"run '{path}'") as caught:
+        compose_run([f"run={path}"])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("training.learning_rate=-1e-3", "training.learning_rate=-0.001 of run 'himalaya': expected a number above 0"),
+        ("training.learning_rate=.nan", "expected a number above 0"),
+        ("training.learning_rate=.inf", "expected a number above 0"),
+        ("training.batch_size=0", "training.batch_size=0 of run 'himalaya': expected a whole number of at least 1"),
+        ("training.grad_accum_steps=-1", "at least 1"),
+        ("training.save_steps=0", "at least 1"),
+        ("training.task_epochs=0", "at least 1"),
+        ("training.max_updates_per_task=0", "at least 1"),
+        ("dataset.max_samples_per_task=0", "at least 1"),
+        ("dataset.max_seq_length=0", "at least 1"),
+        ("evaluation.eval_batch_size=0", "at least 1"),
+        ("training.weight_decay=-1", "at least 0"),
+        ("training.warmup_steps=-1", "at least 0"),
+        ("training.max_grad_norm=0", "above 0"),
+        ("training.seed=-1", "from 0 to"),
+        ("model.adapter.total_parameter_budget_mb=0", "above 0, or null"),
+        ("model.backbone.frozen=false", "only the adapter is trained"),
+        ("model.backbone.quantisation=4bit", "unknown model.backbone.quantisation '4bit'; did you mean '4-bit'"),
+        ("model.backbone.dtype=bf16", "did you mean 'bfloat16'"),
+        ("method=propsed", "did you mean 'proposed'"),
+        ("training.optimizer=adam", "did you mean 'adamw'"),
+        ("training.lr_scheduler=linaer", "did you mean 'linear'"),
+        ("training.mixed_precision=fp32", "unknown training.mixed_precision 'fp32'"),
+        ("training.report_to=tensorbord", "did you mean 'tensorboard'"),
+        ("evaluation.primary_metric=acc", "unknown evaluation.primary_metric 'acc'"),
+        ("run_id=../elsewhere", "the name of a folder, without slashes"),
+        ("run_id=..", "the name of a folder"),
+        ("run_id=''", "the name of a folder"),
+    ],
+)
+def test_a_silly_value_is_one_clear_line(word: str, message: str) -> None:
+    run = compose_run([RUN, word]).run
+    with pytest.raises(HimalayaError) as caught:
+        check_run(run)
+    assert message in str(caught.value)
+
+
+def test_the_primary_metric_is_one_that_is_computed() -> None:
+    assert all(callable(getattr(metrics, str(name))) for name in CHOICES["evaluation.primary_metric"])

@@ -1,0 +1,240 @@
+"""The command line: what a user can get wrong ends in one line and status 2, and nothing computed is lost."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_runs import write_backbone, write_run, write_stream
+
+from himalaya_adapter.cli import main
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture
+def words(place: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> list[str]:
+    """A run of HIMALAYA that would finish in a second or two, without its ``results_dir=``."""
+    backbone = place / "backbone"
+    if not backbone.is_dir():
+        write_backbone(backbone, tiny_model, tiny_tokenizer)
+        write_stream(place)
+    run = write_run(place, backbone, place / "stream.yaml", "HIMALAYA", max_updates_per_task=2)
+    return ["run", f"run={run}"]
+
+
+@pytest.fixture
+def finished(place: Path, words: list[str]) -> Path:
+    """The folder of a finished run; tests leave it as it is."""
+    folder = place / "out" / "himalaya"
+    if not (folder / "metrics.json").is_file():
+        assert main([*words, f"results_dir={folder.parent}"]) == 0
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file below a folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The line that a wrong command prints, without its prefix."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("himalaya: ")]
+    assert len(lines) == 1, captured.err
+    assert captured.err.endswith(f"{lines[0]}\n"), "the message is the last that is printed"
+    assert "Traceback" not in captured.err
+    return lines[0].removeprefix("himalaya: ")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.adapter.type=HIMALYA", "unknown method 'himalya'; did you mean 'himalaya'"),
+        ("model.adapter.options.core_atom=3", "did you mean 'core_atoms'"),
+        ("model.adapter.options.core_atoms=many", "option core_atoms of method HIMALAYA is 'many'; expected a whole"),
+        ("model.adapter.options.core_atoms=0", "core_atoms=0 must be at least 1"),
+        ("model.adapter.options.gain=big", "gain='big' is not one of learned, fixed"),
+        ("model.adapter.options.protect=3", "option protect of method HIMALAYA is 3; expected true or false"),
+        ("model.adapter.options.target_modules=[nothing]", "HIMALAYA does not fit LlamaForCausalLM"),
+        ("model.adapter.total_parameter_budget_mb=0.001", "the adapter takes 0.1"),
+        ("model.backbone.name=smollm2-135", "did you mean 'smollm2-135m'"),
+        ("dataset.name=demo_stream_5", "unknown stream 'demo_stream_5'; did you mean 'demo_stream_6'"),
+        ("dataset.name=none.yaml", "cannot read stream none.yaml"),
+        ("training.learning_rate=-1", "expected a number above 0"),
+        ("training.batch_size=0", "expected a whole number of at least 1"),
+        ("trainig.batch_size=4", "did you mean 'training.batch_size'"),
+        ("run_id=../outside", "the name of a folder"),
+    ],
+)
+def test_a_wrong_run_writes_nothing(
+    word: str, message: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in one_line([*words, f"results_dir={tmp_path / 'out'}", word], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_that_is_not_linear(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["model.adapter.options.placement=weights", "model.adapter.options.target_modules=[mlp]"]
+    line = one_line([*words, f"results_dir={tmp_path}", *options], capsys)
+    assert "'model.layers.0.mlp' is a LlamaMLP, not a linear module" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_corrected_command_starts_where_the_wrong_one_did_not(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_line([*words, f"results_dir={tmp_path}", "model.adapter.options.target_modules=[nothing]"], capsys)
+    assert main([*words, f"results_dir={tmp_path}"]) == 0
+
+
+def test_a_finished_run_is_left_as_it_is(finished: Path, words: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    before = snapshot(finished)
+    assert main([*words, f"results_dir={finished.parent}"]) == 0
+    assert "is finished; nothing to do (overwrite=true starts it anew)" in caplog.text
+    assert snapshot(finished) == before
+
+
+def test_the_folder_of_another_config_is_refused(
+    finished: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(finished)
+    line = one_line([*words, f"results_dir={finished.parent}", "training.learning_rate=0.5"], capsys)
+    assert "was begun with training.learning_rate=0.01, this run has 0.5" in line
+    assert snapshot(finished) == before
+
+
+def test_overwrite_does_not_delete_before_the_run_can_start(
+    finished: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(finished)
+    for wrong in ("model.adapter.options.target_modules=[nothing]", "dataset.name=none.yaml", "training.seed=-1"):
+        one_line([*words, f"results_dir={finished.parent}", "overwrite=true", wrong], capsys)
+    assert snapshot(finished) == before
+
+
+def test_overwrite_starts_anew(words: list[str], tmp_path: Path) -> None:
+    assert main([*words, f"results_dir={tmp_path}"]) == 0
+    (tmp_path / "himalaya" / "old.txt").write_text("of the first run", encoding="utf-8")
+    assert main([*words, f"results_dir={tmp_path}", "overwrite=true", "training.learning_rate=0.5"]) == 0
+    written = yaml.safe_load((tmp_path / "himalaya" / "config.yaml").read_text(encoding="utf-8"))
+    assert written["training"]["learning_rate"] == 0.5
+    assert not (tmp_path / "himalaya" / "old.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["himalaya"]
+
+
+@pytest.mark.parametrize("overwrite", ["true", "false"])
+def test_a_folder_that_is_no_run_is_never_touched(
+    overwrite: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precious = tmp_path / "himalaya" / "thesis.txt"
+    precious.parent.mkdir()
+    precious.write_text("years of work", encoding="utf-8")
+    line = one_line([*words, f"results_dir={tmp_path}", f"overwrite={overwrite}"], capsys)
+    assert "is no run's folder (no config.yaml)" in line
+    assert precious.read_text(encoding="utf-8") == "years of work"
+
+
+def test_changed_data_do_not_mix_with_older_scores(
+    words: list[str], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_stream(tmp_path)
+    arguments = [*words, f"results_dir={tmp_path / 'out'}", f"dataset.name={tmp_path / 'stream.yaml'}"]
+    assert main(arguments) == 0
+    (tmp_path / "out" / "himalaya" / "metrics.json").unlink()  # as if it had been killed at its end
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text(encoding="utf-8").replace("sofa", "chair"), encoding="utf-8")
+    assert "was begun with other training or test data" in one_line(arguments, capsys)
+
+
+def test_a_results_dir_that_is_a_file(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("", encoding="utf-8")
+    assert "cannot make the run's folder" in one_line([*words, f"results_dir={tmp_path / 'out'}"], capsys)
+
+
+def test_a_damaged_config_is_one_clear_line(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "himalaya").mkdir()
+    (tmp_path / "himalaya" / "config.yaml").write_text("run_id: [", encoding="utf-8")
+    assert "config.yaml is damaged" in one_line([*words, f"results_dir={tmp_path}"], capsys)
+
+
+def test_generate_names_the_nearest_task(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = one_line(["generate", str(finished), "Is 2 even?", "--task", "parrity"], capsys)
+    assert "unknown task 'parrity'; did you mean 'parity'" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "text", "--task", "parity"], "nowhere is not a finished run"),
+        (["RUN", "  ", "--task", "parity"], "the prompt is empty"),
+        (["RUN", "text", "--task", "parity", "--max-new-tokens", "0"], "expected a whole number of at least 1"),
+    ],
+)
+def test_generate_refuses(
+    arguments: list[str], message: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in one_line(["generate", *[str(finished) if one == "RUN" else one for one in arguments]], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["results_dir=x"], "compare takes results_dir=FOLDER and run_ids="),
+        (["results_dir=x", "run_ids=himalaya"], "is not a JSON list of names"),
+        (["results_dir=RESULTS", 'run_ids=["himalya"]'], "did you mean 'himalaya'"),
+    ],
+)
+def test_compare_refuses(
+    arguments: list[str], message: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replaced = [one.replace("RESULTS", str(finished.parent)) for one in arguments]
+    assert message in one_line(["compare", *replaced], capsys)
+
+
+def test_data_shows_a_users_own_stream(place: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "show", str(place / "stream.yaml"), "colour_word"]) == 0
+    shown = capsys.readouterr().out
+    assert "kind extraction, language en, metric token_f1" in shown
+    assert "train: 24 items" in shown
+    assert "did you mean 'echo'" in one_line(["data", "show", str(place / "stream.yaml"), "eco"], capsys)
+    assert "unknown stream 'demo_strem_6'; did you mean" in one_line(["data", "list", "demo_strem_6"], capsys)
+
+
+def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "himalaya_adapter.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+
+
+def test_help_in_a_shell() -> None:
+    shown = shell("--help")
+    assert shown.returncode == 0
+    assert all(command in shown.stdout for command in ("run", "compare", "data", "generate"))
+
+
+def test_a_mistake_in_a_shell_is_one_line_and_status_2() -> None:
+    failed = shell("run", "run=demo-himlaya")
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    assert failed.stderr.splitlines()[-1].startswith("himalaya: unknown run 'demo-himlaya'; did you mean")
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("arguments", [["rum"], [], ["run"], ["generate", "folder", "prompt"]])
+def test_an_incomplete_command_shows_its_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: himalaya" in capsys.readouterr().err

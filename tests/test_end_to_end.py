@@ -1,0 +1,245 @@
+"""From two run configs to two reports and a comparison, on a tiny random Llama and a user's own stream."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny_runs import TASKS, in_own_process, write_backbone, write_run, write_stream
+
+from himalaya_adapter.backbones import load_backbone
+from himalaya_adapter.cli import main
+from himalaya_adapter.evaluation import metrics as formulas
+from himalaya_adapter.evaluation.scoring import evaluate_task
+from himalaya_adapter.experiments import compose_run
+from himalaya_adapter.generation import load_run
+from himalaya_adapter.storage import read_json
+from himalaya_adapter.streams import load_stream
+from himalaya_adapter.training import run_stream
+
+METHODS = ("HIMALAYA", "LORA")
+FRACTIONS = (
+    *("average_accuracy", "learning_accuracy", "average_anytime_accuracy", "retained_accuracy_auc"),
+    *("retained_accuracy_auc_low", "retained_accuracy_auc_high", "frozen_accuracy"),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("end_to_end")
+
+
+@pytest.fixture
+def prepare(place: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> Callable[..., list[str]]:
+    """Words of the command line for a run of a method with changed training options."""
+
+    def prepare(method: str, **training: Any) -> list[str]:
+        if not (place / "backbone").is_dir():
+            write_backbone(place / "backbone", tiny_model, tiny_tokenizer)
+            write_stream(place)
+        return ["run", f"run={write_run(place, place / 'backbone', place / 'stream.yaml', method, **training)}"]
+
+    return prepare
+
+
+@pytest.fixture(params=METHODS)
+def run(request: pytest.FixtureRequest, place: Path, prepare: Callable[..., list[str]]) -> Path:
+    """The folder of a finished run of each method, computed once."""
+    folder = place / "out" / request.param.lower()
+    if not (folder / "metrics.json").is_file():
+        assert main([*prepare(request.param), f"results_dir={place / 'out'}"]) == 0
+    return folder
+
+
+def stored(run: Path, row: int | str, task: int) -> dict[str, Any]:
+    return read_json(run / "evaluations" / f"after_{row}_task_{task}.json")
+
+
+def event_lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_matrix_is_the_stored_evaluations(run: Path) -> None:
+    matrix = read_json(run / "matrix.json")
+    assert matrix["tasks"] == list(TASKS)
+    assert [len(row) for row in matrix["rows"]] == [1, 2, 3]
+    cells = [(matrix["before"][task], stored(run, "before", task)) for task in range(3)]
+    cells += [(matrix["rows"][row][task], stored(run, row, task)) for row in range(3) for task in range(row + 1)]
+    for cell, evaluation in cells:
+        scores = evaluation.pop("item_scores")
+        assert cell == evaluation
+        assert cell["low"] <= cell["score"] <= cell["high"]
+        assert len(scores) == cell["n"] == 8
+        if cell["metric"] in ("accuracy", "token_f1", "chrf"):
+            assert cell["score"] == pytest.approx(sum(scores) / 8)
+
+
+def test_the_metrics_follow_from_the_matrix(run: Path) -> None:
+    matrix, found = read_json(run / "matrix.json"), read_json(run / "metrics.json")
+    scores = [[cell["score"] for cell in row] for row in matrix["rows"]]
+    last = len(scores) - 1
+    assert found["average_accuracy"] == pytest.approx(sum(scores[last]) / 3)
+    assert found["learning_accuracy"] == pytest.approx(sum(row[-1] for row in scores) / 3)
+    assert found["backward_transfer"] == pytest.approx(sum(scores[last][j] - scores[j][j] for j in range(2)) / 2)
+    assert found["forgetting"] == pytest.approx(formulas.forgetting(scores))
+    means = [sum(row) / len(row) for row in scores]
+    assert found["average_anytime_accuracy"] == pytest.approx(sum(means) / 3)
+    assert [entry["mean"] for entry in found["retained_accuracy"]] == pytest.approx(means)
+    assert found["retained_accuracy_auc"] == pytest.approx(formulas.retained_accuracy_auc(scores))
+    assert found["retention"] == pytest.approx(formulas.retention(scores))
+    assert found["frozen_accuracy"] == pytest.approx(sum(cell["score"] for cell in matrix["before"]) / 3)
+    assert all(0 <= found[name] <= 1 for name in FRACTIONS)
+    assert found["retained_accuracy_auc_low"] <= found["retained_accuracy_auc"] <= found["retained_accuracy_auc_high"]
+    cells = [*matrix["before"], *(cell for row in matrix["rows"] for cell in row)]
+    assert found["eval_seconds"] == pytest.approx(sum(cell["seconds"] for cell in cells))
+    for index, task in enumerate(found["tasks"]):
+        assert (task["name"], task["n"]) == (TASKS[index], 8)
+        assert task["before"] == matrix["before"][index]
+        assert task["after_learning"] == matrix["rows"][index][index]
+        assert task["final"] == matrix["rows"][last][index]
+
+
+def test_the_resources_are_those_of_the_adapter(run: Path) -> None:
+    found = read_json(run / "metrics.json")
+    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert found["stored_bytes"] == (run / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert found["peak_memory_bytes"] > 50_000_000
+    assert found["train_seconds"] > 0
+    if found["method"] == "lora":
+        assert found["trainable_parameters"] == sum(tensor.numel() for tensor in tensors.values())
+        assert found["update_norm_max"] is None
+        assert found["atom_norm_max"] is None
+    else:
+        assert 0 < found["trainable_parameters"] < sum(tensor.numel() for tensor in tensors.values())
+        assert 0 < found["update_norm_max"] <= 1 + 1e-6
+        assert 0.9 < found["atom_norm_max"] <= 1.05
+
+
+def test_the_events_and_the_environment_tell_what_happened(run: Path, place: Path) -> None:
+    events = event_lines(run)
+    assert [(event["event"], event["index"], event["task"]) for event in events] == [
+        ("task_end", index, name) for index, name in enumerate(TASKS)
+    ]
+    assert all(event["steps"] == 6 for event in events)
+    assert all(event["stored_bytes"] == events[0]["stored_bytes"] for event in events), "constant size"
+    if run.name == "himalaya":
+        assert all(len(event["atom_usage"]) == 10 for event in events)
+        assert all(0 < event["expected_active_atoms"] <= 3.01 for event in events)
+    environment = read_json(run / "environment.json")
+    hashes = {task.name: dict(task.hashes) for task in load_stream(str(place / "stream.yaml")).tasks}
+    assert environment["data_hashes"] == hashes
+    assert environment["torch"] == torch.__version__
+    assert environment["seed"] == 0
+
+
+def test_training_changed_the_adapter_and_the_loss_fell(run: Path) -> None:
+    first = event_lines(run)[0]
+    assert first["loss_last"] < first["loss_first"]
+
+
+def test_the_saved_adapter_scores_as_the_last_row(run: Path, place: Path) -> None:
+    stream = load_stream(str(place / "stream.yaml"))
+    backbone = load_backbone(str(place / "backbone"), dtype="float32")
+    model = PeftModel.from_pretrained(backbone.model, run / "adapter").eval()
+    for index, task in enumerate(stream.tasks):
+        if hasattr(model, "set_task"):
+            model.set_task(task.name)
+        score = evaluate_task(model, backbone.tokenizer, task, batch_size=8, max_length=96)
+        wanted = stored(run, 2, index)
+        assert list(score.item_scores) == wanted["item_scores"]
+        assert score.score == wanted["score"]
+
+
+def test_the_page_stands_alone_and_the_runs_can_be_compared(
+    place: Path, prepare: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in METHODS:
+        assert main([*prepare(method), f"results_dir={place / 'out'}"]) == 0
+        page = (place / "out" / method.lower() / "report.html").read_text(encoding="utf-8")
+        assert all(task in page for task in TASKS)
+        assert "http://" not in page.replace("http://www.w3.org", "")
+    capsys.readouterr()
+    assert main(["compare", f"results_dir={place / 'out'}", 'run_ids=["himalaya", "lora"]']) == 0
+    report = place / "out" / "comparison" / "report.html"
+    assert capsys.readouterr().out.strip() == str(report)
+    assert report.is_file()
+    aggregated = (report.parent / "aggregated_metrics.json").read_text(encoding="utf-8")
+    assert '"himalaya"' in aggregated
+    assert '"lora"' in aggregated
+
+
+def test_generate_answers_as_a_task(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(run), "Repeat 12:", "--task", "echo", "--max-new-tokens", "4"]) == 0
+    answer = capsys.readouterr().out.strip()
+    tokenizer, model = load_run(run / "adapter", "echo")
+    inputs = tokenizer("Repeat 12:", return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert answer == tokenizer.decode(output, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        (["training.grad_accum_steps=2"], 3),
+        (["training.max_updates_per_task=2"], 2),
+        (["training.task_epochs=2", "training.max_updates_per_task=8"], 8),
+        (["training.gradient_checkpointing=true"], 6),
+        (["training.mixed_precision=bf16"], 6),
+        (["training.lr_scheduler=cosine", "training.warmup_steps=2"], 6),
+        (["mode=trial"], 4),  # 16 items in batches of 4
+    ],
+)
+def test_every_way_of_training_runs_to_the_end(
+    changes: list[str], steps: int, prepare: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    assert main([*prepare("HIMALAYA"), f"results_dir={tmp_path}", *changes]) == 0
+    assert [event["steps"] for event in event_lines(tmp_path / "himalaya")] == [steps] * 3
+
+
+def test_accumulated_gradients_are_those_of_the_large_batch(prepare: Callable[..., list[str]], tmp_path: Path) -> None:
+    tensors, losses = [], []
+    for batch_size, steps in ((8, 1), (4, 2)):
+        sizes = [f"training.batch_size={batch_size}", f"training.grad_accum_steps={steps}"]
+        launch = compose_run([*prepare("LORA")[1:], *sizes, f"results_dir={tmp_path / str(steps)}"])
+        folder = run_stream(launch.run, launch.results_dir)
+        tensors.append(load_file(folder / "adapter" / "adapter_model.safetensors"))
+        losses.append([event[key] for event in event_lines(folder) for key in ("loss_first", "loss_last")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    for name, tensor in tensors[0].items():
+        # AdamW divides tiny gradients by their size, and rounding with them: hence the wide tolerance.
+        torch.testing.assert_close(tensor, tensors[1][name], rtol=0, atol=5e-3)
+
+
+def test_gradient_checkpointing_changes_no_score(
+    prepare: Callable[..., list[str]], tmp_path: Path, place: Path
+) -> None:
+    plain = compose_run(prepare("LORA")[1:]).run
+    saving = dataclasses.replace(plain, training=dataclasses.replace(plain.training, gradient_checkpointing=True))
+    folders = [run_stream(one, tmp_path / name) for one, name in ((plain, "plain"), (saving, "saving"))]
+    one, other = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in folders)
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_4_bit_backbone(method: str, prepare: Callable[..., list[str]], tmp_path: Path) -> None:
+    words = [*prepare(method), f"results_dir={tmp_path}", "model.backbone.quantisation=4-bit QLoRA"]
+    # bitsandbytes may abort a process on a processor that it does not know: not this one.
+    assert in_own_process([*words, "training.max_updates_per_task=2"]) == 0
+    assert read_json(tmp_path / method.lower() / "metrics.json")["stored_bytes"] > 0
+    _, model = load_run(tmp_path / method.lower(), "parity")
+    assert model.get_base_model().is_loaded_in_4bit
+
+
+def test_adapter_options_from_the_command_line(prepare: Callable[..., list[str]], tmp_path: Path) -> None:
+    words = [*prepare("LORA"), f"results_dir={tmp_path}"]
+    options = ["model.adapter.options.r=2", "model.adapter.options.target_modules=[v_proj]", "mode=trial"]
+    assert main([*words, *options]) == 0
+    tensors = load_file(tmp_path / "lora" / "adapter" / "adapter_model.safetensors")
+    assert all("v_proj" in name for name in tensors)
+    assert {min(tensor.shape) for tensor in tensors.values()} == {2}

@@ -197,7 +197,7 @@ def test_generate_answers_as_a_task(run: Path, capsys: pytest.CaptureFixture[str
 def test_every_way_of_training_runs_to_the_end(
     changes: list[str], steps: int, prepare: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    assert main([*prepare("HIMALAYA"), f"results_dir={tmp_path}", *changes]) == 0
+    run_stream(compose_run([*prepare("HIMALAYA")[1:], *changes]).run, tmp_path)
     assert [event["steps"] for event in event_lines(tmp_path / "himalaya")] == [steps] * 3
 
 
@@ -237,9 +237,8 @@ def test_a_4_bit_backbone(method: str, prepare: Callable[..., list[str]], tmp_pa
 
 
 def test_adapter_options_from_the_command_line(prepare: Callable[..., list[str]], tmp_path: Path) -> None:
-    words = [*prepare("LORA"), f"results_dir={tmp_path}"]
     options = ["model.adapter.options.r=2", "model.adapter.options.target_modules=[v_proj]", "mode=trial"]
-    assert main([*words, *options]) == 0
+    run_stream(compose_run([*prepare("LORA")[1:], *options]).run, tmp_path)
     tensors = load_file(tmp_path / "lora" / "adapter" / "adapter_model.safetensors")
     assert all("v_proj" in name for name in tensors)
     assert {min(tensor.shape) for tensor in tensors.values()} == {2}

@@ -138,7 +138,7 @@ def _data_show(chosen: argparse.Namespace) -> None:
         f"template {spec.template!r} -> {spec.target!r}",
     ]
     for split, digest in card.task.hashes.items():
-        counts = ", ".join(f"{label} {count}" for label, count in card.label_counts[split].items())
+        counts = ", ".join(f"{label} {count}" for label, count in card.label_counts.get(split, {}).items())
         labels = f" ({counts})" if spec.labels else ""
         lines.append(f"{split}: {len(card.task.split(split))} items, sha256 {digest[:16]}{labels}")
     lines += [f"example: {item.prompt!r} -> {item.target!r}" for item in card.examples]

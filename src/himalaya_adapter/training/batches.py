@@ -16,7 +16,10 @@ EPOCH_STRIDE = 1_000_003
 
 
 class AnswerCollator:
-    """Pads on the left; ``labels`` keep only the last columns, as many as the longest answer of the batch has.
+    """Pads on the left; ``labels`` keep only the last columns: the longest answer of the batch, and one before it.
+
+    That one is never to be predicted. It is there for the Trainer, which counts the answer tokens of a step from the
+    second column on, as a model shifts its labels.
 
     Args:
         padding: Token id of the padding.
@@ -26,7 +29,7 @@ class AnswerCollator:
         self.padding = padding
 
     def __call__(self, examples: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
-        """Collate examples of ``streams.encoding.encode_item``: ids, mask, positions ``(b, s)``, labels ``(b, a)``."""
+        """Collate what ``encode_item`` returns: ids, mask and positions ``(b, s)``, labels ``(b, a + 1)``."""
         length = max(len(example["input_ids"]) for example in examples)
         answer = max(sum(label != IGNORED_LABEL for label in example["labels"]) for example in examples)
 
@@ -38,7 +41,7 @@ class AnswerCollator:
             "input_ids": padded("input_ids", self.padding),
             "attention_mask": mask,
             "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
-            "labels": padded("labels", IGNORED_LABEL)[:, -answer:],
+            "labels": padded("labels", IGNORED_LABEL)[:, -answer - 1 :],
         }
 
 
@@ -85,7 +88,7 @@ class AnswerTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Mean cross-entropy of the answer tokens, over all batches that make up one optimiser step."""
-        labels = inputs.pop("labels")
+        labels = inputs.pop("labels")[:, 1:]
         outputs = model(**inputs, logits_to_keep=labels.shape[1] + 1, use_cache=False)
         logits = outputs.logits[:, :-1].float().flatten(0, 1)
         reduction = "mean" if num_items_in_batch is None else "sum"

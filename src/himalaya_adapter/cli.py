@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# Imports of the heavy floors stand inside the commands: `himalaya --help` should not load torch.
+# Imports stand inside the commands: each loads only the floors that it needs.
 
 
 def _run(chosen: argparse.Namespace) -> None:

@@ -67,7 +67,7 @@ def test_hashes_are_those_of_every_machine() -> None:
 
 
 def test_shares_of_the_splits() -> None:
-    counts = {split: 0 for split in SPLITS}
+    counts = dict.fromkeys(SPLITS, 0)
     for number in range(10_000):
         counts[split_of(f"source {number}")] += 1
     assert abs(counts["test"] / 10_000 - 0.22) < 0.02

@@ -1,6 +1,7 @@
 """Learns a stream task by task, scores after each, and can be killed and started again at any moment."""
 
 import logging
+import os
 import resource
 import shutil
 import sys
@@ -148,6 +149,8 @@ class StreamRunner:
             prompt = first["input_ids"].shape[1] - first["labels"].shape[1]
             first["labels"] = pad(first["labels"], (prompt, 0), value=IGNORED_LABEL)
             self.model.start_task(task.name, {key: value.to(self.model.device) for key, value in first.items()})
+        # Beside the checkpoints, which are deleted when the task is learnt.
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(self.store.folder / "tensorboard"))
         trainer = AnswerTrainer(
             model=self.model,
             args=self._arguments(index),

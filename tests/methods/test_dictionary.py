@@ -106,7 +106,7 @@ def test_return_to_sphere_keeps_the_direction() -> None:
     with torch.no_grad():
         dictionary.elastic.mul_(3.0)
     assert dictionary.largest_norm() == pytest.approx(3, abs=1e-5)
-    dictionary.return_to_sphere()
+    dictionary.return_to_sphere(torch.ones(len(dictionary.elastic), dtype=torch.bool))
     torch.testing.assert_close(dictionary.elastic.detach(), direction)
 
 

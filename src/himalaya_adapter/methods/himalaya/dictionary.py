@@ -31,9 +31,9 @@ class Dictionary(nn.Module):
         return torch.cat([self.core, self.elastic])
 
     @torch.no_grad()
-    def return_to_sphere(self) -> None:
-        """Put every elastic atom back to unit length, as is done after every optimiser step."""
-        self.elastic.copy_(unit_rows(self.elastic))
+    def return_to_sphere(self, moved: Tensor) -> None:
+        """Put the elastic atoms of the mask ``moved`` ``(k_e,)`` back to unit length, as after every step."""
+        self.elastic.copy_(torch.where(moved[:, None], unit_rows(self.elastic), self.elastic))
 
     @torch.no_grad()
     def largest_norm(self) -> float:

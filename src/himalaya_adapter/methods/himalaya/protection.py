@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# A feature of a new task of which less than this share is free cannot be reset without a large change elsewhere.
+SMALLEST_FREE_SHARE = 0.05
+
 
 def kronecker_moment(latent_moment: Tensor, code: Tensor) -> Tensor:
     r"""Second moment of :math:`\varphi = [z; 1] \otimes c` from that of ``[z; 1]``: ``(F, F)``, ``F = (p + 1) e``."""
@@ -56,7 +59,7 @@ def reset_head(head: Tensor, target: Tensor, projector: Tensor, code: Tensor) ->
     basis = torch.kron(torch.eye(latent, dtype=torch.float64, device=head.device), code.double()[:, None])
     free = projector.double() @ basis
     gap = target.double() - head.double() @ code.double()
-    change = gap @ torch.linalg.pinv(basis.T @ free, rtol=1e-3, hermitian=True) @ free.T
+    change = gap @ torch.linalg.pinv(basis.T @ free, atol=SMALLEST_FREE_SHARE, rtol=0.0, hermitian=True) @ free.T
     return (head.double() + change.view_as(head)).to(head.dtype)
 
 

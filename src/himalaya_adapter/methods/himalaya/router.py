@@ -154,6 +154,7 @@ class HyperRouter(nn.Module):
     def fit_projection(self, inputs: Tensor) -> None:
         """Set ``P`` to the leading principal directions of normalised inputs ``(n, d)``, scaled to unit variance."""
         latent = self.projection.shape[0]
+        inputs = inputs.to(self.projection.dtype)
         mean = inputs.mean(0)
         _, singular, directions = torch.linalg.svd(inputs - mean, full_matrices=False)
         found = min(latent, len(singular))

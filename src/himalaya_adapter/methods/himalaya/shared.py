@@ -229,11 +229,13 @@ class SharedAdapter(nn.Module):
     def after_step(self, before: dict[str, Tensor]) -> None:
         """Take out of the optimiser's step what earlier tasks rely on, and put the atoms back on the sphere."""
         head, elastic = self.router.head, self.dictionary.elastic
-        if self.config.protect and self.tasks_learnt > 0:
-            step = (head - before["head"]).flatten(1)
-            head.copy_(before["head"] + (step @ self.head_projector).view_as(head))
+        if self.config.protect:
             elastic.copy_(before["elastic"] + self._allowed(elastic - before["elastic"]))
-        self.dictionary.return_to_sphere()
+            if self.tasks_learnt > 0:
+                step = (head - before["head"]).flatten(1)
+                head.copy_(before["head"] + (step @ self.head_projector).view_as(head))
+        moved = (elastic != before["elastic"]).any(1)
+        self.dictionary.return_to_sphere(moved)
         self.atom_norm_max.fill_(max(self.atom_norm_max.item(), self.dictionary.largest_norm()))
 
     def _allowed(self, step: Tensor) -> Tensor:

@@ -230,7 +230,7 @@ class SharedAdapter(nn.Module):
         """Take out of the optimiser's step what earlier tasks rely on, and put the atoms back on the sphere."""
         head, elastic = self.router.head, self.dictionary.elastic
         if self.config.protect:
-            elastic.copy_(before["elastic"] + self._allowed(elastic - before["elastic"]))
+            elastic.copy_(self._allowed(before["elastic"], elastic))
             if self.tasks_learnt > 0:
                 step = (head - before["head"]).flatten(1)
                 head.copy_(before["head"] + (step @ self.head_projector).view_as(head))
@@ -238,12 +238,13 @@ class SharedAdapter(nn.Module):
         self.dictionary.return_to_sphere(moved)
         self.atom_norm_max.fill_(max(self.atom_norm_max.item(), self.dictionary.largest_norm()))
 
-    def _allowed(self, step: Tensor) -> Tensor:
-        """A step of the elastic atoms: free own atoms move freely, reused ones off the sketch, others not at all."""
+    def _allowed(self, before: Tensor, after: Tensor) -> Tensor:
+        """Elastic atoms after a step: free own ones as stepped, reused ones off the sketch, all others as before."""
         own, free = self._own_elastic, self.importance == 0
+        kept = before
         if (own & ~free).any():
-            step = torch.where(free[:, None], step, remove_span(step, self.atom_sketch))
-        return step * own[:, None]
+            kept = torch.where(own[:, None], before + remove_span(after - before, self.atom_sketch), before)
+        return torch.where((own & free)[:, None], after, kept)
 
     @torch.no_grad()
     def end_task(self) -> None:

@@ -43,7 +43,7 @@ class HimalayaConfig(PeftConfig):
             dimensions within `hidden_params`. Start from 32.
         atoms_per_task (`int`):
             Elastic atoms that a task may move. More learn a task better (up to `expected_active_atoms`); when
-            `elastic_atoms / atoms_per_task` tasks have been learnt, further ones must reuse atoms. Start from 2.
+            `elastic_atoms / atoms_per_task` tasks have been learnt, further ones must reuse atoms. Start from 3.
         expected_active_atoms (`int`): Most atoms a token may use, in expectation (gates) and in fact (top-k).
         temperature_init (`float`):
             Temperature of the relaxed gates at the start of a task; annealed linearly to a tenth of it. Higher
@@ -86,7 +86,7 @@ class HimalayaConfig(PeftConfig):
     hidden_params: int = field(default=45_000, metadata={"help": "Most parameters of the router."})
     code_width: int = field(default=32, metadata={"help": "Width of a task's code."})
     expected_active_atoms: int = field(default=3, metadata={"help": "Most atoms a token may use."})
-    atoms_per_task: int = field(default=2, metadata={"help": "Elastic atoms that a task may move."})
+    atoms_per_task: int = field(default=3, metadata={"help": "Elastic atoms that a task may move."})
     temperature_init: float = field(default=1.0, metadata={"help": "Gate temperature at the start of a task."})
     protect: bool = field(default=True, metadata={"help": "Keep earlier tasks by projecting the steps."})
     seed: int = field(default=0, metadata={"help": "Seed of the dictionary and the router."})

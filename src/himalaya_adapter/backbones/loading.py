@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from peft import prepare_model_for_kbit_training
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -124,7 +125,17 @@ def _load(
     if config is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         _keep_packing(model)
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     return model, tokenizer
+
+
+def _contiguous(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copy the few hidden states that logits are wanted for before they are projected onto the vocabulary.
+
+    A slice of a batch times a frozen weight becomes a batched product in torch, for which the vocabulary's matrix is
+    copied once per example: two thirds of a short forward pass.
+    """
+    return (arguments[0].contiguous(), *arguments[1:])
 
 
 def _keep_packing(model: PreTrainedModel) -> None:

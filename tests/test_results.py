@@ -14,4 +14,5 @@ def test_the_demo_table_is_generated_from_the_committed_runs() -> None:
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     written = page.split(START)[1].split(END)[0]
     generated = tables(read_comparable_runs(RESULTS / "demo", ["himalaya", "lora"]))
-    assert written.strip() == generated.split("\n", 1)[1].strip()
+    below_the_page_title = generated.split("\n", 1)[1].replace("## Task by task", "### Task by task")
+    assert written.strip() == below_the_page_title.strip()

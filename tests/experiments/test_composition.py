@@ -23,10 +23,10 @@ def test_every_packaged_run_is_valid(name: str) -> None:
 
 def test_overrides_win_over_the_run_and_options_are_merged() -> None:
     words = ["run=demo-lora", "model.adapter.options.r=4", "model.adapter.options.target_modules=[q_proj]"]
-    launch = compose_run([*words, "training.seed=3", "results_dir=/tmp/my results (2)", "overwrite=true"])
+    launch = compose_run([*words, "training.seed=3", "results_dir=elsewhere/my results (2)", "overwrite=true"])
     assert launch.run.model.adapter.options == {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj"]}
     assert launch.run.training.seed == 3
-    assert launch.results_dir == Path("/tmp/my results (2)")
+    assert launch.results_dir == Path("elsewhere/my results (2)")
     assert launch.overwrite
 
 

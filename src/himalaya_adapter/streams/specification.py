@@ -1,5 +1,6 @@
 """Reads the YAML entry of a task into a ``TaskSpec``, with one clear line for whatever is wrong in it."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,11 @@ from himalaya_adapter.streams.task import KINDS, SPLITS, Limits, Source, TaskSpe
 
 TASK_KEYS = (
     *("name", "language", "kind", "source", "template", "target", "metric", "labels", "max_new_tokens", "caps"),
-    *("max_prompt_characters", "max_target_characters", "description"),
+    *("max_prompt_characters", "max_target_characters", "description", "forbidden_words", "label_noise"),
 )
-OPTIONAL_TASK_KEYS = {"labels", "description", "caps", "max_prompt_characters", "max_target_characters"}
-SOURCE_KEYS = ("archive", "files", "reader", "options", "where", "group")
+OPTIONAL_TASK_KEYS = {"labels", "caps", *TASK_KEYS[-5:]}
+SOURCE_KEYS = ("archive", "files", "reader", "options", "where", "group", "part")
+PART = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 
 
 def read_task(entry: Any, stream: str) -> TaskSpec:
@@ -55,6 +57,8 @@ def read_task(entry: Any, stream: str) -> TaskSpec:
         max_prompt_characters=_optional_count(entry, "max_prompt_characters", here),
         max_target_characters=_optional_count(entry, "max_target_characters", here),
         description=str(entry.get("description", "")).strip(),
+        forbidden_words=_names(entry.get("forbidden_words", [])),
+        label_noise=_label_noise(entry.get("label_noise", 0), labels, here),
     )
 
 
@@ -109,6 +113,14 @@ def _labels(value: Any, here: str) -> tuple[tuple[str, ...], dict[str, str]]:
     return labels, label_of
 
 
+def _label_noise(value: Any, labels: tuple[str, ...], here: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+        raise HimalayaError(f"'label_noise' of {here} is {value!r}; expected a share of at least 0 and below 1")
+    if value and not labels:
+        raise HimalayaError(f"{here} has 'label_noise' but no labels")
+    return float(value)
+
+
 def _source(value: Any, task: str) -> Source:
     here = f"'source' of {task}"
     source = _mapping(value, here, SOURCE_KEYS)
@@ -127,7 +139,15 @@ def _source(value: Any, task: str) -> Source:
         options=_mapping(source.get("options", {}), f"'options' of {here}", READER_OPTIONS.get(reader, ())),
         where={field: _names(values) for field, values in where.items()},
         group=_names(source["group"]),
+        part=_part(source.get("part", "1/1"), here),
     )
+
+
+def _part(value: Any, here: str) -> tuple[int, int]:
+    found = PART.fullmatch(str(value))
+    if not found or int(found[1]) > int(found[2]):
+        raise HimalayaError(f"'part' of {here} is {value!r}; expected which of how many parts, such as '1/2'")
+    return int(found[1]), int(found[2])
 
 
 def _names(value: Any) -> tuple[str, ...]:

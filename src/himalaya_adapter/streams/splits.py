@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from himalaya_adapter.streams.task import SPLITS, Item, Limits
 
@@ -24,6 +25,27 @@ def without_duplicates(items: Iterable[Item]) -> list[Item]:
         by_prompt[item.prompt].append(item)
     unambiguous = (same for same in by_prompt.values() if len({item.target for item in same}) == 1)
     return [min(same, key=lambda item: item.source) for same in unambiguous]
+
+
+def is_in_part(source: str, part: tuple[int, int]) -> bool:
+    """Whether a source item belongs to the i-th of n disjoint parts, ``part = (i, n)`` counted from 1."""
+    number, count = part
+    return stable_hash(f"part {source}") % count == number - 1
+
+
+def with_label_noise(items: Sequence[Item], labels: Sequence[str], share: float) -> tuple[Item, ...]:
+    """Give ``share`` of the items another label, the same items and labels on every machine."""
+    return tuple(
+        replace(item, target=_other_label(item, labels))
+        if stable_hash(f"noise {item.prompt}") / HASH_RANGE < share
+        else item
+        for item in items
+    )
+
+
+def _other_label(item: Item, labels: Sequence[str]) -> str:
+    others = [label for label in labels if label != item.target]
+    return others[stable_hash(f"wrong {item.prompt}") % len(others)]
 
 
 def split_of(source: str) -> str:

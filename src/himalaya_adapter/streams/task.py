@@ -43,11 +43,13 @@ class Source:
 
     Args:
         archive: Name of an archive of ``archives.yaml`` or of the stream's own ``archives``; ``None`` for local files.
-        files: Shell patterns of the files to read, in the archive or relative to the stream's YAML file.
+        files: Shell patterns of the files to read, in the archive or relative to the stream's YAML file; in an
+            archive, a pattern that begins with ``!`` leaves files out.
         reader: Name of a reader in ``readers.READERS``.
         options: Further arguments of that reader.
         where: Row filter: field name to the list of values that are kept.
         group: Fields that together name the source item; rows that agree in them never fall into different splits.
+        part: ``(i, n)``: only the i-th of n disjoint parts of the source items, for tasks that share an archive.
     """
 
     archive: str | None
@@ -56,6 +58,7 @@ class Source:
     options: Mapping[str, Any]
     where: Mapping[str, tuple[str, ...]]
     group: tuple[str, ...]
+    part: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class TaskSpec:
         max_prompt_characters: Items with a longer prompt are left out; ``None`` keeps all.
         max_target_characters: Items with a longer target are left out; ``None`` keeps all.
         description: One sentence for people.
+        forbidden_words: Items with one of these in the prompt, in any case, are left out, such as the source's name.
+        label_noise: Share of the training items that carry a wrong label; validation and test are never changed.
     """
 
     name: str
@@ -93,6 +98,8 @@ class TaskSpec:
     max_prompt_characters: int | None
     max_target_characters: int | None
     description: str
+    forbidden_words: tuple[str, ...] = ()
+    label_noise: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -8,39 +8,58 @@ from typing import Any
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.streams.readers.types import Row
 
+OPTIONS = ("documented",)
 PLACEHOLDER = "f"  # stands where the function's name was
 
 
 def read_python_functions(content: bytes, name: str, options: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield ``name``, ``code`` (docstring removed, name replaced by ``f``), ``summary`` and ``file``. No options.
+    """Yield ``name``, ``code`` (docstring removed, name replaced by ``f``), ``signature``, ``body``, ``summary``,
+    ``file`` and ``package`` (the first two folders of the file, ``sympy.geometry``).
 
     Left out are special methods (``__init__``) and functions that are only a docstring, ``pass`` or ``...``.
-    ``summary`` is the first line of the docstring, or empty.
+    ``summary`` is the first line of the docstring, or empty. ``body`` is dedented.
+
+    Args:
+        content: Python source.
+        name: Its path in the archive.
+        options: ``documented``: true for the functions with a docstring only, false for those without one.
     """
+    documented = options.get("documented")
+    if documented not in (None, True, False):
+        raise HimalayaError(f"option 'documented' for {name} is {documented!r}; expected true or false")
     try:
         text = content.decode("utf-8")
         tree = ast.parse(text)
     except (SyntaxError, ValueError) as error:  # ValueError: null bytes, or not UTF-8
         raise HimalayaError(f"cannot read Python source {name}: {error}") from error
-    lines = [f"{line}\n" for line in text.split("\n")]  # counted as ast counts them, unlike splitlines()
+    lines = text.split("\n")  # counted as ast counts them, unlike splitlines()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("__"):
-            code = _code(node, lines)
-            if code.startswith(f"def {PLACEHOLDER}("):
-                summary = (ast.get_docstring(node) or "").partition("\n")[0].strip()
-                yield {"name": node.name, "code": code, "summary": summary, "file": name}
+            signature, body = _parts(node, lines)
+            summary = (ast.get_docstring(node) or "").partition("\n")[0].strip()
+            if signature.startswith(f"def {node.name}(") and documented in (None, bool(summary)):
+                yield {
+                    "name": node.name,
+                    "code": f"{signature}\n{body}".replace(f"def {node.name}(", f"def {PLACEHOLDER}(", 1).strip(),
+                    "signature": signature,
+                    "body": textwrap.dedent(body).strip(),
+                    "summary": summary,
+                    "file": name,
+                    "package": ".".join(name.split("/")[:2]),
+                }
 
 
-def _code(node: ast.FunctionDef, lines: list[str]) -> str:
-    """The function's text without decorators and docstring; empty if nothing is left of the body."""
+def _parts(node: ast.FunctionDef, lines: list[str]) -> tuple[str, str]:
+    """The function's text without decorators and docstring, as signature and body; empty if there is no body."""
     body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
     if not body or all(isinstance(statement, ast.Pass) for statement in body) or _is_ellipsis(body[0]):
-        return ""
+        return "", ""
     if body[0].lineno == node.lineno:  # "def f(): return 1"
-        return ""
-    head = "".join(lines[node.lineno - 1 : node.body[0].lineno - 1])
-    rest = "".join(lines[body[0].lineno - 1 : node.end_lineno])
-    return textwrap.dedent(head + rest).replace(f"def {node.name}(", f"def {PLACEHOLDER}(", 1).strip()
+        return "", ""
+    head = lines[node.lineno - 1 : node.body[0].lineno - 1]
+    rest = lines[body[0].lineno - 1 : node.end_lineno]
+    text = textwrap.dedent("\n".join(head + rest)).split("\n")
+    return "\n".join(text[: len(head)]), "\n".join(text[len(head) :])
 
 
 def _is_ellipsis(statement: ast.stmt) -> bool:

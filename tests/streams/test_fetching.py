@@ -1,0 +1,94 @@
+"""Archives of a stream: fetched once, in one display, going on after an interruption; patterns choose files."""
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from himalaya_adapter import packages
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.streams import load_stream
+from himalaya_adapter.streams.catalogue import fetch_stream
+
+NAMES = ("first", "second")
+TASK = """
+  - {name: NAME, language: en, kind: generation, metric: chrf, max_new_tokens: 4,
+     template: "{text}:", target: "{answer}",
+     source: {archive: NAME, files: ["NAME/*.jsonl", "!*/tests/*"], group: text}}"""
+
+
+def build_wheel(folder: Path, name: str) -> Path:
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for place in (f"{name}/rows.jsonl", f"{name}/tests/rows.jsonl"):
+            lines = (f'{{"text": "{place} {number}", "answer": "{number}"}}\n' for number in range(60))
+            wheel.writestr(place, "".join(lines))
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place that pip may look: two wheels. The cache is empty."""
+    monkeypatch.setenv("HIMALAYA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "upstream"))
+    (tmp_path / "upstream").mkdir()
+    return tmp_path / "upstream"
+
+
+@pytest.fixture
+def stream(upstream: Path, tmp_path: Path) -> str:
+    wheels = {name: build_wheel(upstream, name) for name in NAMES}
+    archives = "".join(
+        f"  {name}: {{requirement: {name}==1.0, sha256: {hashlib.sha256(wheel.read_bytes()).hexdigest()},"
+        " megabytes: 1, licence: none}\n"
+        for name, wheel in wheels.items()
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"archives:\n{archives}tasks:{''.join(TASK.replace('NAME', name) for name in NAMES)}\n")
+    return str(path)
+
+
+def test_an_interrupted_fetch_goes_on(stream: str, upstream: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    away = (upstream / "second-1.0-py3-none-any.whl").rename(upstream / "away")
+    with pytest.raises(HimalayaError, match=r"second==1\.0 is not in the cache"):
+        fetch_stream(stream)
+    away.rename(upstream / "second-1.0-py3-none-any.whl")
+    (upstream / "first-1.0-py3-none-any.whl").unlink()
+    capfd.readouterr()
+    assert list(fetch_stream(stream)) == list(NAMES), "the first one is not fetched again"
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "1 of 1 MB" in err
+
+
+def test_nothing_is_shown_when_all_is_there(stream: str, capfd: pytest.CaptureFixture[str]) -> None:
+    fetch_stream(stream)
+    capfd.readouterr()
+    fetch_stream(stream)
+    load_stream(stream)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_damaged_archive_is_fetched_again(stream: str) -> None:
+    path = fetch_stream(stream)["second"]
+    digest = packages.file_sha256(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert packages.file_sha256(fetch_stream(stream)["second"]) == digest
+
+
+def test_offline_names_the_archive_that_is_missing(stream: str) -> None:
+    with pytest.raises(HimalayaError, match=r"first==1\.0 is not in the cache .* offline use was asked for"):
+        load_stream(stream, offline=True)
+
+
+def test_excluded_files_are_not_read(stream: str) -> None:
+    for task in load_stream(stream).tasks:
+        assert {item.source.rsplit(" ", 1)[0] for item in task.train} == {f"{task.name}/rows.jsonl"}

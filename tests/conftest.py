@@ -1,6 +1,8 @@
 """A real tokenizer and tiny Llama models with random weights, for tests that must not touch the network."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +35,17 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(TOKENIZER_TEXTS, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
+
+
+@pytest.fixture
+def only_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, the only place where pip may look for packages. The cache is empty."""
+    monkeypatch.setenv("HIMALAYA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "upstream"))
+    (tmp_path / "upstream").mkdir()
+    return tmp_path / "upstream"
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The command line: what a user can get wrong ends in one line and status 2, and nothing computed is lost."""
 
+import json
 import os
 import subprocess
 import sys
@@ -68,6 +69,14 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("model.adapter.options.protect=3", "option protect of method HIMALAYA is 3; expected true or false"),
         ("model.adapter.options.target_modules=[nothing]", "HIMALAYA does not fit LlamaForCausalLM"),
         ("model.adapter.total_parameter_budget_mb=0.001", "the adapter takes 0.1"),
+        ("dataset.num_tasks=4", "stream tiny has 3 tasks; dataset.num_tasks=3 or null runs it"),
+        ("dataset.languages=[de]", "the tasks of stream tiny are in [en]; dataset.languages=[en] or null runs it"),
+        ("dataset.languages=[en,de,multi]", "dataset.languages=[de, en, multi] of run 'himalaya'"),
+        (
+            "model.adapter.core_dictionary.num_atoms=4",
+            "and model.adapter.options.core_atoms of run",
+        ),
+        ("model.kd_tree.fanout=3", "fanout=3 is not one of 4, 8, 16 (the run sets it as model.kd_tree.fanout)"),
         ("model.backbone.name=smollm2-135", "did you mean 'smollm2-135m'"),
         ("dataset.name=demo_stream_5", "unknown stream 'demo_stream_5'; did you mean 'demo_stream_6'"),
         ("dataset.name=none.yaml", "cannot read stream none.yaml"),
@@ -170,6 +179,55 @@ def test_a_damaged_config_is_one_clear_line(
     assert "config.yaml is damaged" in one_line([*words, f"results_dir={tmp_path}"], capsys)
 
 
+SOURCE = "run=proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
+
+
+@pytest.mark.parametrize("run", [SOURCE, "run=demo-himalaya"])
+def test_budget_prints_what_is_counted(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["budget", run]) == 0
+    shown = capsys.readouterr().out
+    assert all(what in shown for what in ("dictionary.elastic", "router.head", "header", "total", "2.5 MB"))
+    assert all(what in shown for what in ("trainable parameters", "45,000", "active atoms", "matrix products"))
+
+
+def test_budget_ends_in_one_line_where_it_is_exceeded(capsys: pytest.CaptureFixture[str]) -> None:
+    line = one_line(["budget", "run=demo-lora", "model.adapter.total_parameter_budget_mb=2"], capsys)
+    assert line.startswith("the adapter takes 2.23 MB (0.553 of them layers.*.self_attn.q_proj.lora_A.weight)")
+    assert "unknown run 'demo-hima'" in one_line(["budget", "run=demo-hima"], capsys)
+    assert "expected a number above 0" in one_line(["budget", "run=demo-lora", "training.learning_rate=0"], capsys)
+
+
+def test_a_run_over_its_budget_stops_before_weights_and_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HIMALAYA_CACHE", str(tmp_path / "cache"))
+    over = "model.adapter.total_parameter_budget_mb=0.5"
+    for run in (SOURCE, "run=demo-himalaya", "run=demo-lora"):
+        assert "the adapter takes " in one_line(["run", run, over, f"results_dir={tmp_path / 'out'}"], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_that_are_another_machines_are_named(
+    words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = ["evaluation.secondary_metric=cpu_latency_overhead", "evaluation.cpu_latency_device=raspberry-pi-4"]
+    keys += ["hardware.gpu_type=A100-80GB", "hardware.max_gpu_mem_gb=100000"]
+    keys += ["optuna.search_space.learning_rate={type: uniform, low: 0.1, high: 0.2}"]
+    keys += ["dataset.num_tasks=3", "dataset.languages=[en]", "dataset.streaming=true"]
+    assert main([*words, f"results_dir={tmp_path}", *keys]) == 0
+    assert "planned for A100-80GB with 100000" in caplog.text
+    assert "cpu_latency_overhead is not measured by a run: it belongs to raspberry-pi-4" in caplog.text
+    assert "a search would vary them" in caplog.text
+
+
+def test_more_updates_than_the_epochs_hold_repeat_nothing(words: list[str], tmp_path: Path) -> None:
+    more = ["training.max_updates_per_task=50000", "training.task_epochs=2", "training.grad_accum_steps=4"]
+    assert main([*words, f"results_dir={tmp_path}", *more]) == 0
+    events = (tmp_path / "himalaya" / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    # 24 items are 6 batches of 4, so an epoch is one step of 4 batches and one of the 2 that are left.
+    assert [event["steps"] for event in map(json.loads, events) if event["event"] == "task_end"] == [4, 4, 4]
+
+
 def test_generate_names_the_nearest_task(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = one_line(["generate", str(finished), "Is 2 even?", "--task", "parrity"], capsys)
     assert "unknown task 'parrity'; did you mean 'parity'" in line
@@ -221,7 +279,7 @@ def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_in_a_shell() -> None:
     shown = shell("--help")
     assert shown.returncode == 0
-    assert all(command in shown.stdout for command in ("run", "compare", "data", "generate"))
+    assert all(command in shown.stdout for command in ("run", "budget", "compare", "data", "generate"))
 
 
 def test_a_mistake_in_a_shell_is_one_line_and_status_2() -> None:

@@ -120,16 +120,21 @@ def test_the_resources_are_those_of_the_adapter(run: Path) -> None:
         assert 0.9 < found["atom_norm_max"] <= 1.05
 
 
+def task_ends(run: Path) -> list[dict[str, Any]]:
+    return [event for event in event_lines(run) if event["event"] == "task_end"]
+
+
 def test_the_events_and_the_environment_tell_what_happened(run: Path, place: Path) -> None:
-    events = event_lines(run)
-    assert [(event["event"], event["index"], event["task"]) for event in events] == [
-        ("task_end", index, name) for index, name in enumerate(TASKS)
-    ]
-    assert all(event["steps"] == 6 for event in events)
-    assert all(event["stored_bytes"] == events[0]["stored_bytes"] for event in events), "constant size"
+    ends = task_ends(run)
+    assert [(event["index"], event["task"]) for event in ends] == list(enumerate(TASKS))
+    assert all(event["steps"] == 6 for event in ends)
+    assert all(event["skipped_steps"] == 0 for event in ends)
+    assert all(event["stored_bytes"] == ends[0]["stored_bytes"] for event in ends), "constant size"
     if run.name == "himalaya":
-        assert all(len(event["atom_usage"]) == 10 for event in events)
-        assert all(0 < event["expected_active_atoms"] <= 3.01 for event in events)
+        assert all(len(event["atom_usage"]) == 10 for event in ends)
+        assert all(0 < event["expected_active_atoms"] <= 3.01 for event in ends)
+    else:
+        assert event_lines(run) == ends
     environment = read_json(run / "environment.json")
     hashes = {task.name: dict(task.hashes) for task in load_stream(str(place / "stream.yaml")).tasks}
     assert environment["data_hashes"] == hashes
@@ -137,8 +142,30 @@ def test_the_events_and_the_environment_tell_what_happened(run: Path, place: Pat
     assert environment["seed"] == 0
 
 
+@pytest.mark.parametrize("run", ["HIMALAYA"], indirect=True)
+def test_the_dictionary_grows_and_evicts(run: Path) -> None:
+    """The events stand in the order in which they happened, each task's before its end."""
+    lines = event_lines(run)
+    order = [(event["index"], event.get("step", event.get("steps")), event["event"] == "task_end") for event in lines]
+    assert order == sorted(order)
+    assert all(event["task"] == TASKS[event["index"]] for event in lines)
+    promotions = [event for event in lines if event["event"] == "promotion"]
+    evictions = [event for event in lines if event["event"] == "eviction"]
+    assert promotions
+    assert all(1 <= event["step"] <= 6 and 0 <= event["slot"] < 6 for event in promotions)
+    assert all(0 <= event["similarity"] < 0.99 for event in promotions)
+    assert {event["index"] for event in evictions} == {2}, "the first two tasks have taken all slots"
+    assert all(event["step"] == 0 and 0 <= event["survives"] <= 1 for event in evictions)
+    free = [event["free_atoms"] for event in task_ends(run)]
+    assert free[0] > 0
+    assert free[1:] == [0, 0]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Growth of the dictionary" in page
+    assert "Events, task by task" in page
+
+
 def test_training_changed_the_adapter_and_the_loss_fell(run: Path) -> None:
-    first = event_lines(run)[0]
+    first = task_ends(run)[0]
     assert first["loss_last"] < first["loss_first"]
 
 
@@ -198,7 +225,7 @@ def test_every_way_of_training_runs_to_the_end(
     changes: list[str], steps: int, prepare: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     run_stream(compose_run([*prepare("HIMALAYA")[1:], *changes]).run, tmp_path)
-    assert [event["steps"] for event in event_lines(tmp_path / "himalaya")] == [steps] * 3
+    assert [event["steps"] for event in task_ends(tmp_path / "himalaya")] == [steps] * 3
 
 
 def test_accumulated_gradients_are_those_of_the_large_batch(prepare: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -208,7 +235,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(prepare: Callable[..
         launch = compose_run([*prepare("LORA")[1:], *sizes, f"results_dir={tmp_path / str(steps)}"])
         folder = run_stream(launch.run, launch.results_dir)
         tensors.append(load_file(folder / "adapter" / "adapter_model.safetensors"))
-        losses.append([event[key] for event in event_lines(folder) for key in ("loss_first", "loss_last")])
+        losses.append([event[key] for event in task_ends(folder) for key in ("loss_first", "loss_last")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     for name, tensor in tensors[0].items():
         # AdamW divides tiny gradients by their size, and rounding with them: hence the wide tolerance.

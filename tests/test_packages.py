@@ -1,11 +1,10 @@
 """Archives: fetched by the real pip from a local folder of wheels, hash-checked, cached, read without unpacking."""
 
 import hashlib
-import os
-import zipfile
 from pathlib import Path
 
 import pytest
+from wheels import build_wheel
 
 from himalaya_adapter import packages
 from himalaya_adapter.errors import HimalayaError
@@ -16,27 +15,10 @@ CONTENT = b'{"text": "one"}\n' * 400
 UNREACHABLE_INDEX = "http://127.0.0.1:9/simple"
 
 
-def build_wheel(folder: Path, content: bytes = CONTENT) -> Path:
-    """A small but valid wheel that pip accepts."""
-    folder.mkdir(exist_ok=True)
-    path = folder / "sample_data-1.0-py3-none-any.whl"
-    info = "sample_data-1.0.dist-info"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
-        wheel.writestr(MEMBER, content)
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: sample-data\nVersion: 1.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
-    return path
-
-
 @pytest.fixture
-def upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place that pip may look: one wheel in a local folder. The cache is empty."""
-    monkeypatch.setenv("HIMALAYA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "upstream"))
-    return build_wheel(tmp_path / "upstream")
+def upstream(only_index: Path) -> Path:
+    """The one wheel that there is."""
+    return build_wheel(only_index, "sample-data", {MEMBER: CONTENT})
 
 
 def sha256(path: Path) -> str:

@@ -17,11 +17,19 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from himalaya_adapter.cli import main
 from himalaya_adapter.storage import read_json
 
+PRELOADED = ["himalaya_adapter.training", "himalaya_adapter.report"]  # by the server that processes are forked off
 TASKS = ("parity", "colour_word", "echo")
 NOT_REPEATED = {"seconds", "train_seconds", "eval_seconds", "peak_memory_bytes", "resumed"}
 COLOURS = ("blue", "green", "red", "white")
 ADAPTERS: dict[str, dict[str, Any]] = {
-    "HIMALAYA": {"type": "HIMALAYA", "options": {"core_atoms": 4, "elastic_atoms": 6, "hidden_params": 4000}},
+    # So few atoms and so short a window that the dictionary grows, and the third task evicts an atom of the first two.
+    "HIMALAYA": {
+        "type": "HIMALAYA",
+        "options": {
+            **{"core_atoms": 4, "elastic_atoms": 6, "leaf_size": 2, "hidden_params": 4000},
+            **{"growth_window": 2, "similarity_threshold_tau": 0.99},
+        },
+    },
     "LORA": {"type": "LORA", "options": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"]}},
 }
 
@@ -122,7 +130,7 @@ def in_own_process(words: list[str], write: int | str | None = None, seconds: fl
         The exit status; -9 if it was killed.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["himalaya_adapter.training", "himalaya_adapter.report"])
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=run_until_killed, args=(words, write))
     process.start()
     process.join(seconds)

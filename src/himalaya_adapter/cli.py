@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help="run=NAME mode=trial|full results_dir=… …")
     run.set_defaults(command=_run)
 
+    budget = commands.add_parser(
+        "budget", help="bytes, parameters and operations of a run's adapter; no weights needed"
+    )
+    budget.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help="run=NAME …")
+    budget.set_defaults(command=_budget)
+
     compare = commands.add_parser("compare", help="compare finished runs of one stream")
     compare.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help='results_dir=… run_ids=\'["a", "b"]\'')
     compare.set_defaults(command=_compare)
@@ -80,9 +87,26 @@ def _run(chosen: argparse.Namespace) -> None:
 
     launch = compose_run(chosen.overrides)
     folder = run_stream(launch.run, launch.results_dir, overwrite=launch.overwrite)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one process of several: the first one reports
     if not (folder / "report.html").is_file():
         write_run_report(folder)
     print(folder / "report.html")
+
+
+def _budget(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.budget import check_size, count_budget
+    from himalaya_adapter.experiments import compose_run
+    from himalaya_adapter.experiments.validation import check_run
+    from himalaya_adapter.report.budget_tables import budget_tables
+
+    run = compose_run(chosen.overrides).run
+    check_run(run)
+    budget = count_budget(run)
+    for table in budget_tables(run, budget):
+        Console().print(table)
+    if run.model.adapter.total_parameter_budget_mb is not None:
+        check_size(budget.stored, run.model.adapter.total_parameter_budget_mb)
 
 
 def _compare(chosen: argparse.Namespace) -> None:

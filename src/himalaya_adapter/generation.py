@@ -16,7 +16,7 @@ def load_run(folder: Path, task: str) -> tuple[Any, PeftModel]:
     """Load the backbone and the adapter of a run and switch to one of its tasks.
 
     Args:
-        folder: A run's folder, or the ``adapter`` folder inside it.
+        folder: A run's folder, or the ``adapter`` or ``release`` folder inside it; ``adapter`` is the default.
         task: Name of a task that the run has learned.
 
     Returns:
@@ -25,9 +25,12 @@ def load_run(folder: Path, task: str) -> tuple[Any, PeftModel]:
     Raises:
         HimalayaError: No finished run there, a task that it has not learned, or a damaged adapter.
     """
-    run = folder.parent if folder.name == "adapter" else folder
-    if not (run / "adapter").is_dir() or not (run / "metrics.json").is_file():
-        raise HimalayaError(f"{folder} is not a finished run: it has no adapter/ beside metrics.json")
+    run, name = (folder.parent, folder.name) if folder.name in ("adapter", "release") else (folder, "adapter")
+    adapter = run / name
+    if not adapter.is_dir() or not (run / "metrics.json").is_file():
+        raise HimalayaError(f"{folder} is not a finished run: it has no {name}/ beside metrics.json")
+    if not (adapter / "adapter_model.safetensors").is_file():  # PEFT would look for a pickled file next
+        raise HimalayaError(f"the adapter in {adapter} has lost its file adapter_model.safetensors")
     tasks = [entry["name"] for entry in read_json(run / "metrics.json")["tasks"]]
     if task not in tasks:
         raise unknown_name("task", task, tasks)
@@ -36,9 +39,10 @@ def load_run(folder: Path, task: str) -> tuple[Any, PeftModel]:
         written["name"], quantisation="4-bit" if written["quantisation"] else None, dtype=written["dtype"]
     )
     try:
-        model = PeftModel.from_pretrained(backbone.model, run / "adapter").eval()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise HimalayaError(f"the adapter in {run / 'adapter'} could not be loaded: {error}") from error
+        model = PeftModel.from_pretrained(backbone.model, adapter).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise HimalayaError(f"the adapter in {adapter} could not be loaded: {reason}") from error
     if hasattr(model, "set_task"):
         model.set_task(task)
     return backbone.tokenizer, model

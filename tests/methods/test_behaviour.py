@@ -23,6 +23,7 @@ def adapted(case: Case, **changes) -> PeftModel:
 
 def train_one_step(model: PeftModel) -> None:
     model.train()
+    torch.manual_seed(0)  # the gates are sampled in training
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
     model(input_ids=random_tokens(), labels=random_tokens()).loss.backward()
     optimizer.step()
@@ -99,12 +100,12 @@ def test_only_the_adapter_learns(case: Case) -> None:
             assert not torch.equal(parameter, learning[name]), name
 
 
-def test_the_trainable_parameters_are_the_head_and_the_elastic_atoms(case: Case) -> None:
+def test_the_trainable_parameters_are_the_head_the_elastic_atoms_and_the_thresholds(case: Case) -> None:
     model = adapted(case)
     shared = model.base_model.himalaya_shared["default"]
     latent = len(shared.router.projection)
     head = (2 * 40 + 1) * (latent + 1) * 32
-    assert model.get_nb_trainable_parameters()[0] == head + 16 * shared.width
+    assert model.get_nb_trainable_parameters()[0] == head + 16 * shared.width + shared.tree.thresholds.numel()
     assert head + latent * shared.width <= 45_000
 
 
@@ -241,13 +242,37 @@ def test_the_task_decides_the_outputs_and_its_name_decides_the_task(case: Case) 
     assert torch.equal(logits_of(model), first)
 
 
+def test_a_part_of_the_model_called_by_itself_sees_the_adapter_as_it_is_now(case: Case) -> None:
+    """Some trainers call the decoder without its head; what the layers share in a pass must not be an old pass's."""
+    model, tokens = adapted(case), random_tokens()
+    decoder, head = model.base_model.model.model, model.base_model.model.lm_head
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    model.protect(optimizer)
+
+    def assert_is_up_to_date() -> None:
+        with torch.no_grad():
+            alone = head(decoder(input_ids=tokens).last_hidden_state)
+        assert torch.equal(alone, logits_of(model))
+
+    for name in ("summarise", "translate"):
+        model.set_task(name)
+        assert_is_up_to_date()
+    model.train()(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    model.eval()
+    assert_is_up_to_date()
+    logits_of(model.train())
+    model.eval()
+    assert_is_up_to_date()
+
+
 def test_a_token_uses_at_most_three_atoms(case: Case, monkeypatch) -> None:
     model = adapted(case)
     shared = model.base_model.himalaya_shared["default"]
     route, used = shared.route, []
 
-    def count(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        coefficients, gain = route(latents)
+    def count(projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        coefficients, gain = route(projected)
         used.append((coefficients != 0).sum(-1))
         return coefficients, gain
 

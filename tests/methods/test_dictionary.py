@@ -5,7 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from himalaya_adapter.methods.himalaya.dictionary import Dictionary, gram, rank_one_update, unit_rows
+from himalaya_adapter.methods.himalaya.dictionary import (
+    Dictionary,
+    gram,
+    rank_one_update,
+    unit_coefficients,
+    unit_rows,
+)
 
 ATOMS = 12
 SEEDS = st.integers(0, 2**32 - 1)
@@ -31,18 +37,22 @@ def dense_update(coefficients: torch.Tensor, gain: torch.Tensor, atoms_in: torch
     return gain[..., None] * r_out[:, :, None] * r_in[:, None, :]
 
 
+def update(x: torch.Tensor, u: torch.Tensor, gain: torch.Tensor, atoms_in: torch.Tensor, atoms_out: torch.Tensor):
+    """The factored update of inputs ``(5, n)``: ``(5, m)``."""
+    unit_in, unit_out = unit_coefficients(u, gram(atoms_in)), unit_coefficients(u, gram(atoms_out))
+    return rank_one_update(x.to(gain.dtype) @ atoms_in.to(gain.dtype).T, gain, unit_in, unit_out, atoms_out)
+
+
 @given(seed=SEEDS, width_in=WIDTHS, width_out=WIDTHS, exponent=st.integers(-6, 6), active=st.integers(1, ATOMS))
 def test_the_update_is_the_dense_one_and_its_norm_is_the_gain(seed, width_in, width_out, exponent, active) -> None:
     inputs, u, gain, atoms_in, atoms_out = random_state(seed, width_in, width_out, 10.0**exponent, active)
     matrices = dense_update(u, gain, atoms_in, atoms_out)
-    result = rank_one_update(inputs @ atoms_in.T, u, gain, atoms_in, atoms_out)
+    result = update(inputs, u, gain, atoms_in, atoms_out)
     torch.testing.assert_close(result, torch.einsum("bmn,bn->bm", matrices, inputs), rtol=1e-8, atol=1e-8)
 
     # The operator itself, read off by applying it to the unit vectors.
-    columns = [
-        rank_one_update(e.expand(5, -1) @ atoms_in.T, u, gain, atoms_in, atoms_out)
-        for e in torch.eye(width_in, dtype=torch.float64)
-    ]
+    units = torch.eye(width_in, dtype=torch.float64)
+    columns = [update(unit.expand(5, -1), u, gain, atoms_in, atoms_out) for unit in units]
     operator = torch.stack(columns, dim=-1)
     spectral, frobenius = torch.linalg.matrix_norm(operator, 2), torch.linalg.matrix_norm(operator)
     torch.testing.assert_close(spectral, gain.abs()[:, 0], rtol=1e-8, atol=1e-10)
@@ -53,19 +63,13 @@ def test_the_update_is_the_dense_one_and_its_norm_is_the_gain(seed, width_in, wi
 @given(seed=SEEDS, width=WIDTHS, exponent=st.integers(-12, 8))
 def test_the_norm_bound_also_holds_in_32_bits_at_any_scale(seed: int, width: int, exponent: int) -> None:
     inputs, u, gain, atoms, _ = (t.float() for t in random_state(seed, width, width, 10.0**exponent, 3))
-    result = rank_one_update(inputs @ atoms.T, u, gain, atoms, atoms)
+    result = update(inputs, u, gain, atoms, atoms)
     assert (result.norm(dim=-1) <= inputs.norm(dim=-1) * (1 + 1e-5)).all()
-
-
-def test_a_square_update_may_share_its_atoms() -> None:
-    inputs, u, gain, atoms, _ = random_state(0, 16, 16, 1.0, 3)
-    shared = rank_one_update(inputs @ atoms.T, u, gain, atoms, atoms)
-    assert torch.equal(shared, rank_one_update(inputs @ atoms.T, u, gain, atoms, atoms.clone()))
 
 
 def test_a_token_without_coefficients_gets_no_update() -> None:
     inputs, u, gain, atoms_in, atoms_out = random_state(0, 16, 8, 1.0, 3)
-    result = rank_one_update(inputs @ atoms_in.T, torch.zeros_like(u), gain, atoms_in, atoms_out)
+    result = update(inputs, torch.zeros_like(u), gain, atoms_in, atoms_out)
     assert torch.equal(result, torch.zeros(5, 8, dtype=torch.float64))
 
 
@@ -73,10 +77,10 @@ def test_a_token_without_coefficients_gets_no_update() -> None:
 def test_gradients_are_those_of_finite_differences(widths: tuple[int, int]) -> None:
     inputs, u, gain, atoms_in, _atoms_out = random_state(0, *widths, 1.0, ATOMS)
 
-    def update(x: torch.Tensor, u: torch.Tensor, gain: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
-        return rank_one_update(x @ atoms[:, : widths[0]].T, u, gain, atoms[:, : widths[0]], atoms[:, : widths[1]])
+    def of_shared_atoms(x: torch.Tensor, u: torch.Tensor, gain: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
+        return update(x, u, gain, atoms[:, : widths[0]], atoms[:, : widths[1]])
 
-    assert torch.autograd.gradcheck(update, [t.requires_grad_() for t in (inputs, u, gain, atoms_in.clone())])
+    assert torch.autograd.gradcheck(of_shared_atoms, [t.requires_grad_() for t in (inputs, u, gain, atoms_in.clone())])
 
 
 @pytest.mark.parametrize("width", [24, 64, 576])
@@ -110,6 +114,23 @@ def test_return_to_sphere_keeps_the_direction() -> None:
     torch.testing.assert_close(dictionary.elastic.detach(), direction)
 
 
+def test_atoms_that_did_not_move_are_left_to_the_bit() -> None:
+    dictionary = Dictionary(4, 2, 16, 0)
+    with torch.no_grad():
+        dictionary.elastic.mul_(3.0)
+    before = dictionary.elastic.detach().clone()
+    dictionary.return_to_sphere(torch.tensor([True, False]))
+    assert dictionary.elastic.detach()[0].norm() == pytest.approx(1, abs=1e-6)
+    assert torch.equal(dictionary.elastic.detach()[1], before[1])
+
+
+@given(seed=SEEDS, width=WIDTHS, exponent=st.integers(-6, 6), active=st.integers(1, ATOMS))
+def test_unit_coefficients_give_a_unit_vector_of_the_same_direction(seed, width, exponent, active) -> None:
+    _, u, _, atoms, _ = random_state(seed, width, width, 10.0**exponent, active)
+    vectors = unit_coefficients(u, gram(atoms)) @ atoms
+    torch.testing.assert_close(vectors, unit_rows(u @ atoms), rtol=1e-6, atol=1e-6)
+
+
 def test_the_gram_matrix_of_16_bit_atoms_is_accumulated_in_32() -> None:
     atoms = unit_rows(torch.randn(5, 4096, generator=torch.Generator().manual_seed(0))).bfloat16()
     assert gram(atoms).dtype == torch.float32
@@ -119,7 +140,6 @@ def test_the_gram_matrix_of_16_bit_atoms_is_accumulated_in_32() -> None:
 def test_16_bit_atoms_keep_the_norm_within_their_rounding() -> None:
     inputs, u, gain, atoms, _ = random_state(0, 64, 64, 1.0, 3)
     atoms = atoms.bfloat16()
-    projections = inputs.bfloat16().float() @ atoms.float().T
-    result = rank_one_update(projections, u.float(), torch.ones_like(gain).float(), atoms, atoms)
+    result = update(inputs.bfloat16(), u.float(), torch.ones_like(gain).float(), atoms, atoms)
     assert result.dtype == torch.bfloat16
     assert (result.float().norm(dim=-1) <= inputs.norm(dim=-1) * (1 + 2**-6)).all()

@@ -67,6 +67,8 @@ def build_run(
         key: float(np.trapezoid([p[key] for p in retained]) / (count - 1)) if several else retained[0][key]
         for key in ("mean", "low", "high")
     }
+    unlabelled = [cell(one["score"] - 0.011) for one in rows[-1]]
+    released = [cell(one["score"] - 0.004) for one in rows[-1]]
     last = range(count - 1)
     write_json(folder / "matrix.json", {"format": 1, "tasks": tasks, "before": before, "rows": rows})
     write_json(
@@ -94,6 +96,10 @@ def build_run(
             )
             if several
             else None,
+            "unlabelled_accuracy": float(np.mean([c["score"] for c in unlabelled])) if has_atoms else None,
+            "tasks_recognised": 0.987 if has_atoms else None,
+            "released_accuracy": float(np.mean([c["score"] for c in released])) if has_atoms else None,
+            "released_bytes": stored_bytes // 9 if has_atoms else None,
             "frozen_accuracy": float(np.mean([c["score"] for c in before])),
             "base_drift": 0.0123 if has_atoms else 0.0871,
             "stored_bytes": stored_bytes,
@@ -114,19 +120,24 @@ def build_run(
                     "before": before[j],
                     "after_learning": rows[j][j],
                     "final": rows[-1][j],
+                    **({"unlabelled": unlabelled[j], "released": released[j]} if has_atoms else {}),
                 }
                 for j, name in enumerate(tasks)
             ],
         },
     )
-    events = [_task_end(index, name, stored_bytes, has_atoms) for index, name in enumerate(tasks)]
+    events = []
+    for index, name in enumerate(tasks):
+        events += _dictionary_events(index, name) if has_atoms else []
+        events.append(_task_end(index, name, stored_bytes, has_atoms))
     write_atomic(folder / "events.jsonl", "".join(json.dumps(event) + "\n" for event in events))
     hashes = {name: {split: _sha(f"{name} {split}") for split in ("train", "validation", "test")} for name in tasks}
     versions = {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"}
     machine = {"cpu": "Example CPU", "threads": 2, "platform": "Linux-6.1-x86_64"}
     write_json(folder / "environment.json", {**versions, **machine, "seed": seed, "data_hashes": hashes})
     if has_atoms:
-        adapter = {"peft_type": "HIMALAYA", "core_atoms": CORE_ATOMS, "expected_active_atoms": 3}
+        sizes = {"core_atoms": CORE_ATOMS, "elastic_atoms": ATOMS - CORE_ATOMS, "expected_active_atoms": 3}
+        adapter = {"peft_type": "HIMALAYA", **sizes}
         write_json(folder / "adapter" / "adapter_config.json", adapter)
     write_atomic(folder / "config.yaml", f"run_id: {folder.name}\nseed: {seed}\nmethod:\n  name: {method}\n")
     return folder
@@ -162,7 +173,20 @@ def _task_end(index: int, name: str, stored_bytes: int, has_atoms: bool) -> dict
         "active_atoms": 2.4,
         "atom_usage": [float(value) for value in usage],
         "head_directions_left": 240 - 9 * (index + 1),
+        "free_atoms": max(0, 16 - 3 * (index + 1)),
     }
+
+
+def _dictionary_events(index: int, name: str) -> list[dict[str, Any]]:
+    """Every task adds an atom and replaces another; from the sixth on it evicts one first; the third drops a step."""
+    common = {"index": index, "task": name}
+    slot = 3 * index % 16
+    first = {"event": "eviction", "slot": slot, "importance": 0.01, "newcomer": 30, "survives": 0.125, "step": 0}
+    added = {"event": "promotion", "similarity": 0.25 + index / 100, "slot": (slot + 1) % 16, "step": 22}
+    replaced = {"event": "promotion", "similarity": 0.5, "evicted": slot, "survives": 0.875, "slot": slot, "step": 44}
+    dropped = {"event": "skipped_step", "step": 50}
+    chosen = [first] * (index >= 5) + [added, replaced] + [dropped] * (index == 2)
+    return [{**common, **event} for event in chosen]
 
 
 def _sha(text: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.report import write_comparison, write_run_report
+from himalaya_adapter.report.growth import growth_table
 from himalaya_adapter.report.metric_table import METRICS, format_value
 from himalaya_adapter.report.run_folder import read_run
 from himalaya_adapter.storage import read_json, write_json
@@ -20,7 +21,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 ELSEWHERE = re.compile(r"""(?:src|href|srcset|action)\s*=\s*(?!["']?data:)|url\(|@import|<script""")
 NAMED_LIKE_TAGS = '<b>x</b> & "y" $z$'
 RUN_FIGURES = {"retained_accuracy", "accuracy_matrix", "task_scores", "learning_by_position", "stored_bytes", "time"}
-ATOM_FIGURES = {"gates_and_atoms", "norms", "head_directions"}
+ATOM_FIGURES = {"gates_and_atoms", "norms", "growth", "room_left"}
 MakeRun = Callable[..., Path]
 
 
@@ -88,6 +89,8 @@ def test_run_report_shows_every_value_and_every_figure(make_run: MakeRun) -> Non
     page = read_page(path)
     metrics = read_json(folder / "metrics.json")
     assert_every_value_shown(page, metrics)
+    for task in metrics["tasks"]:
+        assert all(format_value(task[how]["score"], "score") in page.text for how in ("unlabelled", "released"))
     assert topics(folder, "himalaya_0", "png") == topics(folder, "himalaya_0", "pdf") == RUN_FIGURES | ATOM_FIGURES
     assert len(page.images) == len(RUN_FIGURES | ATOM_FIGURES)
     environment = read_json(folder / "environment.json")
@@ -99,11 +102,34 @@ def test_run_report_shows_every_value_and_every_figure(make_run: MakeRun) -> Non
     assert (folder / "config.yaml").read_text() in page.text
 
 
+def test_events_are_counted_task_by_task(make_run: MakeRun) -> None:
+    folder = make_run("himalaya_0", tasks=SIX_TASKS)
+    rows = growth_table(read_run(folder))
+    names = [f"{number}. {task}" for number, task in enumerate(SIX_TASKS, start=1)]
+    assert [row[0] for row in rows] == names
+    # added, replaced, similarity (0.25 and 0.5), evicted, survives (0.875), dropped, free atoms and directions
+    assert rows[0][1:] == ["1", "1", "0.375", "0", "0.875", "0", "13", "231"]
+    assert rows[2][1:] == ["1", "1", "0.385", "0", "0.875", "1", "7", "213"]
+    assert rows[5][1:] == ["1", "1", "0.400", "1", "0.500", "0", "0", "186"]
+    page = read_page(write_run_report(folder))
+    assert all(text in page.text for text in ("Events, task by task", "0.385", "213"))
+
+
+def test_dropped_steps_are_shown_for_every_method(make_run: MakeRun) -> None:
+    folder = make_run("lora_0", tasks=SIX_TASKS, method="lora", method_name="LoRA r=8")
+    assert growth_table(read_run(folder)) == []
+    text = (folder / "events.jsonl").read_text(encoding="utf-8")
+    dropped = {"event": "skipped_step", "index": 1, "task": SIX_TASKS[1], "step": 7}
+    (folder / "events.jsonl").write_text(json.dumps(dropped) + "\n" + text, encoding="utf-8")
+    assert [row[6] for row in growth_table(read_run(folder))] == ["0", "1", "0", "0", "0", "0"]
+    assert "Events, task by task" in read_page(write_run_report(folder)).text
+
+
 def test_report_of_a_method_without_atoms_leaves_their_rows_and_figures_out(make_run: MakeRun) -> None:
     folder = make_run("lora_0", tasks=SIX_TASKS, method="lora", method_name="LoRA r=8")
     page = read_page(write_run_report(folder))
     assert topics(folder, "lora_0", "png") == RUN_FIGURES
-    for title in ("Largest update norm", "Largest atom norm", "Gates and atoms", "Norms", "Room left in the head"):
+    for title in ("Largest update norm", "Largest atom norm", "Gates and atoms", "Norms", "Room left"):
         assert title not in page.text
 
 
@@ -133,7 +159,7 @@ def test_half_a_line_and_a_repeated_task_among_the_events_change_nothing(make_ru
     whole = read_run(folder)
     events = folder / "events.jsonl"
     text = events.read_text(encoding="utf-8")
-    first = json.loads(text.splitlines()[0])
+    first = next(event for event in map(json.loads, text.splitlines()) if event["event"] == "task_end")
     interrupted = json.dumps({**first, "train_seconds": 0.5}) + '\n{"event": "task_e\n'
     events.write_text(interrupted + text, encoding="utf-8")
     assert read_run(folder) == whole
@@ -161,7 +187,7 @@ def test_comparison_writes_page_tables_figures_and_json(make_run: MakeRun, tmp_p
         assert format_value(metrics[run_id]["retained_accuracy_auc"], "score") in markdown
     assert read_json(output / "aggregated_metrics.json")["runs"] == metrics
     shared = {"retained_accuracy", "task_scores", "learning_by_position", "stored_bytes", "norms", "time"}
-    expected = shared | {"head_directions", "accuracy_matrix_1", "accuracy_matrix_2"}
+    expected = shared | {"room_left", "accuracy_matrix_1", "accuracy_matrix_2"}
     assert topics(output, "himalaya_vs_lora", "png") == topics(output, "himalaya_vs_lora", "pdf") == expected
 
 

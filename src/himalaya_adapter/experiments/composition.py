@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,9 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.experiments.keys import leaf_keys
 from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.experiments.search_config import SearchRange
 
 CONF = Path(__file__).parent.parent / "conf"
 MODES = ("full", "trial")
@@ -75,9 +77,11 @@ def compose_run(overrides: Sequence[str]) -> Launch:
         )
         run = cast(RunConfig, OmegaConf.to_object(merged))
     except ConfigKeyError as error:
-        keys = _keys(OmegaConf.structured(RunConfig))
+        keys = leaf_keys(OmegaConf.structured(RunConfig))
         wrong = str(error.full_key)  # stops at the first unknown part; the word itself says the whole key
         wrong = next((key for key in words if key.startswith(f"{wrong}.")), wrong)
+        if wrong.startswith("optuna.search_space."):
+            keys += [f"{wrong.rpartition('.')[0]}.{one.name}" for one in fields(SearchRange)]
         section = [key for key in keys if key.rpartition(".")[0] == wrong.rpartition(".")[0]]
         raise unknown_name(f"key of run '{name}'", wrong, section if "." in wrong and section else keys) from error
     except (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
@@ -98,16 +102,6 @@ def compose_run(overrides: Sequence[str]) -> Launch:
 
 def _key(word: str) -> str:
     return word.split("=", 1)[0]
-
-
-def _keys(config: DictConfig, prefix: str = "") -> list[str]:
-    """The dotted names of all leaves of a config."""
-    keys: list[str] = []
-    for key in map(str, config):
-        section = OmegaConf.is_dict(config) and not OmegaConf.is_missing(config, key) and config[key]
-        deeper = isinstance(section, DictConfig) and len(section) > 0
-        keys += _keys(cast(DictConfig, section), f"{prefix}{key}.") if deeper else [f"{prefix}{key}"]
-    return keys
 
 
 def _numbers(config: DictConfig) -> DictConfig:

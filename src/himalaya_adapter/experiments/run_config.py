@@ -1,49 +1,11 @@
 """The schema of a run config: every key that a run honours, with its type and default. Other keys are refused."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from omegaconf import MISSING
 
-
-@dataclass
-class BackboneConfig:
-    """The frozen language model.
-
-    Args:
-        name: A name of the catalogue (``smollm2-135m``), a folder, or a hub id.
-        quantisation: ``null``, ``4-bit`` or ``4-bit QLoRA``, which mean the same NF4 loading.
-        frozen: Always true: only the adapter is trained.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-    """
-
-    name: str = MISSING
-    quantisation: str | None = None
-    frozen: bool = True
-    dtype: str = "auto"
-
-
-@dataclass
-class AdapterConfig:
-    """The adapter: its method and the options of that method's PEFT config.
-
-    Args:
-        type: ``HIMALAYA`` or the name of any PEFT method (``LORA``).
-        options: Fields of the method's PEFT config that differ from its defaults.
-        total_parameter_budget_mb: The run refuses to start if the saved adapter would be larger (MB of 10^6 bytes).
-    """
-
-    type: str = MISSING
-    options: dict[str, Any] = field(default_factory=dict)
-    total_parameter_budget_mb: float | None = None
-
-
-@dataclass
-class ModelConfig:
-    """Backbone and adapter."""
-
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+from himalaya_adapter.experiments.model_config import ModelConfig
+from himalaya_adapter.experiments.search_config import OptunaConfig
 
 
 @dataclass
@@ -55,12 +17,20 @@ class DatasetConfig:
         max_samples_per_task: Most training items of a task; ``null`` takes what the stream caps.
         max_test_samples_per_task: Most test items of a task.
         max_seq_length: Most tokens of an example; a prompt that is too long loses its beginning.
+        num_tasks: How many tasks the stream is expected to have; a run on another number refuses to start.
+        languages: The languages that are expected in it; ``multi`` stands for any others.
+        tokenizer: The backbone's name, if given: a model reads no other tokens than its own.
+        streaming: Always true: tasks come one after another, and none comes again.
     """
 
     name: str = MISSING
     max_samples_per_task: int | None = None
     max_test_samples_per_task: int | None = None
     max_seq_length: int = 512
+    num_tasks: int | None = None
+    languages: list[str] | None = None
+    tokenizer: str | None = None
+    streaming: bool | None = None
 
 
 @dataclass
@@ -84,6 +54,9 @@ class TrainingConfig:
         save_steps: Steps between two checkpoints inside a task.
         seed: Seed of initialisation, order and sampling.
         report_to: Trackers of the Trainer: ``none``, ``tensorboard``, ``wandb``, ``mlflow``, ``trackio``.
+        similarity_threshold_tau: HIMALAYA grows when residuals are less similar to its atoms than this.
+        fisher_projection_steps: Steps of HIMALAYA's consolidation of an atom before it is overwritten.
+        router_temperature_anneal: How the temperature of HIMALAYA's gates falls over a task: ``linear``.
     """
 
     task_epochs: int = 1
@@ -101,6 +74,9 @@ class TrainingConfig:
     save_steps: int = 100
     seed: int = 0
     report_to: str = "none"
+    similarity_threshold_tau: float | None = None
+    fisher_projection_steps: int | None = None
+    router_temperature_anneal: str | None = None
 
 
 @dataclass
@@ -108,12 +84,29 @@ class EvaluationConfig:
     """How a task is scored.
 
     Args:
-        primary_metric: The metric that a search maximises.
+        primary_metric: The metric that a search optimises.
         eval_batch_size: Prompts per forward pass.
+        secondary_metric: ``cpu_latency_overhead``: belongs to a device; a run says that it does not measure it.
+        cpu_latency_device: That device, such as ``raspberry-pi-4``.
     """
 
     primary_metric: str = "retained_accuracy_auc"
     eval_batch_size: int = 16
+    secondary_metric: str | None = None
+    cpu_latency_device: str | None = None
+
+
+@dataclass
+class HardwareConfig:
+    """The machine that the run was planned for; a run on a smaller one starts with a warning.
+
+    Args:
+        gpu_type: Name of the GPU.
+        max_gpu_mem_gb: Its memory (GB of 10^9 bytes).
+    """
+
+    gpu_type: str | None = None
+    max_gpu_mem_gb: float | None = None
 
 
 @dataclass
@@ -124,6 +117,12 @@ class RunConfig:
         run_id: Name of the run's folder.
         method: ``proposed`` or ``comparative``.
         method_name: The name that reports print.
+        model: Backbone and adapter.
+        dataset: The stream.
+        training: How a task is learnt.
+        evaluation: How a task is scored.
+        hardware: The machine that it was planned for.
+        optuna: What a search would vary; a plain run does not search.
     """
 
     run_id: str = MISSING
@@ -133,3 +132,5 @@ class RunConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    optuna: OptunaConfig = field(default_factory=OptunaConfig)

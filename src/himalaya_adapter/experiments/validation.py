@@ -6,7 +6,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.experiments.himalaya_options import adapter_options
+from himalaya_adapter.experiments.keys import leaf_keys
 from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.experiments.search_config import check_search
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "method": ("proposed", "comparative"),
@@ -20,6 +23,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
         *("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "backward_transfer"),
         *("forgetting", "average_anytime_accuracy", "retention"),
     ),
+    "evaluation.secondary_metric": (None, "cpu_latency_overhead"),
 }
 COUNTS = (
     *("dataset.max_seq_length", "training.task_epochs", "training.batch_size", "training.grad_accum_steps"),
@@ -27,8 +31,10 @@ COUNTS = (
 )
 OPTIONAL_COUNTS = (
     *("dataset.max_samples_per_task", "dataset.max_test_samples_per_task", "training.max_updates_per_task"),
+    "dataset.num_tasks",
 )
 POSITIVE = ("training.learning_rate", "training.max_grad_norm")
+OPTIONAL_POSITIVE = ("model.adapter.total_parameter_budget_mb", "hardware.max_gpu_mem_gb")
 NOT_NEGATIVE = ("training.weight_decay", "training.warmup_steps")
 SEEDS = 2**31  # every library's generators take seeds below it
 
@@ -61,6 +67,13 @@ def check_run(run: RunConfig) -> None:
     for key in NOT_NEGATIVE:
         require(math.isfinite(value(key)) and value(key) >= 0, key, "a number of at least 0")
     require(0 <= run.training.seed < SEEDS, "training.seed", f"a whole number from 0 to {SEEDS - 1}")
-    budget = run.model.adapter.total_parameter_budget_mb
-    require(budget is None or budget > 0, "model.adapter.total_parameter_budget_mb", "a number above 0, or null")
+    for key in OPTIONAL_POSITIVE:
+        right = value(key) is None or (math.isfinite(value(key)) and value(key) > 0)
+        require(right, key, "a number above 0, or null")
     require(run.model.backbone.frozen, "model.backbone.frozen", "true: only the adapter is trained")
+    require(run.dataset.streaming is not False, "dataset.streaming", "true: tasks come one after another, and once")
+    backbone, tokenizer = run.model.backbone.name, run.dataset.tokenizer
+    require(tokenizer in (None, backbone), "dataset.tokenizer", f"{backbone}, the backbone's own, or null")
+    require(run.dataset.languages != [], "dataset.languages", "a list of at least one language, or null")
+    adapter_options(run)
+    check_search(run.optuna, run.run_id, [key for key in leaf_keys(values) if not key.startswith("optuna.")])

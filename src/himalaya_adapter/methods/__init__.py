@@ -4,8 +4,8 @@ from .registration import add_peft_type, register
 
 add_peft_type("himalaya")
 
-from .himalaya import HimalayaConfig, HimalayaModel  # noqa: E402  (the config names its PeftType member)
+from .himalaya import HimalayaConfig, HimalayaModel, save_release  # noqa: E402  (the config names its PeftType member)
 
 register("himalaya", HimalayaConfig, HimalayaModel)
 
-__all__ = ["HimalayaConfig", "HimalayaModel"]
+__all__ = ["HimalayaConfig", "HimalayaModel", "save_release"]

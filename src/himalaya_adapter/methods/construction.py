@@ -7,8 +7,25 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PeftType, g
 from transformers import PreTrainedModel, set_seed
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.experiments.himalaya_options import OPTION_OF_KEY, adapter_options, given_keys
+from himalaya_adapter.experiments.run_config import RunConfig
 
 PLAIN_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def run_method(run: RunConfig) -> PeftConfig:
+    """The PEFT config of a run's method.
+
+    Raises:
+        HimalayaError: What `adapter_options` and `method_config` refuse; the message names the run's key.
+    """
+    options = adapter_options(run)
+    try:
+        return method_config(run.model.adapter.type, options)
+    except HimalayaError as error:
+        message = str(error)
+        keys = [key for key in given_keys(run) if key in OPTION_OF_KEY and f"{OPTION_OF_KEY[key]}=" in message]
+        raise HimalayaError(message + (f" (the run sets it as {keys[0]})" if keys else "")) from error
 
 
 def method_config(method: str, options: Mapping[str, Any]) -> PeftConfig:

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from himalaya_adapter.report import markdown
+from himalaya_adapter.report.growth import TABLE_HEADER, growth_table
 from himalaya_adapter.report.metric_table import format_interval, format_value, metric_rows
 from himalaya_adapter.report.run_folder import Cell, RunRecord, read_comparable_runs, read_run
 from himalaya_adapter.report.sections import Section, comparison_sections, run_sections
@@ -22,6 +23,8 @@ CSS_PIXELS_PER_INCH = 112  # a full-width figure of 9 inches fills the text colu
 PNG_WIDTH_AT = slice(16, 20)  # bytes of a PNG's header that hold its width in pixels
 LONGEST_STEM = 100  # characters; file names end at 255 bytes, and a topic and a suffix follow
 CARDS = ("retained_accuracy_auc", "learning_accuracy", "forgetting", "stored_bytes")
+# Scores that only some methods have, as columns of the table of tasks.
+EXTRA_SCORES = {"unlabelled": "without label", "released": "release file"}
 HASH_DIGITS = 16  # shown of a SHA-256; enough to tell two data sets apart by eye
 
 
@@ -100,6 +103,9 @@ def _render(runs: Sequence[RunRecord], sections: Sequence[Section], figures_fold
         test_items=sum(cell["n"] for cell in first.rows[-1]),
         rows=rows,
         cards=[row for row in rows if row.metric.key in CARDS],
+        extra_scores={key: title for key, title in EXTRA_SCORES.items() if key in first.metrics["tasks"][0]},
+        growth_header=TABLE_HEADER,
+        growth_rows=growth_table(first) if len(runs) == 1 else [],
         environment_keys=_environment_keys(runs),
         splits=("train", "validation", "test") if len(runs) == 1 else ("test",),
         hash_digits=HASH_DIGITS,

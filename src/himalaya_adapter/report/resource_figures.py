@@ -1,4 +1,4 @@
-"""Figures of what a run costs: stored bytes, norms, room left in the router's head, and time."""
+"""Figures of what a run costs: stored bytes, norms and time."""
 
 from collections.abc import Sequence
 
@@ -51,7 +51,7 @@ def stored_bytes_over_tasks(runs: Sequence[RunRecord]) -> Figure | None:
     for run, look in zip(runs, style.run_styles(runs), strict=True):
         points = [(event["index"] + 1, event["stored_bytes"]) for event in run.task_ends if event.get("stored_bytes")]
         if points:
-            _line(axes, points, look)
+            style.draw_line(axes, points, look)
             top = max(top, *(size for _, size in points))
     if not top:
         return None
@@ -77,7 +77,7 @@ def norms(runs: Sequence[RunRecord]) -> Figure | None:
         for run, look in zip(runs, style.run_styles(runs), strict=True):
             points = [(event["index"] + 1, event[key]) for event in run.task_ends if event.get(key) is not None]
             if points:
-                _line(axes, points, look)
+                style.draw_line(axes, points, look)
                 seen += [value for _, value in points]
         axes.axhline(bound, color=style.BOUND_COLOR, linestyle="dashed", linewidth=1.2)
         lowest, highest = min([*seen, bound]), max([*seen, bound])
@@ -98,30 +98,6 @@ def norms(runs: Sequence[RunRecord]) -> Figure | None:
         style.count_tasks_below(axes, len(runs[0].tasks))
     if len(runs) > 1:
         style.add_legend(figure, max(both, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
-    return figure
-
-
-def head_directions_left(runs: Sequence[RunRecord]) -> Figure | None:
-    """Directions of the router's head that later tasks may still change, after each task; None if not recorded."""
-    figure = style.new_figure(3.2)
-    axes = figure.subplots()
-    most = 0
-    for run, look in zip(runs, style.run_styles(runs), strict=True):
-        points = [
-            (event["index"] + 1, event["head_directions_left"])
-            for event in run.task_ends
-            if event.get("head_directions_left") is not None
-        ]
-        if points:
-            _line(axes, points, look)
-            most = max(most, *(left for _, left in points))
-    if not most:
-        return None
-    style.style_axes(axes, x="tasks learnt", y="free directions")
-    style.count_tasks_below(axes, len(runs[0].tasks))
-    axes.set_ylim(0, 1.08 * most)
-    if len(runs) > 1:
-        style.add_legend(figure, axes)
     return figure
 
 
@@ -175,21 +151,6 @@ def total_seconds(runs: Sequence[RunRecord]) -> Figure:
     style.measure_time(axes.xaxis, longest)
     style.add_legend(figure, axes)
     return figure
-
-
-def _line(axes: Axes, points: Sequence[tuple[int, float]], look: style.RunStyle) -> None:
-    xs, ys = zip(*points, strict=True)
-    axes.plot(
-        xs,
-        ys,
-        color=look.color,
-        linestyle=look.line,
-        marker=look.marker,
-        markersize=5,
-        linewidth=2,
-        clip_on=False,
-        label=look.label,
-    )
 
 
 def _byte_axis(axes: Axes, top: float) -> None:

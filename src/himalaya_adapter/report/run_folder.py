@@ -10,6 +10,7 @@ from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.storage import read_json
 
 FORMAT = 1
+TASK_END = "task_end"
 REQUIRED_METRICS = ("method", "method_name", "backbone", "stream", "seed", "retained_accuracy", "tasks")
 
 Cell = dict[str, Any]  # score, low, high, n, metric, strict, seconds: one entry of the accuracy matrix
@@ -27,6 +28,7 @@ class RunRecord:
         rows: ``rows[i][j]``, j ≤ i, the cell of task j after training through task i.
         task_ends: The last ``task_end`` event of each task, in the order of the stream; a resumed run may have logged
             a task twice, and methods without atoms or norms leave those keys null or out.
+        events: Everything else that happened, in order: promotions, evictions and skipped steps.
         environment: Content of ``environment.json``.
         adapter_config: Content of ``adapter/adapter_config.json``, empty if there is none.
         config: Text of ``config.yaml``, empty if there is none.
@@ -38,6 +40,7 @@ class RunRecord:
     before: list[Cell]
     rows: list[list[Cell]]
     task_ends: tuple[dict[str, Any], ...]
+    events: tuple[dict[str, Any], ...]
     environment: dict[str, Any]
     adapter_config: dict[str, Any]
     config: str
@@ -79,13 +82,16 @@ def read_run(folder: Path) -> RunRecord:
             "run again with overwrite=true"
         )
     config, adapter_config = folder / "config.yaml", folder / "adapter" / "adapter_config.json"
+    events = _read_events(folder / "events.jsonl")
+    task_ends = {event["index"]: event for event in events if event["event"] == TASK_END}
     return RunRecord(
         run_id=folder.name,
         metrics=metrics,
         tasks=tuple(tasks),
         before=matrix["before"],
         rows=[row[: index + 1] for index, row in enumerate(rows)],
-        task_ends=_read_task_ends(folder / "events.jsonl"),
+        task_ends=tuple(task_ends[index] for index in sorted(task_ends)),
+        events=tuple(event for event in events if event["event"] != TASK_END),
         environment=_read_object(folder / "environment.json"),
         adapter_config=_read_object(adapter_config) if adapter_config.is_file() else {},
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
@@ -154,13 +160,13 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_task_ends(path: Path) -> tuple[dict[str, Any], ...]:
-    by_index: dict[int, dict[str, Any]] = {}
+def _read_events(path: Path) -> list[dict[str, Any]]:
+    events = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             event = json.loads(line)
         except ValueError:
             continue  # a run killed while appending leaves half a line; the resumed run logs the event again
-        if isinstance(event, dict) and event.get("event") == "task_end":
-            by_index[event["index"]] = event
-    return tuple(by_index[index] for index in sorted(by_index))
+        if isinstance(event, dict) and "event" in event:
+            events.append(event)
+    return events

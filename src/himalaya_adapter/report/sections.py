@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from himalaya_adapter.report import figures, heat_maps, resource_figures
+from himalaya_adapter.report import figures, growth, heat_maps, resource_figures
 from himalaya_adapter.report.run_folder import RunRecord
 from himalaya_adapter.report.style import run_styles
 
@@ -42,9 +42,14 @@ ATOMS = (
     "share, an isolated cell one that a single task uses."
 )
 BYTES = "Every byte the adapter stores after each task; equal bars mean that memory does not grow with the tasks."
-DIRECTIONS = (
-    "The router's head changes only off the span of past features; these are the directions left to later tasks. "
-    "At zero the head can learn no more."
+ROOM = (
+    "What later tasks can still take. Left, the directions off the span of past features, in which alone the router's "
+    "head changes: at zero it can learn no more. Right, the atoms that no task owns: at zero a new task evicts one."
+)
+GROWTH = (
+    "Each mark is an atom that was written. Inside a task an atom is added where the loss asks for a direction that "
+    "no atom offers, or replaces the task's least useful one; a task that finds no free atom evicts one of an earlier "
+    "task, and the share is what of its function other atoms reproduce."
 )
 NORMS = "The norm certificate: the largest norms seen so far must stay at or below the dashed bound."
 TIME = "Wall-clock seconds; evaluation grows with the stream because every task seen so far is scored again."
@@ -67,7 +72,8 @@ def run_sections(run: RunRecord) -> list[Section]:
         ("gates_and_atoms", "Gates and atoms", ATOMS, heat_maps.gates_and_atoms(run)),
         ("stored_bytes", "Stored bytes", BYTES, resource_figures.stored_bytes_by_part(run)),
         ("norms", "Norms", NORMS, resource_figures.norms([run])),
-        ("head_directions", "Room left in the head", DIRECTIONS, resource_figures.head_directions_left([run])),
+        ("growth", "Growth of the dictionary", GROWTH, growth.growth_timeline(run)),
+        ("room_left", "Room left for later tasks", ROOM, growth.room_left([run])),
         ("time", "Time", TIME, resource_figures.seconds_per_task(run)),
     ]
     return [Section(topic, title, reading, figure) for topic, title, reading, figure in drawn if figure is not None]
@@ -81,7 +87,7 @@ def comparison_sections(runs: Sequence[RunRecord]) -> list[Section]:
         ("learning_by_position", "Learning by position in the stream", POSITION, figures.learning_by_position(runs)),
         ("stored_bytes", "Stored bytes", BYTES, resource_figures.stored_bytes_over_tasks(runs)),
         ("norms", "Norms", NORMS, resource_figures.norms(runs)),
-        ("head_directions", "Room left in the head", DIRECTIONS, resource_figures.head_directions_left(runs)),
+        ("room_left", "Room left for later tasks", ROOM, growth.room_left(runs)),
         ("time", "Time", TOTAL_TIME, resource_figures.total_seconds(runs)),
         *(
             (f"accuracy_matrix_{number}", f"Accuracy matrix: {look.label}", MATRIX, heat_maps.accuracy_matrix(run))

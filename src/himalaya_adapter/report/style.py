@@ -133,6 +133,22 @@ def _round_step(longest: float) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor * 5 >= longest)
 
 
+def draw_line(axes: Axes, points: Sequence[tuple[int, float]], look: RunStyle) -> None:
+    """One run's line with its markers through points ``(x, y)``."""
+    xs, ys = zip(*points, strict=True)
+    axes.plot(
+        xs,
+        ys,
+        color=look.color,
+        linestyle=look.line,
+        marker=look.marker,
+        markersize=5,
+        linewidth=2,
+        clip_on=False,
+        label=look.label,
+    )
+
+
 def add_legend(figure: Figure, axes: Axes) -> None:
     """One frameless legend under the whole figure, where it can cover no data."""
     handles, labels = axes.get_legend_handles_labels()

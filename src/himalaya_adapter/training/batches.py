@@ -77,7 +77,7 @@ class AnswerTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedOrder:
         examples: Any = train_dataset or self.train_dataset
         lengths = [len(tokens) for tokens in examples["input_ids"]]
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGroupedOrder(batch_size, lengths, self.args.seed)
 
     def compute_loss(
@@ -87,12 +87,18 @@ class AnswerTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Mean cross-entropy of the answer tokens, over all batches that make up one optimiser step."""
+        """Mean cross-entropy of the answer tokens, over all batches of all processes that make up one optimiser step.
+
+        A loss that is not finite has no finite gradient, whatever the parameters' derivatives are: that is seen on
+        every process.
+        """
         labels = inputs.pop("labels")[:, 1:]
         outputs = model(**inputs, logits_to_keep=labels.shape[1] + 1, use_cache=False)
         logits = outputs.logits[:, :-1].float().flatten(0, 1)
         reduction = "mean" if num_items_in_batch is None else "sum"
         loss = cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL, reduction=reduction)
         if num_items_in_batch is not None:
-            loss = loss / num_items_in_batch
+            loss = loss / num_items_in_batch * self.accelerator.num_processes  # gradients are averaged over those
+        if not loss.isfinite():
+            loss = loss * torch.nan
         return (loss, outputs) if return_outputs else loss

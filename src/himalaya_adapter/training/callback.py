@@ -1,23 +1,36 @@
 """What happens around the optimiser's steps of a task. The callback holds no state that a checkpoint would need."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.training.run_store import mark_complete
+
+logger = logging.getLogger(__name__)
+SKIPPED_STEP = "skipped_step"
+# So many steps in a row without a finite gradient are no accident.
+MOST_SKIPPED = 10
 
 
 class StreamCallback(TrainerCallback):
-    """Lets a continual method anneal and protect, and marks each checkpoint once it is whole.
+    """Lets a continual method anneal, protect and grow, drops steps that are not finite, marks whole checkpoints.
+
+    What happened goes to the Trainer's log history, which travels with the checkpoints: see `noted_events`.
 
     Args:
         model: The PEFT model; methods without ``protect`` and ``anneal`` are trained as they are.
+        task: Name of the task, for messages.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, task: str) -> None:
         self.model = model
+        self.task = task
         self.handles: list[Any] = []
 
     def on_train_begin(
@@ -26,7 +39,9 @@ class StreamCallback(TrainerCallback):
         """Hook the method into the optimiser."""
         if hasattr(self.model, "protect"):
             optimizer = kwargs["optimizer"]
-            self.handles = self.model.protect(getattr(optimizer, "optimizer", optimizer))
+            self.handles = self.model.protect(
+                getattr(optimizer, "optimizer", optimizer), on_growth=lambda event: _note(state, event)
+            )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -35,8 +50,36 @@ class StreamCallback(TrainerCallback):
         if hasattr(self.model, "anneal"):
             self.model.anneal(state.global_step / state.max_steps)
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the gradients away if one of them is not finite: the step then changes nothing.
+
+        Processes have averaged their gradients, so all of them skip the same steps.
+
+        Raises:
+            HimalayaError: Too many steps in a row were skipped.
+        """
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
+            return
+        self.model.zero_grad()
+        if hasattr(self.model, "forget_passes"):
+            self.model.forget_passes()
+        _note(state, {"event": SKIPPED_STEP})
+        step = state.global_step + 1
+        logger.warning("task %s, step %d: loss or gradient is not finite, step skipped", self.task, step)
+        skipped = {event["step"] for event in noted_events(state) if event["event"] == SKIPPED_STEP}
+        if skipped.issuperset(range(step - MOST_SKIPPED + 1, step + 1)):
+            raise HimalayaError(
+                f"task '{self.task}': {MOST_SKIPPED} steps in a row had a loss or gradient that is not finite, up to "
+                f"step {step}; try a lower training.learning_rate or training.mixed_precision=no, with overwrite=true "
+                "(the same command goes on from the last checkpoint)"
+            )
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint as whole: everything else of it has been written by now."""
+        """Mark the checkpoint as whole, once every process has written its part of it."""
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             mark_complete(folder)
@@ -47,3 +90,18 @@ class StreamCallback(TrainerCallback):
         """Unhook."""
         for handle in self.handles:
             handle.remove()
+
+
+def noted_events(state: TrainerState) -> list[dict[str, Any]]:
+    """What happened in a task so far, in order: promotions and skipped steps, each with its step's number from 1."""
+    return [entry for entry in state.log_history if "event" in entry]
+
+
+def step_losses(state: TrainerState) -> list[float]:
+    """The losses of a task's steps, in order, without those that were skipped."""
+    skipped = {event["step"] for event in noted_events(state) if event["event"] == SKIPPED_STEP}
+    return [entry["loss"] for entry in state.log_history if "loss" in entry and entry["step"] not in skipped]
+
+
+def _note(state: TrainerState, event: dict[str, Any]) -> None:
+    state.log_history.append({**event, "step": state.global_step + 1})

@@ -5,6 +5,7 @@ import platform
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from himalaya_adapter.backbones import Backbone
 from himalaya_adapter.experiments.run_config import RunConfig
@@ -21,6 +22,7 @@ def describe_environment(config: RunConfig, stream: Stream, backbone: Backbone) 
         "cpu": _processor(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
+        "processes": PartialState().num_processes,
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "backbone_revision": backbone.revision,
         "dtype": str(backbone.dtype).removeprefix("torch."),

@@ -3,11 +3,13 @@
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.packages import file_sha256
@@ -15,8 +17,14 @@ from himalaya_adapter.storage import read_json, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 BEFORE = "before"
+UNLABELLED = "unlabelled"
+RELEASED = "released"
 COMPLETE = "complete.json"
-FIXED_PARTS = {"data_hashes": "training or test data", "backbone_revision": "backbone weights"}
+FIXED_PARTS = {
+    "data_hashes": "other training or test data",
+    "backbone_revision": "other backbone weights",
+    "processes": "another number of processes",
+}
 
 
 class RunStore:
@@ -46,6 +54,34 @@ class RunStore:
                 raise HimalayaError(f"{path} is damaged ({_one_line(error)}): overwrite=true starts anew") from error
             self._check_same(found, config)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes off this run; the operating system frees it when this process ends, however it does.
+
+        The lock lies beside the folder, which ``overwrite`` deletes.
+
+        Raises:
+            HimalayaError: Another process works on this run.
+        """
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HimalayaError(f"cannot make the run's folder {self.folder}: {error.strerror}") from error
+        path = self.folder.with_name(f".{self.folder.name}.lock")
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise HimalayaError(
+                f"another process is working on {self.folder}: wait for it, end it, or choose another run_id or "
+                "results_dir"
+            ) from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is held: who opens it in between finds that it is no longer there
+            lock.release()
+
     def begin(self, environment: Mapping[str, Any]) -> None:
         """Write what the run is and with what it is made, or go on with a folder that holds the same.
 
@@ -64,11 +100,11 @@ class RunStore:
             raise HimalayaError(f"cannot make the run's folder {self.folder}: {error.strerror}") from error
         path = self.folder / "environment.json"
         if path.is_file():
-            found = self._read(path)
-            for key in ("data_hashes", "backbone_revision"):
+            found = {"processes": 1, **self._read(path)}
+            for key, difference in FIXED_PARTS.items():
                 if found.get(key) != environment[key]:
                     raise HimalayaError(
-                        f"{self.folder} was begun with other {FIXED_PARTS[key]}: restore it, choose another run_id or "
+                        f"{self.folder} was begun with {difference}: restore it, choose another run_id or "
                         "results_dir, or start anew with overwrite=true"
                     )
         if not (self.folder / "config.yaml").is_file():
@@ -108,7 +144,7 @@ class RunStore:
     # Scores ----------------------------------------------------------------------------------------------------
 
     def score(self, row: int | str, task: int) -> dict[str, Any] | None:
-        """The stored score of ``task`` after training through task ``row`` (or ``"before"``), if there is one."""
+        """The stored score of ``task`` after training through task ``row``, or at another time that it names."""
         path = self._score_path(row, task)
         return self._read(path) if path.is_file() else None
 
@@ -133,7 +169,8 @@ class RunStore:
 
         Args:
             index: Position of the task.
-            record: What is known about its training; it becomes a line of ``events.jsonl``.
+            record: What is known about its training; it becomes a line of ``events.jsonl``. Those under its key
+                ``events`` become the lines before it.
         """
         target = self.adapter_path(index)
         shutil.rmtree(target, ignore_errors=True)  # of an earlier try that was killed before its record was written
@@ -156,7 +193,8 @@ class RunStore:
         return self.folder / "checkpoints" / f"record_{index}.json"
 
     def _write_events(self) -> None:
-        lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in self.learned()]
+        events = [event for record in self.learned() for event in [*record.pop("events", []), record]]
+        lines = [json.dumps(event, ensure_ascii=False) + "\n" for event in events]
         write_atomic(self.folder / "events.jsonl", "".join(lines))
 
     def last_checkpoint(self, index: int) -> Path | None:

@@ -1,18 +1,20 @@
 """Learns a stream task by task, scores after each, and can be killed and started again at any moment."""
 
 import logging
+import math
 import os
 import resource
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel, set_peft_model_state_dict
 from rich.progress import Progress
@@ -21,26 +23,29 @@ from torch.nn.functional import pad
 from transformers import PrinterCallback, TrainingArguments
 
 from himalaya_adapter.backbones import Backbone, load_backbone
+from himalaya_adapter.budget import check_budget
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.drift import base_drift
-from himalaya_adapter.evaluation.scoring import evaluate_task
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.validation import check_run
-from himalaya_adapter.methods.construction import adapt, method_config
+from himalaya_adapter.methods.construction import adapt, run_method
 from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Stream, Task, load_stream
 from himalaya_adapter.streams.encoding import IGNORED_LABEL, encode_item
 from himalaya_adapter.streams.plain_text import held_out_text
 from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer
-from himalaya_adapter.training.callback import StreamCallback
+from himalaya_adapter.training.callback import SKIPPED_STEP, StreamCallback, noted_events, step_losses
 from himalaya_adapter.training.environment import describe_environment
+from himalaya_adapter.training.preconditions import announce, check_stream
 from himalaya_adapter.training.run_store import BEFORE, COMPLETE, RunStore, is_complete
+from himalaya_adapter.training.stream_scores import StreamScores
 from himalaya_adapter.training.summary import summarise
 
 logger = logging.getLogger(__name__)
-BYTES_PER_MB = 1_000_000
 CALIBRATION_ITEMS = 16
 DRIFT_TOKENS = 128
+# The other processes wait while the first one scores; one that has died is torchrun's to notice.
+PATIENCE = timedelta(days=7)
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
@@ -59,46 +64,40 @@ def run_stream(config: RunConfig, results_dir: Path, *, overwrite: bool = False)
         HimalayaError: Anything a user can mend, in one line.
     """
     check_run(config)
+    processes = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    if not processes.is_main_process:
+        logging.getLogger("himalaya_adapter").setLevel(logging.ERROR)  # the first process says it all
     folder = results_dir / config.run_id
     store = RunStore(folder, asdict(config), overwrite=overwrite)
     if store.finished:
         logger.warning("%s is finished; nothing to do (overwrite=true starts it anew)", folder)
         return folder
-    adapter = method_config(config.model.adapter.type, _seeded_options(config))
+    adapter = run_method(config)
+    check_budget(config)
     limits = Limits(train=config.dataset.max_samples_per_task, test=config.dataset.max_test_samples_per_task)
-    stream = load_stream(config.dataset.name, limits=limits)
+    with processes.local_main_process_first():  # it fills the cache
+        stream = load_stream(config.dataset.name, limits=limits)
+    check_stream(config, stream)
+    announce(config)
     quantisation = "4-bit" if config.model.backbone.quantisation else None
-    backbone = load_backbone(config.model.backbone.name, quantisation=quantisation, dtype=config.model.backbone.dtype)
+    name, dtype = config.model.backbone.name, config.model.backbone.dtype
+    with processes.local_main_process_first():
+        backbone = load_backbone(name, quantisation=quantisation, dtype=dtype)
     model = adapt(backbone.model, adapter, config.training.seed)
-    _check_budget(model, config.model.adapter.total_parameter_budget_mb)
     # From here on the folder is written to: whatever could be wrong with the config has been found by now.
-    store.begin(describe_environment(config, stream, backbone))
-    StreamRunner(config, store, stream, backbone, model).run()
+    with store.locked() if processes.is_main_process else nullcontext():
+        if processes.is_main_process:
+            store.begin(describe_environment(config, stream, backbone))
+        processes.wait_for_everyone()
+        StreamRunner(config, store, stream, backbone, model).run()
+        processes.wait_for_everyone()
     return folder
-
-
-def _seeded_options(config: RunConfig) -> dict[str, Any]:
-    options = dict(config.model.adapter.options)
-    if config.model.adapter.type.upper() == "HIMALAYA":
-        options.setdefault("seed", config.training.seed)
-    return options
-
-
-def _check_budget(model: PeftModel, budget: float | None) -> None:
-    if budget is None:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        size = (Path(folder) / ADAPTER_FILE).stat().st_size
-    if size > budget * BYTES_PER_MB:
-        raise HimalayaError(
-            f"the adapter takes {size / BYTES_PER_MB:.3g} MB, model.adapter.total_parameter_budget_mb allows "
-            f"{budget}: lower its sizes in model.adapter.options or raise the budget"
-        )
 
 
 class StreamRunner:
     """Drives one adapted model through one stream.
+
+    Started by ``torchrun``, all processes learn together; the first one scores and writes while the others wait.
 
     Args:
         config: The run.
@@ -116,6 +115,8 @@ class StreamRunner:
         self.stream = stream
         self.tokenizer = backbone.tokenizer
         self.model = model
+        self.scores = StreamScores(config, store, stream, backbone.tokenizer, model)
+        self.processes = PartialState()
 
     def run(self) -> None:
         """Learn what is not yet learned, score what is not yet scored, write the results."""
@@ -123,18 +124,19 @@ class StreamRunner:
         if learned:
             self._load_adapter(self.store.adapter_path(len(learned) - 1))
         cells = len(self.stream.tasks) * (len(self.stream.tasks) + 3) // 2
-        with Progress(disable=not sys.stderr.isatty()) as progress:
+        with Progress(disable=not (sys.stderr.isatty() and self.processes.is_main_process)) as progress:
             scoring = progress.add_task("scoring", total=cells)
             for index, _ in enumerate(self.stream.tasks):
-                self._score(BEFORE, index)
+                self.scores.score(BEFORE, index)
                 progress.advance(scoring)
             for index, task in enumerate(self.stream.tasks):
                 if index >= len(learned):
                     self._learn(index, task)
                 for seen in range(index + 1):
-                    self._score(index, seen)
+                    self.scores.score(index, seen)
                     progress.advance(scoring)
-        self._finish()
+        if self.processes.is_main_process:
+            self._finish()
 
     # Learning --------------------------------------------------------------------------------------------------
 
@@ -143,21 +145,26 @@ class StreamRunner:
         length = self.config.dataset.max_seq_length
         examples = [encode_item(self.tokenizer, item, length) for item in task.train]
         collator = AnswerCollator(self.tokenizer.pad_token_id)
-        checkpoint = self.store.last_checkpoint(index)
+        with self.processes.main_process_first():  # it deletes what is damaged
+            checkpoint = self.store.last_checkpoint(index)
+        events: list[dict[str, Any]] = []
         if hasattr(self.model, "start_task"):
             first = collator(examples[:CALIBRATION_ITEMS])
             prompt = first["input_ids"].shape[1] - first["labels"].shape[1]
             first["labels"] = pad(first["labels"], (prompt, 0), value=IGNORED_LABEL)
-            self.model.start_task(task.name, {key: value.to(self.model.device) for key, value in first.items()})
+            first = {key: value.to(self.model.device) for key, value in first.items()}
+            events = [{**event, "step": 0} for event in self.model.start_task(task.name, first)]
+            for batch in self.scores.prompts(task, "train"):
+                self.model.observe_prompts(batch.input_ids, batch.attention_mask)
         # Beside the checkpoints, which are deleted when the task is learnt.
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(self.store.folder / "tensorboard"))
         trainer = AnswerTrainer(
             model=self.model,
-            args=self._arguments(index),
+            args=self._arguments(index, len(examples)),
             train_dataset=Dataset.from_list(examples),
             data_collator=collator,
             processing_class=self.tokenizer,
-            callbacks=[StreamCallback(self.model)],
+            callbacks=[StreamCallback(self.model, task.name)],
         )
         trainer.remove_callback(PrinterCallback)  # without a terminal it would fill standard output
         logger.info("task %d of %d: learning %s", index + 1, len(self.stream.tasks), task.name)
@@ -167,7 +174,8 @@ class StreamRunner:
         # Mixed precision wraps `forward`. A run that is resumed after this task scores without that wrapper, so this
         # one must too.
         trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        events += noted_events(trainer.state)
+        losses = step_losses(trainer.state)
         record = {
             "event": "task_end",
             "index": index,
@@ -175,26 +183,28 @@ class StreamRunner:
             "steps": trainer.state.global_step,
             "resumed": checkpoint is not None,
             "train_seconds": seconds,
-            "loss_first": losses[0],
-            "loss_last": losses[-1],
+            "skipped_steps": sum(event["event"] == SKIPPED_STEP for event in events),
+            "loss_first": losses[0] if losses else None,
+            "loss_last": losses[-1] if losses else None,
             **self._method_record(),
+            "events": [{"index": index, "task": task.name, **event} for event in events],
         }
         if training.gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
-        self.model.save_pretrained(str(self.store.unfinished_adapter))
-        record["stored_bytes"] = (self.store.unfinished_adapter / ADAPTER_FILE).stat().st_size
-        self.store.write_learned(index, record)
+        if self.processes.is_main_process:
+            self.model.save_pretrained(str(self.store.unfinished_adapter))
+            record["stored_bytes"] = (self.store.unfinished_adapter / ADAPTER_FILE).stat().st_size
+            self.store.write_learned(index, record)
 
-    def _arguments(self, index: int) -> TrainingArguments:
+    def _arguments(self, index: int, items: int) -> TrainingArguments:
         training = self.config.training
         precision = training.mixed_precision
         if precision == "auto":  # the backbone computes in its own precision, the adapter in 32 bits
             precision = "no"
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(self.store.task_checkpoints(index)),
             run_name=f"{self.config.run_id}-{index}",
             num_train_epochs=training.task_epochs,
-            max_steps=training.max_updates_per_task or -1,
             per_device_train_batch_size=training.batch_size,
             gradient_accumulation_steps=training.grad_accum_steps,
             optim="adamw_torch",
@@ -217,7 +227,14 @@ class StreamRunner:
             remove_unused_columns=False,
             dataloader_pin_memory=torch.cuda.is_available(),
             disable_tqdm=not sys.stderr.isatty(),
+            ddp_broadcast_buffers=False,  # the method keeps its own in step
         )
+        most = training.max_updates_per_task
+        if most is not None:  # the Trainer would repeat the items until it has done as many steps
+            batches = math.ceil(items / (arguments.train_batch_size * arguments.world_size))
+            steps = training.task_epochs * math.ceil(batches / training.grad_accum_steps)
+            arguments.max_steps = min(most, steps)
+        return arguments
 
     def _method_record(self) -> dict[str, Any]:
         """End the task and say what the method tells about it; nothing for a method without a stream of its own."""
@@ -234,36 +251,16 @@ class StreamRunner:
             )
         set_peft_model_state_dict(self.model, load_file(folder / ADAPTER_FILE))
 
-    # Scoring ---------------------------------------------------------------------------------------------------
-
-    def _score(self, row: int | str, index: int) -> None:
-        if self.store.score(row, index) is not None:
-            return
-        task = self.stream.tasks[index]
-        if row == BEFORE:
-            with self.model.disable_adapter():
-                self.store.write_score(row, index, self._evaluate(task))
-            return
-        if hasattr(self.model, "set_task"):
-            self.model.set_task(task.name)
-        self.store.write_score(row, index, self._evaluate(task))
-
-    def _evaluate(self, task: Task) -> Mapping[str, Any]:
-        score = evaluate_task(
-            self.model,
-            self.tokenizer,
-            task,
-            batch_size=self.config.evaluation.eval_batch_size,
-            max_length=self.config.dataset.max_seq_length,
-        )
-        return {**score.cell(), "item_scores": list(score.item_scores)}
-
     # Results ---------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
         last = self.store.adapter_path(len(self.stream.tasks) - 1)
         shutil.rmtree(self.store.folder / "adapter", ignore_errors=True)
         shutil.copytree(last, self.store.folder / "adapter", ignore=shutil.ignore_patterns(COMPLETE))
+        self.scores.score_unlabelled()
+        released = self.scores.release()
+        if hasattr(self.model, "set_task"):
+            self.model.set_task(self.stream.tasks[-1].name)
         drift = base_drift(
             self.model,
             self.tokenizer,
@@ -276,6 +273,7 @@ class StreamRunner:
             "base_drift": drift,
             "trainable_parameters": trainable,
             "peak_memory_bytes": peak_memory_bytes(),
+            "released_bytes": sum(released.values()) if released else None,
         }
         matrix, metrics = summarise(self.config, self.stream, self.store, measured)
         write_json(self.store.folder / "matrix.json", matrix)

@@ -1,12 +1,12 @@
 """From the stored scores of a run to its matrix and its metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from himalaya_adapter.evaluation import metrics
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.streams import Stream
-from himalaya_adapter.training.run_store import BEFORE, RunStore
+from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore
 
 FORMAT = 1
 MEASURES = {
@@ -34,6 +34,11 @@ def summarise(
     count = len(stream.tasks)
     before = [_stored(store, BEFORE, task) for task in range(count)]
     rows = [[_stored(store, row, task) for task in range(row + 1)] for row in range(count)]
+    # Only for a method that can tell the task from the prompt, or has a release file.
+    unlabelled, released = (
+        [score for task in range(count) if (score := store.score(row, task)) is not None]
+        for row in (UNLABELLED, RELEASED)
+    )
     learned = store.learned()
     scores = [[cell["score"] for cell in row] for row in rows]
     items = [[cell["item_scores"] for cell in row] for row in rows]
@@ -57,6 +62,9 @@ def summarise(
         **{name: measure(scores) for name, measure in MEASURES.items()},
         "retained_accuracy_auc_low": auc_low,
         "retained_accuracy_auc_high": auc_high,
+        "unlabelled_accuracy": _mean(unlabelled, "score"),
+        "tasks_recognised": _mean(unlabelled, "recognised"),
+        "released_accuracy": _mean(released, "score"),
         "frozen_accuracy": sum(cell["score"] for cell in before) / count,
         **measured,
         "stored_bytes": learned[-1]["stored_bytes"],
@@ -80,11 +88,17 @@ def summarise(
                 "before": _cell(before[index]),
                 "after_learning": _cell(rows[index][index]),
                 "final": _cell(rows[-1][index]),
+                **({"unlabelled": _cell(unlabelled[index])} if unlabelled else {}),
+                **({"released": _cell(released[index])} if released else {}),
             }
             for index, task in enumerate(stream.tasks)
         ],
     }
     return matrix, summary
+
+
+def _mean(scores: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    return sum(score[key] for score in scores) / len(scores) if scores else None
 
 
 def _stored(store: RunStore, row: int | str, task: int) -> dict[str, Any]:

@@ -8,6 +8,29 @@ from peft import PeftConfig, PeftType
 PLACEMENTS = ("residual_stream", "weights")
 NORM_TARGETS = ("update", "residual")
 GAINS = ("learned", "fixed")
+INDICES = ("learnable_kd_tree", "scan")
+FANOUTS = (4, 8, 16)
+UNQUANTISED_BITS = 16
+# Version of the adapter files that this code writes, and the newest that it reads.
+FORMAT_VERSION = 1
+CHOICES = {
+    "placement": PLACEMENTS,
+    "norm_target": NORM_TARGETS,
+    "gain": GAINS,
+    "index": INDICES,
+    "fanout": FANOUTS,
+    "quantisation_bits": (*range(2, 9), UNQUANTISED_BITS),
+}
+AT_LEAST_ONE = (
+    "core_atoms",
+    "elastic_atoms",
+    "code_width",
+    "atoms_per_task",
+    "expected_active_atoms",
+    "leaf_size",
+    "growth_window",
+    "fisher_projection_steps",
+)
 
 
 @dataclass
@@ -51,6 +74,21 @@ class HimalayaConfig(PeftConfig):
         protect (`bool`):
             Keep earlier tasks: project steps of the head off past features and steps of the atoms off past
             gradients. `False` learns a little more and forgets.
+        index (`"learnable_kd_tree" | "scan"`):
+            How elastic atoms are found: through a tree whose thresholds are trained and whose soft membership is
+            added to the gates, or by looking at all of them.
+        fanout (`int`): Children of a node of the tree: 4, 8 or 16.
+        leaf_size (`int`): Most atoms of a leaf of the tree.
+        grow (`bool`): Promote residuals that no atom points to, also inside a task.
+        similarity_threshold_tau (`float`):
+            Growth happens when the residuals' mean cosine with their closest atom falls below this, in (0, 1].
+            Higher promotes more often. Start from 0.8.
+        growth_window (`int`): Steps over which that mean is taken; after a promotion it starts anew.
+        consolidate (`bool`): Before an atom is overwritten, let the remaining ones stand in for it.
+        fisher_projection_steps (`int`): Conjugate-gradient steps of that projection.
+        quantisation_bits (`int`): Bits of an atom's entry in a release file: 2 to 8, or 16 for half precision.
+        released (`bool`): Whether the file is a release: packed, for inference only. Set by `save_release`.
+        format_version (`int`): Version of the adapter file; a newer one than this code's is refused.
         seed (`int`): Seed of the dictionary and of the router's start.
         init_weights (`bool`):
             `True`: a fresh adapter is an exact no-op. `False`: the gain starts at random, for tests only.
@@ -89,6 +127,21 @@ class HimalayaConfig(PeftConfig):
     atoms_per_task: int = field(default=3, metadata={"help": "Elastic atoms that a task may move."})
     temperature_init: float = field(default=1.0, metadata={"help": "Gate temperature at the start of a task."})
     protect: bool = field(default=True, metadata={"help": "Keep earlier tasks by projecting the steps."})
+    index: Literal["learnable_kd_tree", "scan"] = field(
+        default="learnable_kd_tree", metadata={"help": "How elastic atoms are found."}
+    )
+    fanout: int = field(default=8, metadata={"help": "Children of a node of the tree: 4, 8 or 16."})
+    leaf_size: int = field(default=4, metadata={"help": "Most atoms of a leaf of the tree."})
+    grow: bool = field(default=True, metadata={"help": "Promote residuals that no atom points to."})
+    similarity_threshold_tau: float = field(
+        default=0.8, metadata={"help": "Mean cosine of residuals with their closest atom below which atoms grow."}
+    )
+    growth_window: int = field(default=200, metadata={"help": "Steps over which that mean is taken."})
+    consolidate: bool = field(default=True, metadata={"help": "Let other atoms stand in for one that is evicted."})
+    fisher_projection_steps: int = field(default=20, metadata={"help": "Steps of the consolidating projection."})
+    quantisation_bits: int = field(default=3, metadata={"help": "Bits of a released atom's entry: 2 to 8, or 16."})
+    released: bool = field(default=False, metadata={"help": "The file is a release, for inference only."})
+    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the adapter file."})
     seed: int = field(default=0, metadata={"help": "Seed of the dictionary and the router."})
     init_weights: bool = field(default=True, metadata={"help": "Start as an exact no-op."})
 
@@ -101,13 +154,20 @@ class HimalayaConfig(PeftConfig):
             self.exclude_modules = set(self.exclude_modules)
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("`layers_pattern` needs `layers_to_transform`, the indices to pick from that list")
-        for name, allowed in (("placement", PLACEMENTS), ("norm_target", NORM_TARGETS), ("gain", GAINS)):
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        for name in ("core_atoms", "elastic_atoms", "code_width", "atoms_per_task", "expected_active_atoms"):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
+        for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.atoms_per_task > self.elastic_atoms:
             raise ValueError(f"atoms_per_task={self.atoms_per_task} exceeds elastic_atoms={self.elastic_atoms}")
+        if not 0 < self.similarity_threshold_tau <= 1:
+            raise ValueError(f"similarity_threshold_tau={self.similarity_threshold_tau} must be in (0, 1]")
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"format_version={self.format_version} is newer than {FORMAT_VERSION}, the newest that this "
+                "himalaya-adapter reads: upgrade the package"
+            )
         if self.temperature_init <= 0:
             raise ValueError(f"temperature_init={self.temperature_init} must be above 0")

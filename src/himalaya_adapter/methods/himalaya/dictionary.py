@@ -46,43 +46,35 @@ def unit_rows(rows: Tensor) -> Tensor:
     return torch.nn.functional.normalize(rows, dim=-1)
 
 
-def rank_one_update(
-    projections: Tensor, coefficients: Tensor, gain: Tensor, atoms_in: Tensor, atoms_out: Tensor
-) -> Tensor:
+def unit_coefficients(coefficients: Tensor, gram: Tensor) -> Tensor:
+    r"""Coefficients of the unit vector :math:`D^\top u / \lVert D^\top u\rVert`: :math:`u / \sqrt{u^\top G u}`.
+
+    Args:
+        coefficients: :math:`u`, shape ``(..., k)``; all zero stays zero.
+        gram: :math:`G = D D^\top`, ``(k, k)``.
+    """
+    squared = (coefficients @ gram * coefficients).sum(-1, keepdim=True)
+    return coefficients / squared.clamp_min(torch.finfo(coefficients.dtype).tiny).sqrt()
+
+
+def rank_one_update(projections: Tensor, gain: Tensor, unit_in: Tensor, unit_out: Tensor, atoms_out: Tensor) -> Tensor:
     r"""Apply the self-normalising update :math:`\gamma\, r_m r_n^\top x` without forming :math:`r` (section 2).
 
-    With :math:`r_n = D_n^\top u / \lVert D_n^\top u\rVert` and :math:`r_m` likewise, the result is
-    :math:`\gamma\,(u \cdot D_n x) / \sqrt{u^\top G_n u \; u^\top G_m u}\; D_m^\top u`, :math:`G = D D^\top` being the
-    Gram matrix. Both factors have norm 1 whatever ``u`` is, hence :math:`\lVert\Delta W\rVert = |\gamma|`.
+    With :math:`r_n = D_n^\top w_n` and :math:`r_m = D_m^\top w_m` of norm 1 (`unit_coefficients`) the result is
+    :math:`\gamma\,(w_n \cdot D_n x)\, D_m^\top w_m`, hence :math:`\lVert\Delta W\rVert = |\gamma|`.
 
     Args:
         projections: :math:`D_n x`, shape ``(..., k)``.
-        coefficients: :math:`u`, shape ``(..., k)``; a token whose coefficients are all zero gets no update.
         gain: :math:`\gamma`, shape ``(..., 1)``.
-        atoms_in: :math:`D_n`, shape ``(k, n)``, in the precision in which ``projections`` were computed.
+        unit_in: :math:`w_n`, shape ``(..., k)``.
+        unit_out: :math:`w_m`, shape ``(..., k)``.
         atoms_out: :math:`D_m`, shape ``(k, m)``.
 
     Returns:
         The update of the layer's output, ``(..., m)``, in the precision of ``atoms_out``.
     """
-    norm = outer_norm(coefficients, atoms_in, atoms_out)
-    scale = gain * (coefficients * projections).sum(-1, keepdim=True) / norm
-    return (scale * coefficients).to(atoms_out.dtype) @ atoms_out
-
-
-def outer_norm(coefficients: Tensor, atoms_in: Tensor, atoms_out: Tensor) -> Tensor:
-    r"""Norm :math:`\sqrt{u^\top G_n u \; u^\top G_m u}` of :math:`(D_m^\top u)(D_n^\top u)^\top`: ``(..., 1)``.
-
-    Args:
-        coefficients: :math:`u`, shape ``(..., k)``.
-        atoms_in: :math:`D_n`, shape ``(k, n)``.
-        atoms_out: :math:`D_m`, shape ``(k, m)``.
-    """
-    squared_in = (coefficients @ gram(atoms_in) * coefficients).sum(-1, keepdim=True)
-    squared_out = squared_in
-    if atoms_out is not atoms_in:
-        squared_out = (coefficients @ gram(atoms_out) * coefficients).sum(-1, keepdim=True)
-    return (squared_in * squared_out).clamp_min(torch.finfo(coefficients.dtype).tiny).sqrt()
+    scale = gain * (unit_in * projections).sum(-1, keepdim=True)
+    return (scale * unit_out).to(atoms_out.dtype) @ atoms_out
 
 
 def gram(atoms: Tensor) -> Tensor:

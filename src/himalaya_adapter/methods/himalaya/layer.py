@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 
 from .shared import SharedAdapter
@@ -24,9 +25,14 @@ class HimalayaLayer(nn.Module, BaseTunerLayer):
         get_base_layer: Callable[[], nn.Module]
         set_adapter: Callable[[list[str]], None]
 
-    def __init__(self, base_layer: nn.Module) -> None:
+    extra_repr = quantization_extra_repr
+
+    def __init__(self, base_layer: nn.Module, **quantization: Any) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.quantization_backend = resolve_quantization_backend(base_layer, **quantization)
+        self.in_features = getattr(base_layer, "in_features", None)
+        self.out_features = getattr(base_layer, "out_features", None)
         self.himalaya_shared: dict[str, SharedAdapter] = {}
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -1,18 +1,28 @@
 """HIMALAYA as a PEFT tuner."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
+from himalaya_adapter.errors import HimalayaError
+
+from .allocation import forget_moments
+from .config import HimalayaConfig
 from .layer import HimalayaLayer
-from .shared import SharedAdapter
+from .release import check_other_modules, open_file, pack, seal, split_by_prefix
+from .router import task_code
+from .shared import INFERENCE_ONLY, SharedAdapter
 
-HAS_MLP = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2")
+logger = logging.getLogger(__name__)
+HAS_MLP = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "gpt2")
 
 
 class HimalayaModel(BaseTuner):
@@ -29,7 +39,7 @@ class HimalayaModel(BaseTuner):
 
     # The stream's life cycle -----------------------------------------------------------------------------------
 
-    def start_task(self, name: str, examples: Mapping[str, Tensor] | None = None) -> None:
+    def start_task(self, name: str, examples: Mapping[str, Tensor] | None = None) -> list[dict[str, Any]]:
         """Begin to learn task ``name``: it gets its own atoms and a head that starts as a no-op.
 
         Args:
@@ -38,48 +48,107 @@ class HimalayaModel(BaseTuner):
                 task's items. From their hidden states the very first task sets the router's latent directions, which
                 never move afterwards; from their gradients every task promotes its first residuals to atoms. Without
                 them both start at random, and learning is slower.
+
+        Returns:
+            The evictions that made room for the task: slot, importance, which atom stands in, what share survives.
         """
-        for shared in self._active():
-            shared.start_task(name)
+        evictions = [event for shared in self._active() for event in shared.start_task(name)]
         if examples is not None:
             for shared in self._active():
                 inputs, curvature = self._first_residuals(shared, examples)
+                if not (inputs.isfinite().all() and curvature.isfinite().all()):
+                    logger.warning("task %s: its first residuals are not finite, so it starts at random", name)
+                    continue
                 if shared.tasks_learnt == 0:
                     shared.fit_projection(inputs)
                 shared.promote(curvature)
+        return evictions
 
     def anneal(self, progress: float) -> None:
         """Lower the gates' temperature; ``progress`` in [0, 1] is the share of the task's steps done."""
         for shared in self._active():
             shared.anneal(progress)
 
-    def protect(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
+    def protect(
+        self, optimizer: torch.optim.Optimizer, on_growth: Callable[[dict[str, Any]], None] | None = None
+    ) -> list[RemovableHandle]:
         """Let every step of ``optimizer`` keep off what earlier tasks rely on; ``remove()`` the handles to stop.
+
+        A step whose gradients are not finite is skipped: nothing changes.
 
         Args:
             optimizer: The optimiser that trains the adapter. The parameters' change is projected, not only their
                 gradient: an adaptive optimiser rescales gradients after they are projected.
+            on_growth: Called with every promotion of a residual to an atom.
         """
-        before: list[dict[str, Tensor]] = []
+        before: list[dict[str, Tensor] | None] = []
 
         def remember(*_: Any) -> None:
             before[:] = [shared.before_step() for shared in self._active()]
+            if any(parameters is None for parameters in before):
+                optimizer.zero_grad()
 
         def project(*_: Any) -> None:
             for shared, parameters in zip(self._active(), before, strict=True):
-                shared.after_step(parameters)
+                event = shared.after_step(parameters) if parameters is not None else None
+                if event is not None:
+                    forget_moments(shared, optimizer, event["slot"])
+                    if on_growth is not None:
+                        on_growth(event)
 
         return [optimizer.register_step_pre_hook(remember), optimizer.register_step_post_hook(project)]
+
+    def forget_passes(self) -> None:
+        """Forget what the passes since the last step have seen: the step that they were for is skipped."""
+        for shared in self._active():
+            shared.forget_passes()
 
     def end_task(self) -> None:
         """Close the task: what it has used is protected from now on."""
         for shared in self._active():
             shared.end_task()
 
-    def set_task(self, name: str) -> None:
-        """Answer as task ``name`` from now on. A new name is a new task: its gain starts near zero."""
+    def observe_prompts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
+        """Remember what the current task's prompts look like, as moments of fixed size, for `set_task(None)`.
+
+        Args:
+            input_ids: Prompts without their answers, ``(batch, length)``.
+            attention_mask: 0 at padding; without it all tokens count.
+        """
+        for shared in self._active():
+            shared.observe_prompts(*self._embedded(input_ids, attention_mask))
+
+    def set_task(self, name: str | None) -> None:
+        """Answer as task ``name`` from now on. A new name is a new task: its gain starts near zero.
+
+        With ``None`` each row of a batch is answered as the task that its prompt looks like.
+        """
         for shared in self._active():
             shared.set_task(name)
+
+    @torch.no_grad()
+    def infer_task(
+        self, input_ids: Tensor, names: Sequence[str], attention_mask: Tensor | None = None
+    ) -> list[tuple[str | None, float]]:
+        """Say which task prompts look like.
+
+        Args:
+            input_ids: ``(batch, length)``.
+            names: The tasks learnt; the adapter itself keeps no names.
+            attention_mask: 0 at padding; without it all tokens count.
+
+        Returns:
+            For each prompt the name, or ``None`` if the task found is not among the names, and a confidence in [0, 1].
+        """
+        shared = self._active()[0]
+        codes, confidences = shared.memory.infer(shared.memory.features(*self._embedded(input_ids, attention_mask)))
+        known = {tuple(task_code(name, codes.shape[1]).sign().tolist()): name for name in names}
+        found = [known.get(tuple(code)) for code in codes.sign().tolist()]
+        return list(zip(found, confidences.tolist(), strict=True))
+
+    def _embedded(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        embeddings = cast(nn.Embedding, cast(PreTrainedModel, self.model).get_input_embeddings())(input_ids)
+        return embeddings, torch.ones_like(input_ids) if attention_mask is None else attention_mask
 
     def stored_bytes(self) -> dict[str, int]:
         """Bytes of every stored tensor of the active adapters, by name."""
@@ -150,13 +219,31 @@ class HimalayaModel(BaseTuner):
         """Create the adapter's shared state, then let PEFT wrap the targets."""
         if not hasattr(self, "himalaya_shared"):
             self.himalaya_shared = nn.ModuleDict()
-        model_config = self.get_model_config(model)
-        config = self._prepare_adapter_config(self.peft_config[adapter_name], model_config)
+            self._hook = model.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
+        config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
+        if config.released and not config.inference_mode:
+            raise HimalayaError(INFERENCE_ONLY)
         targets = [module for name, module in model.named_modules() if self._check_target_module_exists(config, name)]
+        others = [(parameter, parameter.requires_grad) for parameter in self.himalaya_shared.parameters()]
         if targets:
-            width = max(_width(module, model_config) for module in targets)
-            self.himalaya_shared[adapter_name] = SharedAdapter(config, width)
+            width = max(_width(module, model) for module in targets)
+            self.himalaya_shared[adapter_name] = SharedAdapter(config, width, _embedding_width(model))
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        for parameter, requires_grad in others:  # PEFT restores this for what lies within the model only
+            parameter.requires_grad = requires_grad
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model. PEFT's own version passes by the model's hooks."""
+        return self.model(*args, **kwargs)
+
+    def _begin_pass(self, _: nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        mask = inputs.get("attention_mask")
+        mask = mask if torch.is_tensor(mask) and mask.dim() == 2 else None
+        cache = inputs.get("past_key_values")
+        for shared in self._active():
+            if shared.infers_task and (cache is None or cache.get_seq_length() == 0):
+                shared.read_prompts(*self._embedded(inputs["input_ids"], mask))
+            shared.begin_pass(None if mask is None else mask.bool())
 
     def _create_and_replace(
         self,
@@ -168,7 +255,7 @@ class HimalayaModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target if isinstance(target, HimalayaLayer) else HimalayaLayer(target)
+        layer = target if isinstance(target, HimalayaLayer) else HimalayaLayer(target, **get_quantization_kwargs(self))
         base = layer.get_base_layer()
         if peft_config.placement == "weights" and not isinstance(base, nn.Linear):
             raise TypeError(
@@ -189,15 +276,68 @@ class HimalayaModel(BaseTuner):
         super().delete_adapter(adapter_name)
         del self.himalaya_shared[adapter_name]
 
+    def unload(self) -> nn.Module:
+        """Give back the model as it was before it was adapted."""
+        self._hook.remove()
+        return super().unload()
+
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         return key.replace(f"himalaya_shared.{adapter_name}.", "himalaya_shared.", 1)
 
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        found = _find_shared(model, adapter_name)
+        if found is None or not config.released:
+            return entries
+        prefix, shared = found
+        own, others = split_by_prefix(entries, prefix)
+        packed = shared.packed or seal(pack(own, cast(HimalayaConfig, config)))
+        return others | {prefix + name: tensor for name, tensor in packed.items()}
 
-def _width(module: nn.Module, model_config: dict[str, Any]) -> int:
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        found = _find_shared(model, adapter_name)
+        if found is None:
+            return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        prefix, shared = found
+        own, others = split_by_prefix(state_dict, cls._remove_adapter_name_from_key(prefix, adapter_name))
+        others = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, others)
+        check_other_modules(others, model.state_dict())
+        state = open_file(own, cast(HimalayaConfig, config), shared.state_dict())
+        shared.packed = own if config.released else None
+        return others | {prefix + name: tensor for name, tensor in state.items()}
+
+
+def _find_shared(model: nn.Module, adapter_name: str) -> tuple[str, SharedAdapter] | None:
+    """The adapter's shared state and the prefix of its keys; none where only layers were injected into a model."""
+    for name, module in model.named_modules():
+        if isinstance(module, SharedAdapter) and name.endswith(f"himalaya_shared.{adapter_name}"):
+            return f"{name}.", module
+    return None
+
+
+def _width(module: nn.Module, model: nn.Module) -> int:
     base = module.get_base_layer() if isinstance(module, HimalayaLayer) else module
     if isinstance(base, nn.Linear):
         return max(base.in_features, base.out_features)
-    if "hidden_size" in model_config:
-        return model_config["hidden_size"]
+    hidden_size = getattr(getattr(model, "config", None), "hidden_size", None)
+    if hidden_size is not None:
+        return hidden_size
     raise ValueError(f"the width of a {type(base).__name__} is not known: the model's config has no hidden_size")
+
+
+def _embedding_width(model: nn.Module) -> int | None:
+    """Width of a language model's input embeddings; a model without any cannot infer tasks from prompts."""
+    lookup: Any = getattr(model, "get_input_embeddings", lambda: None)
+    return getattr(lookup(), "embedding_dim", None)

@@ -1,4 +1,4 @@
-"""What keeps earlier tasks: a projector for the head, a sketch for the atoms (docs/method.md, section 6)."""
+"""What keeps earlier tasks in the router's head: a projector of its steps (docs/method.md, section 6)."""
 
 import torch
 from torch import Tensor
@@ -66,30 +66,3 @@ def reset_head(head: Tensor, target: Tensor, projector: Tensor, code: Tensor) ->
 def free_directions(projector: Tensor) -> int:
     """How many directions the projector leaves free: its rank, read from its trace."""
     return round(projector.double().trace().item())
-
-
-def shrink_sketch(rows: Tensor, size: int) -> Tensor:
-    r"""Frequent Directions: compress rows ``(n, d)`` to ``(size, d)`` (Ghashami et al. 2016, arXiv:1501.01711).
-
-    The singular values are reduced by that of direction ``size + 1``, so that for every unit ``v``
-    :math:`0 \le \lVert A v\rVert^2 - \lVert B v\rVert^2 \le \sigma_{size+1}^2`. Rows come out orthogonal, the largest
-    first, padded with zero rows. Computed through the smaller Gram matrix.
-    """
-    values, vectors = torch.linalg.eigh(rows.double() @ rows.double().T)
-    values, vectors = values.clamp_min(0).flip(0), vectors.flip(1)
-    floor = values[size] if len(values) > size else values.new_zeros(())
-    kept = min(size, len(values))
-    directions = vectors[:, :kept].T @ rows.double()
-    shrunk = (values[:kept] - floor).clamp_min(0).sqrt()
-    sketch = rows.new_zeros(size, rows.shape[1])
-    sketch[:kept] = (torch.nn.functional.normalize(directions, dim=-1) * shrunk[:, None]).to(rows.dtype)
-    return sketch
-
-
-def remove_span(step: Tensor, sketch: Tensor) -> Tensor:
-    """The part of the rows of ``step`` ``(n, d)`` that is orthogonal to the rows of ``sketch`` ``(m, d)``."""
-    rows = sketch.double()
-    _, singular, directions = torch.linalg.svd(rows[rows.any(1)], full_matrices=False)
-    basis = directions[singular > 1e-6 * singular[:1]]
-    wide = step.double()
-    return (wide - (wide @ basis.T) @ basis).to(step.dtype)

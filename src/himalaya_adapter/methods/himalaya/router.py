@@ -8,15 +8,20 @@ from torch import Tensor, nn
 
 # The relaxation ends close to hard gates, so that training's last steps see what inference sees.
 FINAL_TEMPERATURE_SHARE = 0.1
-NEWTON_STEPS = 8
+NEWTON_STEPS = 5
 HEAD_INIT_STD = 0.2
 # Gate logits at the start of a task: its own atoms almost always on, atoms that nobody uses never.
 OWN_GATE, UNUSED_GATE = 8.0, -20.0
 
 
 def task_code(name: str, width: int) -> Tensor:
-    """The unit code ``(e,)`` of a task, drawn from a hash of its name: the same on every machine, stored nowhere."""
-    return nn.functional.normalize(torch.randn(width, generator=_generator(name)), dim=0)
+    r"""The unit code ``(e,)`` of a task: signs :math:`\pm 1/\sqrt e` drawn from a hash of its name.
+
+    It is the same on every machine. The first entry is always positive: one functional is then 1 for every task.
+    """
+    signs = torch.randint(0, 2, (width,), generator=_generator(name)) * 2 - 1
+    signs[0] = 1
+    return signs / width**0.5
 
 
 def _generator(text: str) -> torch.Generator:
@@ -125,8 +130,8 @@ class HyperRouter(nn.Module):
         return torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
 
     def task_head(self, code: Tensor) -> Tensor:
-        """The task's linear head ``(2k + 1, p + 1)`` for its code ``(e,)``."""
-        return self.head @ code
+        """The linear head ``(2k + 1, p + 1)`` of the task with code ``(e,)``, or one per row for codes ``(b, e)``."""
+        return torch.einsum("...e,ole->...ol", code, self.head)
 
     def fresh_head(self, name: str, own: Tensor, in_use: Tensor) -> Tensor:
         """The head ``(2k + 1, p + 1)`` that task ``name`` starts from.

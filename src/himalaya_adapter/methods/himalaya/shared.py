@@ -1,43 +1,34 @@
-"""The state of one adapter: dictionary, router, protection and what is measured, shared by all layers."""
+"""One adapter through its stream: what it learns, protects, remembers and reports, shared by all layers."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import normalize
 
+from himalaya_adapter.errors import HimalayaError
+
+from .allocation import allocate, grow
 from .config import HimalayaConfig
-from .dictionary import Dictionary, outer_norm, rank_one_update
-from .protection import (
-    free_directions,
-    kronecker_moment,
-    remove_span,
-    reset_head,
-    shrink_projector,
-    shrink_sketch,
-)
-from .router import (
-    FINAL_TEMPERATURE_SHARE,
-    HyperRouter,
-    gate_probabilities,
-    hard_gates,
-    latent_width,
-    task_code,
-)
+from .consolidation import Consolidation
+from .growth import Growth
+from .protection import free_directions, kronecker_moment, reset_head, shrink_projector
+from .router import FINAL_TEMPERATURE_SHARE, task_code
+from .statistics import share_maximum, sum_over_ranks
+from .task_memory import TaskMemory
+from .tree import FAR
+from .update import TINY, SharedUpdate
 
 # Share of a task's feature energy that the head's later steps must leave alone (docs/method.md, section 6).
 PROTECTED_ENERGY = 0.99
-# Rows of the Frequent Directions sketches: of all past tasks, and of the current one.
-SKETCH_ROWS, TASK_SKETCH_ROWS = 96, 32
-# Gradients of the last steps say what a learnt task relies on; those of the first steps say what it lacked.
-STATISTICS_DECAY = 0.9
 PROJECTION_TOKENS = 4096
-MASKED = -1e4
-TINY = torch.finfo(torch.float32).tiny
+# Of the head's gradient; a residual grows with the gain, the head's gradient does not.
+SMALLEST_RESIDUAL = 1e-5
 NEUTRAL_TASK = ""
+INFERENCE_ONLY = "a release file is for inference only: to train on, load the adapter that it was made from"
 
 
-class SharedAdapter(nn.Module):
+class SharedAdapter(SharedUpdate):
     """Everything that a HIMALAYA adapter stores; its size depends on neither the layers nor the tasks.
 
     All state that evolves is a parameter or a persistent buffer, so a checkpoint of the adapter is complete.
@@ -45,150 +36,96 @@ class SharedAdapter(nn.Module):
     Args:
         config: The method's configuration.
         width: Width ``d`` of the atoms: that of the hidden states, or of the widest target.
+        embedding_width: Width of the input embeddings, if it is another one.
     """
 
-    # Of the whole stream.
+    # The content of the release file that the adapter was loaded from, which is what is saved again.
+    packed: dict[str, Tensor] | None = None
     tasks_learnt: Tensor
-    in_use: Tensor
     importance: Tensor
     head_projector: Tensor
-    atom_sketch: Tensor
-    update_norm_max: Tensor
     atom_norm_max: Tensor
-    # Of the current task; cleared at its start.
-    code: Tensor
     own: Tensor
-    latent_moment: Tensor
-    task_sketch: Tensor
-    fisher: Tensor
-    atom_usage: Tensor
-    gate_total: Tensor
-    tokens_seen: Tensor
 
-    def __init__(self, config: HimalayaConfig, width: int) -> None:
-        super().__init__()
-        core, elastic = config.core_atoms, config.elastic_atoms
-        atoms = core + elastic
-        latent = latent_width(width, atoms, config.code_width, config.hidden_params)
-        features = (latent + 1) * config.code_width
-        self.config = config
-        self.width = width
-        self.temperature = config.temperature_init
-        self.dictionary = Dictionary(core, elastic, width, config.seed)
-        self.router = HyperRouter(atoms, width, latent, config.code_width, config.seed)
+    def __init__(self, config: HimalayaConfig, width: int, embedding_width: int | None = None) -> None:
+        super().__init__(config, width)
+        self.growth = Growth(width, config.growth_window, config.similarity_threshold_tau)
+        self.consolidation = Consolidation(config.core_atoms + config.elastic_atoms, config.code_width)
+        self.memory = TaskMemory(width if embedding_width is None else embedding_width, config.code_width)
         self.register_buffer("tasks_learnt", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("in_use", torch.arange(atoms) < core)
-        self.register_buffer("importance", torch.zeros(elastic))
-        self.register_buffer("head_projector", torch.eye(features))
-        self.register_buffer("atom_sketch", torch.zeros(SKETCH_ROWS, width, dtype=torch.bfloat16))
-        self.register_buffer("update_norm_max", torch.zeros(()))
+        self.register_buffer("own", torch.zeros_like(self.in_use))
+        self.register_buffer("importance", torch.zeros(config.elastic_atoms))
+        self.register_buffer("head_projector", torch.eye(self.router.head[0].numel()))
         self.register_buffer("atom_norm_max", torch.zeros(()))
-        self.register_buffer("code", torch.zeros(config.code_width))
-        self.register_buffer("own", torch.zeros(atoms, dtype=torch.bool))
-        self.register_buffer("latent_moment", torch.zeros(latent + 1, latent + 1))
-        self.register_buffer("task_sketch", torch.zeros(TASK_SKETCH_ROWS, width, dtype=torch.bfloat16))
-        self.register_buffer("fisher", torch.zeros(elastic))
-        self.register_buffer("atom_usage", torch.zeros(atoms))
-        self.register_buffer("gate_total", torch.zeros(()))
-        self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.float64))
+        self.infers_task = False
+        if self.router.head.is_meta:  # PEFT's low_cpu_mem_usage: all state is about to be loaded
+            return
         self.start_task(NEUTRAL_TASK)  # plain PEFT use, without a stream, is one task without a name
         if not config.init_weights:
             nn.init.normal_(self.router.head, generator=torch.Generator().manual_seed(config.seed))
 
     def forward(self, hidden_states: Tensor, output_width: int) -> Tensor:
-        """The update for inputs ``(..., n)`` of a module with ``output_width`` outputs: ``(..., output_width)``."""
-        with torch.autocast(hidden_states.device.type, enabled=False):  # the norms need the precision chosen here
-            return self._update(hidden_states, output_width)
+        """The update of a layer's output, as in `SharedUpdate`.
 
-    def _update(self, hidden_states: Tensor, output_width: int) -> Tensor:
-        width = hidden_states.shape[-1]
-        # Rounded to the input's precision before anything is computed from them: the norms then hold exactly.
-        atoms = self.dictionary.atoms().to(hidden_states.dtype)
-        atoms_in = atoms[:, :width]
-        atoms_out = atoms_in if output_width == width else atoms[:, :output_width]
-        maps = torch.cat([self.router.projection[:, :width].to(hidden_states.dtype), atoms_in])
-        wide = torch.promote_types(hidden_states.dtype, torch.float32)
-        rms = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=wide) / width**0.5
-        projected = linear(hidden_states, maps).to(wide)
-        normalised = projected / rms.clamp_min(torch.finfo(torch.float32).tiny)
-        latent = len(maps) - len(atoms)
-        coefficients, gain = self.route(self.router.latent(normalised[..., :latent]))
-        # A weight acts on its input as it is, the skip path on the normalised one.
-        projections = (projected if self.config.placement == "weights" else normalised)[..., latent:]
-        if self.config.norm_target == "residual":
-            gain = gain / self.width**0.5
-        if self.training:
-            self._certify(coefficients, gain, atoms_in, atoms_out)
-        return rank_one_update(projections, coefficients, gain, atoms_in, atoms_out)
-
-    def route(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Coefficients :math:`u` ``(..., k)``, at most `expected_active_atoms` not 0, and the gain ``(..., 1)``."""
-        most = self.config.expected_active_atoms
-        outputs = linear(latents, self.router.task_head(self.code).to(latents.dtype))
-        atoms = outputs.shape[-1] // 2
-        logits, coefficients, raw_gain = outputs.split([atoms, atoms, 1], dim=-1)
-        logits = logits.masked_fill(~self.in_use, MASKED)
-        gain = torch.ones_like(raw_gain) if self.config.gain == "fixed" else torch.tanh(raw_gain)
-        if not self.training:
-            temperature = self.config.temperature_init * FINAL_TEMPERATURE_SHARE
-            shifted, _ = gate_probabilities(logits, most, temperature)
-            return hard_gates(shifted, most) * coefficients, gain
-        shifted, probabilities = gate_probabilities(logits, most, self.temperature)
-        uniform = torch.rand_like(shifted).clamp_(1e-6, 1 - 1e-6)
-        noisy = shifted + self.temperature * torch.logit(uniform)  # a relaxed Bernoulli(pi) sample
-        soft = torch.sigmoid(noisy / self.temperature)
-        hard = hard_gates(noisy.detach(), most)
-        with torch.no_grad():
-            tokens = latents.detach().reshape(-1, latents.shape[-1])
-            self.latent_moment += tokens.T @ tokens
-            self.atom_usage += hard.reshape(-1, atoms).sum(0)
-            self.gate_total += probabilities.sum()
-            self.tokens_seen += len(tokens)
-        return (hard + soft - soft.detach()) * coefficients, gain
-
-    @torch.no_grad()
-    def _certify(self, coefficients: Tensor, gain: Tensor, atoms_in: Tensor, atoms_out: Tensor) -> None:
-        """Measure the norm of the strongest token's update on its dense vectors and keep the largest seen."""
-        strongest = gain.abs().argmax()
-        u = coefficients.reshape(-1, coefficients.shape[-1])[strongest].double()
-        dense = (u @ atoms_in.double()).norm() * (u @ atoms_out.double()).norm()
-        norm = gain.abs().amax() * dense / outer_norm(u.to(coefficients.dtype), atoms_in, atoms_out).squeeze()
-        self.update_norm_max.copy_(torch.maximum(self.update_norm_max, norm.to(self.update_norm_max.dtype)))
+        Raises:
+            HimalayaError: The adapter was loaded from a release file and is being trained.
+        """
+        if self.packed is not None and self.training and self.dictionary.elastic.requires_grad:
+            raise HimalayaError(INFERENCE_ONLY)  # saving would not write what is learnt
+        return super().forward(hidden_states, output_width)
 
     # The stream's life cycle -----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def set_task(self, name: str) -> None:
-        """Route by the code of task ``name``."""
-        self.code.copy_(task_code(name, self.config.code_width))
+    def set_task(self, name: str | None) -> None:
+        """Route by the code of task ``name``, or by the one that each prompt's features say (``None``)."""
+        self.infers_task = name is None
+        self._row_codes = None
+        self._forget_pass()
+        if name is not None:
+            self.code.copy_(task_code(name, self.config.code_width))
+
+    def read_prompts(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Infer the tasks of prompts from their input embeddings ``(b, s, d)`` and mask ``(b, s)``.
+
+        Returns:
+            Their codes ``(b, e)``, by which their rows are routed until the next prompts, and confidences ``(b,)``.
+        """
+        self._row_codes, confidence = self.memory.infer(self.memory.features(embeddings, mask))
+        return self._row_codes, confidence
 
     @torch.no_grad()
-    def start_task(self, name: str) -> None:
-        """Begin to learn task ``name``: its code, atoms of its own, a head that is a no-op, empty statistics."""
+    def observe_prompts(self, embeddings: Tensor, mask: Tensor) -> None:
+        """Remember what prompts of the current task look like: input embeddings ``(b, s, d)``, mask ``(b, s)``."""
+        features = self.memory.features(embeddings, mask)
+        features = features[features.isfinite().all(1)]  # one broken prompt would spoil the memory of all tasks
+        self.memory.observe(features.T @ features)
+
+    @torch.no_grad()
+    def start_task(self, name: str) -> list[dict[str, Any]]:
+        """Begin to learn task ``name``: its code, atoms of its own, a head that is a no-op, empty statistics.
+
+        Returns:
+            The evictions that made room for it.
+
+        Raises:
+            HimalayaError: The adapter was loaded from a release file.
+        """
+        if self.packed is not None:
+            raise HimalayaError(INFERENCE_ONLY)
         self.set_task(name)
         self.temperature = self.config.temperature_init
-        self._allocate()
+        evictions = allocate(self)
         fresh = self.router.fresh_head(name, self.own, self.in_use)
         self.router.head.copy_(reset_head(self.router.head, fresh, self.head_projector, self.code))
-        self.latent_moment.zero_()
-        self.task_sketch.zero_()
-        self.fisher.zero_()
-        self.atom_usage.zero_()
-        self.gate_total.zero_()
-        self.tokens_seen.zero_()
-
-    def _allocate(self) -> None:
-        """Give the task the elastic atoms that matter least to earlier ones; a free slot matters nothing."""
-        core = self.config.core_atoms
-        if self.tasks_learnt == 0:
-            self.in_use[core:] = False
-        chosen = self.importance.argsort(stable=True)[: self.config.atoms_per_task]
-        self.own.zero_()
-        self.own[core + chosen] = True
-        self.in_use |= self.own
+        self.statistics.clear()
+        self.growth.restart()
+        self.memory.task_moment.zero_()
+        self.rebuild_tree()
+        return evictions
 
     @property
-    def _own_elastic(self) -> Tensor:
+    def own_elastic(self) -> Tensor:
         """Mask of the elastic atoms that the task may move, ``(k_e,)``."""
         return self.own[self.config.core_atoms :]
 
@@ -196,73 +133,114 @@ class SharedAdapter(nn.Module):
     def fit_projection(self, inputs: Tensor) -> None:
         """Set the latent directions from normalised inputs ``(n, d)``, of which an even selection is looked at."""
         self.router.fit_projection(inputs[:: max(1, len(inputs) // PROJECTION_TOKENS)])
+        self.rebuild_tree()
 
     @torch.no_grad()
     def promote(self, curvature: Tensor) -> None:
-        """Point the task's free atoms at the leading eigenvectors of its first residuals ``(d, d)``."""
-        free = self._own_elastic & (self.importance == 0)
-        count = int(free.sum())
-        if count == 0:
-            return
+        """Point the task's atoms at the leading eigenvectors of its first residuals ``(d, d)``."""
+        count = int(self.own_elastic.sum())
         values, vectors = torch.linalg.eigh(curvature.double())
         # All of one sign: the atoms of a token share its gain.
         leading = vectors[:, -count:] if values[-1] >= -values[0] else vectors[:, :count]
         # An eigenvector's sign is open; fix it, so that every machine starts alike.
         signs = leading.gather(0, leading.abs().argmax(0, keepdim=True)).sign()
-        self.dictionary.elastic[free] = (leading * signs).T.to(self.dictionary.elastic.dtype)
+        self.dictionary.elastic[self.own_elastic] = (leading * signs).T.to(self.dictionary.elastic.dtype)
+        self.rebuild_tree()
 
     def anneal(self, progress: float) -> None:
         """Lower the gates' temperature linearly; ``progress`` in [0, 1] is the share of the task's steps done."""
         self.temperature = self.config.temperature_init * (1 - (1 - FINAL_TEMPERATURE_SHARE) * progress)
 
     @torch.no_grad()
-    def before_step(self) -> dict[str, Tensor]:
-        """Take note of this step's gradients by the atoms; returns the parameters as they are."""
-        gradient = self.dictionary.elastic.grad
-        if gradient is not None:
-            rows = torch.cat([STATISTICS_DECAY * self.task_sketch.float(), gradient[self._own_elastic].float()])
-            self.task_sketch.copy_(shrink_sketch(rows, TASK_SKETCH_ROWS))
-            self.fisher.mul_(STATISTICS_DECAY).add_(gradient.square().sum(1))
+    def before_step(self) -> dict[str, Tensor] | None:
+        """Take note of this step's gradients by the atoms and by r.
+
+        Returns:
+            The parameters as they are; nothing if the step is skipped because it has no finite gradient.
+        """
+        gradients = [one.grad for one in (self.router.head, self.dictionary.elastic) if one.grad is not None]
+        probed = self._probe.grad if self._probe is not None else None
+        if not gradients or not all(gradient.isfinite().all() for gradient in gradients):
+            self.forget_passes()
+            return None
+        self.statistics.fold()
+        share_maximum(self.update_norm_max)
+        if self.dictionary.elastic.grad is not None:
+            self.statistics.observe_gradient(self.dictionary.elastic.grad)
+        if probed is not None:
+            residual = -sum_over_ranks(probed)
+            # Right after the head is reset the gain is rounding, and so is the direction of a residual.
+            if residual.isfinite().all() and residual.norm() > SMALLEST_RESIDUAL * gradients[0].norm():
+                residual = normalize(residual, dim=0)
+                self.growth.observe(residual, self._similarity(residual))
+        self.forget_passes()
         return {"head": self.router.head.clone(), "elastic": self.dictionary.elastic.clone()}
 
+    def forget_passes(self) -> None:
+        """Forget what the passes since the last step have seen."""
+        self.statistics.discard()
+        if self._probe is not None:
+            self._probe.grad = None
+
+    def _similarity(self, residual: Tensor) -> Tensor:
+        """Cosine of a unit residual ``(d,)`` with the closest elastic atom or its opposite."""
+        atoms = self.dictionary.elastic
+        unused = ~self.in_use[self.config.core_atoms :]
+        cosines = (atoms @ residual).abs().masked_fill(unused, 0)
+        if self.tree is None:
+            return cosines.max()
+        query, keys = self._keys(residual[None]), self._keys(atoms).masked_fill(unused[:, None], FAR)
+        return cosines[self.tree.nearest(torch.cat([query, -query]), keys)].max()
+
+    def _keys(self, vectors: Tensor) -> Tensor:
+        """Keys ``(n, p)`` of unit vectors ``(n, d)`` in the tree: their latent coordinates at a token's length."""
+        return vectors @ self.router.projection.T * self.width**0.5
+
+    def rebuild_tree(self) -> None:
+        """Fit the tree to the atoms as they are now."""
+        if self.tree is not None:
+            self.tree.build(self._keys(self.dictionary.elastic))
+
     @torch.no_grad()
-    def after_step(self, before: dict[str, Tensor]) -> None:
-        """Take out of the optimiser's step what earlier tasks rely on, and put the atoms back on the sphere."""
+    def after_step(self, before: dict[str, Tensor]) -> dict[str, Any] | None:
+        """Take out of the optimiser's step what earlier tasks rely on, and put the atoms back on the sphere.
+
+        Returns:
+            The growth of the dictionary, if it is due: ``slot`` names the elastic atom that was overwritten.
+        """
+        self._forget_pass()
         head, elastic = self.router.head, self.dictionary.elastic
         if self.config.protect:
-            elastic.copy_(self._allowed(before["elastic"], elastic))
+            elastic.copy_(torch.where(self.own_elastic[:, None], elastic, before["elastic"]))
             if self.tasks_learnt > 0:
                 step = (head - before["head"]).flatten(1)
                 head.copy_(before["head"] + (step @ self.head_projector).view_as(head))
-        moved = (elastic != before["elastic"]).any(1)
-        self.dictionary.return_to_sphere(moved)
+        self.dictionary.return_to_sphere((elastic != before["elastic"]).any(1))
         self.atom_norm_max.fill_(max(self.atom_norm_max.item(), self.dictionary.largest_norm()))
-
-    def _allowed(self, before: Tensor, after: Tensor) -> Tensor:
-        """Elastic atoms after a step: free own ones as stepped, reused ones off the sketch, all others as before."""
-        own, free = self._own_elastic, self.importance == 0
-        kept = before
-        if (own & ~free).any():
-            kept = torch.where(own[:, None], before + remove_span(after - before, self.atom_sketch), before)
-        return torch.where((own & free)[:, None], after, kept)
+        return grow(self) if self.config.grow and self.growth.due else None
 
     @torch.no_grad()
     def end_task(self) -> None:
-        """Close the task: later steps keep off its features, its atoms and its gradients."""
+        """Close the task: later steps keep off its features and its atoms."""
+        self.statistics.fold()
         if self.config.protect:
-            moment = kronecker_moment(self.latent_moment, self.code)
+            moment = kronecker_moment(self.statistics.latent_moment, self.code)
             self.head_projector.copy_(shrink_projector(self.head_projector, moment, PROTECTED_ENERGY))
-            self.atom_sketch.copy_(shrink_sketch(torch.cat([self.atom_sketch, self.task_sketch]).float(), SKETCH_ROWS))
-        usage = self.atom_usage[self.config.core_atoms :] / self.tokens_seen.clamp_min(1)
+        self.memory.learn(self.code)
+        usage = self.statistics.usage
+        self.consolidation.observe(self.code, usage)
         # An atom that the task owned is never free again, even if its last gradients vanished.
-        self.importance += (usage * self.fisher).clamp_min(TINY) * (self._own_elastic | (usage > 0))
+        elastic_usage = usage[self.config.core_atoms :]
+        used = self.own_elastic | (elastic_usage > 0)
+        self.importance += (elastic_usage * self.statistics.fisher).clamp_min(TINY) * used
         self.tasks_learnt += 1
 
     # What is reported ------------------------------------------------------------------------------------------
 
     def stored_bytes(self) -> dict[str, int]:
         """Bytes of every stored tensor, by its name."""
-        return {name: tensor.numel() * tensor.element_size() for name, tensor in self.state_dict().items()}
+        stored = self.packed or self.state_dict()
+        return {name: tensor.numel() * tensor.element_size() for name, tensor in stored.items()}
 
     def norm_certificate(self) -> dict[str, float]:
         """The largest norms seen in training."""
@@ -270,11 +248,12 @@ class SharedAdapter(nn.Module):
 
     def task_statistics(self) -> dict[str, Any]:
         """Expected and actual active atoms per token, usage of each atom (share of tokens), capacity left."""
-        tokens = self.tokens_seen.clamp_min(1).item()
+        self.statistics.fold()
+        tokens = self.statistics.tokens_seen.clamp_min(1).item()
         return {
-            "expected_active_atoms": self.gate_total.item() / tokens,
-            "active_atoms": self.atom_usage.sum().item() / tokens,
-            "atom_usage": (self.atom_usage / tokens).tolist(),
+            "expected_active_atoms": self.statistics.gate_total.item() / tokens,
+            "active_atoms": self.statistics.atom_usage.sum().item() / tokens,
+            "atom_usage": self.statistics.usage.tolist(),
             "head_directions_left": free_directions(self.head_projector),
             "free_atoms": int((~self.in_use).sum()),
         }

@@ -1,0 +1,45 @@
+"""A backbone's architecture without its weights: enough to count what an adapter on it would cost."""
+
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+
+from himalaya_adapter.backbones.catalogue import BACKBONES
+from himalaya_adapter.errors import HimalayaError, unknown_name
+
+
+def backbone_shape(name: str) -> PretrainedConfig:
+    """The config of a backbone's model: from the catalogue, a folder, or (a few hundred bytes) the hub.
+
+    Args:
+        name: As for `load_backbone`.
+
+    Raises:
+        HimalayaError: An unknown name, or a config that is neither cached nor reachable.
+    """
+    source = BACKBONES.get(name)
+    if source is not None:
+        return LlamaConfig(**source.shape)
+    if not Path(name).is_dir() and "/" not in name:
+        raise unknown_name("backbone", name, BACKBONES)
+    try:
+        return AutoConfig.from_pretrained(name, local_files_only=Path(name).is_dir())
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise HimalayaError(f"the config of backbone '{name}' could not be read: {reason}") from error
+
+
+def empty_backbone(name: str, dtype: torch.dtype, mode: FakeTensorMode) -> PreTrainedModel:
+    """The model with fake tensors for weights: they have a shape, compute shapes on the meta device, and no values.
+
+    Args:
+        name: As for `load_backbone`.
+        dtype: Precision of the weights.
+        mode: The mode that the tensors belong to.
+    """
+    config = backbone_shape(name)
+    with mode:
+        # Plain matrix products also in the attention: fused kernels are not counted on every device.
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()

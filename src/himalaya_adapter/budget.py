@@ -1,0 +1,185 @@
+"""What a run's adapter costs, counted at its backbone's shape before any weight is fetched or loaded."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import save
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from himalaya_adapter.backbones.loading import DTYPES, native_dtype
+from himalaya_adapter.backbones.shape import empty_backbone
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.methods import HimalayaConfig
+from himalaya_adapter.methods.construction import adapt, run_method
+
+BYTES_PER_MB = 1_000_000
+TOKENS = 128  # of the forward pass in which operations are counted
+FILE_HEADER = "header"
+LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+WRAPPERS = re.compile(r"^(base_model\.|model\.|himalaya_shared\.|default\.)+")
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Work of one forward pass.
+
+    Args:
+        products: Floating-point operations of matrix products; a multiplication and an addition count as two.
+        elements: Numbers that all other operations read or write, whichever are more, operation by operation.
+    """
+
+    products: int
+    elements: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The cost of one adapter.
+
+    Args:
+        trainable: Trainable parameters by part.
+        stored: Bytes of the saved adapter's file by part, with its header: their sum is the file's size.
+        released: The same of the release file, for a method that has one.
+        router: Parameters of HIMALAYA's router, trained and frozen.
+        bare: Operations of the backbone alone.
+        adapted: Operations of the backbone with the adapter.
+    """
+
+    trainable: Mapping[str, int]
+    stored: Mapping[str, int]
+    released: Mapping[str, int] | None
+    router: int | None
+    bare: Operations
+    adapted: Operations
+
+    @property
+    def overhead(self) -> float:
+        """Operations that the adapter adds, relative to the backbone's matrix products."""
+        added = self.adapted.products - self.bare.products
+        return added / self.bare.products
+
+    @property
+    def element_overhead(self) -> float:
+        """Numbers that the adapter touches outside matrix products, relative to the backbone's matrix products."""
+        return (self.adapted.elements - self.bare.elements) / self.bare.products
+
+
+def count_budget(run: RunConfig) -> Budget:
+    """Count parameters, bytes and operations of a run's adapter, without weights and without its stream.
+
+    Raises:
+        HimalayaError: An unknown backbone or method, wrong options, a method that needs the weights to begin.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model = _empty_model(run, mode)
+    try:
+        with model.disable_adapter():
+            bare = _operations(model, mode)
+        adapted = _operations(model, mode)
+    except RuntimeError as error:
+        raise _needs_weights(run) from error
+    trainable = ((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
+    parameters, stored = _by_part((name, tensor.numel()) for name, tensor in trainable), _stored_bytes(model)
+    config = model.active_peft_config
+    if not isinstance(config, HimalayaConfig):
+        return Budget(parameters, stored, None, None, bare, adapted)
+    state = model.base_model.himalaya_shared["default"].state_dict()
+    router = sum(tensor.numel() for name, tensor in state.items() if name.startswith("router."))
+    config.released = True  # what PEFT saves from now on is a release
+    return Budget(parameters, stored, _stored_bytes(model), router, bare, adapted)
+
+
+def check_budget(run: RunConfig) -> None:
+    """Refuse a run whose saved adapter would be larger than its own ``total_parameter_budget_mb``.
+
+    Raises:
+        HimalayaError: As said, or what `count_budget` raises.
+    """
+    if run.model.adapter.total_parameter_budget_mb is not None:
+        stored = _stored_bytes(_empty_model(run, FakeTensorMode(allow_non_fake_inputs=True)))
+        check_size(stored, run.model.adapter.total_parameter_budget_mb)
+
+
+def check_size(stored: Mapping[str, int], budget_mb: float) -> None:
+    """Refuse a file of more than ``budget_mb`` times 10^6 bytes.
+
+    Args:
+        stored: Bytes by part.
+        budget_mb: The run's budget.
+    """
+    size = sum(stored.values())
+    if size > budget_mb * BYTES_PER_MB:
+        largest = max(stored, key=lambda part: stored[part])
+        raise HimalayaError(
+            f"the adapter takes {size / BYTES_PER_MB:.3g} MB ({stored[largest] / BYTES_PER_MB:.3g} of them {largest}),"
+            f" model.adapter.total_parameter_budget_mb allows {budget_mb:g}: lower the adapter's sizes or raise the"
+            " budget"
+        )
+
+
+def _empty_model(run: RunConfig, mode: FakeTensorMode) -> PeftModel:
+    dtype = native_dtype() if run.model.backbone.dtype == "auto" else DTYPES[run.model.backbone.dtype]
+    backbone = empty_backbone(run.model.backbone.name, dtype, mode)
+    try:
+        return adapt(backbone, run_method(run), run.training.seed).eval()
+    except RuntimeError as error:  # among them what torch raises when values of a fake tensor are asked for
+        raise _needs_weights(run) from error
+
+
+def _needs_weights(run: RunConfig) -> HimalayaError:
+    return HimalayaError(
+        f"what method {run.model.adapter.type} with these options costs cannot be counted without the backbone's "
+        "weights; a run of it may need model.adapter.total_parameter_budget_mb=null"
+    )
+
+
+def _stored_bytes(model: PeftModel) -> dict[str, int]:
+    """Bytes of ``adapter_model.safetensors`` by part."""
+    state = get_peft_model_state_dict(model)
+    # Zeros: a copy of one of the backbone's modules, which PEFT may train whole, has no values here.
+    zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
+    parts = _by_part((name, tensor.nbytes) for name, tensor in zeros.items())
+    return {FILE_HEADER: len(save(zeros, metadata={"format": "pt"})) - sum(parts.values())} | parts
+
+
+def _by_part(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Sizes summed over the layers, by what remains of a tensor's name without PEFT's wrappers."""
+    parts: Counter[str] = Counter()
+    for name, size in sizes:
+        parts[WRAPPERS.sub("", LAYER_NUMBER.sub("*", name)).replace(".default", "")] += size
+    return dict(parts)
+
+
+def _operations(model: PeftModel, mode: FakeTensorMode) -> Operations:
+    products, elements = FlopCounterMode(display=False), ElementCounter()
+    with torch.no_grad(), mode:
+        tokens = torch.zeros(1, TOKENS, dtype=torch.int64)
+        model(input_ids=tokens)  # the first pass finds out what the layers share, every later one makes it once
+        with products, elements:
+            model(input_ids=tokens)
+    return Operations(products.get_total_flops(), elements.total)
+
+
+class ElementCounter(TorchDispatchMode):
+    """Counts what `FlopCounterMode` leaves out: the numbers that operations other than matrix products touch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        if operation._overloadpacket not in flop_registry and not operation.is_view:
+            tensors = (leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor))
+            self.total += max((tensor.numel() for tensor in tensors), default=0)
+        return result

@@ -1,0 +1,15 @@
+"""The keys of a config by their dotted names."""
+
+from typing import cast
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def leaf_keys(config: DictConfig, prefix: str = "") -> list[str]:
+    """The dotted names of all leaves of a config."""
+    keys: list[str] = []
+    for key in map(str, config):
+        section = OmegaConf.is_dict(config) and not OmegaConf.is_missing(config, key) and config[key]
+        deeper = isinstance(section, DictConfig) and len(section) > 0
+        keys += leaf_keys(cast(DictConfig, section), f"{prefix}{key}.") if deeper else [f"{prefix}{key}"]
+    return keys

@@ -1,0 +1,123 @@
+"""The part of a run config that says what is adapted, and with what."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class BackboneConfig:
+    """The frozen language model.
+
+    Args:
+        name: A name of the catalogue (``smollm2-135m``), a folder, or a hub id.
+        quantisation: ``null``, ``4-bit`` or ``4-bit QLoRA``, which mean the same NF4 loading.
+        frozen: Always true: only the adapter is trained.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+    """
+
+    name: str = MISSING
+    quantisation: str | None = None
+    frozen: bool = True
+    dtype: str = "auto"
+
+
+# The keys below are HIMALAYA's; `himalaya_options` says which option of the method each one sets. ``null`` leaves the
+# method's own default.
+
+
+@dataclass
+class CoreDictionaryConfig:
+    """The frozen atoms.
+
+    Args:
+        num_atoms: How many.
+        init: ``isotropic``.
+    """
+
+    num_atoms: int | None = None
+    init: str | None = None
+
+
+@dataclass
+class ElasticDictionaryConfig:
+    """The atoms that are trained.
+
+    Args:
+        max_atoms: How many slots there are; never more or fewer.
+        index: ``learnable_kd_tree`` or ``scan``.
+        quantisation_bits: Bits of an atom's entry in a release file.
+    """
+
+    max_atoms: int | None = None
+    index: str | None = None
+    quantisation_bits: int | None = None
+
+
+@dataclass
+class RouterConfig:
+    """The hyper-router.
+
+    Args:
+        hidden_params: Most parameters it may have.
+        expected_active_atoms: Most atoms of a token.
+        temperature_init: Temperature of the gates at the start of a task.
+    """
+
+    hidden_params: int | None = None
+    expected_active_atoms: int | None = None
+    temperature_init: float | None = None
+
+
+@dataclass
+class KDTreeConfig:
+    """The index over the elastic atoms.
+
+    Args:
+        fanout: Children of a node: 4, 8 or 16.
+        leaf_size: Most atoms of a leaf.
+    """
+
+    fanout: int | None = None
+    leaf_size: int | None = None
+
+
+@dataclass
+class AdapterConfig:
+    """The adapter: its method and the options of that method's PEFT config.
+
+    Args:
+        type: ``HIMALAYA`` or the name of any PEFT method (``LORA``).
+        options: Fields of the method's PEFT config that differ from its defaults.
+        total_parameter_budget_mb: The run refuses to start if the saved adapter would be larger (MB of 10^6 bytes).
+        core_dictionary: HIMALAYA's frozen atoms.
+        elastic_dictionary: HIMALAYA's trained atoms.
+        router: HIMALAYA's router.
+        coeff_precision_bits: Bits of a stored coefficient: 8.
+    """
+
+    type: str = MISSING
+    options: dict[str, Any] = field(default_factory=dict)
+    total_parameter_budget_mb: float | None = None
+    core_dictionary: CoreDictionaryConfig = field(default_factory=CoreDictionaryConfig)
+    elastic_dictionary: ElasticDictionaryConfig = field(default_factory=ElasticDictionaryConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
+    coeff_precision_bits: int | None = None
+
+
+@dataclass
+class ModelConfig:
+    """Backbone and adapter.
+
+    Args:
+        backbone: The frozen model.
+        adapter: What is trained.
+        kd_tree: HIMALAYA's index.
+        norm_rescaling: Whether HIMALAYA's update is scaled to norm 1; always true.
+    """
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    kd_tree: KDTreeConfig = field(default_factory=KDTreeConfig)
+    norm_rescaling: bool | None = None

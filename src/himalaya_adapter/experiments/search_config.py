@@ -1,0 +1,117 @@
+"""The part of a run config that says what a search would vary. A plain run checks it and does not search."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from himalaya_adapter.errors import HimalayaError, unknown_name
+
+DIRECTIONS = ("maximize", "minimize")
+NUMERIC_TYPES = ("loguniform", "uniform", "int")
+TYPES = (*NUMERIC_TYPES, "categorical")
+
+
+@dataclass
+class SearchRange:
+    """The values that a search may give to one key.
+
+    Args:
+        type: ``uniform``, ``loguniform``, ``int`` or ``categorical``.
+        low: Smallest value of a number.
+        high: Largest value of a number.
+        log: Whether ``int`` is drawn on a logarithmic scale.
+        step: Distance between two values of ``int`` or ``uniform``.
+        choices: The values of ``categorical``.
+    """
+
+    type: str | None = None
+    low: float | None = None
+    high: float | None = None
+    log: bool | None = None
+    step: float | None = None
+    choices: list[Any] | None = None
+
+
+@dataclass
+class OptunaConfig:
+    """A search.
+
+    Args:
+        n_trials: Runs of the search.
+        direction: ``maximize`` or ``minimize``, of ``evaluation.primary_metric``.
+        search_space: Ranges by the name of the key that they vary.
+    """
+
+    n_trials: int | None = None
+    direction: str | None = None
+    search_space: dict[str, SearchRange] = field(default_factory=dict)
+
+
+def check_search(search: OptunaConfig, run_id: str, keys: list[str]) -> None:
+    """Check that a search could be made as it is written.
+
+    Args:
+        search: The run's ``optuna``.
+        run_id: The run, for the message.
+        keys: All keys of a run config.
+
+    Raises:
+        HimalayaError: A range that holds no or no finite values, an unknown type, a field that its type does not
+            have, or a name that stands for no key or for several.
+    """
+    if search.n_trials is not None and search.n_trials < 1:
+        raise HimalayaError(f"optuna.n_trials={search.n_trials} of run '{run_id}': expected at least 1")
+    if search.direction not in (None, *DIRECTIONS):
+        raise unknown_name("optuna.direction", str(search.direction), DIRECTIONS)
+    for name, values in search.search_space.items():
+        searched_key(name, keys)
+        problem = _problem(values)
+        if problem:
+            raise HimalayaError(f"optuna.search_space.{name} of run '{run_id}': {problem}")
+
+
+def searched_key(name: str, keys: list[str]) -> str:
+    """The one key that a name of the search space stands for: its own path, or the end of it with ``_`` for dots.
+
+    ``learning_rate`` is ``training.learning_rate``, ``kd_tree_fanout`` is ``model.kd_tree.fanout``.
+
+    Raises:
+        HimalayaError: No key or several.
+    """
+    found = [key for key in keys if f".{key}".replace(".", "_").endswith(f"_{name.replace('.', '_')}")]
+    if not found:
+        raise unknown_name("key in optuna.search_space", name, [key.replace(".", "_") for key in keys])
+    if len(found) > 1:
+        raise HimalayaError(f"optuna.search_space.{name} may mean {' or '.join(found)}: write more of the key")
+    return found[0]
+
+
+def _problem(values: SearchRange) -> str:
+    """What is wrong with a range; empty if nothing is."""
+    if values.type not in TYPES:
+        return f"type={values.type}: expected one of {', '.join(TYPES)}"
+    if values.type == "categorical":
+        if not values.choices:
+            return "a categorical needs choices, a list of at least one value"
+        wrong = [name for name in ("low", "high", "log", "step") if getattr(values, name) is not None]
+        return f"{wrong[0]} belongs to a range of numbers, not to a categorical" if wrong else ""
+    if values.choices is not None:
+        return f"choices belong to a categorical, not to {values.type}"
+    return _range_problem(values)
+
+
+def _range_problem(values: SearchRange) -> str:
+    low, high, step = values.low, values.high, values.step
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high) and low < high):
+        return f"low={low}, high={high}: expected two numbers, low below high"
+    whole = all(float(number).is_integer() for number in (low, high, step) if number is not None)
+    if values.type == "int" and not whole:
+        return f"low={low}, high={high}, step={step}: expected whole numbers for an int"
+    if values.log is not None and values.type != "int":
+        return f"log belongs to an int; write type: {'loguniform' if values.log else 'uniform'}"
+    logarithmic = values.type == "loguniform" or bool(values.log)
+    if logarithmic and low <= 0:
+        return f"low={low}: expected a number above 0 on a logarithmic scale"
+    if step is not None and (logarithmic or not 0 < step <= high - low):
+        return f"step={step}: expected a number above 0 and at most high - low, and no logarithmic scale"
+    return ""

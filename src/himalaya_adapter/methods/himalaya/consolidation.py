@@ -1,0 +1,178 @@
+"""Replay-free consolidation: what stands in for an atom that is overwritten (docs/method.md, section 6)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+# Atoms that served in more than this share of an atom's use are on wherever it was.
+PARTNER_SHARE = 0.5
+# Codes further apart than this (relative to the largest) count as known; below lies rounding.
+CODE_TOLERANCE = 1e-4
+
+
+class StandIn(NamedTuple):
+    """What takes an atom's place.
+
+    Args:
+        weights: Coefficients over all atoms, ``(k,)``; zero for those that are not on where the atom was.
+        newcomer: The atom that takes the free place among the active ones.
+        survives: Share of the atom's energy, in the Fisher metric, that the stand-in reproduces, in [0, 1].
+    """
+
+    weights: Tensor
+    newcomer: int
+    survives: float
+
+
+def fisher_metric_product(rows: Tensor, residuals: Tensor) -> Tensor:
+    r"""Rows ``(n, d)`` times the Fisher metric :math:`M = \tfrac1m R^\top R + \tfrac1d I`, for residuals ``(m, d)``.
+
+    The residuals are unit gradients, so :math:`\tfrac1m R^\top R` is an empirical Fisher matrix of trace 1. The
+    isotropic part of the same trace keeps the metric definite where no gradient was seen.
+    """
+    isotropic = rows / rows.shape[1]
+    return isotropic + (rows @ residuals.T) @ residuals / max(1, len(residuals))
+
+
+def fisher_projection(atom: Tensor, others: Tensor, residuals: Tensor, steps: int) -> tuple[Tensor, float]:
+    r"""Coefficients ``w`` that minimise :math:`\lVert a - A^\top w\rVert_M`: conjugate gradients from zero.
+
+    The error falls with every step, so the stand-in is never worse than nothing, wherever the iteration stops.
+
+    Args:
+        atom: :math:`a`, ``(d,)``.
+        others: :math:`A`, ``(n, d)``.
+        residuals: Unit residuals that define the metric ``M``, ``(m, d)``.
+        steps: Most iterations.
+
+    Returns:
+        ``w`` ``(n,)`` and the share :math:`1 - \lVert a - A^\top w\rVert_M^2 / \lVert a\rVert_M^2` of the atom that it
+        reproduces.
+    """
+    weighted = fisher_metric_product(others, residuals)
+    normal = weighted @ others.T
+    weights = torch.zeros_like(weighted[:, 0])
+    gradient = weighted @ atom
+    direction, squared = gradient, gradient @ gradient
+    enough = torch.finfo(atom.dtype).eps ** 2 * squared
+    for _ in range(steps):
+        curvature = direction @ normal @ direction
+        if squared <= enough or curvature <= 0:
+            break
+        weights = weights + squared / curvature * direction
+        gradient = gradient - squared / curvature * (normal @ direction)
+        previous, squared = squared, gradient @ gradient
+        direction = gradient + squared / previous * direction
+    error = atom - weights @ others
+    energies = [(row @ fisher_metric_product(row[None], residuals)[0]).item() for row in (error, atom)]
+    return weights, max(0.0, 1 - energies[0] / energies[1])
+
+
+class Consolidation(nn.Module):
+    r"""Who has used which atom, in superposition: sums of task codes weighted by use, of constant size.
+
+    With :math:`R = \sum_t c_t c_t^\top` and :math:`B_i = \sum_t s_{ti} c_t`, :math:`s_{ti}` being the share of task
+    ``t``'s tokens that used atom ``i``, the functional :math:`R^{+}B_i` of a code returns :math:`s_{ti}` for each past
+    task ``t``, exactly as long as the codes are linearly independent.
+
+    Args:
+        atoms: Number of atoms ``k``.
+        code_width: Width ``e`` of a task's code.
+    """
+
+    code_moment: Tensor
+    code_use: Tensor
+
+    def __init__(self, atoms: int, code_width: int) -> None:
+        super().__init__()
+        self.register_buffer("code_moment", torch.zeros(code_width, code_width))
+        self.register_buffer("code_use", torch.zeros(atoms, code_width))
+
+    @torch.no_grad()
+    def observe(self, code: Tensor, usage: Tensor) -> None:
+        """Take note of a finished task: its code ``(e,)`` and the share of its tokens that used each atom ``(k,)``."""
+        self.code_moment += torch.outer(code, code)
+        self.code_use += usage[:, None] * code
+
+    def users(self) -> Tensor:
+        """Functionals ``(k, e)`` of a code: how much its task has used each atom."""
+        inverse = torch.linalg.pinv(self.code_moment.double(), rtol=CODE_TOLERANCE, hermitian=True)
+        return (self.code_use.double() @ inverse).to(self.code_use.dtype)
+
+    def shared_use(self) -> Tensor:
+        """How much tasks used atoms together, ``(k, k)``: the sum over past tasks of the products of their shares."""
+        return self.users() @ self.code_use.T
+
+    def stand_in(
+        self, atoms: Tensor, slot: int, shared_use: Tensor, usable: Tensor, residuals: Tensor, steps: int
+    ) -> StandIn:
+        """What reproduces atom ``slot`` best, out of the atoms that were on with it and one that takes its place.
+
+        Args:
+            atoms: All atoms, ``(k, d)``.
+            slot: The atom that is to be overwritten.
+            shared_use: What `shared_use` returns.
+            usable: Mask of the atoms that may stand in, ``(k,)``.
+            residuals: Unit residuals of past steps, ``(m, d)``.
+            steps: Most steps of the projection.
+        """
+        wide, metric = atoms.double(), residuals.double()
+        together = shared_use[slot]
+        partners = usable & (together > PARTNER_SHARE * together[slot])
+        partners[slot] = False
+        candidates = usable & ~partners
+        candidates[slot] = False
+        # What each candidate adds to the partners: the part of it, and of the atom, that they cannot express.
+        basis = wide[partners]
+        weighted = fisher_metric_product(basis, metric)
+        beyond = wide - (wide @ weighted.T) @ torch.linalg.pinv(weighted @ basis.T, hermitian=True) @ basis
+        product = fisher_metric_product(beyond, metric)
+        energy = (product * beyond).sum(1).clamp_min(torch.finfo(wide.dtype).tiny)
+        gain = (product @ beyond[slot]).square() / energy
+        newcomer = int(torch.where(candidates, gain, -1.0).argmax())
+        chosen = partners.clone()
+        chosen[newcomer] = True
+        weights = torch.zeros_like(wide[:, 0])
+        weights[chosen], survives = fisher_projection(wide[slot], wide[chosen], metric, steps)
+        return StandIn(weights.to(atoms.dtype), newcomer, survives)
+
+    @torch.no_grad()
+    def hand_over(self, slot: int, stand_in: StandIn) -> None:
+        """Count the use of an atom as that of its newcomer from now on."""
+        self.code_use[stand_in.newcomer] += self.code_use[slot]
+        self.code_use[slot] = 0
+
+
+def imprint(head: Tensor, slot: int, stand_in: StandIn, consolidation: Consolidation, on: float, off: float) -> Tensor:
+    """Rewrite the router's head for the past tasks, so that the stand-in serves where atom ``slot`` did.
+
+    Coefficients of the stand-in take over those of the atom; the newcomer's gate opens for the tasks that used the
+    atom; the atom itself is closed to all past tasks, so that what overwrites it cannot reach them.
+
+    Args:
+        head: ``(2k + 1, p + 1, e)``.
+        slot: The atom that is to be overwritten.
+        stand_in: What takes its place.
+        consolidation: Who has used which atom.
+        on: Logit of an open gate.
+        off: Logit of a closed gate.
+
+    Returns:
+        The new head.
+    """
+    head = head.clone()
+    atoms = len(stand_in.weights)
+    every = torch.zeros_like(head[0, 0])
+    every[0] = len(every) ** 0.5  # 1 for every code: their first entry is always positive
+    head[atoms : 2 * atoms] += stand_in.weights[:, None, None] * head[atoms + slot]
+    times_used = every @ consolidation.code_use[slot]
+    if times_used > 0:
+        gate = head[stand_in.newcomer, -1]
+        mean = gate @ consolidation.code_use[slot] / times_used
+        gate += (on - mean.clamp(off, on)) * consolidation.users()[
+            slot
+        ]  # more tasks than codes: the mean is no mean any more
+    head[[slot, atoms + slot]] = 0
+    head[slot, -1] = off * every
+    return head

@@ -1,0 +1,115 @@
+"""Few bits per number: dense codes, smoothed groups for atoms, whole bytes for rows (docs/method.md, section 7)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+BITS = range(2, 9)
+# Exponent of the per-column smoothing: 0 leaves columns as they are, 1 gives each the same largest entry.
+SMOOTHING = 0.5
+# Neighbours in a row that share a scale and a minimum.
+GROUP = 64
+INT8_LIMIT = 127
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Pack small numbers densely: every 8 codes fill ``bits`` bytes, the first code in the lowest bits.
+
+    Args:
+        codes: uint8, of any shape, all below ``2**bits``.
+        bits: 2 to 8.
+
+    Returns:
+        uint8, ``ceil(n / 8) * bits`` long.
+
+    Raises:
+        ValueError: ``bits`` out of range, or a code that does not fit.
+    """
+    _check_bits(bits)
+    flat = codes.flatten().long()
+    if not flat.is_meta and len(flat) and int(flat.max()) >= 1 << bits:
+        raise ValueError(f"code {int(flat.max())} does not fit into {bits} bits")
+    words = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
+    words = (words << bits * torch.arange(8, device=codes.device)).sum(1, keepdim=True)
+    return (words >> 8 * torch.arange(bits, device=codes.device) & 0xFF).to(torch.uint8).flatten()
+
+
+def unpack_codes(packed: Tensor, count: int, bits: int) -> Tensor:
+    """The first ``count`` codes, uint8 ``(count,)``, out of what `pack_codes` returned.
+
+    Raises:
+        ValueError: ``bits`` out of range, or ``packed`` is not as long as ``count`` codes are.
+    """
+    _check_bits(bits)
+    expected = -(-count // 8) * bits
+    if len(packed) != expected:
+        raise ValueError(f"{count} codes of {bits} bits take {expected} bytes, found {len(packed)}")
+    words = packed.long().view(-1, bits) << 8 * torch.arange(bits, device=packed.device)
+    words = words.sum(1, keepdim=True)
+    codes = words >> bits * torch.arange(8, device=packed.device) & (1 << bits) - 1
+    return codes.to(torch.uint8).flatten()[:count]
+
+
+def quantise_matrix(matrix: Tensor, bits: int) -> dict[str, Tensor]:
+    r"""Smooth quantisation: :math:`D_{ij} \approx s_j (m_{ig} + q_{ij}\,\delta_{ig})`, ``g`` being the group of ``j``.
+
+    The smoothing :math:`s_j = \max_i |D_{ij}|^{1/2}` keeps a column of large entries from widening the steps of its
+    neighbours (as SmoothQuant, Xiao et al. 2023, arXiv:2211.10438). Each group of `GROUP` neighbours in a row has its
+    own minimum :math:`m` and step :math:`\delta`; codes are rounded to the nearest.
+
+    Args:
+        matrix: ``(k, d)``, entries of magnitude up to about 1.
+        bits: Bits of a code, 2 to 8.
+
+    Returns:
+        uint8 ``codes``, packed; float16 ``smoothing`` ``(d,)``, ``scale`` and ``minimum`` ``(k, ceil(d / GROUP))``.
+
+    Raises:
+        ValueError: ``bits`` out of range.
+    """
+    _check_bits(bits)
+    wide = matrix.float()
+    smoothing = wide.abs().amax(0).pow(SMOOTHING).half()
+    smoothing = torch.where(smoothing > 0, smoothing, 1.0)
+    groups = _grouped(wide / smoothing)
+    # The codes are computed from the rounded minimum and step, which are those that the reader has.
+    minimum = groups.amin(-1).half()
+    scale = ((groups.amax(-1) - minimum) / ((1 << bits) - 1)).half()
+    steps = (groups - minimum[..., None]) / torch.where(scale > 0, scale, 1.0)[..., None].float()
+    codes = steps.round().clamp(0, (1 << bits) - 1).to(torch.uint8)
+    packed = pack_codes(codes.flatten(1)[:, : matrix.shape[1]], bits)
+    return {"codes": packed, "smoothing": smoothing, "scale": scale, "minimum": minimum}
+
+
+def dequantise_matrix(parts: Mapping[str, Tensor], bits: int) -> Tensor:
+    """The matrix ``(k, d)`` in float32 that the parts returned by `quantise_matrix` stand for."""
+    rows, width = len(parts["scale"]), len(parts["smoothing"])
+    codes = unpack_codes(parts["codes"], rows * width, bits).view(rows, width)
+    groups = parts["minimum"][..., None].float() + _grouped(codes.float()) * parts["scale"][..., None].float()
+    return groups.flatten(1)[:, :width] * parts["smoothing"].float()
+
+
+def quantise_rows(rows: Tensor) -> dict[str, Tensor]:
+    """Symmetric int8 with one float32 ``scale`` per row of ``(n, ...)``; ``values`` has the shape of ``rows``."""
+    flat = rows.float().flatten(1)
+    scale = flat.abs().amax(1) / INT8_LIMIT
+    values = (flat / torch.where(scale > 0, scale, 1.0)[:, None]).round().clamp(-INT8_LIMIT, INT8_LIMIT)
+    return {"values": values.to(torch.int8).view_as(rows), "scale": scale}
+
+
+def dequantise_rows(parts: Mapping[str, Tensor]) -> Tensor:
+    """The rows in float32 that the parts returned by `quantise_rows` stand for."""
+    values = parts["values"]
+    return (values.float().flatten(1) * parts["scale"][:, None]).view_as(values)
+
+
+def _grouped(matrix: Tensor) -> Tensor:
+    """``(k, d)`` as ``(k, ceil(d / GROUP), GROUP)``; the last column is repeated, which changes no group's range."""
+    padding = matrix[:, -1:].expand(-1, -matrix.shape[1] % GROUP)
+    return torch.cat([matrix, padding], dim=1).view(len(matrix), -1, GROUP)
+
+
+def _check_bits(bits: int) -> None:
+    if bits not in BITS:
+        raise ValueError(f"bits={bits!r} must be a whole number from {BITS[0]} to {BITS[-1]}")

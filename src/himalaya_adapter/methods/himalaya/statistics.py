@@ -1,0 +1,95 @@
+"""What the current task has used so far: running statistics of constant size, the same on every rank."""
+
+import torch
+from torch import Tensor, distributed, nn
+
+# Gradients of the last steps say what a learnt task relies on; those of the first steps say what it lacked.
+DECAY = 0.9
+
+
+class TaskStatistics(nn.Module):
+    """Sums over the tokens of the current task, and the atoms' diagonal Fisher information.
+
+    The passes of a step are summed aside and join the buffers at `fold`, together with those of the other ranks: a
+    step that is skipped leaves no trace, and all ranks hold the same numbers.
+
+    Args:
+        atoms: Number of atoms ``k``.
+        elastic: Number of elastic atoms ``k_e``.
+        latent: Width ``p + 1`` of the latent ``[z; 1]``.
+    """
+
+    latent_moment: Tensor
+    atom_usage: Tensor
+    gate_total: Tensor
+    tokens_seen: Tensor
+    fisher: Tensor
+
+    def __init__(self, atoms: int, elastic: int, latent: int) -> None:
+        super().__init__()
+        self.register_buffer("latent_moment", torch.zeros(latent, latent))
+        self.register_buffer("atom_usage", torch.zeros(atoms))
+        self.register_buffer("gate_total", torch.zeros(()))
+        self.register_buffer("tokens_seen", torch.zeros(()))
+        self.register_buffer("fisher", torch.zeros(elastic))
+        self._pending: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, latents: Tensor, gates: Tensor, probabilities: Tensor) -> None:
+        """Take note of one pass over tokens.
+
+        Args:
+            latents: ``[z; 1]``, ``(n, p + 1)``.
+            gates: Zero-one gates, ``(n, k)``.
+            probabilities: Gate probabilities, ``(n, k)``.
+        """
+        sums = {
+            "latent_moment": latents.T @ latents,
+            "atom_usage": gates.sum(0),
+            "gate_total": probabilities.sum(),
+            "tokens_seen": torch.tensor(float(len(latents)), device=latents.device),
+        }
+        for name, value in sums.items():
+            self._pending[name] = self._pending[name] + value if name in self._pending else value
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Add what the passes since the last fold have seen, on all ranks."""
+        for name, value in self._pending.items():
+            getattr(self, name).add_(sum_over_ranks(value))
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget what the passes since the last fold have seen."""
+        self._pending.clear()
+
+    @torch.no_grad()
+    def observe_gradient(self, gradient: Tensor) -> None:
+        """Update the atoms' Fisher information with the gradient ``(k_e, d)`` of a step."""
+        self.fisher.mul_(DECAY).add_(gradient.square().sum(1))
+
+    @torch.no_grad()
+    def clear(self) -> None:
+        """Start a new task."""
+        self.discard()
+        for buffer in self.buffers():
+            buffer.zero_()
+
+    @property
+    def usage(self) -> Tensor:
+        """The share of tokens that used each atom, ``(k,)``."""
+        return self.atom_usage / self.tokens_seen.clamp_min(1)
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of ``tensor`` over all processes of a distributed run; the tensor itself in a single process."""
+    if distributed.is_available() and distributed.is_initialized():
+        tensor = tensor.contiguous()
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def share_maximum(tensor: Tensor) -> None:
+    """Set ``tensor`` to its maximum over all processes of a distributed run."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)

@@ -1,0 +1,113 @@
+"""Which task is a prompt from? Means of prompt features and their common spread (docs/method.md, section 3)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+# A prompt is pooled three times: over all of its tokens, around its beginning, around its end. The weight of a token
+# falls by this factor with each step away from the beginning or the end; templates differ there.
+DECAY = 0.6
+POOLS = 3
+# Added to the variance of every feature; a random projection of a pooled prompt has a second moment of about 1.
+RIDGE = 1e-4
+# A prompt may lie this many times as far out as a task's prompts do on average before its confidence falls below 1.
+TYPICAL = 2.0
+
+
+class TaskMemory(nn.Module):
+    r"""Linear discriminant analysis of pooled prompt features (Fisher 1936), in a memory of fixed size.
+
+    A prompt belongs to the task with the nearest mean in the metric of the covariance within tasks. The features come
+    from the frozen input embeddings, so they never drift; tasks only add to a sum and fill slots, so their order does
+    not matter; each task weighs the same, whatever its number of prompts. Kept are moments and the signs of the task
+    codes, no data and no names.
+
+    Args:
+        width: Width ``d`` of the input embeddings.
+        code_width: Width ``e`` of a task code; its entries are :math:`\pm 1/\sqrt e`.
+        projections: Random projections of each of the three pooled vectors: ``q = 3 projections + 1`` features.
+        slots: How many tasks can be told apart; one more takes the place of the oldest.
+    """
+
+    signs: Tensor
+    covariance: Tensor
+    means: Tensor
+    codes: Tensor
+    tasks: Tensor
+    closed: Tensor
+    task_moment: Tensor
+
+    def __init__(self, width: int, code_width: int, projections: int = 18, slots: int = 64) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        # Random signs: integers are the same on every machine, and exact in every precision.
+        signs = torch.randint(0, 2, (POOLS, projections, width), generator=generator) * 2.0 - 1.0
+        self.register_buffer("signs", signs, persistent=False)
+        features = POOLS * projections + 1
+        self.register_buffer("covariance", torch.zeros(features, features))  # summed over the tasks
+        self.register_buffer("means", torch.zeros(slots, features))
+        self.register_buffer("codes", torch.zeros(slots, code_width, dtype=torch.bool))  # where a code is positive
+        self.register_buffer("tasks", torch.zeros((), dtype=torch.int64))  # different codes seen
+        self.register_buffer("closed", torch.zeros((), dtype=torch.int64))  # terms of the covariance's sum
+        self.register_buffer("task_moment", torch.zeros(features, features))  # of the task being learnt
+
+    @torch.no_grad()
+    def features(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """Features ``(B, q)`` of prompts; the last one is the constant 1.
+
+        Args:
+            embeddings: Frozen input embeddings ``(B, S, d)``.
+            mask: 1 at the prompt's tokens, 0 at padding and at the target, ``(B, S)``.
+        """
+        on = mask.float()[:, None]
+        from_start = on.cumsum(-1) - 1
+        from_end = on.sum(-1, keepdim=True) - 1 - from_start
+        distances = torch.cat([torch.zeros_like(on), from_start, from_end], dim=1)
+        weights = on * DECAY ** distances.clamp_min(0)
+        pooled = normalize(weights @ normalize(embeddings.float(), dim=-1), dim=-1)
+        projected = torch.einsum("bpd,pnd->bpn", pooled, self.signs.float()).flatten(1)
+        return torch.cat([projected, torch.ones_like(projected[:, :1])], dim=1)
+
+    @torch.no_grad()
+    def observe(self, moment: Tensor) -> None:
+        """Add prompts of the task being learnt: ``features.T @ features`` ``(q, q)``, summed over all processes."""
+        self.task_moment += moment
+
+    @torch.no_grad()
+    def learn(self, code: Tensor) -> None:
+        """Close the task: bind what was observed since the last call to its code ``(e,)``; nothing seen, nothing done.
+
+        A task that is learnt again keeps its slot and gets its new mean.
+        """
+        count = self.task_moment[-1, -1]
+        if count == 0:
+            return
+        mean = self.task_moment[-1] / count  # the constant feature's row is the sum of the features
+        self.covariance += self.task_moment / count - torch.outer(mean, mean)
+        positive = code > 0
+        same = (self.codes[: self.tasks] == positive).all(1).nonzero().flatten().tolist()
+        slot = same[0] if same else int(self.tasks) % len(self.codes)
+        self.means[slot], self.codes[slot] = mean, positive
+        self.tasks += 1 - len(same)
+        self.closed += 1
+        self.task_moment.zero_()
+
+    @torch.no_grad()
+    def infer(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The codes of the tasks that prompts come from.
+
+        Returns:
+            Codes ``(B, e)`` and confidences :math:`\min(1, 2 q / m)` ``(B,)``, ``m`` being the squared Mahalanobis
+            distance to the task's mean, on average ``q`` for the task's own prompts. All are 0 as long as no task has
+            been learnt.
+        """
+        slots, width = self.codes.shape
+        known = min(int(self.tasks), slots)
+        if known == 0:
+            return features.new_zeros(len(features), width), features.new_zeros(len(features))
+        variances, directions = torch.linalg.eigh(self.covariance.double() / self.closed)
+        whitening = directions / (variances.clamp_min(0) + RIDGE).sqrt()  # clamped: rounding can make them negative
+        gaps = features.double()[:, None] - self.means[:known].double()
+        distance, nearest = (gaps @ whitening).square().mean(-1).min(dim=1)
+        codes = (self.codes[nearest].to(features.dtype) * 2 - 1) / width**0.5
+        return codes, (TYPICAL / distance.clamp_min(TYPICAL)).to(features.dtype)

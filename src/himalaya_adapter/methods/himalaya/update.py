@@ -1,0 +1,196 @@
+"""What the adapter adds to a token, the same for all layers (docs/method.md, sections 1 to 4)."""
+
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from .config import HimalayaConfig
+from .dictionary import Dictionary, gram, rank_one_update, unit_coefficients
+from .router import FINAL_TEMPERATURE_SHARE, HyperRouter, gate_probabilities, hard_gates, latent_width
+from .statistics import TaskStatistics
+from .tree import KDTree
+
+# The tree may raise one atom's gate over another's by this much (in logits), too little to undo a task's own choice.
+LARGEST_TREE_BONUS = 2.0
+MASKED = -1e4
+TINY = torch.finfo(torch.float32).tiny
+
+
+class Maps(NamedTuple):
+    """What all layers of one shape compute with, made once per pass of the model (``k`` counts a probe row too)."""
+
+    inward: Tensor  # latent directions, then atoms: (p + k, n)
+    atoms_out: Tensor  # (k, m)
+    gram_in: Tensor
+    gram_out: Tensor
+
+
+class SharedUpdate(nn.Module):
+    """Dictionary, router and tree: from a layer's input to its update. All layers share one.
+
+    Args:
+        config: The method's configuration.
+        width: Width ``d`` of the atoms: that of the hidden states, or of the widest target.
+    """
+
+    in_use: Tensor
+    code: Tensor
+    update_norm_max: Tensor
+
+    def __init__(self, config: HimalayaConfig, width: int) -> None:
+        super().__init__()
+        core, elastic = config.core_atoms, config.elastic_atoms
+        atoms = core + elastic
+        latent = latent_width(width, atoms, config.code_width, config.hidden_params)
+        self.config = config
+        self.width = width
+        self.temperature = config.temperature_init
+        self.dictionary = Dictionary(core, elastic, width, config.seed)
+        self.router = HyperRouter(atoms, width, latent, config.code_width, config.seed)
+        self.tree = KDTree(elastic, latent, config.fanout, config.leaf_size) if config.index != "scan" else None
+        self.statistics = TaskStatistics(atoms, elastic, latent + 1)
+        self.register_buffer("in_use", torch.arange(atoms) < core)
+        self.register_buffer("code", torch.zeros(config.code_width))
+        self.register_buffer("update_norm_max", torch.zeros(()))
+        # The codes inferred from the prompts of the batch, ``(batch, e)``; nothing if the task is named.
+        self._row_codes: Tensor | None = None
+        # A zero vector added to r: its gradient is that of the loss by r, summed over tokens and layers.
+        self._probe: Tensor | None = None
+        self._shapes: set[tuple[int, int, torch.dtype]] = set()
+        # Made anew for each pass of the model.
+        self._maps: dict[tuple[int, int, torch.dtype], Maps] = {}
+        self._head: Tensor | None = None
+        self._tokens: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies leave out what belongs to a pass: it is part of that pass's graph."""
+        state = super().__getstate__()
+        return state | {"_maps": {}, "_head": None, "_tokens": None, "_probe": None, "_row_codes": None}
+
+    # One pass of the model -------------------------------------------------------------------------------------
+
+    def begin_pass(self, tokens: Tensor | None) -> None:
+        """Called before each pass of the model: what the layers share is made once, before the first of them.
+
+        Args:
+            tokens: Mask of the tokens that are not padding, ``(batch, length)``; ``None`` if all count.
+        """
+        self._tokens = tokens
+        with torch.autocast(self.code.device.type, enabled=False):  # as in `forward`
+            self._maps = {shape: self._make_maps(*shape) for shape in self._shapes}
+            self._head = self._task_head()
+
+    def _task_head(self) -> Tensor:
+        return self.router.task_head(self.code if self._row_codes is None else self._row_codes)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation, as for every module."""
+        self._forget_pass()  # the probe is there in training only
+        return super().train(mode)
+
+    def _forget_pass(self) -> None:
+        """Make anew what the layers share: it has changed, and a part of the model may be called by itself."""
+        self._maps, self._head = {}, None
+
+    def forward(self, hidden_states: Tensor, output_width: int) -> Tensor:
+        """The update for inputs ``(..., n)`` of a module with ``output_width`` outputs: ``(..., output_width)``."""
+        with torch.autocast(hidden_states.device.type, enabled=False):  # the norms need the precision chosen here
+            return self._update(hidden_states, output_width)
+
+    def _update(self, hidden_states: Tensor, output_width: int) -> Tensor:
+        width, dtype = hidden_states.shape[-1], hidden_states.dtype
+        if self._head is not None and self._head.requires_grad and not torch.is_grad_enabled():
+            self._forget_pass()  # reentrant checkpointing: each layer will want a graph of its own
+        # A layer shape is new in the very first pass only. It is not kept then: gradient checkpointing runs a layer
+        # twice and wants the same operations both times.
+        maps = self._maps.get((width, output_width, dtype)) or self._make_maps(width, output_width, dtype)
+        self._shapes.add((width, output_width, dtype))
+        wide = torch.promote_types(dtype, torch.float32)
+        rms = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=wide) / width**0.5
+        projected = linear(hidden_states, maps.inward).to(wide)
+        normalised = projected / rms.clamp_min(TINY)
+        latent = len(self.router.projection)
+        coefficients, gain = self.route(normalised[..., :latent])
+        # A weight acts on its input as it is, the skip path on the normalised one.
+        projections = (projected if self.config.placement == "weights" else normalised)[..., latent:]
+        if self.config.norm_target == "residual":
+            gain = gain / self.width**0.5
+        unit_in = unit_coefficients(coefficients, maps.gram_in)
+        unit_out = unit_in if maps.gram_out is maps.gram_in else unit_coefficients(coefficients, maps.gram_out)
+        if self._growing:
+            unit_in, unit_out = pad(unit_in, (0, 1), value=1.0), pad(unit_out, (0, 1), value=1.0)
+        if self.training:
+            self._certify(gain, unit_in, unit_out, maps)
+        return rank_one_update(projections, gain, unit_in, unit_out, maps.atoms_out)
+
+    @property
+    def _growing(self) -> bool:
+        return self.training and self.config.grow and self.dictionary.elastic.requires_grad
+
+    def _make_maps(self, width: int, output_width: int, dtype: torch.dtype) -> Maps:
+        # Rounded to the input's precision before anything is computed from them: the norms then hold exactly.
+        atoms = self.dictionary.atoms().to(dtype)
+        count = len(atoms)
+        if self._growing:
+            like = self.dictionary.elastic
+            if self._probe is None or (self._probe.device, self._probe.dtype) != (like.device, like.dtype):
+                self._probe = like.new_zeros(self.width, requires_grad=True)
+            atoms = torch.cat([atoms, self._probe[None].to(dtype)])
+        atoms_in, atoms_out = atoms[:, :width], atoms[:, :output_width]
+        gram_in = gram(atoms_in[:count])
+        gram_out = gram_in if width == output_width else gram(atoms_out[:count])
+        inward = torch.cat([self.router.projection[:, :width].to(dtype), atoms_in])
+        return Maps(inward, atoms_out, gram_in, gram_out)
+
+    def route(self, projected: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Which atoms serve tokens whose normalised input has the projections :math:`P \hat x` ``(..., p)``.
+
+        Returns:
+            Coefficients :math:`u` ``(..., k)``, at most `expected_active_atoms` not 0, and the gain ``(..., 1)``.
+        """
+        most = self.config.expected_active_atoms
+        latents = self.router.latent(projected)
+        head = self._task_head() if self._head is None else self._head
+        if head.dim() == 2:
+            outputs = linear(latents, head.to(latents.dtype))
+        else:  # one head per row of the batch, which some models flatten
+            rows = latents.reshape(len(head), -1, latents.shape[-1])
+            outputs = (rows @ head.mT.to(latents.dtype)).reshape(*latents.shape[:-1], -1)
+        atoms = outputs.shape[-1] // 2
+        logits, coefficients, raw_gain = outputs.split([atoms, atoms, 1], dim=-1)
+        if self.tree is not None:
+            membership = self.tree.log_membership(projected - self.router.offset)
+            bonus = (membership - membership.amax(-1, keepdim=True)).clamp_min(-LARGEST_TREE_BONUS)
+            logits = logits + pad(bonus, (self.config.core_atoms, 0))
+        logits = logits.masked_fill(~self.in_use, MASKED)
+        gain = torch.ones_like(raw_gain) if self.config.gain == "fixed" else torch.tanh(raw_gain)
+        if not self.training:
+            temperature = self.config.temperature_init * FINAL_TEMPERATURE_SHARE
+            shifted, _ = gate_probabilities(logits, most, temperature)
+            return hard_gates(shifted, most) * coefficients, gain
+        shifted, probabilities = gate_probabilities(logits, most, self.temperature)
+        # One draw per atom and layer, for all tokens: it is the same however a batch is spread over processes.
+        uniform = torch.rand(atoms, device=shifted.device).clamp_(1e-6, 1 - 1e-6)
+        noisy = shifted + self.temperature * torch.logit(uniform)  # a relaxed Bernoulli(pi) sample
+        soft = torch.sigmoid(noisy / self.temperature)
+        hard = hard_gates(noisy.detach(), most)
+        seen = [one.detach().reshape(-1, one.shape[-1]) for one in (latents, hard, probabilities)]
+        if self._tokens is not None and self._tokens.numel() == len(seen[0]):
+            seen = [one[self._tokens.flatten()] for one in seen]
+        self.statistics.add(*seen)
+        return (hard + soft - soft.detach()) * coefficients, gain
+
+    @torch.no_grad()
+    def _certify(self, gain: Tensor, unit_in: Tensor, unit_out: Tensor, maps: Maps) -> None:
+        """Measure the norm of the strongest token's update on its dense vectors and keep the largest seen."""
+        strongest = gain.abs().argmax()
+        atoms_in = maps.inward[len(self.router.projection) :]
+        dense = [
+            (unit.reshape(-1, unit.shape[-1])[strongest].double() @ atoms.double()).norm()
+            for unit, atoms in ((unit_in, atoms_in), (unit_out, maps.atoms_out))
+        ]
+        norm = gain.abs().amax() * dense[0] * dense[1]
+        # `fmax` ignores what is not a number: such a pass is dropped before it changes anything.
+        self.update_norm_max.copy_(torch.fmax(self.update_norm_max, norm.to(self.update_norm_max.dtype)))

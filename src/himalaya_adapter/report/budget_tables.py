@@ -1,0 +1,56 @@
+"""What a run's adapter costs, as tables for a terminal."""
+
+from collections.abc import Iterable
+
+from rich.table import Table
+
+from himalaya_adapter.budget import BYTES_PER_MB, TOKENS, Budget
+from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.methods import HimalayaConfig
+from himalaya_adapter.methods.construction import run_method
+
+
+def budget_tables(run: RunConfig, budget: Budget) -> list[Table]:
+    """The bytes by part, and everything else that is counted beside its bound."""
+    return [_bytes_table(run, budget), _bounds_table(run, budget)]
+
+
+def _bytes_table(run: RunConfig, budget: Budget) -> Table:
+    released = budget.released or {}
+    table = Table(title=f"{run.run_id}: stored bytes on {run.model.backbone.name}")
+    table.add_column("part")
+    table.add_column("training file", justify="right")
+    if released:
+        table.add_column("release file", justify="right")
+    parts = sorted(budget.stored.keys() | released.keys(), key=lambda part: (-budget.stored.get(part, 0), part))
+    for part in parts:
+        both = [budget.stored.get(part), released.get(part)]
+        table.add_row(part, *(f"{size:,}" if size is not None else "" for size in both[: len(table.columns) - 1]))
+    table.add_section()
+    totals = [sum(budget.stored.values()), *([sum(released.values())] if released else [])]
+    table.add_row("total", *(f"{total:,}" for total in totals))
+    return table
+
+
+def _bounds_table(run: RunConfig, budget: Budget) -> Table:
+    table = Table("what", "counted", "bound", title=f"{run.run_id}: what the adapter costs")
+    limit = run.model.adapter.total_parameter_budget_mb
+    allowed = f"{limit:g} MB" if limit is not None else ""
+    table.add_row("training file", _megabytes(budget.stored.values()), allowed)
+    if budget.released is not None:
+        table.add_row("release file", _megabytes(budget.released.values()), "")
+    table.add_row("trainable parameters", f"{sum(budget.trainable.values()):,}", "")
+    for part, count in budget.trainable.items():
+        table.add_row(f"  {part}", f"{count:,}", "")
+    config = run_method(run)
+    if isinstance(config, HimalayaConfig):
+        table.add_row("router parameters, frozen ones too", f"{budget.router:,}", f"{config.hidden_params:,}")
+        table.add_row("active atoms of a token, at most", f"{config.expected_active_atoms}", "")
+    table.add_row(f"FLOPs of matrix products, bare ({TOKENS} tokens)", f"{budget.bare.products:.4g}", "")
+    table.add_row("FLOPs of matrix products, added", f"{budget.overhead:.3%}", "")
+    table.add_row("numbers touched by other operations, added", f"{budget.element_overhead:.3%} of the FLOPs", "")
+    return table
+
+
+def _megabytes(sizes: Iterable[int]) -> str:
+    return f"{sum(sizes) / BYTES_PER_MB:.3f} MB"

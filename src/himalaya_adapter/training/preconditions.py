@@ -1,0 +1,65 @@
+"""What a run config says about its stream and its machine, held against those that are there."""
+
+import logging
+
+import torch
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.streams import Stream
+
+logger = logging.getLogger(__name__)
+ANY_LANGUAGE = "multi"
+BYTES_PER_GB = 1_000_000_000
+
+
+def check_stream(run: RunConfig, stream: Stream) -> None:
+    """Refuse a stream that is not what ``dataset.num_tasks`` and ``dataset.languages`` expect.
+
+    Raises:
+        HimalayaError: As said; the message names both sides.
+    """
+    expected, found = run.dataset.num_tasks, len(stream.tasks)
+    if expected not in (None, found):
+        raise HimalayaError(
+            f"dataset.num_tasks={expected} of run '{run.run_id}': stream {stream.name} has {found} tasks; "
+            f"dataset.num_tasks={found} or null runs it"
+        )
+    if run.dataset.languages is None:
+        return
+    declared = set(run.dataset.languages)
+    there = set().union(*(_languages(task.spec.language) for task in stream.tasks))
+    missing = declared - there - {ANY_LANGUAGE}
+    undeclared = set() if ANY_LANGUAGE in declared else there - declared
+    if missing or undeclared:
+        raise HimalayaError(
+            f"dataset.languages={_listed(declared)} of run '{run.run_id}': the tasks of stream {stream.name} are in "
+            f"{_listed(there)}; dataset.languages={_listed(there)} or null runs it"
+        )
+
+
+def announce(run: RunConfig) -> None:
+    """Say which keys of the run cannot be followed here: a smaller machine, a measurement of another device."""
+    planned = f"{run.hardware.gpu_type or 'a GPU'} with {run.hardware.max_gpu_mem_gb or '?'} GB"
+    if run.hardware.gpu_type is not None or run.hardware.max_gpu_mem_gb is not None:
+        if not torch.cuda.is_available():
+            logger.warning("planned for %s; there is no CUDA device here, so the run uses the CPU", planned)
+        elif run.hardware.max_gpu_mem_gb is not None:
+            there = torch.cuda.get_device_properties(0).total_memory / BYTES_PER_GB
+            if there < run.hardware.max_gpu_mem_gb:
+                name = torch.cuda.get_device_name(0)
+                logger.warning("planned for %s; this machine's %s has %.0f GB, which may not do", planned, name, there)
+    if run.evaluation.secondary_metric is not None:
+        device = run.evaluation.cpu_latency_device or "the device of use"
+        logger.warning("%s is not measured by a run: it belongs to %s", run.evaluation.secondary_metric, device)
+    if run.optuna.search_space:
+        logger.warning("optuna: one run with the values as they are; a search would vary them")
+
+
+def _languages(language: str) -> set[str]:
+    """The languages of a task: ``en-de`` is English and German, ``pt-BR`` Portuguese."""
+    return {part for part in language.split("-") if part.islower()}
+
+
+def _listed(names: set[str]) -> str:
+    return f"[{', '.join(sorted(names))}]"

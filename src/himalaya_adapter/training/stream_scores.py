@@ -1,0 +1,99 @@
+"""Scores of a stream's tasks: before training, after each task, and at the end without labels and as released."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+from accelerate import PartialState
+from peft import PeftModel
+
+from himalaya_adapter.evaluation.batching import Batch, batches, padding_token
+from himalaya_adapter.evaluation.scoring import evaluate_task
+from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.methods import save_release
+from himalaya_adapter.streams import Stream, Task
+from himalaya_adapter.streams.encoding import encode_prompt
+from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore
+
+PROMPTS_AT_ONCE = 64
+
+
+class StreamScores:
+    """Scores one adapted model on the tasks of one stream; what is stored is not computed again.
+
+    Of several processes the first one scores while the others wait.
+
+    Args:
+        config: The run.
+        store: Its folder.
+        stream: The tasks.
+        tokenizer: The backbone's.
+        model: The backbone with its adapter.
+    """
+
+    def __init__(self, config: RunConfig, store: RunStore, stream: Stream, tokenizer: Any, model: PeftModel) -> None:
+        self.config = config
+        self.store = store
+        self.stream = stream
+        self.tokenizer = tokenizer
+        self.model = model
+
+    def score(self, row: int | str, index: int) -> None:
+        """Score task ``index`` after training through task ``row``, or before all training."""
+        task = self.stream.tasks[index]
+        if row != BEFORE and hasattr(self.model, "set_task"):
+            self.model.set_task(task.name)
+        if not PartialState().is_main_process or self.store.score(row, index) is not None:
+            return
+        with self.model.disable_adapter() if row == BEFORE else nullcontext():
+            self.store.write_score(row, index, self._evaluate(task))
+
+    def score_unlabelled(self) -> None:
+        """Score all tasks again, a method that can tell tasks from prompts being told nothing but the prompts."""
+        if not hasattr(self.model, "infer_task"):
+            return
+        names = [task.name for task in self.stream.tasks]
+        for index, task in enumerate(self.stream.tasks):
+            if self.store.score(UNLABELLED, index) is None:
+                found = [
+                    name
+                    for batch in self.prompts(task, "test")
+                    for name, _ in self.model.infer_task(batch.input_ids, names, batch.attention_mask)
+                ]
+                self.model.set_task(None)
+                recognised = sum(name == task.name for name in found) / len(found)
+                self.store.write_score(UNLABELLED, index, {**self._evaluate(task), "recognised": recognised})
+
+    def release(self) -> dict[str, int] | None:
+        """Write the release file of a method that has one, and score all tasks with it.
+
+        Returns:
+            The file's bytes by part.
+        """
+        if not hasattr(self.model, "infer_task"):
+            return None
+        folder = self.store.folder / "release"
+        parts = save_release(self.model, folder)
+        self.model.load_adapter(str(folder), adapter_name=RELEASED)
+        self.model.set_adapter(RELEASED)
+        for index, _ in enumerate(self.stream.tasks):
+            self.score(RELEASED, index)
+        self.model.set_adapter("default")
+        self.model.delete_adapter(RELEASED)
+        return parts
+
+    def prompts(self, task: Task, split: str) -> Iterator[Batch]:
+        """The prompts of one of a task's splits, in batches."""
+        length = self.config.dataset.max_seq_length
+        prompts = [encode_prompt(self.tokenizer, item.prompt, length) for item in task.split(split)]
+        return batches(prompts, PROMPTS_AT_ONCE, padding_token(self.tokenizer), self.model.device)
+
+    def _evaluate(self, task: Task) -> dict[str, Any]:
+        score = evaluate_task(
+            self.model,
+            self.tokenizer,
+            task,
+            batch_size=self.config.evaluation.eval_batch_size,
+            max_length=self.config.dataset.max_seq_length,
+        )
+        return {**score.cell(), "item_scores": list(score.item_scores)}

@@ -1,0 +1,76 @@
+"""Two processes learn as one with twice the batch does, and hold the same adapter to the bit."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import in_own_process, write_backbone, write_run, write_stream
+
+from himalaya_adapter.storage import read_json
+
+WORKER = Path(__file__).with_name("observed_process.py")
+TIMEOUT = 240  # seconds; a tenth of it on an idle machine
+TRAINING = {"task_epochs": 2, "learning_rate": 0.003}
+
+
+@pytest.fixture
+def words(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> Callable[..., list[str]]:
+    """The words of a run: ``words(batch_size, results_dir)``."""
+    backbone = write_backbone(tmp_path / "backbone", tiny_model, tiny_tokenizer)
+    run = write_run(tmp_path, backbone, write_stream(tmp_path), "HIMALAYA", **TRAINING)
+
+    def words(batch_size: int, results_dir: Path) -> list[str]:
+        return ["run", f"run={run}", f"training.batch_size={batch_size}", f"results_dir={results_dir}"]
+
+    return words
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_two_processes_are_one_with_twice_the_batch(words: Callable[..., list[str]], tmp_path: Path) -> None:
+    process = torchrun(str(WORKER), str(tmp_path), *words(4, tmp_path / "two"))
+    assert process.returncode == 0, process.stderr
+    two = tmp_path / "two" / "himalaya"
+    assert process.stdout.strip() == str(two / "report.html"), "one process reports"
+    assert process.stderr.count("learning parity") == 1
+    assert read_json(two / "environment.json")["processes"] == 2
+
+    ranks = [load_file(tmp_path / f"rank_{rank}.safetensors") for rank in range(2)]
+    saved = load_file(two / "adapter" / "adapter_model.safetensors")
+    assert ranks[0].keys() == ranks[1].keys() == saved.keys()
+    for name, tensor in ranks[0].items():
+        assert torch.equal(tensor, ranks[1][name]), f"{name} is the same on both processes"
+    assert read_json(tmp_path / "written_1.json") == [], "the first process alone writes"
+    assert read_json(tmp_path / "written_0.json")
+
+    kinds = [event["event"] for event in events(two)]
+    assert kinds.count("promotion") >= 2
+    assert kinds.count("eviction") >= 1
+
+    assert in_own_process(words(8, tmp_path / "one")) == 0
+    one = tmp_path / "one" / "himalaya"
+    assert [e["event"] for e in events(one)] == kinds
+    for mine, other in zip(events(two), events(one), strict=True):
+        assert mine.get("slot") == other.get("slot")
+        if mine["event"] == "task_end":
+            assert mine["loss_first"] == pytest.approx(other["loss_first"], rel=1e-4)
+            assert mine["loss_last"] == pytest.approx(other["loss_last"], rel=1e-2)
+            assert mine["atom_usage"] == pytest.approx(other["atom_usage"], abs=0.02)
+    alone = load_file(one / "adapter" / "adapter_model.safetensors")
+    for name, tensor in saved.items():
+        if tensor.numel():
+            largest = alone[name].float().abs().max().item()
+            assert (tensor.float() - alone[name].float()).abs().max() <= 0.02 * largest, name

@@ -95,7 +95,7 @@ def test_smoothing_keeps_the_direction_of_rows_with_large_columns() -> None:
     matrix[:, ::37] *= 10
     matrix = unit_rows(matrix)
     plain = quantise_matrix(matrix, 3)
-    assert _cosine(dequantise_matrix(plain, 3), matrix) > _cosine(_without_smoothing(matrix), matrix) + 0.01
+    assert _cosine(dequantise_matrix(plain, 3), matrix) > _cosine(_without_smoothing(matrix), matrix) + 0.005
 
 
 def _cosine(one: torch.Tensor, other: torch.Tensor) -> float:

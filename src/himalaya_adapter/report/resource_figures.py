@@ -1,6 +1,7 @@
 """Figures of what a run costs: stored bytes, norms and time."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +12,7 @@ from himalaya_adapter.report import style
 from himalaya_adapter.report.metric_table import ATOM_NORM_BOUND, UPDATE_NORM_BOUND, format_bytes, format_seconds
 from himalaya_adapter.report.run_folder import RunRecord
 
+SMALLEST_SHARE = 0.01  # of all bytes, below which a part has no colour of its own
 PALE = 0.4  # opacity of evaluation beside training
 SHORTEST_NAMED = 0.1  # share of the widest bar below which a time does not fit into its bar
 
@@ -20,16 +22,17 @@ def stored_bytes_by_part(run: RunRecord) -> Figure | None:
     events = [event for event in run.task_ends if event.get("stored_bytes_by_part")]
     if not events:
         return None
+    by_part = [_component_bytes(event["stored_bytes_by_part"]) for event in events]
     largest = {
-        part: max(event["stored_bytes_by_part"].get(part, 0) for event in events)
-        for part in sorted({part for event in events for part in event["stored_bytes_by_part"]})
+        part: max(sizes.get(part, 0) for sizes in by_part)
+        for part in sorted({part for sizes in by_part for part in sizes})
     }
     figure = style.new_figure(4.1)
     axes = figure.subplots()
     positions = [event["index"] + 1 for event in events]
     bottom = np.zeros(len(events))
     for number, part in enumerate(sorted(largest, key=lambda part: -largest[part])):
-        sizes = np.array([event["stored_bytes_by_part"].get(part, 0) for event in events], dtype=float)
+        sizes = np.array([one.get(part, 0) for one in by_part], dtype=float)
         color = style.PART_COLORS[number % len(style.PART_COLORS)]
         axes.bar(positions, sizes, 0.7, bottom=bottom, color=color, edgecolor="white", linewidth=0.4, label=part)
         bottom += sizes
@@ -41,6 +44,18 @@ def stored_bytes_by_part(run: RunRecord) -> Figure | None:
     _byte_axis(axes, bottom.max())
     style.add_legend(figure, axes)
     return figure
+
+
+def _component_bytes(parts: Mapping[str, int]) -> Counter[str]:
+    """Sizes summed by what stands before the first dot of a part's name; what is hardly to be seen goes together."""
+    components: Counter[str] = Counter()
+    for part, size in parts.items():
+        components[part.split(".", 1)[0]] += size
+    smallest = SMALLEST_SHARE * components.total()
+    shown: Counter[str] = Counter()
+    for component, size in components.items():
+        shown[component if size >= smallest else "everything else"] += size
+    return shown
 
 
 def stored_bytes_over_tasks(runs: Sequence[RunRecord]) -> Figure | None:

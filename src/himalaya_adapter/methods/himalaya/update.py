@@ -13,7 +13,7 @@ from .statistics import TaskStatistics
 from .tree import KDTree
 
 # The tree may raise one atom's gate over another's by this much (in logits), too little to undo a task's own choice.
-LARGEST_TREE_BONUS = 2.0
+LARGEST_TREE_BONUS = 0.5
 MASKED = -1e4
 TINY = torch.finfo(torch.float32).tiny
 

@@ -139,7 +139,7 @@ def test_overwrite_starts_anew(words: list[str], tmp_path: Path) -> None:
     written = yaml.safe_load((tmp_path / "himalaya" / "config.yaml").read_text(encoding="utf-8"))
     assert written["training"]["learning_rate"] == 0.5
     assert not (tmp_path / "himalaya" / "old.txt").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["himalaya"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".scores", "himalaya"]
 
 
 @pytest.mark.parametrize("overwrite", ["true", "false"])

@@ -19,7 +19,7 @@ from himalaya_adapter.storage import read_json
 
 PRELOADED = ["himalaya_adapter.training", "himalaya_adapter.report"]  # by the server that processes are forked off
 TASKS = ("parity", "colour_word", "echo")
-NOT_REPEATED = {"seconds", "train_seconds", "eval_seconds", "peak_memory_bytes", "resumed"}
+NOT_REPEATED = {"seconds", "train_seconds", "eval_seconds", "peak_memory_bytes", "resumed", "evaluation_cost"}
 COLOURS = ("blue", "green", "red", "white")
 ADAPTERS: dict[str, dict[str, Any]] = {
     # So few atoms and so short a window that the dictionary grows, and the third task evicts an atom of the first two.

@@ -52,6 +52,63 @@ def test_a_task_that_learnt_nothing_has_nothing_to_lose() -> None:
     assert metrics.retention([[0.0], [0.0, 0.5]]) == 1.0
 
 
+# Of five rows the first, the third and the last are measured; of the others only the diagonal.
+GAPS = [[0.8], [None, 0.5], [0.6, 0.7, 0.9], [None, None, None, 0.4], [0.4, 0.9, 0.5, 0.4, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected"),
+    [
+        (metrics.average_accuracy, (0.4 + 0.9 + 0.5 + 0.4 + 1.0) / 5),
+        (metrics.learning_accuracy, (0.8 + 0.5 + 0.9 + 0.4 + 1.0) / 5),
+        (metrics.backward_transfer, ((0.4 - 0.8) + (0.9 - 0.5) + (0.5 - 0.9) + 0.0) / 4),
+        (metrics.forgetting, ((0.8 - 0.4) + (0.7 - 0.9) + (0.9 - 0.5) + 0.0) / 4),
+        (metrics.average_anytime_accuracy, (0.8 + 2.2 / 3 + 3.2 / 5) / 3),
+        (metrics.retained_accuracy_auc, (2 * (0.8 + 2.2 / 3) / 2 + 2 * (2.2 / 3 + 3.2 / 5) / 2) / 4),
+        (metrics.retention, ((0.6 / 0.8 + 1.0) / 2 + (0.4 / 0.8 + 1.0 + 0.5 / 0.9 + 1.0) / 4) / 2),
+    ],
+)
+def test_rows_that_are_not_measured_by_hand(measure, expected: float) -> None:
+    assert metrics.measured_rows(GAPS) == [0, 2, 4]
+    assert measure(GAPS) == pytest.approx(expected)
+
+
+def test_distances_between_measured_rows_count() -> None:
+    # R = 0.8 after the first task, 0.5 after the fourth, 0.6 after the fifth.
+    a = [[0.8], [None, 0.1], [None, None, 0.1], [0.5] * 4, [0.6] * 5]
+    assert metrics.retained_accuracy(a) == pytest.approx([0.8, 0.5, 0.6])
+    assert metrics.retained_accuracy_auc(a) == pytest.approx((3 * 0.65 + 1 * 0.55) / 4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "tasks", "expected"),
+    [
+        ("all", 4, [0, 1, 2, 3]),
+        ("1", 3, [0, 1, 2]),
+        ("last", 25, [0, 24]),
+        ("last", 1, [0]),
+        ("5", 25, [0, 4, 9, 14, 19, 24]),
+        ("10", 25, [0, 9, 19, 24]),
+        ("100", 3, [0, 2]),
+    ],
+)
+def test_rows_to_measure(rows: str, tasks: int, expected: list[int]) -> None:
+    assert metrics.rows_to_measure(rows, tasks) == expected
+
+
+def without(a: list[list[float]], kept: list[int]) -> list[list[float | None]]:
+    """The matrix with only the diagonal of all other rows."""
+    return [[score if i in kept or i == j else None for j, score in enumerate(row)] for i, row in enumerate(a)]
+
+
+@pytest.mark.parametrize("hole", [(2, 1), (1, 1)])
+def test_the_last_row_and_the_diagonal_must_be_there(hole: tuple[int, int]) -> None:
+    a: list[list[float | None]] = [list(row) for row in HAND]
+    a[hole[0]][hole[1]] = None
+    with pytest.raises(ValueError, match="must be measured"):
+        metrics.retained_accuracy_auc(a)
+
+
 @pytest.mark.parametrize(("matrix", "message"), [([], "no rows"), ([[0.5], [0.5]], "row 1 .* has 1 entries")])
 def test_malformed_matrix(matrix: list[list[float]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -77,6 +134,18 @@ def test_relations(a) -> None:
     for value in (metrics.average_anytime_accuracy(a), metrics.retained_accuracy_auc(a)):
         assert min(retained) - tolerance <= value <= max(retained) + tolerance
     assert 0.0 <= metrics.retention(a) <= 1.0
+
+
+@given(matrices, st.sampled_from(["last", "2", "3"]))
+def test_what_the_diagonal_and_the_last_row_hold_does_not_change(a, rows: str) -> None:
+    kept = metrics.rows_to_measure(rows, len(a))
+    fewer = without(a, kept)
+    for measure in (metrics.average_accuracy, metrics.learning_accuracy, metrics.backward_transfer):
+        assert measure(fewer) == measure(a)
+    assert metrics.forgetting(fewer) <= metrics.forgetting(a) + 1e-9
+    assert metrics.measured_rows(fewer) == kept
+    whole = metrics.retained_accuracy(a)
+    assert metrics.retained_accuracy(fewer) == [whole[i] for i in kept]
 
 
 @given(st.integers(1, 6), scores)
@@ -131,6 +200,16 @@ def test_bootstrap_of_scores_that_are_not_item_means_is_centred_on_them() -> Non
     low, high = metrics.bootstrap_retained_accuracy([[0.4], [0.4, 0.4]], item_scores, seed=0).auc
     assert low < 0.4 < high
     assert high - low < 0.3
+
+
+def test_bootstrap_reads_only_the_measured_rows() -> None:
+    item_scores = simulated_items(np.random.default_rng(3), tasks=5, items=40)
+    a = means(item_scores)
+    whole = metrics.bootstrap_retained_accuracy(a, item_scores, seed=0)
+    only_measured = [row if i in (0, 2, 4) else [[]] * (i + 1) for i, row in enumerate(item_scores)]
+    fewer = metrics.bootstrap_retained_accuracy(without(a, [0, 2, 4]), only_measured, seed=0)
+    assert fewer.rows == (whole.rows[0], whole.rows[2], whole.rows[4])
+    assert fewer.auc[0] < metrics.retained_accuracy_auc(without(a, [0, 2, 4])) < fewer.auc[1]
 
 
 def test_bootstrap_refuses_rows_with_other_items() -> None:

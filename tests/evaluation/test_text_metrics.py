@@ -22,6 +22,13 @@ TRANSLATIONS = [
 ]
 
 
+CHINESE = [
+    ("我喜欢吃苹果和香蕉。", "我喜欢吃苹果与香蕉。"),
+    ("今天天气很好", "今天的天气非常好，我们去公园吧。"),
+    ("Python 是一种语言", "Python 3 是一种编程语言。"),
+]
+
+
 def item(name: str, prediction: str, target: str) -> float:
     return metric_by_name(name).item(prediction, target)
 
@@ -71,6 +78,13 @@ def test_macro_f1_by_hand() -> None:
     assert corpus("macro_f1", pairs) == pytest.approx((4 / 5 + 2 / 3 + 0 + 0) / 4)
 
 
+def test_labels_of_any_script_are_classes() -> None:
+    # saúde: 1 hit of 2 predicted, 1 wanted: 2/3. здоровье: 1 of 1, 2 wanted: 2/3. 教育: 1 of 1 and 1: 1.
+    pairs = [("saúde", "saúde"), ("saúde", "здоровье"), ("здоровье", "здоровье"), ("教育", " 教育\n")]
+    assert corpus("macro_f1", pairs) == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert corpus("accuracy", pairs) == pytest.approx(3 / 4)
+
+
 def test_macro_f1_leaves_out_classes_that_a_resample_does_not_hold() -> None:
     predictions, targets = ["A", "B"], ["A", "C"]
     score = metric_by_name("macro_f1").corpus_scores(predictions, targets, np.array([[2.0, 0.0]]))
@@ -86,6 +100,9 @@ def test_macro_f1_leaves_out_classes_that_a_resample_does_not_hold() -> None:
         ("e\N{COMBINING ACUTE ACCENT}cole", "école", 1),
         ("¿Dónde?", "dónde", 1),
         ("$5", "5", 1),
+        ("上海。", "上海", 1),
+        ("上海", "北京", 0),
+        ("Київ", "київ", 1),
     ],
 )
 def test_exact_match_normalises_as_squad_does_in_any_script(prediction: str, target: str, expected: int) -> None:
@@ -101,6 +118,9 @@ def test_exact_match_normalises_as_squad_does_in_any_script(prediction: str, tar
         ("Helsinki", "Turku", 0.0),
         ("", "Turku", 0.0),
         ("the", "", 1.0),
+        ("上海市", "上海", 2 * 2 / (3 + 2)),  # ideographs are words
+        ("在上海, Pudong", "上海 Pudong", 2 * 3 / (4 + 3)),
+        ("東京タワー", "東京", 2 * 2 / (5 + 2)),
     ],
 )
 def test_token_f1_by_hand(prediction: str, target: str, expected: float) -> None:
@@ -118,6 +138,8 @@ def test_entity_f1_by_hand() -> None:
     # Micro average: 2 shared of 4 predicted and 5 wanted.
     assert corpus("entity_f1", pairs) == pytest.approx(2 * 2 / 9)
     assert corpus("entity_f1", [("", "")]) == 1.0
+    assert item("entity_f1", "上海 - LOCATION, Міністерство - ORGANIZATION", "上海 - LOCATION") == pytest.approx(2 / 3)
+    assert item("entity_f1", "SÃO PAULO - LOCATION", "São  Paulo - location") == 1.0
 
 
 def test_bleu_is_sacrebleus_corpus_bleu() -> None:
@@ -125,6 +147,19 @@ def test_bleu_is_sacrebleus_corpus_bleu() -> None:
     expected = sacrebleu.corpus_bleu(list(predictions), [list(targets)]).score / 100
     assert 0.1 < expected < 0.9
     assert corpus("bleu", TRANSLATIONS) == pytest.approx(expected)
+
+
+def test_bleu_of_chinese_is_sacrebleus_with_its_chinese_tokenizer() -> None:
+    predictions, targets = zip(*CHINESE, strict=True)
+    expected = sacrebleu.corpus_bleu(list(predictions), [list(targets)], tokenize="zh").score / 100
+    assert 0.2 < expected < 0.9
+    assert corpus("bleu", CHINESE) == pytest.approx(expected)
+    for prediction, target in CHINESE:
+        alone = sacrebleu.sentence_bleu(prediction, [target], tokenize="zh").score / 100
+        assert item("bleu", prediction, target) == pytest.approx(alone)
+        assert item("chrf", prediction, target) == pytest.approx(
+            sacrebleu.sentence_chrf(prediction, [target]).score / 100
+        )
 
 
 def test_sentence_bleu_and_chrf_are_sacrebleus() -> None:
@@ -151,6 +186,8 @@ def test_rouge_l_is_rouge_scores_on_ascii(prediction: str, target: str) -> None:
         ("yö on pitkä", "päivä on lyhyt", 1 / 3),
         ("वह घर है", "वह घर था", 2 / 3),  # vowel signs are marks, not word ends
         ("c b a", "a b c", 1 / 3),
+        ("我喜欢苹果", "我喜欢香蕉。", 3 / 5),
+        ("Wörter über Bäume", "wo\N{COMBINING DIAERESIS}rter unter Bäume", 2 / 3),
     ],
 )
 def test_rouge_l_by_hand_in_other_scripts(prediction: str, target: str, expected: float) -> None:
@@ -167,6 +204,20 @@ def test_edit_similarity_agrees_with_nltks_levenshtein_distance() -> None:
 
 
 @pytest.mark.parametrize(
+    ("prediction", "target", "expected"),
+    [
+        ("zhōng guó", "zhòng guó", 1 - 1 / 9),
+        ("e\N{COMBINING ACUTE ACCENT}te\N{COMBINING ACUTE ACCENT}", "été", 1.0),
+        ("мир", "пир", 2 / 3),
+        ("上海市", "上海", 2 / 3),
+        ("return x", "", 0.0),
+    ],
+)
+def test_edit_similarity_by_hand_in_other_scripts(prediction: str, target: str, expected: float) -> None:
+    assert item("edit_similarity", prediction, target) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
     ("source", "expected"),
     [
         ("def f(x):\n    return x + 1", 1),
@@ -178,6 +229,11 @@ def test_edit_similarity_agrees_with_nltks_levenshtein_distance() -> None:
         ("", 0),
         ("\0", 0),
         ("(" * 5000, 0),
+        ("-" * 100_000 + "1", 0),
+        ("x." * 50_000 + "y", 0),
+        ("имя = 'мир'", 1),
+        ("名字 = 1", 1),
+        ("зачем эта функция", 0),
     ],
 )
 def test_parse_rate(source: str, expected: int) -> None:

@@ -40,4 +40,4 @@ def test_the_second_process_is_sent_away(
     process.kill()
     process.join()
     assert main([*words, "run_id=other"]) == 0
-    assert sorted(path.name for path in results_dir.iterdir()) == ["lora", "other"]
+    assert sorted(path.name for path in results_dir.iterdir()) == [".scores", "lora", "other"]

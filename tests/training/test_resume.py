@@ -189,6 +189,7 @@ def test_scores_do_not_depend_on_when_the_process_was_started(words: list[str], 
     folder = tmp_path / method.lower()
     wanted = results(folder)
     (folder / "metrics.json").unlink()
+    shutil.rmtree(tmp_path / ".scores")  # or nothing would be scored again
     for path in (folder / "evaluations").glob("after_2_*"):
         path.unlink()
     finish(words, tmp_path)

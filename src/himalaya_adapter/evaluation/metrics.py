@@ -3,6 +3,11 @@
 ``a[i][j]`` is the score, in [0, 1], on task ``j`` after training through task ``i``. The formulas count tasks from 1
 to T; the code counts from 0. A row may stop at the diagonal (``i + 1`` entries) or hold all T tasks; what lies right
 of the diagonal is never read. Libraries disagree on "forgetting", so each formula stands here in full.
+
+To save time a run may leave cells out (``None``): all but the diagonal of some rows, never of the last. A row that is
+whole up to the diagonal is *measured*; the first and the last always are. Average accuracy, learning accuracy and
+backward transfer read only the diagonal and the last row, so they do not change. The other formulas are taken over the
+cells that are there, as each says; nothing is filled in.
 """
 
 from collections.abc import Sequence
@@ -13,15 +18,16 @@ import numpy as np
 
 from himalaya_adapter.evaluation.intervals import bootstrap_weights, percentile_interval
 
-Matrix = Sequence[Sequence[float]]
+Matrix = Sequence[Sequence[float | None]]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def lower_triangle(a: Matrix) -> Array:
-    """The matrix as an array of shape ``(T, T)``, NaN right of the diagonal.
+    """The matrix as an array of shape ``(T, T)``, NaN right of the diagonal and where nothing was measured.
 
     Raises:
-        ValueError: The matrix has no rows, or a row does not reach the diagonal.
+        ValueError: The matrix has no rows, a row does not reach the diagonal, or a cell of the diagonal or of the last
+            row was not measured.
     """
     if not len(a):
         raise ValueError("the accuracy matrix has no rows; train through at least one task")
@@ -29,8 +35,30 @@ def lower_triangle(a: Matrix) -> Array:
     for i, row in enumerate(a):
         if len(row) <= i:
             raise ValueError(f"row {i} of the accuracy matrix has {len(row)} entries, expected at least {i + 1}")
-        triangle[i, : i + 1] = row[: i + 1]
+        triangle[i, : i + 1] = np.array(row[: i + 1], dtype=np.float64)  # None becomes NaN
+    if np.isnan([*np.diag(triangle), *triangle[-1]]).any():
+        raise ValueError("the diagonal and the last row of the accuracy matrix must be measured")
     return triangle
+
+
+def rows_to_measure(rows: str, tasks: int) -> list[int]:
+    """The rows of the matrix that a run measures whole, by ``evaluation.rows``; of the others only the diagonal.
+
+    Args:
+        rows: ``all``; ``last``; or a number k: every k-th row, ``k, 2k, …`` counted from 1. The first row, which is
+            its own diagonal, and the last always belong to them.
+        tasks: T.
+
+    Returns:
+        Positions, counted from 0.
+    """
+    every = {"all": 1, "last": tasks}.get(rows) or int(rows)
+    return sorted({0, *range(every - 1, tasks, every), tasks - 1})
+
+
+def measured_rows(a: Matrix) -> list[int]:
+    """The rows that are whole up to the diagonal, counted from 0."""
+    return [i for i, row in enumerate(lower_triangle(a)) if not np.isnan(row[: i + 1]).any()]
 
 
 def average_accuracy(a: Matrix) -> float:
@@ -55,7 +83,7 @@ def forgetting(a: Matrix) -> float:
     """``F = mean_{j<T} (max_{j≤l<T} a[l, j] − a[T, j])`` (Chaudhry et al., 2018); 0 when T = 1.
 
     The best score before the last task, minus the last one; negative when the last task improved the others. The mean
-    is over T − 1 tasks. ``F ≥ −BWT`` always.
+    is over T − 1 tasks. ``F ≥ −BWT`` always. The maximum is over the measured cells: fewer of them can only lower F.
     """
     triangle = lower_triangle(a)
     if len(triangle) == 1:
@@ -65,39 +93,41 @@ def forgetting(a: Matrix) -> float:
 
 
 def retained_accuracy(a: Matrix) -> list[float]:
-    """``R_i = mean_{j≤i} a[i, j]`` for i = 1..T: the mean score over the tasks seen so far, after each task."""
-    return [float(value) for value in np.nanmean(lower_triangle(a), axis=1)]
+    """``R_i = mean_{j≤i} a[i, j]`` of each measured row i: the mean score over the tasks seen so far."""
+    return [float(value) for value in np.nanmean(lower_triangle(a)[measured_rows(a)], axis=1)]
 
 
 def average_anytime_accuracy(a: Matrix) -> float:
-    """``AAA = mean_i mean_{j≤i} a[i, j]`` (Caccia et al., 2021)."""
+    """``AAA = mean_i mean_{j≤i} a[i, j]`` over the measured rows i (Caccia et al., 2021)."""
     return float(np.mean(retained_accuracy(a)))
 
 
 def retained_accuracy_auc(a: Matrix) -> float:
     """``AUC = 1/(T − 1) · Σ_{i<T} (R_i + R_{i+1}) / 2`` with ``R_i = mean_{j≤i} a[i, j]``; ``R_1`` when T = 1.
 
-    The area under the retained accuracy over the stream by the trapezoidal rule, scaled to [0, 1].
+    The area under the retained accuracy over the stream by the trapezoidal rule, scaled to [0, 1]. The rule runs over
+    the measured rows at their true distances, ``1/(T − 1) · Σ_k (i_{k+1} − i_k) (R_{i_k} + R_{i_{k+1}}) / 2``: with
+    the first and the last row alone it is ``(R_1 + R_T) / 2``.
     """
-    return float(area_under_curve(np.array(retained_accuracy(a))))
+    return float(area_under_curve(np.array(retained_accuracy(a)), measured_rows(a)))
 
 
-def area_under_curve(retained: Array) -> Array:
-    """Trapezoidal area under ``retained`` (shape ``(..., T)``, unit spacing) divided by T − 1; the value if T = 1."""
-    tasks = retained.shape[-1]
-    return retained[..., 0] if tasks == 1 else np.trapezoid(retained, axis=-1) / (tasks - 1)
+def area_under_curve(retained: Array, rows: Sequence[int]) -> Array:
+    """Trapezoidal area under ``retained`` (shape ``(..., rows)``) over ``rows``, divided by their span."""
+    span = rows[-1] - rows[0]
+    return retained[..., 0] if span == 0 else np.asarray(np.trapezoid(retained, rows, axis=-1) / span)
 
 
 def retention(a: Matrix) -> float:
-    """``Ret = mean_{i≥2} mean_{j<i} min(1, a[i, j] / a[j, j])``; 1 when T = 1.
+    """``Ret = mean_{i≥2} mean_{j<i} min(1, a[i, j] / a[j, j])`` over the measured rows i; 1 when T = 1.
 
     A task that scored 0 right after it was learnt has nothing to lose: its ratio counts as 1.
     """
     triangle = lower_triangle(a)
     learnt = np.diag(triangle)
     rows = [
-        np.mean([1.0 if row[j] >= learnt[j] else row[j] / learnt[j] for j in range(i)])
-        for i, row in enumerate(triangle)
+        np.mean([1.0 if triangle[i, j] >= learnt[j] else triangle[i, j] / learnt[j] for j in range(i)])
+        for i in measured_rows(a)
         if i > 0
     ]
     return float(np.mean(rows)) if rows else 1.0
@@ -105,7 +135,7 @@ def retention(a: Matrix) -> float:
 
 @dataclass(frozen=True)
 class RetainedAccuracyIntervals:
-    """95 % bootstrap intervals ``(low, high)`` of the retained-accuracy AUC and of each ``R_i``."""
+    """95 % bootstrap intervals ``(low, high)`` of the retained-accuracy AUC and of each measured ``R_i``."""
 
     auc: tuple[float, float]
     rows: tuple[tuple[float, float], ...]
@@ -127,28 +157,32 @@ def bootstrap_retained_accuracy(
     Args:
         a: The accuracy matrix, T rows.
         item_scores: ``item_scores[i][j]`` holds the scores of the test items of task ``j`` in row ``i``, for j ≤ i, in
-            the order of the test set.
+            the order of the test set. Only the measured rows are read.
         seed: Seed of the resampling.
 
     Raises:
         ValueError: A column holds different numbers of items, or the matrix is malformed.
     """
-    triangle = lower_triangle(a)
-    tasks = len(triangle)
+    triangle, measured = lower_triangle(a), measured_rows(a)
     generator = np.random.default_rng(seed)
-    columns = []
-    for j in range(tasks):
-        sizes = {len(item_scores[i][j]) for i in range(j, tasks)}
+    resampled: list[list[Array]] = [
+        [] for _ in measured
+    ]  # of each row, the cells of the tasks 0..i, (resamples,) each
+    for j in range(len(triangle)):
+        rows = [i for i in measured if i >= j]
+        sizes = {len(item_scores[i][j]) for i in rows}
         if len(sizes) > 1:
             raise ValueError(f"the rows of task {j} hold {sorted(sizes)} item scores, expected the same test items")
-        scores = np.array([item_scores[i][j] for i in range(j, tasks)], dtype=np.float64)  # (T − j, n_j)
+        scores = np.array([item_scores[i][j] for i in rows], dtype=np.float64)  # (rows, n_j)
         weights = bootstrap_weights(scores.shape[1], generator) / scores.shape[1]  # (resamples, n_j)
-        change = weights @ scores.T - scores.mean(axis=1)  # (resamples, T − j)
-        columns.append(np.clip(triangle[j:, j] + change, 0.0, 1.0))
-    # Row i holds the tasks 0..i; column j starts at row j.
-    retained = np.stack([np.mean([columns[j][:, i - j] for j in range(i + 1)], axis=0) for i in range(tasks)], axis=1)
-    points = retained_accuracy(a)
+        change = weights @ scores.T - scores.mean(axis=1)  # (resamples, rows)
+        cells = np.clip(triangle[rows, j] + change, 0.0, 1.0)
+        for of_row, column in zip(resampled[-len(rows) :], cells.T, strict=True):
+            of_row.append(column)
+    retained = np.stack([np.mean(cells, axis=0) for cells in resampled], axis=1)  # (resamples, measured rows)
     return RetainedAccuracyIntervals(
-        auc=percentile_interval(area_under_curve(retained), retained_accuracy_auc(a)),
-        rows=tuple(percentile_interval(retained[:, i], points[i]) for i in range(tasks)),
+        auc=percentile_interval(area_under_curve(retained, measured), retained_accuracy_auc(a)),
+        rows=tuple(
+            percentile_interval(of_row, point) for of_row, point in zip(retained.T, retained_accuracy(a), strict=True)
+        ),
     )

@@ -86,7 +86,7 @@ def evaluate_task(
         raise HimalayaError(f"task '{task.name}' has no items in its {split} split; nothing to evaluate")
     prompts = encode_prompts(tokenizer, task.name, items, max_length)
     targets = [item.target for item in items]
-    newline_ends = not any(NEWLINE in item.target for item in task.train)
+    newline_ends = answers_are_lines(task)
     done = 0
 
     def advance(count: int) -> None:
@@ -133,6 +133,11 @@ def evaluate_task(
         item_scores=tuple(metric.item_scores(predictions, targets).tolist()),
         seconds=time.perf_counter() - started,
     )
+
+
+def answers_are_lines(task: Task) -> bool:
+    """Whether no training target spans lines; the end of the line then ends a generated answer."""
+    return not any(NEWLINE in item.target for item in task.train)
 
 
 def encode_prompts(tokenizer: Any, task_name: str, items: Sequence[Item], max_length: int) -> list[list[int]]:

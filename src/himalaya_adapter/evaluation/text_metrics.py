@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from rouge_score import rouge_scorer
-from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.bleu import BLEU, BLEUScore
 from sacrebleu.metrics.chrf import CHRF
 
 from himalaya_adapter import errors
@@ -102,6 +102,15 @@ def macro_f1_from_totals(totals: Array) -> float:
 
 # --- words -----------------------------------------------------------------------------------------------------------
 
+# Chinese and Japanese put no spaces between words, so each of these characters counts as one.
+IDEOGRAPH = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
+
+
+def split_ideographs(text: str) -> str:
+    """Put spaces around every Han, Hiragana and Katakana character, as MLQA's script does (Lewis et al., 2020)."""
+    return IDEOGRAPH.sub(r" \1 ", text)
+
+
 # SQuAD removes the articles of English; XTREME and TyDiQA-GoldP apply the same script to every language.
 ENGLISH_ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -126,7 +135,8 @@ def token_f1(prediction: str, target: str) -> float:
 
     When one side has no words left, the score is 1 if both have none, else 0 (SQuAD 2.0).
     """
-    return multiset_f1(normalise_answer(prediction).split(), normalise_answer(target).split())
+    predicted, wanted = (split_ideographs(normalise_answer(text)).split() for text in (prediction, target))
+    return multiset_f1(predicted, wanted)
 
 
 def multiset_f1(predicted: Sequence[str], wanted: Sequence[str]) -> float:
@@ -137,15 +147,15 @@ def multiset_f1(predicted: Sequence[str], wanted: Sequence[str]) -> float:
 
 
 class UnicodeWords:
-    """Words for ROUGE: runs of letters, digits and combining marks of any script, in lower case.
+    """Words for ROUGE: runs of letters, digits and combining marks of any script, in lower case; single ideographs.
 
-    rouge-score's own tokenizer keeps only ``[a-z0-9]``: it drops Cyrillic entirely and cuts words at a diacritic. On
-    ASCII text the two agree. A script without spaces between words gives one token a phrase.
+    rouge-score's own tokenizer keeps only ``[a-z0-9]``: it drops Cyrillic and Chinese entirely and cuts words at a
+    diacritic. On ASCII text the two agree. Thai, Lao and Khmer, which put no spaces either, give one word a phrase.
     """
 
     def tokenize(self, text: str) -> list[str]:
         """Split ``text`` into words."""
-        text = unicodedata.normalize("NFC", text).lower()
+        text = split_ideographs(unicodedata.normalize("NFC", text).lower())
         return "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in text).split()
 
 
@@ -194,23 +204,31 @@ def entity_f1_from_totals(totals: Array) -> float:
 BLEU_ORDER = 4
 # A sentence shorter than four words has no 4-gram; "effective order" then uses the orders it has.
 SENTENCE_BLEU = BLEU(max_ngram_order=BLEU_ORDER, effective_order=True, force=True)
+# By default a Chinese sentence would be a single word.
+CHINESE_BLEU = BLEU(max_ngram_order=BLEU_ORDER, effective_order=True, force=True, tokenize="zh")
 PERCENT = 100.0
 SENTENCE_CHRF = CHRF()
 
 
+def bleu_score(prediction: str, target: str) -> BLEUScore:
+    """sacrebleu's sentence BLEU; tokenizer ``zh`` where the target holds ideographs, else 13a."""
+    bleu = CHINESE_BLEU if IDEOGRAPH.search(target) else SENTENCE_BLEU
+    return bleu.sentence_score(prediction, [target])
+
+
 def sentence_bleu(prediction: str, target: str) -> float:
     """BLEU of one sentence, exponential smoothing, effective order (sacrebleu)."""
-    return min(1.0, float(SENTENCE_BLEU.sentence_score(prediction, [target]).score) / PERCENT)
+    return min(1.0, float(bleu_score(prediction, target).score) / PERCENT)
 
 
 def bleu_counts(predictions: Sequence[str], targets: Sequence[str]) -> Array:
     """Lengths of prediction and target, then matched and possible n-grams, shape ``(n, 2 + 2 * BLEU_ORDER)``."""
-    scores = [SENTENCE_BLEU.sentence_score(p, [t]) for p, t in zip(predictions, targets, strict=True)]
+    scores = [bleu_score(p, t) for p, t in zip(predictions, targets, strict=True)]
     return np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in scores], dtype=np.float64)
 
 
 def bleu_from_totals(totals: Array) -> float:
-    """Corpus BLEU (Papineni et al., 2002), tokenizer 13a, exponential smoothing: what ``sacrebleu`` prints."""
+    """Corpus BLEU (Papineni et al., 2002), exponential smoothing: what ``sacrebleu`` prints."""
     prediction_length, target_length, *ngrams = (int(total) for total in totals)
     score = BLEU.compute_bleu(
         ngrams[:BLEU_ORDER], ngrams[BLEU_ORDER:], prediction_length, target_length, smooth_method="exp"

@@ -94,6 +94,7 @@ def compose_run(overrides: Sequence[str]) -> Launch:
         raise HimalayaError(f"overwrite={command.overwrite}: expected true or false")
     results_dir = Path(words.get("results_dir") or command.results_dir).expanduser()
     if mode == "trial":
+        run.evaluation.rows = "last"
         run.dataset.max_samples_per_task = min(run.dataset.max_samples_per_task or TRIAL_ITEMS, TRIAL_ITEMS)
         run.dataset.max_test_samples_per_task = min(run.dataset.max_test_samples_per_task or TRIAL_ITEMS, TRIAL_ITEMS)
         run.training.report_to = "none"

@@ -15,7 +15,7 @@ class DatasetConfig:
     Args:
         name: A packaged stream or the path of a YAML file.
         max_samples_per_task: Most training items of a task; ``null`` takes what the stream caps.
-        max_test_samples_per_task: Most test items of a task.
+        max_test_samples_per_task: Most test items of a task; which ones is the same for every run and method.
         max_seq_length: Most tokens of an example; a prompt that is too long loses its beginning.
         num_tasks: How many tasks the stream is expected to have; a run on another number refuses to start.
         languages: The languages that are expected in it; ``multi`` stands for any others.
@@ -85,12 +85,15 @@ class EvaluationConfig:
 
     Args:
         primary_metric: The metric that a search optimises.
+        rows: After which tasks all tasks so far are scored: ``all``, ``last``, or a number k for every k-th and the
+            last. After the others only the task just learnt is scored.
         eval_batch_size: Prompts per forward pass.
         secondary_metric: ``cpu_latency_overhead``: belongs to a device; a run says that it does not measure it.
         cpu_latency_device: That device, such as ``raspberry-pi-4``.
     """
 
     primary_metric: str = "retained_accuracy_auc"
+    rows: str = "all"
     eval_batch_size: int = 16
     secondary_metric: str | None = None
     cpu_latency_device: str | None = None

@@ -1,6 +1,7 @@
 """Values of a run config that have the right type and still make no sense, refused before anything is loaded."""
 
 import math
+import re
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -66,6 +67,8 @@ def check_run(run: RunConfig) -> None:
         require(math.isfinite(value(key)) and value(key) > 0, key, "a number above 0")
     for key in NOT_NEGATIVE:
         require(math.isfinite(value(key)) and value(key) >= 0, key, "a number of at least 0")
+    rows = re.fullmatch(r"all|last|[1-9]\d{0,5}", run.evaluation.rows)
+    require(rows is not None, "evaluation.rows", "all, last, or a number k for every k-th row")
     require(0 <= run.training.seed < SEEDS, "training.seed", f"a whole number from 0 to {SEEDS - 1}")
     for key in OPTIONAL_POSITIVE:
         right = value(key) is None or (math.isfinite(value(key)) and value(key) > 0)

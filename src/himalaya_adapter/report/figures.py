@@ -18,15 +18,20 @@ WHISKER_CAP = 2  # points
 
 
 def retained_accuracy(runs: Sequence[RunRecord]) -> Figure:
-    """Mean score over the tasks seen so far, mean_{j≤i} a_{i,j}, against i; the frozen model as a dashed line."""
+    """Mean score over the tasks seen so far, mean_{j≤i} a_{i,j}, against i; the frozen model as a dashed line.
+
+    Where rows of the matrix were not measured, the line is thin and the interval has no band: neither is known there.
+    """
     figure = style.new_figure(3.9)
     axes = figure.subplots()
     for run, look in zip(runs, style.run_styles(runs), strict=True):
         points = run.metrics["retained_accuracy"]
         after = [point["after"] for point in points]
         low, high = [point["low"] for point in points], [point["high"] for point in points]
-        axes.fill_between(after, low, high, color=look.color, alpha=0.14, linewidth=0)
-        axes.vlines(after, low, high, color=look.color, alpha=0.35, linewidth=1)
+        whole = len(after) == len(run.tasks)
+        if whole:
+            axes.fill_between(after, low, high, color=look.color, alpha=0.14, linewidth=0)
+        axes.vlines(after, low, high, color=look.color, alpha=0.35, linewidth=1 if whole else 3)
         axes.plot(
             after,
             [point["mean"] for point in points],
@@ -34,7 +39,7 @@ def retained_accuracy(runs: Sequence[RunRecord]) -> Figure:
             linestyle=look.line,
             marker=look.marker,
             markersize=5,
-            linewidth=2,
+            linewidth=2 if whole else 0.8,
             label=look.label,
         )
     frozen = [total / (i + 1) for i, total in enumerate(accumulate(cell["score"] for cell in runs[0].before))]
@@ -63,7 +68,7 @@ def task_scores(run: RunRecord) -> Figure:
     series = (
         ("before training", run.before, style.FROZEN_COLOR, 0.55),
         ("right after learning", run.after_learning, look.color, 0.45),
-        ("now, after the last task", run.rows[-1], look.color, 1.0),
+        ("now, after the last task", run.final, look.color, 1.0),
     )
     for offset, (label, cells, color, alpha) in zip((-BAR, 0, BAR), series, strict=True):
         scores = [cell["score"] for cell in cells]
@@ -96,9 +101,9 @@ def task_scores_by_run(runs: Sequence[RunRecord]) -> Figure:
     for index, (run, look) in enumerate(zip(runs, style.run_styles(runs), strict=True)):
         heights = positions + (index - (len(runs) - 1) / 2) * step
         learnt = [cell["score"] for cell in run.after_learning]
-        now = [cell["score"] for cell in run.rows[-1]]
+        now = [cell["score"] for cell in run.final]
         axes.hlines(heights, learnt, now, color=look.color, linewidth=5, alpha=0.25)
-        axes.errorbar(now, heights, xerr=_error(run.rows[-1]), ecolor=look.color, elinewidth=0.9, fmt="none")
+        axes.errorbar(now, heights, xerr=_error(run.final), ecolor=look.color, elinewidth=0.9, fmt="none")
         axes.plot(
             learnt,
             heights,
@@ -182,6 +187,6 @@ def _fit_scores(axes: Axes) -> None:
 
 def _name_tasks_beside(axes: Axes, run: RunRecord) -> None:
     count = len(run.tasks)
-    labels = [f"{style.task_label(j, name)}  (n = {run.rows[-1][j]['n']})" for j, name in enumerate(run.tasks)]
+    labels = [f"{style.task_label(j, name)}  (n = {run.final[j]['n']})" for j, name in enumerate(run.tasks)]
     axes.set_yticks(range(count), labels)
     axes.set_ylim(count - 0.4, -0.6)

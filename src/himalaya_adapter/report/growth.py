@@ -63,9 +63,14 @@ def growth_timeline(run: RunRecord) -> Figure | None:
         axes.scatter(positions, rows, s=42, marker=marker, color=color, label=label, zorder=3, clip_on=False)
         for event, x, y in zip(found, positions, rows, strict=True):
             if kind == "evicted" and "survives" in event and len(found) <= MOST_NAMED:
-                text = f"{event['survives']:.0%} survives"
                 axes.annotate(
-                    text, (x, y), (6, -2), textcoords="offset points", fontsize=style.SMALL_TEXT_SIZE, color=style.INK
+                    f"{event['survives']:.0%}",
+                    (x, y),
+                    (0, 6),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=style.SMALL_TEXT_SIZE,
+                    color=style.INK,
                 )
     axes.set_ylim(core - 1.8, core + slots - 0.2)
     axes.set_xlim(-0.02 * starts[-1], 1.02 * starts[-1])

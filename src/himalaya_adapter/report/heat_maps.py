@@ -20,7 +20,7 @@ def accuracy_matrix(run: RunRecord) -> Figure:
     scores = np.full((count + 1, count), np.nan)
     scores[0] = [cell["score"] for cell in run.before]
     for index, row in enumerate(run.rows):
-        scores[index + 1, : index + 1] = [cell["score"] for cell in row]
+        scores[index + 1, : index + 1] = [cell["score"] if cell else np.nan for cell in row]
     image = axes.imshow(np.ma.masked_invalid(scores), cmap=style.HEAT_MAP_COLORS, vmin=0, vmax=1, aspect="auto")
     size = style.TEXT_SIZE if count < style.MANY_TASKS else 6.2
     for (row, column), score in np.ndenumerate(scores):

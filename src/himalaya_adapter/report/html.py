@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from himalaya_adapter.report import markdown
 from himalaya_adapter.report.growth import TABLE_HEADER, growth_table
-from himalaya_adapter.report.metric_table import format_interval, format_value, metric_rows
+from himalaya_adapter.report.metric_table import format_interval, format_seconds, format_value, metric_rows
 from himalaya_adapter.report.run_folder import Cell, RunRecord, read_comparable_runs, read_run
 from himalaya_adapter.report.sections import Section, comparison_sections, run_sections
 from himalaya_adapter.report.style import PNG_DPI, run_styles, save_figure
@@ -92,6 +92,7 @@ def _render(runs: Sequence[RunRecord], sections: Sequence[Section], figures_fold
         "interval": _cell_interval,
         "change": _change,
         "strict": _strict,
+        "seconds": format_seconds,
     }
     looks = run_styles(runs)
     first = runs[0]
@@ -100,12 +101,15 @@ def _render(runs: Sequence[RunRecord], sections: Sequence[Section], figures_fold
         title=looks[0].label if len(runs) == 1 else " · ".join(look.label for look in looks),
         runs=list(zip(runs, looks, strict=True)),
         first=first,
-        test_items=sum(cell["n"] for cell in first.rows[-1]),
+        test_items=sum(cell["n"] for cell in first.final),
         rows=rows,
         cards=[row for row in rows if row.metric.key in CARDS],
         extra_scores={key: title for key, title in EXTRA_SCORES.items() if key in first.metrics["tasks"][0]},
         growth_header=TABLE_HEADER,
         growth_rows=growth_table(first) if len(runs) == 1 else [],
+        costs=[(run, look, run.metrics["evaluation_cost"]) for run, look in zip(runs, looks, strict=True)]
+        if all("evaluation_cost" in run.metrics for run in runs)
+        else [],
         environment_keys=_environment_keys(runs),
         splits=("train", "validation", "test") if len(runs) == 1 else ("test",),
         hash_digits=HASH_DIGITS,

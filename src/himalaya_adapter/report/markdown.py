@@ -36,10 +36,10 @@ def tables(runs: Sequence[RunRecord]) -> str:
         [
             str(index + 1),
             task,
-            first.rows[-1][index]["metric"],
-            str(first.rows[-1][index]["n"]),
+            first.final[index]["metric"],
+            str(first.final[index]["n"]),
             _with_interval(first.before[index]),
-            *(_with_interval(cell) for run in runs for cell in (run.after_learning[index], run.rows[-1][index])),
+            *(_with_interval(cell) for run in runs for cell in (run.after_learning[index], run.final[index])),
         ]
         for index, task in enumerate(first.tasks)
     ]

@@ -117,15 +117,15 @@ def norms(runs: Sequence[RunRecord]) -> Figure | None:
 
 
 def seconds_per_task(run: RunRecord) -> Figure:
-    """Training time of each task beside the time of the evaluation after it, which grows with the tasks seen."""
+    """Training time of each task beside that of the evaluation after it: of all tasks so far, or of this one."""
     (look,) = style.run_styles([run])
     figure = style.new_figure(3.8)
     axes = figure.subplots()
     trained = [(e["index"] + 1, e["train_seconds"]) for e in run.task_ends if e.get("train_seconds") is not None]
-    evaluated = [sum(cell["seconds"] for cell in row) for row in run.rows]
+    evaluated = [sum(cell["seconds"] for cell in row if cell) for row in run.rows]
     positions = np.arange(1, len(run.rows) + 1)
     axes.bar([x - 0.19 for x, _ in trained], [y for _, y in trained], 0.36, color=look.color, label="training")
-    axes.bar(positions + 0.19, evaluated, 0.36, color=look.color, alpha=PALE, label="evaluation of all tasks so far")
+    axes.bar(positions + 0.19, evaluated, 0.36, color=look.color, alpha=PALE, label="evaluation after it")
     style.style_axes(axes)
     style.name_tasks_below(axes, run.tasks)
     style.measure_time(axes.yaxis, max([*evaluated, *(seconds for _, seconds in trained)]))

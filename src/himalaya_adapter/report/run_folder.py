@@ -25,7 +25,7 @@ class RunRecord:
         metrics: Content of ``metrics.json``.
         tasks: Task names in the order of the stream.
         before: One cell per task, scored before training.
-        rows: ``rows[i][j]``, j ≤ i, the cell of task j after training through task i.
+        rows: ``rows[i][j]``, j ≤ i, the cell of task j after training through task i; None where the run saved it.
         task_ends: The last ``task_end`` event of each task, in the order of the stream; a resumed run may have logged
             a task twice, and methods without atoms or norms leave those keys null or out.
         events: Everything else that happened, in order: promotions, evictions and skipped steps.
@@ -38,7 +38,7 @@ class RunRecord:
     metrics: dict[str, Any]
     tasks: tuple[str, ...]
     before: list[Cell]
-    rows: list[list[Cell]]
+    rows: list[list[Cell | None]]
     task_ends: tuple[dict[str, Any], ...]
     events: tuple[dict[str, Any], ...]
     environment: dict[str, Any]
@@ -48,7 +48,12 @@ class RunRecord:
     @property
     def after_learning(self) -> list[Cell]:
         """The diagonal of the matrix: each task right after it was learnt."""
-        return [row[index] for index, row in enumerate(self.rows)]
+        return [cell for index, row in enumerate(self.rows) if (cell := row[index]) is not None]
+
+    @property
+    def final(self) -> list[Cell]:
+        """The last row of the matrix: each task after the last one."""
+        return [cell for cell in self.rows[-1] if cell is not None]
 
     def test_hash(self, task: str) -> str | None:
         """SHA-256 of the test split of ``task``, None if the run did not record it."""
@@ -75,8 +80,9 @@ def read_run(folder: Path) -> RunRecord:
         raise HimalayaError(f"{folder / 'metrics.json'} lacks {', '.join(missing)}; run again with overwrite=true")
     matrix = _read_object(folder / "matrix.json")
     tasks, rows = matrix.get("tasks", []), matrix.get("rows", [])
-    whole = len(rows) == len(tasks) and all(len(row) > index for index, row in enumerate(rows))
-    if not tasks or not whole or len(matrix.get("before", [])) != len(tasks):
+    whole = len(rows) == len(tasks) > 0
+    whole = whole and all(len(row) > index and row[index] is not None for index, row in enumerate(rows))
+    if not whole or None in rows[-1] or len(matrix.get("before", [])) != len(tasks):
         raise HimalayaError(
             f"{folder / 'matrix.json'} is incomplete: {len(tasks)} tasks but {len(rows)} rows; "
             "run again with overwrite=true"

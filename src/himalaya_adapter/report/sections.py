@@ -22,11 +22,12 @@ class Section:
 
 RETAINED = (
     "Mean score over the tasks learnt so far, with its 95 % interval; a line that stays high has learnt the new tasks "
-    "and kept the old ones. The dashed line is the frozen model on the same tasks: it moves as the set of tasks grows."
+    "and kept the old ones. The dashed line is the frozen model on the same tasks: it moves as the set of tasks "
+    "grows. A thin line joins measured points across tasks after which not everything was scored."
 )
 MATRIX = (
     "Read down a column: a task's score from when it was learnt (outlined) to the end; a column that fades is being "
-    "forgotten. The top row is the frozen model."
+    "forgotten. The top row is the frozen model. What is blank below the diagonal was not measured."
 )
 TASK_SCORES = (
     "Grey to pale is what training on the task gained; pale to full is what later tasks took away or gave back. "
@@ -49,10 +50,13 @@ ROOM = (
 GROWTH = (
     "Each mark is an atom that was written. Inside a task an atom is added where the loss asks for a direction that "
     "no atom offers, or replaces the task's least useful one; a task that finds no free atom evicts one of an earlier "
-    "task, and the share is what of its function other atoms reproduce."
+    "task, and the share above it is what of its function other atoms reproduce."
 )
 NORMS = "The norm certificate: the largest norms seen so far must stay at or below the dashed bound."
-TIME = "Wall-clock seconds; evaluation grows with the stream because every task seen so far is scored again."
+TIME = (
+    "Wall-clock time. After a task either all tasks so far are scored, which grows with the stream, or only the new "
+    "one."
+)
 BY_RUN = (
     "Filled: score at the end with its 95 % interval. Hollow: right after learning. A pale bar from hollow to filled, "
     "pointing left, is forgetting; the grey tick is the frozen model."

@@ -72,7 +72,8 @@ def run_styles(runs: Sequence[RunRecord]) -> list[RunStyle]:
 
 def new_figure(height: float, width: float = FULL_WIDTH) -> Figure:
     """An empty figure of ``width`` × ``height`` inches, on a canvas of its own."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    # Small type is not equally wide at every resolution, so what is laid out at another one may not fit.
+    figure = Figure(figsize=(width, height), dpi=PNG_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

@@ -123,7 +123,8 @@ class StreamRunner:
         learned = self.store.learned()
         if learned:
             self._load_adapter(self.store.adapter_path(len(learned) - 1))
-        cells = len(self.stream.tasks) * (len(self.stream.tasks) + 3) // 2
+        count = len(self.stream.tasks)
+        cells = count + sum(len(self.scores.columns(row)) for row in range(count))
         with Progress(disable=not (sys.stderr.isatty() and self.processes.is_main_process)) as progress:
             scoring = progress.add_task("scoring", total=cells)
             for index, _ in enumerate(self.stream.tasks):
@@ -132,7 +133,7 @@ class StreamRunner:
             for index, task in enumerate(self.stream.tasks):
                 if index >= len(learned):
                     self._learn(index, task)
-                for seen in range(index + 1):
+                for seen in self.scores.columns(index):
                     self.scores.score(index, seen)
                     progress.advance(scoring)
         if self.processes.is_main_process:

@@ -1,25 +1,33 @@
 """Scores of a stream's tasks: before training, after each task, and at the end without labels and as released."""
 
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from peft import PeftModel
 
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.batching import Batch, batches, padding_token
+from himalaya_adapter.evaluation.metrics import rows_to_measure
+from himalaya_adapter.evaluation.score_cache import ScoreCache
 from himalaya_adapter.evaluation.scoring import evaluate_task
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.methods import save_release
+from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams import Stream, Task
 from himalaya_adapter.streams.encoding import encode_prompt
 from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore
 
 PROMPTS_AT_ONCE = 64
+CACHE = ".scores"  # in the results folder, for all of its runs
+OF_THE_RUN = ("seed", "data_hashes")  # what environment.json says beside the machine, the versions and the backbone
 
 
 class StreamScores:
-    """Scores one adapted model on the tasks of one stream; what is stored is not computed again.
+    """Scores one adapted model on the tasks of one stream; what is stored, by this run or another, is not computed.
 
     Of several processes the first one scores while the others wait.
 
@@ -37,6 +45,23 @@ class StreamScores:
         self.stream = stream
         self.tokenizer = tokenizer
         self.model = model
+        self.measured = rows_to_measure(config.evaluation.rows, len(stream.tasks))
+        settings = {
+            "batch_size": config.evaluation.eval_batch_size,
+            "max_length": config.dataset.max_seq_length,
+            "backbone": config.model.backbone.name,
+            "quantisation": config.model.backbone.quantisation,
+            "environment": {
+                key: value
+                for key, value in read_json(store.folder / "environment.json").items()
+                if key not in OF_THE_RUN
+            },
+        }
+        self.cache = ScoreCache(store.folder.parent / CACHE, settings)
+
+    def columns(self, row: int) -> list[int]:
+        """The tasks to score after training through task ``row``: all so far, or only the one just learnt."""
+        return list(range(row + 1)) if row in self.measured else [row]
 
     def score(self, row: int | str, index: int) -> None:
         """Score task ``index`` after training through task ``row``, or before all training."""
@@ -45,8 +70,15 @@ class StreamScores:
             self.model.set_task(task.name)
         if not PartialState().is_main_process or self.store.score(row, index) is not None:
             return
+        identity = self.cache.identity(task, self._adapter(row))
+        known = self.cache.read(identity)
+        if known is not None:
+            self.store.write_score(row, index, {**known, "reused": True})
+            return
         with self.model.disable_adapter() if row == BEFORE else nullcontext():
-            self.store.write_score(row, index, self._evaluate(task))
+            score = self._evaluate(task)
+        self.store.write_score(row, index, score)
+        self.cache.write(identity, score)
 
     def score_unlabelled(self) -> None:
         """Score all tasks again, a method that can tell tasks from prompts being told nothing but the prompts."""
@@ -55,6 +87,7 @@ class StreamScores:
         names = [task.name for task in self.stream.tasks]
         for index, task in enumerate(self.stream.tasks):
             if self.store.score(UNLABELLED, index) is None:
+                started = time.perf_counter()
                 found = [
                     name
                     for batch in self.prompts(task, "test")
@@ -62,7 +95,10 @@ class StreamScores:
                 ]
                 self.model.set_task(None)
                 recognised = sum(name == task.name for name in found) / len(found)
-                self.store.write_score(UNLABELLED, index, {**self._evaluate(task), "recognised": recognised})
+                seconds = time.perf_counter() - started
+                score = self._evaluate(task)
+                extra = {"seconds": score["seconds"] + seconds, "recognised": recognised}
+                self.store.write_score(UNLABELLED, index, {**score, **extra})
 
     def release(self) -> dict[str, int] | None:
         """Write the release file of a method that has one, and score all tasks with it.
@@ -87,6 +123,24 @@ class StreamScores:
         length = self.config.dataset.max_seq_length
         prompts = [encode_prompt(self.tokenizer, item.prompt, length) for item in task.split(split)]
         return batches(prompts, PROMPTS_AT_ONCE, padding_token(self.tokenizer), self.model.device)
+
+    def _adapter(self, row: int | str) -> Path | None:
+        """Folder of the adapter that a row is scored with.
+
+        Raises:
+            HimalayaError: It is no longer kept: a score of an earlier row is missing.
+        """
+        if row == BEFORE:
+            return None
+        if row == RELEASED:
+            return self.store.folder / "release"
+        folder = self.store.adapter_path(int(row))
+        if not folder.is_dir():
+            raise HimalayaError(
+                f"a score of {self.store.folder} after task {int(row) + 1} is missing, and the adapter of that time "
+                "is no longer kept: start the run anew with overwrite=true"
+            )
+        return folder
 
     def _evaluate(self, task: Task) -> dict[str, Any]:
         score = evaluate_task(

@@ -9,6 +9,7 @@ from himalaya_adapter.streams import Stream
 from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore
 
 FORMAT = 1
+KEPT_IN_FILES = ("item_scores", "reused")  # of a stored score, not in a cell of the matrix
 MEASURES = {
     "average_accuracy": metrics.average_accuracy,
     "learning_accuracy": metrics.learning_accuracy,
@@ -33,22 +34,32 @@ def summarise(
     """
     count = len(stream.tasks)
     before = [_stored(store, BEFORE, task) for task in range(count)]
-    rows = [[_stored(store, row, task) for task in range(row + 1)] for row in range(count)]
+    measured_rows = metrics.rows_to_measure(config.evaluation.rows, count)
+    rows = [
+        [_stored(store, row, task) if row in measured_rows or row == task else None for task in range(row + 1)]
+        for row in range(count)
+    ]
     # Only for a method that can tell the task from the prompt, or has a release file.
     unlabelled, released = (
         [score for task in range(count) if (score := store.score(row, task)) is not None]
         for row in (UNLABELLED, RELEASED)
     )
     learned = store.learned()
-    scores = [[cell["score"] for cell in row] for row in rows]
-    items = [[cell["item_scores"] for cell in row] for row in rows]
+    scores = [[cell["score"] if cell else None for cell in row] for row in rows]
+    items = [[cell["item_scores"] if cell else [] for cell in row] for row in rows]
     intervals = metrics.bootstrap_retained_accuracy(scores, items, seed=config.training.seed)
     matrix = {
         "format": FORMAT,
         "tasks": [task.name for task in stream.tasks],
         "before": [_cell(cell) for cell in before],
-        "rows": [[_cell(cell) for cell in row] for row in rows],
+        "rows": [[_cell(cell) if cell else None for cell in row] for row in rows],
     }
+    after_learning = [_stored(store, task, task) for task in range(count)]
+    final = [_stored(store, count - 1, task) for task in range(count)]
+    everywhere: list[Sequence[dict[str, Any] | None]] = [before, *rows, unlabelled, released]
+    of_task = [[score for row in everywhere for score in row[task : task + 1] if score] for task in range(count)]
+    train_seconds = sum(record["train_seconds"] for record in learned)
+    cost = evaluation_cost([score for one in of_task for score in one], train_seconds)
     auc_low, auc_high = intervals.auc
     summary = {
         "format": FORMAT,
@@ -58,6 +69,7 @@ def summarise(
         "backbone": config.model.backbone.name,
         "stream": stream.name,
         "seed": config.training.seed,
+        "measured_rows": [row + 1 for row in measured_rows],
         "learning_rate": config.training.learning_rate,
         **{name: measure(scores) for name, measure in MEASURES.items()},
         "retained_accuracy_auc_low": auc_low,
@@ -68,14 +80,15 @@ def summarise(
         "frozen_accuracy": sum(cell["score"] for cell in before) / count,
         **measured,
         "stored_bytes": learned[-1]["stored_bytes"],
-        "train_seconds": sum(record["train_seconds"] for record in learned),
-        "eval_seconds": sum(cell["seconds"] for row in [before, *rows] for cell in row),
+        "train_seconds": train_seconds,
+        "eval_seconds": cost["seconds"],
+        "evaluation_cost": cost,
         "update_norm_max": learned[-1].get("update_norm_max"),
         "atom_norm_max": learned[-1].get("atom_norm_max"),
         "retained_accuracy": [
             {"after": row + 1, "mean": mean, "low": low, "high": high}
-            for row, (mean, (low, high)) in enumerate(
-                zip(metrics.retained_accuracy(scores), intervals.rows, strict=True)
+            for row, mean, (low, high) in zip(
+                measured_rows, metrics.retained_accuracy(scores), intervals.rows, strict=True
             )
         ],
         "tasks": [
@@ -86,15 +99,41 @@ def summarise(
                 "metric": task.spec.metric,
                 "n": before[index]["n"],
                 "before": _cell(before[index]),
-                "after_learning": _cell(rows[index][index]),
-                "final": _cell(rows[-1][index]),
+                "after_learning": _cell(after_learning[index]),
+                "final": _cell(final[index]),
                 **({"unlabelled": _cell(unlabelled[index])} if unlabelled else {}),
                 **({"released": _cell(released[index])} if released else {}),
+                "eval_seconds": sum(score["seconds"] for score in of_task[index]) / len(of_task[index]),
             }
             for index, task in enumerate(stream.tasks)
         ],
     }
     return matrix, summary
+
+
+def evaluation_cost(scores: Sequence[Mapping[str, Any]], train_seconds: float) -> dict[str, Any]:
+    """What evaluation costs.
+
+    Args:
+        scores: Every score of the run: before training, the matrix, without labels, of the release file.
+        train_seconds: Seconds of training.
+
+    Returns:
+        ``evaluations``, one for each score of one task; their ``seconds``, all together and per evaluation; their
+        ``share_of_run``, of training and evaluation together. A score that another run had left is counted with the
+        seconds it took there, so that runs compare whichever came first; ``reused`` and ``reused_seconds`` say how
+        many there are and what was saved.
+    """
+    seconds = sum(score["seconds"] for score in scores)
+    reused = [score for score in scores if score.get("reused")]
+    return {
+        "evaluations": len(scores),
+        "seconds": seconds,
+        "seconds_per_task": seconds / len(scores),
+        "share_of_run": seconds / (seconds + train_seconds),
+        "reused": len(reused),
+        "reused_seconds": sum(score["seconds"] for score in reused),
+    }
 
 
 def _mean(scores: Sequence[Mapping[str, Any]], key: str) -> float | None:
@@ -109,4 +148,4 @@ def _stored(store: RunStore, row: int | str, task: int) -> dict[str, Any]:
 
 
 def _cell(score: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in score.items() if key != "item_scores"}
+    return {key: value for key, value in score.items() if key not in KEPT_IN_FILES}

@@ -1,0 +1,82 @@
+"""Scores kept by content: the same adapter, test items, settings and code have the same score, so it is kept."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from himalaya_adapter.evaluation.scoring import answers_are_lines
+from himalaya_adapter.packages import file_sha256
+from himalaya_adapter.storage import read_json, write_json
+from himalaya_adapter.streams.task import Task
+
+logger = logging.getLogger(__name__)
+PACKAGE = Path(__file__).parent.parent
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+class ScoreCache:
+    """Scores in a folder that the runs of one results folder share; any file in it may be deleted at any time.
+
+    Rivals share the row before training, which is the frozen backbone's whatever the method; a run that is started
+    anew shares all rows whose adapter comes out as it did.
+
+    Args:
+        folder: Where the files are, one for each score, named after the hash of what it is the score of.
+        settings: What all scores of this run have in common beside the code: backbone, versions, sizes of batches.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.settings = {**settings, "code": code_hash()}
+
+    def identity(self, task: Task, adapter: Path | None) -> dict[str, Any]:
+        """All that the score of ``task`` depends on, as JSON.
+
+        Args:
+            task: The task; of its training items only whether their answers are single lines matters.
+            adapter: Folder of the saved adapter that is on, ``None`` for the frozen backbone.
+        """
+        spec = task.spec
+        return {
+            "adapter": {name: file_sha256(adapter / name) for name in ADAPTER_FILES} if adapter else None,
+            "test": task.hashes["test"],
+            "task": spec.name,
+            "kind": spec.kind,
+            "metric": spec.metric,
+            "labels": list(spec.labels),
+            "max_new_tokens": spec.max_new_tokens,
+            "answers_are_lines": answers_are_lines(task),
+            "settings": self.settings,
+        }
+
+    def read(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The score that was written for the same identity; a damaged file counts as none."""
+        try:
+            entry = read_json(self._path(identity))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            logger.warning("%s is damaged (%s), so the score is computed again", self._path(identity), error)
+            return None
+        return entry["score"] if isinstance(entry, dict) and entry.get("of") == identity else None
+
+    def write(self, identity: Mapping[str, Any], score: Mapping[str, Any]) -> None:
+        """Keep a score; the file is whole or absent, so several runs may write at the same time."""
+        write_json(self._path(identity), {"of": identity, "score": score})
+
+    def _path(self, identity: Mapping[str, Any]) -> Path:
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{digest}.json"
+
+
+@cache
+def code_hash() -> str:
+    """SHA-256 over this package's own source files: changed code may score differently, so it shares nothing."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()

@@ -165,6 +165,7 @@ def _data_show(chosen: argparse.Namespace) -> None:
         counts = ", ".join(f"{label} {count}" for label, count in card.label_counts.get(split, {}).items())
         labels = f" ({counts})" if spec.labels else ""
         lines.append(f"{split}: {len(card.task.split(split))} items, sha256 {digest[:16]}{labels}")
+    lines += [f"left out: {count} items, {reason}" for reason, count in card.skipped.items()]
     lines += [f"example: {item.prompt!r} -> {item.target!r}" for item in card.examples]
     print("\n".join(lines))
 

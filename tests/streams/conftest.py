@@ -25,3 +25,8 @@ def demo() -> Stream:
 @pytest.fixture(scope="session")
 def package25() -> Stream:
     return loaded("package_stream_25")
+
+
+@pytest.fixture(scope="session")
+def validation() -> Stream:
+    return loaded("validation_stream")

@@ -168,14 +168,15 @@ def test_card_tells_origin_labels_and_examples(write: Writer) -> None:
         ({"source": {"files": "rows.jsonl", "group": "id", "options": {"slot": "x"}}}, "unknown key in 'options'"),
         (
             {"source": {"files": "rows.jsonl", "group": "id", "where": {"id": ["no such"]}}},
-            "'train' .* is empty: 0 usable",
+            "'train' .* is empty \\(train 0, ",
         ),
-        ({"max_prompt_characters": 3}, "is empty: 0 usable items"),
+        ({"max_prompt_characters": 3}, "is empty \\(train 0, "),
         ({"source": "rows.jsonl"}, "expected keys with values"),
         ({"source": ENTRY["source"] | {"part": "3/2"}}, "'part' of .* is '3/2'; expected which of how many parts"),
         ({"source": ENTRY["source"] | {"part": 0.5}}, "'part' of .* is 0.5"),
         ({"label_noise": 1}, "'label_noise' of .* is 1; expected a share of at least 0 and below 1"),
         ({"label_noise": True}, "'label_noise' of .* is True"),
+        ({"on_bad_item": "ignore"}, "unknown 'on_bad_item' of .* 'ignore'.*known: skip, stop"),
         ({"kind": "generation", "labels": None, "label_noise": 0.1}, "has 'label_noise' but no labels"),
         ({"like": "demo_steam_6/film_verdict"}, "unknown stream in 'like: .* did you mean 'demo_stream_6'"),
         ({"like": "demo_stream_6/film"}, "unknown task in 'like: .* did you mean 'film_verdict'"),
@@ -200,8 +201,45 @@ def test_mistakes_in_a_row(write: Writer, row: dict[str, Any], message: str) -> 
         load_stream(write(rows=[*ROWS, row]))
 
 
+def test_bad_rows_are_skipped_and_counted(write: Writer) -> None:
+    bad = [
+        *[{"id": "x", "text": "one", "parity": " "}] * 3,
+        *[{"id": "x", "text": "one", "parity": "neither"}] * 2,
+        {"id": "x", "text": None, "parity": "odd"},
+        {"id": "x", "parity": "odd"},
+    ]
+    card = task_card(write(rows=[*ROWS, *bad], on_bad_item="skip"), "parity")
+    assert sum(len(card.task.split(split)) for split in SPLITS) == 200
+    assert card.skipped == {"empty": 3, "unknown label": 2, "no value": 1, "no field": 1}
+    assert card.task.hashes == load_stream(write()).tasks[0].hashes
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_template_with_an_unknown_field_stops_anyway(write: Writer, policy: str) -> None:
+    with pytest.raises(HimalayaError, match=r"unknown field in row 1 .* 'txt'"):
+        load_stream(write(template="{txt}:", on_bad_item=policy))
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_line_in_another_encoding(write: Writer, tmp_path: Path, policy: str) -> None:
+    stream = write(on_bad_item=policy)
+    with open(tmp_path / "rows.jsonl", "ab") as file:
+        file.write('{"id": "x", "text": "Ärger", "parity": "odd"}'.encode("latin-1"))
+    if policy == "skip":
+        assert task_card(stream, "parity").skipped == {"not UTF-8": 1}
+    else:
+        with pytest.raises(HimalayaError, match=r"row 201 of rows\.jsonl .* has characters that are not UTF-8"):
+            load_stream(stream)
+
+
+def test_when_all_rows_are_skipped_the_error_counts_them(write: Writer) -> None:
+    rows = [row | {"parity": ""} for row in ROWS]
+    with pytest.raises(HimalayaError, match=r"split 'train' of task 'parity' is empty \(.*skipped rows: 200 empty\)"):
+        load_stream(write(rows=rows, on_bad_item="skip"))
+
+
 def test_a_split_without_items(write: Writer) -> None:
-    with pytest.raises(HimalayaError, match="split 'train' of task 'parity' is empty: 2 usable items"):
+    with pytest.raises(HimalayaError, match=r"split 'train' of task 'parity' is empty \(train 0, "):
         load_stream(write(rows=[row for row in ROWS if row["id"] == "0"]))
 
 
@@ -240,4 +278,5 @@ def test_every_packaged_stream_is_well_formed() -> None:
         definition = read_definition(name)
         assert definition.name == name
         assert definition.description
-        assert definition.used_archives()
+        assert all(spec.source.archive or spec.source.hub for spec in definition.tasks)
+        definition.used_archives()

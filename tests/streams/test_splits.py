@@ -1,11 +1,13 @@
 """Splits never overlap, do not depend on the order of reading, and are the same everywhere."""
 
 import random
+import tracemalloc
+from collections.abc import Iterator
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from himalaya_adapter.streams.splits import content_hash, cut, split_of, stable_hash, without_duplicates
+from himalaya_adapter.streams.splits import content_hash, cut, cut_given, split_of, stable_hash
 from himalaya_adapter.streams.task import SPLITS, Item, Limits
 
 # Few distinct values, so that prompts and sources do collide.
@@ -56,7 +58,7 @@ def test_every_unambiguous_prompt_is_kept_once(items: list[Item]) -> None:
 
 def test_exact_repeats_collapse_and_contradictions_go() -> None:
     items = [Item("a", "yes", "2"), Item("a", "yes", "1"), Item("b", "yes", "1"), Item("b", "no", "1")]
-    assert without_duplicates(items) == [Item("a", "yes", "1")]
+    assert sum(cut(items, Limits()).values(), ()) == (Item("a", "yes", "1"),)
 
 
 def test_hashes_are_those_of_every_machine() -> None:
@@ -78,3 +80,48 @@ def test_content_hash_sees_order_and_every_part() -> None:
     items = [Item("p", "t", "s"), Item("q", "t", "s")]
     changed = [items[::-1], items[:1], [Item("p", "t", "x"), items[1]], [Item("p", "x", "s"), items[1]]]
     assert len({content_hash(items), *map(content_hash, changed)}) == 5
+
+
+def numbered(count: int, name: str = "question") -> Iterator[Item]:
+    """Every 40th item repeats a prompt, now with the same and now with another target."""
+    for number in range(count):
+        yield Item(f"{name} {number}", "yes", f"story {number // 3}")
+        if number % 40 == 0:
+            yield Item(f"{name} {number // 2}", "yes" if number % 80 else "no", f"story {number}")
+
+
+def test_many_items_are_cut_as_if_all_had_been_kept() -> None:
+    caps = Limits(train=300, validation=50, test=80)
+    full = cut(numbered(20_000), Limits())
+    assert cut(numbered(20_000), caps) == {split: items[: caps.of(split)] for split, items in full.items()}
+
+
+@given(ITEMS, ITEMS)
+def test_a_given_training_set_loses_what_is_held_out(train: list[Item], held_out: list[Item]) -> None:
+    splits = cut_given(train, held_out, Limits())
+    tested = splits["validation"] + splits["test"]
+    assert {item.prompt for item in tested} <= {item.prompt for item in held_out}
+    assert not {item.source for item in splits["validation"]} & {item.source for item in splits["test"]}
+    assert not {item.source for item in splits["train"]} & {item.source for item in held_out}
+    assert not {item.prompt for item in splits["train"]} & {item.prompt for item in held_out}
+
+
+def test_a_given_training_set_is_left_whole_otherwise() -> None:
+    splits = cut_given(numbered(50, "learn"), numbered(60, "test"), Limits())
+    assert splits["train"] == ()  # both have the same stories
+    elsewhere = [Item(one.prompt, one.target, f"other {one.source}") for one in numbered(50, "learn")]
+    splits = cut_given(elsewhere, numbered(60, "test"), Limits())
+    assert len(splits["train"]) == 50 - 1
+    assert len(splits["validation"] + splits["test"]) == 60 - 1
+    assert abs(len(splits["validation"]) / 59 - 0.13 / 0.35) < 0.2
+
+
+def test_memory_grows_with_the_caps_and_not_with_the_items() -> None:
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        cut(numbered(count), Limits(train=500, validation=50, test=50))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(40_000) < 1.5 * peak(10_000)

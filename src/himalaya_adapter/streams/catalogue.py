@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import yaml
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.streams.fetching import fetch_archives
-from himalaya_adapter.streams.items import Archive, read_items
+from himalaya_adapter.streams.hub import fetch_splits
+from himalaya_adapter.streams.items import Archive, read_items, read_split
 from himalaya_adapter.streams.specification import read_task
-from himalaya_adapter.streams.splits import content_hash, cut, with_label_noise
+from himalaya_adapter.streams.splits import content_hash, cut, cut_given, with_label_noise
 from himalaya_adapter.streams.task import SPLITS, Item, Limits, Stream, Task, TaskSpec
 
 CATALOGUE = Path(__file__).parent / "catalogue"
 ARCHIVES = Path(__file__).parent / "archives.yaml"
 STREAM_KEYS = ("name", "description", "archives", "tasks")
 EXAMPLES_ON_A_CARD = 3
+OWN_DATA = "the user's own data"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class TaskCard:
     licence: str
     label_counts: Mapping[str, Mapping[str, int]]  # split -> label -> number of items
     examples: tuple[Item, ...]
+    skipped: Mapping[str, int]  # reason -> number of rows that gave no item
 
 
 def stream_names() -> list[str]:
@@ -99,8 +103,10 @@ def read_definition(name: str) -> StreamDefinition:
 
 
 def fetch_stream(name: str, *, offline: bool = False) -> dict[str, Path]:
-    """Bring every archive of a stream into the cache; returns archive name to path."""
-    return fetch_archives(read_definition(name).used_archives(), offline=offline)
+    """Bring every archive and every split on the hub into the cache; returns their names to their paths."""
+    definition = read_definition(name)
+    archives = fetch_archives(definition.used_archives(), offline=offline)
+    return archives | fetch_splits(definition.tasks, offline=offline)
 
 
 def load_stream(name: str, *, limits: Limits | None = None, offline: bool = False) -> Stream:
@@ -109,13 +115,14 @@ def load_stream(name: str, *, limits: Limits | None = None, offline: bool = Fals
     Args:
         name: A name of ``stream_names()`` or the path of the user's own YAML file.
         limits: Lowers the caps of every task, for trial runs; a lower limit takes the first items of a larger split.
-        offline: Use cached archives only.
+        offline: Use cached archives and splits only.
 
     Raises:
         HimalayaError: Unknown name, a mistake in an entry, unusable data, an empty split.
     """
     definition = read_definition(name)
     fetch_archives(definition.used_archives(), offline=offline)
+    fetch_splits(definition.tasks, offline=offline)
     tasks = tuple(_load_task(spec, definition, limits or Limits(), offline=True) for spec in definition.tasks)
     return Stream(definition.name, tasks)
 
@@ -130,22 +137,33 @@ def load_task(stream: str, task: str, *, limits: Limits | None = None, offline: 
     specs = {spec.name: spec for spec in definition.tasks}
     if task not in specs:
         raise unknown_name(f"task in stream {stream}", task, specs)
+    fetch_splits([specs[task]], offline=offline)
     return _load_task(specs[task], definition, limits or Limits(), offline=offline)
 
 
 def task_card(stream: str, task: str, *, offline: bool = False) -> TaskCard:
     """Load one task and say where it comes from, under which licence, how its labels are spread, with examples."""
     loaded = load_task(stream, task, offline=offline)
-    archive = read_definition(stream).archives.get(loaded.spec.source.archive or "")
+    origin, licence = _origin(loaded.spec, read_definition(stream))
     labels = loaded.spec.labels
     counts = {split: Counter(item.target for item in loaded.split(split)) for split in SPLITS}
     return TaskCard(
         task=loaded,
-        origin=f"{archive.requirement if archive else 'local files'}: {', '.join(loaded.spec.source.files)}",
-        licence=archive.licence if archive else "the user's own data",
+        origin=origin,
+        licence=licence,
         label_counts={split: {label: counts[split][label] for label in labels} for split in SPLITS} if labels else {},
         examples=loaded.train[:EXAMPLES_ON_A_CARD],
+        skipped=loaded.skipped,
     )
+
+
+def _origin(spec: TaskSpec, definition: StreamDefinition) -> tuple[str, str]:
+    """Where a task's data comes from, and its licence."""
+    hub, archive = spec.source.hub, definition.archives.get(spec.source.archive or "")
+    if hub:
+        return f"{hub.id} ({hub.config or 'default'}) at {hub.revision}: {', '.join(hub.splits)}", hub.licence
+    files = ", ".join(spec.source.files)
+    return (f"{archive.requirement}: {files}", archive.licence) if archive else (f"local files: {files}", OWN_DATA)
 
 
 def _content(path: Path, name: str) -> Mapping[str, Any]:
@@ -166,10 +184,17 @@ def _entry(entry: Any, here: str) -> Any:
     stream, _, task = str(entry["like"]).partition("/")
     if stream not in stream_names():
         raise unknown_name(f"stream in 'like: {entry['like']}' of {here}", stream, stream_names())
-    known = {one["name"]: one for one in _content(CATALOGUE / f"{stream}.yaml", stream)["tasks"] if "like" not in one}
+    known = _packaged_entries(stream)
     if task not in known:
         raise unknown_name(f"task in 'like: {entry['like']}' of {here}", task, known)
-    return _merged(known[task], {key: value for key, value in entry.items() if key != "like"})
+    return _merged(_entry(known[task], here), {key: value for key, value in entry.items() if key != "like"})
+
+
+@cache
+def _packaged_entries(stream: str) -> Mapping[str, Any]:
+    """The tasks of a packaged stream by name; one without a name of its own has that of the task it is like."""
+    tasks = _content(CATALOGUE / f"{stream}.yaml", stream)["tasks"]
+    return {one.get("name") or one["like"].partition("/")[2]: one for one in tasks}
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,16 +221,31 @@ def _archive(name: str, entry: Any) -> Archive:
 
 def _load_task(spec: TaskSpec, definition: StreamDefinition, limits: Limits, *, offline: bool) -> Task:
     caps = Limits(**{split: _smaller(spec.caps.of(split), limits.of(split)) for split in SPLITS})
-    items = list(read_items(spec, definition.archives, definition.folder, offline=offline))
-    splits = cut(items, caps)
+    skipped: Counter[str] = Counter()
+    hub = spec.source.hub
+    if hub is None:
+        splits = cut(read_items(spec, definition.archives, definition.folder, offline=offline, skipped=skipped), caps)
+    elif hub.held_out is None:
+        splits = cut(read_split(spec, hub, hub.train, skipped), caps)
+    else:
+        held_out = read_split(spec, hub, hub.held_out, skipped)
+        splits = cut_given(read_split(spec, hub, hub.train, skipped), held_out, caps)
     for split, chosen in splits.items():
         if not chosen:
-            raise HimalayaError(
-                f"split '{split}' of task '{spec.name}' is empty: {len(items)} usable items were read; "
-                "check its filters, length caps and limits"
-            )
+            raise HimalayaError(_why_empty(split, spec, splits, skipped))
     splits["train"] = with_label_noise(splits["train"], spec.labels, spec.label_noise)
-    return Task(spec=spec, hashes={split: content_hash(chosen) for split, chosen in splits.items()}, **splits)
+    hashes = {split: content_hash(chosen) for split, chosen in splits.items()}
+    return Task(spec=spec, hashes=hashes, skipped=dict(skipped), **splits)
+
+
+def _why_empty(split: str, spec: TaskSpec, splits: Mapping[str, tuple[Item, ...]], skipped: Mapping[str, int]) -> str:
+    sizes = ", ".join(f"{name} {len(chosen)}" for name, chosen in splits.items())
+    counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+    bad = f"; skipped rows: {counts}" if counts else ""
+    return (
+        f"split '{split}' of task '{spec.name}' is empty ({sizes} usable items{bad}); "
+        "check its filters, length caps and limits"
+    )
 
 
 def _smaller(cap: int | None, limit: int | None) -> int | None:

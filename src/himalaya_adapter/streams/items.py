@@ -1,7 +1,9 @@
 """From rows to items: reads a task's files and fills its templates."""
 
+import hashlib
 import string
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -9,11 +11,17 @@ from typing import Any
 
 from himalaya_adapter import packages
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.streams.hub import hub_rows
 from himalaya_adapter.streams.readers import READERS
+from himalaya_adapter.streams.readers.types import Row
 from himalaya_adapter.streams.splits import is_in_part
-from himalaya_adapter.streams.task import Item, TaskSpec
+from himalaya_adapter.streams.task import HubSource, Item, TaskSpec
 
 EXCLUDED = "!"
+LONGEST_SOURCE = 1000  # characters; a longer text that names a source item is replaced by its hash
+NOT_UTF8 = "\ufffd"  # what a byte that is not UTF-8 is read as
+# What bad rows are counted under.
+NO_FIELD, NO_VALUE, EMPTY, UNKNOWN_LABEL, BROKEN = "no field", "no value", "empty", "unknown label", "not UTF-8"
 
 
 @dataclass(frozen=True)
@@ -26,29 +34,55 @@ class Archive:
     licence: str
 
 
-def read_items(spec: TaskSpec, archives: Mapping[str, Archive], folder: Path, *, offline: bool) -> Iterator[Item]:
+class BadItem(HimalayaError):
+    """A row that gives no item; ``reason`` is what such rows are counted under."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def read_items(
+    spec: TaskSpec, archives: Mapping[str, Archive], folder: Path, *, offline: bool, skipped: Counter[str]
+) -> Iterator[Item]:
     """Yield the items of a task in reading order, before duplicates are dropped and splits are cut.
 
     Args:
-        spec: The task.
+        spec: The task, whose data is in files.
         archives: Known archives by name.
         folder: Where relative local files are looked for.
         offline: Use cached archives only.
+        skipped: Counts by reason the rows that gave no item, if the task's policy is to skip them.
 
     Raises:
-        HimalayaError: No such archive, file or field; an empty target; a label outside of the set.
+        HimalayaError: No such archive, file or field; a bad row if the task's policy is to stop.
     """
+    for name, content in _files(spec, archives, folder, offline):
+        yield from _items(spec, name, READERS[spec.source.reader](content, name, spec.source.options), skipped)
+
+
+def read_split(spec: TaskSpec, hub: HubSource, split: str, skipped: Counter[str]) -> Iterator[Item]:
+    """As ``read_items``, of one split of the task's data set on the hub, which has been fetched."""
+    return _items(spec, f"split '{split}' of {hub.id}", hub_rows(hub, split), skipped)
+
+
+def _items(spec: TaskSpec, name: str, rows: Iterable[Row], skipped: Counter[str]) -> Iterator[Item]:
     fields = (
         _fields(spec.template, spec) | _fields(spec.target, spec) | set(spec.source.where) | set(spec.source.group)
     )
-    for name, content in _files(spec, archives, folder, offline):
-        for number, row in enumerate(READERS[spec.source.reader](content, name, spec.source.options), start=1):
-            where = f"row {number} of {name} in task '{spec.name}'"
+    for number, row in enumerate(rows, start=1):
+        where = f"row {number} of {name} in task '{spec.name}'"
+        try:
             _check_fields(fields, row, where)
-            if all(str(row[field]) in values for field, values in spec.source.where.items()):
+            if all(_is_kept(str(row[field]), values) for field, values in spec.source.where.items()):
                 item = _item(spec, {field: str(row[field]).strip() for field in fields}, where)
                 if _is_chosen(item, spec):
                     yield item
+        except BadItem as error:
+            # A field that the first row lacks is a mistake in the template, or a column that is gone.
+            if spec.on_bad_item == "stop" or (number == 1 and error.reason == NO_FIELD):
+                raise
+            skipped[error.reason] += 1
 
 
 def _files(
@@ -100,21 +134,31 @@ def _fields(template: str, spec: TaskSpec) -> set[str]:
 def _check_fields(fields: set[str], row: Mapping[str, Any], where: str) -> None:
     for field in sorted(fields):
         if field not in row:
-            raise unknown_name(f"field in {where}", field, [name for name in row if isinstance(name, str)])
+            known = [name for name in row if isinstance(name, str)]
+            raise BadItem(NO_FIELD, str(unknown_name(f"field in {where}", field, known)))
         if row[field] is None:
-            raise HimalayaError(f"{where} has no value in field '{field}'")
+            raise BadItem(NO_VALUE, f"{where} has no value in field '{field}'")
+
+
+def _is_kept(value: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(value, pattern) for pattern in patterns)
 
 
 def _item(spec: TaskSpec, text: Mapping[str, str], where: str) -> Item:
     target = spec.target.format_map(text).strip()
     if not target:
-        raise HimalayaError(f"{where} has an empty {'label' if spec.labels else 'target'}")
+        raise BadItem(EMPTY, f"{where} has an empty {'label' if spec.labels else 'target'}")
     if spec.labels:
         if target not in spec.label_of:
-            raise HimalayaError(f"{where} has label '{target}'; known labels: {', '.join(spec.label_of)}")
+            raise BadItem(UNKNOWN_LABEL, f"{where} has label '{target}'; known labels: {', '.join(spec.label_of)}")
         target = spec.label_of[target]
+    prompt = spec.template.format_map(text).rstrip()
+    if NOT_UTF8 in prompt or NOT_UTF8 in target:
+        raise BadItem(BROKEN, f"{where} has characters that are not UTF-8; save the file as UTF-8")
     source = " | ".join(text[field] for field in spec.source.group)
-    return Item(prompt=spec.template.format_map(text).rstrip(), target=target, source=source)
+    if len(source) > LONGEST_SOURCE:
+        source = hashlib.sha256(source.encode("utf-8")).hexdigest()
+    return Item(prompt=prompt, target=target, source=source)
 
 
 def _is_chosen(item: Item, spec: TaskSpec) -> bool:

@@ -6,14 +6,17 @@ from typing import Any
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.streams.readers import READER_OPTIONS, READERS
-from himalaya_adapter.streams.task import KINDS, SPLITS, Limits, Source, TaskSpec
+from himalaya_adapter.streams.task import KINDS, POLICIES, SPLITS, HubSource, Limits, Source, TaskSpec
 
 TASK_KEYS = (
     *("name", "language", "kind", "source", "template", "target", "metric", "labels", "max_new_tokens", "caps"),
     *("max_prompt_characters", "max_target_characters", "description", "forbidden_words", "label_noise"),
+    "on_bad_item",
 )
-OPTIONAL_TASK_KEYS = {"labels", "caps", *TASK_KEYS[-5:]}
-SOURCE_KEYS = ("archive", "files", "reader", "options", "where", "group", "part")
+OPTIONAL_TASK_KEYS = {"labels", "caps", *TASK_KEYS[-6:]}
+SOURCE_KEYS = ("archive", "files", "hub", "reader", "options", "where", "group", "part")
+HUB_KEYS = ("id", "config", "revision", "train", "held_out", "fields", "rows", "licence")
+OPTIONAL_HUB_KEYS = {"config", "held_out", "rows"}
 PART = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 
 
@@ -59,6 +62,7 @@ def read_task(entry: Any, stream: str) -> TaskSpec:
         description=str(entry.get("description", "")).strip(),
         forbidden_words=_names(entry.get("forbidden_words", [])),
         label_noise=_label_noise(entry.get("label_noise", 0), labels, here),
+        on_bad_item=_policy(entry.get("on_bad_item", "stop"), here),
     )
 
 
@@ -121,11 +125,19 @@ def _label_noise(value: Any, labels: tuple[str, ...], here: str) -> float:
     return float(value)
 
 
+def _policy(value: Any, here: str) -> str:
+    if value not in POLICIES:
+        raise unknown_name(f"'on_bad_item' of {here}", str(value), POLICIES)
+    return str(value)
+
+
 def _source(value: Any, task: str) -> Source:
     here = f"'source' of {task}"
     source = _mapping(value, here, SOURCE_KEYS)
-    if "files" not in source or "group" not in source:
-        raise HimalayaError(f"{here} needs 'files' (what to read) and 'group' (the fields that name a source item)")
+    if ("files" in source) == ("hub" in source) or "group" not in source:
+        raise HimalayaError(
+            f"{here} needs 'files' or 'hub' (what to read) and 'group' (the fields that name a source item)"
+        )
     reader = source.get("reader", "table")
     if reader not in READERS:
         raise unknown_name(f"reader in {here}", str(reader), READERS)
@@ -134,12 +146,34 @@ def _source(value: Any, task: str) -> Source:
         raise HimalayaError(f"'where' of {here} is {where!r}; expected field names with the values to keep")
     return Source(
         archive=source.get("archive"),
-        files=_names(source["files"]),
+        files=_names(source.get("files", [])),
         reader=reader,
         options=_mapping(source.get("options", {}), f"'options' of {here}", READER_OPTIONS.get(reader, ())),
         where={field: _names(values) for field, values in where.items()},
         group=_names(source["group"]),
         part=_part(source.get("part", "1/1"), here),
+        hub=_hub(source["hub"], task) if "hub" in source else None,
+    )
+
+
+def _hub(value: Any, task: str) -> HubSource:
+    here = f"'hub' of {task}"
+    hub = _mapping(value, here, HUB_KEYS)
+    for key in HUB_KEYS:
+        if key not in hub and key not in OPTIONAL_HUB_KEYS:
+            raise HimalayaError(f"{here} has no '{key}'")
+    fields = hub["fields"]
+    if not isinstance(fields, Mapping) or not fields or not all(isinstance(path, str) for path in fields.values()):
+        raise HimalayaError(f"'fields' of {here} is {fields!r}; expected field names, each with a path in a row")
+    return HubSource(
+        id=_text(hub, "id", here),
+        config=_text(hub, "config", here) if "config" in hub else None,
+        revision=_text(hub, "revision", here),
+        train=_text(hub, "train", here),
+        held_out=_text(hub, "held_out", here) if "held_out" in hub else None,
+        fields=dict(fields),
+        rows=_optional_count(hub, "rows", here),
+        licence=_text(hub, "licence", here),
     )
 
 

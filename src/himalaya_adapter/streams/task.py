@@ -6,9 +6,10 @@ from typing import Any
 
 KINDS = ("classification", "generation", "extraction", "code")
 SPLITS = ("train", "validation", "test")
+POLICIES = ("stop", "skip")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One example.
 
@@ -38,18 +39,55 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where the rows of a task come from: files in a package archive, or local files.
+class HubSource:
+    """A data set of the Hugging Face hub.
 
     Args:
-        archive: Name of an archive of ``archives.yaml`` or of the stream's own ``archives``; ``None`` for local files.
+        id: Its name on the hub, ``owner/name``.
+        config: Its configuration; ``None`` for a data set that has only one.
+        revision: Commit that is read, so that the data cannot change; a branch is possible.
+        train: Split that the training items come from.
+        held_out: Split with labels that validation and test are cut from; ``None`` cuts all three from ``train``.
+        fields: Field of the templates to the path of its value in a row, such as ``translation.en``,
+            ``answers.text.0``, ``tokens.joined`` (with spaces) or ``choices.lettered`` (one a line, with letters).
+        rows: No more than the first rows of ``train`` are fetched; ``None`` fetches all.
+        licence: Licence of the data.
+    """
+
+    id: str
+    config: str | None
+    revision: str
+    train: str
+    held_out: str | None
+    fields: Mapping[str, str]
+    rows: int | None
+    licence: str
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that are read."""
+        return (self.train, self.held_out) if self.held_out else (self.train,)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        return sorted({path.split(".")[0] for path in self.fields.values()})
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of a task come from: files in a package archive, local files, or a data set of the hub.
+
+    Args:
+        archive: Name of an archive of ``archives.yaml`` or of the stream's own ``archives``; ``None`` for other data.
         files: Shell patterns of the files to read, in the archive or relative to the stream's YAML file; in an
             archive, a pattern that begins with ``!`` leaves files out.
         reader: Name of a reader in ``readers.READERS``.
         options: Further arguments of that reader.
-        where: Row filter: field name to the list of values that are kept.
+        where: Row filter: field name to the list of values that are kept, which may have shell wildcards.
         group: Fields that together name the source item; rows that agree in them never fall into different splits.
         part: ``(i, n)``: only the i-th of n disjoint parts of the source items, for tasks that share an archive.
+        hub: A data set of the hub in place of files.
     """
 
     archive: str | None
@@ -59,6 +97,7 @@ class Source:
     where: Mapping[str, tuple[str, ...]]
     group: tuple[str, ...]
     part: tuple[int, int] = (1, 1)
+    hub: HubSource | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +121,8 @@ class TaskSpec:
         description: One sentence for people.
         forbidden_words: Items with one of these in the prompt, in any case, are left out, such as the source's name.
         label_noise: Share of the training items that carry a wrong label; validation and test are never changed.
+        on_bad_item: One of ``POLICIES``: ``stop`` at a row that gives no item (empty target, unknown label, no value,
+            not UTF-8), or ``skip`` and count it.
     """
 
     name: str
@@ -100,17 +141,24 @@ class TaskSpec:
     description: str
     forbidden_words: tuple[str, ...] = ()
     label_noise: float = 0.0
+    on_bad_item: str = "stop"
 
 
 @dataclass(frozen=True)
 class Task:
-    """A specification with its items; ``hashes`` maps each split to the SHA-256 of its content."""
+    """A specification with its items.
+
+    Args:
+        hashes: Split to the SHA-256 of its content.
+        skipped: Reason to the number of rows that gave no item, if the task's policy is to skip them.
+    """
 
     spec: TaskSpec
     train: tuple[Item, ...]
     validation: tuple[Item, ...]
     test: tuple[Item, ...]
     hashes: dict[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -15,7 +15,10 @@ FORMATS = ".jsonl, .json, .csv, .tsv, .parquet, each also with .gz or .bz2"
 
 
 def read_table(content: bytes, name: str, options: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield one row per record; the format follows from the ending of ``name``. Takes no options."""
+    """Yield one row per record; the format follows from the ending of ``name``. Takes no options.
+
+    A byte that is not UTF-8 becomes U+FFFD, so that the item it stands in can be reported or skipped.
+    """
     try:
         if name.endswith(".gz"):
             content, name = gzip.decompress(content), name.removesuffix(".gz")
@@ -34,10 +37,10 @@ def _rows(content: bytes, name: str) -> Iterator[Row]:
 
         yield from pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
     elif name.endswith((".csv", ".tsv")):
-        text = io.StringIO(content.decode("utf-8-sig"), newline="")
+        text = io.StringIO(content.decode("utf-8-sig", errors="replace"), newline="")
         yield from csv.DictReader(text, delimiter="\t" if name.endswith(".tsv") else ",")
     elif name.endswith((".jsonl", ".json")):
-        text_lines = content.decode("utf-8-sig")
+        text_lines = content.decode("utf-8-sig", errors="replace")
         records = json.loads(text_lines) if name.endswith(".json") else _json_lines(text_lines)
         for number, record in enumerate(records, start=1):
             if not isinstance(record, dict):

@@ -78,7 +78,8 @@ def dense_bonus(shared: SharedAdapter, query: torch.Tensor) -> torch.Tensor:
             above, below = ((position - border) / spread for border in borders[child : child + 2])
             membership[atom] *= torch.sigmoid(above) - torch.sigmoid(below)
             node = node * tree.fanout + 1 + child
-    bonus = torch.log(membership / membership.max()).clamp_min(-LARGEST_TREE_BONUS)
+    below = torch.log(membership.max() / membership)
+    bonus = -below * LARGEST_TREE_BONUS / (LARGEST_TREE_BONUS + below)
     return torch.cat([torch.zeros(shared.config.core_atoms, dtype=query.dtype), bonus])
 
 

@@ -162,7 +162,8 @@ class SharedUpdate(nn.Module):
         logits, coefficients, raw_gain = outputs.split([atoms, atoms, 1], dim=-1)
         if self.tree is not None:
             membership = self.tree.log_membership(projected - self.router.offset)
-            bonus = (membership - membership.amax(-1, keepdim=True)).clamp_min(-LARGEST_TREE_BONUS)
+            below = membership.amax(-1, keepdim=True) - membership
+            bonus = -below / (1 + below / LARGEST_TREE_BONUS)  # bounded, and with a gradient everywhere
             logits = logits + pad(bonus, (self.config.core_atoms, 0))
         logits = logits.masked_fill(~self.in_use, MASKED)
         gain = torch.ones_like(raw_gain) if self.config.gain == "fixed" else torch.tanh(raw_gain)

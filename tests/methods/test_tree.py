@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from himalaya_adapter.methods.himalaya.tree import FAR, LOWEST_LOG_MEMBERSHIP, KDTree
+from himalaya_adapter.methods.himalaya.tree import FAR, LOWEST_LOG_MEMBERSHIP, PAIRS_AT_ONCE, KDTree
 
 SEEDS = st.integers(0, 2**32 - 1)
 TREES = {
@@ -86,11 +86,12 @@ def test_trained_thresholds_and_moved_keys_change_no_answer(
     assert torch.equal(tree.nearest(queries, keys), scan(queries, keys))
 
 
-def test_more_queries_than_are_searched_at_once_come_back_in_order(monkeypatch) -> None:
-    monkeypatch.setattr("himalaya_adapter.methods.himalaya.tree.PAIRS_AT_ONCE", 150)
+def test_more_queries_than_are_searched_at_once_come_back_in_order() -> None:
+    atoms = 1500
     generator = torch.Generator().manual_seed(0)
-    keys, queries = torch.randn(70, 3, generator=generator), torch.randn(33, 3, generator=generator)
-    tree = KDTree(70, 3, 4, 4)
+    keys = torch.randn(atoms, 3, generator=generator)
+    queries = torch.randn(PAIRS_AT_ONCE // atoms + 100, 3, generator=generator)
+    tree = KDTree(atoms, 3, 4, 4)
     tree.build(keys)
     assert torch.equal(tree.nearest(queries, keys), scan(queries, keys))
     assert tree.nearest(queries[:0], keys).shape == (0,)

@@ -85,14 +85,14 @@ class SharedAdapter(SharedUpdate):
         if name is not None:
             self.code.copy_(task_code(name, self.config.code_width))
 
-    def read_prompts(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Infer the tasks of prompts from their input embeddings ``(b, s, d)`` and mask ``(b, s)``.
+    def read_prompts(self, embeddings: Tensor, mask: Tensor) -> None:
+        """Route each row, until the next prompts, as the task that its prompt looks like.
 
-        Returns:
-            Their codes ``(b, e)``, by which their rows are routed until the next prompts, and confidences ``(b,)``.
+        Args:
+            embeddings: Input embeddings of the prompts, ``(b, s, d)``.
+            mask: 0 at padding, ``(b, s)``.
         """
-        self._row_codes, confidence = self.memory.infer(self.memory.features(embeddings, mask))
-        return self._row_codes, confidence
+        self._row_codes, _ = self.memory.infer(self.memory.features(embeddings, mask))
 
     @torch.no_grad()
     def observe_prompts(self, embeddings: Tensor, mask: Tensor) -> None:

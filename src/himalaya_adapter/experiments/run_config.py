@@ -38,6 +38,9 @@ class TrainingConfig:
     """How each task is trained.
 
     Args:
+        protocol: ``sequential``: one adapter learns the tasks one after another. The others are bounds to compare
+            with: ``independent``: each task is learnt by a fresh adapter of its own, and all of them count as stored;
+            ``joint``: one adapter learns all tasks at once, mixed; ``frozen``: nothing is learnt or stored.
         task_epochs: Passes over a task's training items.
         max_updates_per_task: Most optimiser steps of a task; ``null`` means as many as the epochs hold.
         batch_size: Items per forward pass.
@@ -59,6 +62,7 @@ class TrainingConfig:
         router_temperature_anneal: How the temperature of HIMALAYA's gates falls over a task: ``linear``.
     """
 
+    protocol: str = "sequential"
     task_epochs: int = 1
     max_updates_per_task: int | None = None
     batch_size: int = 8

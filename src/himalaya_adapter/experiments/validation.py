@@ -16,6 +16,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "method": ("proposed", "comparative"),
     "model.backbone.quantisation": (None, "4-bit", "4-bit QLoRA"),
     "model.backbone.dtype": ("auto", "float32", "bfloat16", "float16"),
+    "training.protocol": ("sequential", "independent", "joint", "frozen"),
     "training.optimizer": ("adamw",),
     "training.lr_scheduler": ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"),
     "training.mixed_precision": ("auto", "no", "bf16", "fp16"),

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from himalaya_adapter.streams.fetching import fetch_archives
 from himalaya_adapter.streams.hub import fetch_splits
 from himalaya_adapter.streams.items import Archive, read_items, read_split
 from himalaya_adapter.streams.specification import read_task
-from himalaya_adapter.streams.splits import content_hash, cut, cut_given, with_label_noise
+from himalaya_adapter.streams.splits import content_hash, cut, cut_given, stratified, with_label_noise
 from himalaya_adapter.streams.task import SPLITS, Item, Limits, Stream, Task, TaskSpec
 
 CATALOGUE = Path(__file__).parent / "catalogue"
@@ -114,7 +114,8 @@ def load_stream(name: str, *, limits: Limits | None = None, offline: bool = Fals
 
     Args:
         name: A name of ``stream_names()`` or the path of the user's own YAML file.
-        limits: Lowers the caps of every task, for trial runs; a lower limit takes the first items of a larger split.
+        limits: Lowers the caps of every task. A lower limit takes the first training items of a higher one, and a
+            stratified subset of its validation and test items: labels stay as frequent as they are.
         offline: Use cached archives and splits only.
 
     Raises:
@@ -220,7 +221,7 @@ def _archive(name: str, entry: Any) -> Archive:
 
 
 def _load_task(spec: TaskSpec, definition: StreamDefinition, limits: Limits, *, offline: bool) -> Task:
-    caps = Limits(**{split: _smaller(spec.caps.of(split), limits.of(split)) for split in SPLITS})
+    caps = replace(spec.caps, train=_smaller(spec.caps.train, limits.train))
     skipped: Counter[str] = Counter()
     hub = spec.source.hub
     if hub is None:
@@ -233,6 +234,8 @@ def _load_task(spec: TaskSpec, definition: StreamDefinition, limits: Limits, *, 
     for split, chosen in splits.items():
         if not chosen:
             raise HimalayaError(_why_empty(split, spec, splits, skipped))
+    for split in ("validation", "test"):
+        splits[split] = stratified(splits[split], spec.labels, limits.of(split))
     splits["train"] = with_label_noise(splits["train"], spec.labels, spec.label_noise)
     hashes = {split: content_hash(chosen) for split, chosen in splits.items()}
     return Task(spec=spec, hashes=hashes, skipped=dict(skipped), **splits)

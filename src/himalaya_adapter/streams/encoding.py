@@ -1,5 +1,6 @@
 """The one place that turns text into tokens, for training and evaluation alike."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from himalaya_adapter.errors import HimalayaError
@@ -9,6 +10,10 @@ IGNORED_LABEL = -100  # torch's cross-entropy skips this label
 # SentencePiece tokenizers put a space before the first word of a text, so " word" alone would begin with two spaces.
 # A target is therefore tokenized after this character, whose tokens are cut off again.
 ANCHOR = ":"
+
+
+class TargetTooLong(HimalayaError):
+    """A target that leaves no room for its prompt."""
 
 
 def encode_prompt(tokenizer: Any, prompt: str, max_length: int) -> list[int]:
@@ -46,11 +51,11 @@ def encode_item(tokenizer: Any, item: Item, max_length: int) -> dict[str, list[i
     Labels are ``-100`` on the prompt. The target is never truncated; the prompt loses its beginning instead.
 
     Raises:
-        HimalayaError: The target alone leaves no room for the prompt.
+        TargetTooLong: The target alone leaves no room for the prompt.
     """
     target = encode_target(tokenizer, item.target)
     if len(target) >= max_length:
-        raise HimalayaError(
+        raise TargetTooLong(
             f"the target of source item '{item.source}' has {len(target)} tokens; "
             f"max_length is {max_length} and must be larger"
         )
@@ -61,6 +66,14 @@ def encode_item(tokenizer: Any, item: Item, max_length: int) -> dict[str, list[i
         "attention_mask": [1] * len(input_ids),
         "labels": [IGNORED_LABEL] * len(prompt) + target,
     }
+
+
+def count_truncated(tokenizer: Any, items: Sequence[Item], max_length: int, *, with_targets: bool) -> int:
+    """How many prompts lose their beginning at ``max_length`` tokens, with or without the target behind them."""
+    prompts = tokenizer([item.prompt for item in items], add_special_tokens=False)["input_ids"]
+    room = max_length - len(_start_tokens(tokenizer))
+    ends = (len(encode_target(tokenizer, item.target)) if with_targets else 0 for item in items)
+    return sum(len(prompt) + end > room for prompt, end in zip(prompts, ends, strict=True))
 
 
 def _start_tokens(tokenizer: Any) -> list[int]:

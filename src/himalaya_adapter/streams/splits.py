@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -84,6 +85,23 @@ def cut(items: Iterable[Item], caps: Limits, split_of: Callable[[str], str] = sp
         if kept is not None:
             splits[split_of(kept.source)].append(kept)
     return {name: tuple(chosen[: caps.of(name)]) for name, chosen in splits.items()}
+
+
+def stratified(items: Sequence[Item], labels: Sequence[str], limit: int | None) -> tuple[Item, ...]:
+    """At most ``limit`` of the items, whose labels are as frequent as they are among all (Sainte-Laguë's method).
+
+    The same items everywhere, in the order in which they were; a lower limit takes some of those of a higher one.
+    Without labels these are the first ones, whose hash order is already a shuffle.
+    """
+    if limit is None or len(items) <= limit:
+        return tuple(items)
+    counts, seen = Counter(item.target for item in items), Counter[str]()
+    places = []
+    for position, item in enumerate(items):
+        share = (seen[item.target] + 0.5) / counts[item.target] if labels else 0.0  # how far into its label's items
+        seen[item.target] += 1
+        places.append((share, position))
+    return tuple(items[position] for position in sorted(position for _, position in sorted(places)[:limit]))
 
 
 def cut_given(train: Iterable[Item], held_out: Iterable[Item], caps: Limits) -> Splits:

@@ -4,6 +4,7 @@ import logging
 
 import torch
 
+from himalaya_adapter.backbones import Backbone
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.streams import Stream
@@ -35,6 +36,20 @@ def check_stream(run: RunConfig, stream: Stream) -> None:
         raise HimalayaError(
             f"dataset.languages={_listed(declared)} of run '{run.run_id}': the tasks of stream {stream.name} are in "
             f"{_listed(there)}; dataset.languages={_listed(there)} or null runs it"
+        )
+
+
+def check_backbone(run: RunConfig, backbone: Backbone) -> None:
+    """Refuse examples that are longer than the backbone's context.
+
+    Raises:
+        HimalayaError: As said.
+    """
+    context = getattr(backbone.model.config, "max_position_embeddings", None)
+    if context is not None and run.dataset.max_seq_length > context:
+        raise HimalayaError(
+            f"dataset.max_seq_length={run.dataset.max_seq_length} of run '{run.run_id}': {backbone.name} reads at most "
+            f"{context} tokens; expected a whole number up to that"
         )
 
 

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from rich.progress import Progress
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PrinterCallback, TrainingArguments
 
@@ -31,12 +32,13 @@ from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.methods.construction import adapt, run_method
 from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Stream, Task, load_stream
-from himalaya_adapter.streams.encoding import IGNORED_LABEL, encode_item
+from himalaya_adapter.streams.encoding import IGNORED_LABEL, TargetTooLong, count_truncated, encode_item
 from himalaya_adapter.streams.plain_text import held_out_text
 from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer
 from himalaya_adapter.training.callback import SKIPPED_STEP, StreamCallback, noted_events, step_losses
 from himalaya_adapter.training.environment import describe_environment
-from himalaya_adapter.training.preconditions import announce, check_stream
+from himalaya_adapter.training.preconditions import announce, check_backbone, check_stream
+from himalaya_adapter.training.protocols import FROZEN, INDEPENDENT, adapters_stored, check_protocol, tasks_learnt_at
 from himalaya_adapter.training.run_store import BEFORE, COMPLETE, RunStore, is_complete
 from himalaya_adapter.training.stream_scores import StreamScores
 from himalaya_adapter.training.summary import summarise
@@ -83,7 +85,9 @@ def run_stream(config: RunConfig, results_dir: Path, *, overwrite: bool = False)
     name, dtype = config.model.backbone.name, config.model.backbone.dtype
     with processes.local_main_process_first():
         backbone = load_backbone(name, quantisation=quantisation, dtype=dtype)
+    check_backbone(config, backbone)
     model = adapt(backbone.model, adapter, config.training.seed)
+    check_protocol(config, model)
     # From here on the folder is written to: whatever could be wrong with the config has been found by now.
     with store.locked() if processes.is_main_process else nullcontext():
         if processes.is_main_process:
@@ -117,6 +121,9 @@ class StreamRunner:
         self.model = model
         self.scores = StreamScores(config, store, stream, backbone.tokenizer, model)
         self.processes = PartialState()
+        self.fresh: dict[str, Tensor] = {}  # what every task of the protocol `independent` starts from
+        if config.training.protocol == INDEPENDENT:
+            self.fresh = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
 
     def run(self) -> None:
         """Learn what is not yet learned, score what is not yet scored, write the results."""
@@ -143,8 +150,13 @@ class StreamRunner:
 
     def _learn(self, index: int, task: Task) -> None:
         training = self.config.training
-        length = self.config.dataset.max_seq_length
-        examples = [encode_item(self.tokenizer, item, length) for item in task.train]
+        learnt = tasks_learnt_at(training.protocol, index, self.stream.tasks)
+        if not learnt:
+            self._record(index, {"steps": 0, "train_seconds": 0.0})
+            return
+        if training.protocol == INDEPENDENT:
+            set_peft_model_state_dict(self.model, self.fresh)
+        examples = [example for one in learnt for example in self._examples(one)]
         collator = AnswerCollator(self.tokenizer.pad_token_id)
         with self.processes.main_process_first():  # it deletes what is damaged
             checkpoint = self.store.last_checkpoint(index)
@@ -178,9 +190,6 @@ class StreamRunner:
         events += noted_events(trainer.state)
         losses = step_losses(trainer.state)
         record = {
-            "event": "task_end",
-            "index": index,
-            "task": task.name,
             "steps": trainer.state.global_step,
             "resumed": checkpoint is not None,
             "train_seconds": seconds,
@@ -192,10 +201,53 @@ class StreamRunner:
         }
         if training.gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
-        if self.processes.is_main_process:
-            self.model.save_pretrained(str(self.store.unfinished_adapter))
-            record["stored_bytes"] = (self.store.unfinished_adapter / ADAPTER_FILE).stat().st_size
-            self.store.write_learned(index, record)
+        self._record(index, record)
+
+    def _examples(self, task: Task) -> list[dict[str, list[int]]]:
+        """A task's training items as tokens; one whose target does not fit is skipped or stops the run, as it says.
+
+        Raises:
+            HimalayaError: Such an item in a task with ``on_bad_item: stop``, or nothing but such items.
+        """
+        length = self.config.dataset.max_seq_length
+        examples = []
+        for item in task.train:
+            try:
+                examples.append(encode_item(self.tokenizer, item, length))
+            except TargetTooLong as error:
+                if task.spec.on_bad_item == "stop":
+                    raise HimalayaError(f"task '{task.name}': {error}") from error
+        if not examples:
+            raise HimalayaError(f"task '{task.name}': no target is shorter than dataset.max_seq_length={length} tokens")
+        if len(examples) < len(task.train):
+            logger.warning("task %s: %d items skipped, target too long", task.name, len(task.train) - len(examples))
+        return examples
+
+    def _truncated(self, task: Task) -> dict[str, int]:
+        """How many prompts of a task lose their beginning, for it to be known how much of the task is seen."""
+        length = self.config.dataset.max_seq_length
+        counts = {
+            split: count_truncated(self.tokenizer, task.split(split), length, with_targets=split == "train")
+            for split in ("train", "test")
+        }
+        if any(counts.values()):
+            logger.warning(
+                "task %s: prompts longer than dataset.max_seq_length=%d tokens lose their beginning: %d of %d in "
+                "training, %d of %d in test",
+                *(task.name, length, counts["train"], len(task.train), counts["test"], len(task.test)),
+            )
+        return counts
+
+    def _record(self, index: int, record: dict[str, Any]) -> None:
+        """Make a task final: save the adapter and what is known about its training."""
+        if not self.processes.is_main_process:
+            return
+        task = self.stream.tasks[index]
+        self.model.save_pretrained(str(self.store.unfinished_adapter))
+        size = (self.store.unfinished_adapter / ADAPTER_FILE).stat().st_size
+        head = {"event": "task_end", "index": index, "task": task.name, "truncated_prompts": self._truncated(task)}
+        size *= adapters_stored(self.config.training.protocol, index)
+        self.store.write_learned(index, head | record | {"stored_bytes": size})
 
     def _arguments(self, index: int, items: int) -> TrainingArguments:
         training = self.config.training
@@ -272,7 +324,7 @@ class StreamRunner:
         trainable, _ = self.model.get_nb_trainable_parameters()
         measured = {
             "base_drift": drift,
-            "trainable_parameters": trainable,
+            "trainable_parameters": 0 if self.config.training.protocol == FROZEN else trainable,
             "peak_memory_bytes": peak_memory_bytes(),
             "released_bytes": sum(released.values()) if released else None,
         }

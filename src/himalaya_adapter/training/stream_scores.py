@@ -19,6 +19,7 @@ from himalaya_adapter.methods import save_release
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams import Stream, Task
 from himalaya_adapter.streams.encoding import encode_prompt
+from himalaya_adapter.training.protocols import SEQUENTIAL, row_of_score
 from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore
 
 PROMPTS_AT_ONCE = 64
@@ -70,6 +71,11 @@ class StreamScores:
             self.model.set_task(task.name)
         if not PartialState().is_main_process or self.store.score(row, index) is not None:
             return
+        if isinstance(row, int):
+            known = self.store.score(row_of_score(self.config.training.protocol, row, index), index)
+            if known is not None:
+                self.store.write_score(row, index, {**known, "reused": True})
+                return
         identity = self.cache.identity(task, self._adapter(row))
         known = self.cache.read(identity)
         if known is not None:
@@ -82,7 +88,7 @@ class StreamScores:
 
     def score_unlabelled(self) -> None:
         """Score all tasks again, a method that can tell tasks from prompts being told nothing but the prompts."""
-        if not hasattr(self.model, "infer_task"):
+        if not hasattr(self.model, "infer_task") or self.config.training.protocol != SEQUENTIAL:
             return
         names = [task.name for task in self.stream.tasks]
         for index, task in enumerate(self.stream.tasks):
@@ -106,7 +112,7 @@ class StreamScores:
         Returns:
             The file's bytes by part.
         """
-        if not hasattr(self.model, "infer_task"):
+        if not hasattr(self.model, "infer_task") or self.config.training.protocol != SEQUENTIAL:
             return None
         folder = self.store.folder / "release"
         parts = save_release(self.model, folder)

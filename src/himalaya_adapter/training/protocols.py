@@ -1,0 +1,52 @@
+"""What a run's adapter learns when: task after task, or one of the bounds that such a stream is compared with."""
+
+from collections.abc import Sequence
+
+from peft import PeftModel
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.streams import Task
+from himalaya_adapter.training.run_store import BEFORE
+
+SEQUENTIAL, INDEPENDENT, JOINT, FROZEN = "sequential", "independent", "joint", "frozen"
+
+
+def tasks_learnt_at(protocol: str, index: int, tasks: Sequence[Task]) -> Sequence[Task]:
+    """The tasks whose items are trained on at position ``index`` of the stream.
+
+    The one that stands there; with ``joint`` all of them at the first position, mixed, and none afterwards; with
+    ``frozen`` none ever.
+    """
+    if protocol == JOINT:
+        return tasks if index == 0 else ()
+    return () if protocol == FROZEN else (tasks[index],)
+
+
+def row_of_score(protocol: str, row: int, task: int) -> int | str:
+    """The row of the matrix where the score of ``task`` after task ``row`` is measured; it cannot differ from it.
+
+    With one adapter that learns on, it is ``row`` itself. An adapter that is a task's own, or has learnt all tasks at
+    once, gives the task the same score ever after; a frozen model gives the one before training.
+    """
+    if protocol == FROZEN:
+        return BEFORE
+    return row if protocol == SEQUENTIAL else task
+
+
+def adapters_stored(protocol: str, index: int) -> int:
+    """How many adapters of one size must be kept after task ``index`` to answer all tasks so far."""
+    return {FROZEN: 0, INDEPENDENT: index + 1}.get(protocol, 1)
+
+
+def check_protocol(run: RunConfig, model: PeftModel) -> None:
+    """Refuse to mix tasks for a method that learns each under its own name.
+
+    Raises:
+        HimalayaError: As said.
+    """
+    if run.training.protocol == JOINT and hasattr(model, "start_task"):
+        raise HimalayaError(
+            f"training.protocol=joint of run '{run.run_id}': {run.model.adapter.type} learns each task under its name "
+            "and cannot mix them; expected sequential, independent or frozen, or another method such as LORA"
+        )

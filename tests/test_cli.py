@@ -220,6 +220,37 @@ def test_keys_that_are_another_machines_are_named(
     assert "a search would vary them" in caplog.text
 
 
+def test_a_prompt_that_is_too_long_is_counted_and_a_target_that_is_too_long_follows_the_policy(
+    words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = write_stream(tmp_path)
+    content = yaml.safe_load(stream.read_text(encoding="utf-8"))
+    lengthy, rest = dict(content["tasks"][1]), [content["tasks"][0], content["tasks"][2]]
+    lengthy.update(target="{sentence}", template="Sofa {number}? {sentence}\nColour:", on_bad_item="skip")
+    stream.write_text(yaml.safe_dump({"name": "tiny", "tasks": [lengthy, *rest]}), encoding="utf-8")
+    arguments = [*words, f"dataset.name={stream}", f"results_dir={tmp_path / 'out'}", "dataset.max_seq_length=26"]
+    assert main(arguments) == 0
+    events = (tmp_path / "out" / "himalaya" / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    first, *others = [event for event in map(json.loads, events) if event["event"] == "task_end"]
+    assert 0 < first["truncated_prompts"]["train"] <= 24
+    assert 0 < first["truncated_prompts"]["test"] <= 8
+    assert [other["truncated_prompts"] for other in others] == [{"train": 0, "test": 0}] * 2
+    assert "prompts longer than dataset.max_seq_length=26 tokens lose their beginning" in caplog.text
+    assert "items skipped, target too long" in caplog.text
+
+    lengthy["on_bad_item"] = "stop"
+    stream.write_text(yaml.safe_dump({"name": "tiny", "tasks": [lengthy, *rest]}), encoding="utf-8")
+    line = one_line([*arguments[:-2], f"results_dir={tmp_path / 'other'}", "dataset.max_seq_length=26"], capsys)
+    assert line.startswith("task 'colour_word': the target of source item")
+
+
+def test_a_context_that_is_too_short(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = one_line([*words, f"results_dir={tmp_path}", "dataset.max_seq_length=513"], capsys)
+    assert "dataset.max_seq_length=513 of run 'himalaya': " in line
+    assert "reads at most 512 tokens" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_more_updates_than_the_epochs_hold_repeat_nothing(words: list[str], tmp_path: Path) -> None:
     more = ["training.max_updates_per_task=50000", "training.task_epochs=2", "training.grad_accum_steps=4"]
     assert main([*words, f"results_dir={tmp_path}", *more]) == 0

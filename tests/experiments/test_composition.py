@@ -30,6 +30,16 @@ def test_overrides_win_over_the_run_and_options_are_merged() -> None:
     assert launch.overwrite
 
 
+def test_another_backbone_takes_the_place_of_the_runs() -> None:
+    source = "run=proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
+    run = compose_run([source, "backbone=smollm2-135m"]).run
+    assert (run.model.backbone.name, run.model.backbone.quantisation) == ("smollm2-135m", None)
+    check_run(run)
+    four_bit = compose_run([source, "model.backbone.quantisation=4-bit", "backbone=a folder/(2)"]).run
+    assert (four_bit.model.backbone.name, four_bit.model.backbone.quantisation) == ("a folder/(2)", "4-bit")
+    assert compose_run([source]).run.dataset.tokenizer == compose_run([source]).run.model.backbone.name
+
+
 @pytest.mark.parametrize("text", ["2e-4", "2.0e-4", "0.0002", "2E-4"])
 def test_numbers_are_read_as_numbers(text: str, tmp_path: Path) -> None:
     assert compose_run([RUN, f"training.learning_rate={text}"]).run.training.learning_rate == 2e-4
@@ -111,6 +121,7 @@ def test_an_unusable_run_file_is_one_clear_line(content: str, message: str, tmp_
         ("model.backbone.quantisation=4bit", "unknown model.backbone.quantisation '4bit'; did you mean '4-bit'"),
         ("model.backbone.dtype=bf16", "did you mean 'bfloat16'"),
         ("method=propsed", "did you mean 'proposed'"),
+        ("training.protocol=sequental", "did you mean 'sequential'"),
         ("training.optimizer=adam", "did you mean 'adamw'"),
         ("training.lr_scheduler=linaer", "did you mean 'linear'"),
         ("training.mixed_precision=fp32", "unknown training.mixed_precision 'fp32'"),

@@ -7,7 +7,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.streams.encoding import IGNORED_LABEL, encode_item, encode_prompt, encode_target
+from himalaya_adapter.streams.encoding import (
+    IGNORED_LABEL,
+    count_truncated,
+    encode_item,
+    encode_prompt,
+    encode_target,
+)
 from himalaya_adapter.streams.task import Item
 
 CORPUS = [
@@ -95,6 +101,15 @@ def test_target_is_never_truncated(prompt: str, target: str, max_length: int) ->
         encoded = encode_item(tokenizer, Item(prompt, target, "1"), max_length)
         assert encoded["input_ids"][-len(wanted) :] == wanted
         assert len(encoded["input_ids"]) <= max_length
+
+
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=5), st.integers(8, 60), st.booleans())
+def test_truncated_prompts_are_those_that_lose_tokens(prompts: list[str], length: int, with_targets: bool) -> None:
+    for tokenizer in TOKENIZERS.values():
+        items = [Item(prompt, "yes", "1") for prompt in prompts]
+        room = length - (len(encode_target(tokenizer, "yes")) if with_targets else 0)
+        lost = [p for p in prompts if encode_prompt(tokenizer, p, room) != encode_prompt(tokenizer, p, 10_000)]
+        assert count_truncated(tokenizer, items, length, with_targets=with_targets) == len(lost)
 
 
 def test_a_tokenizer_without_an_end() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from himalaya_adapter.streams.splits import content_hash, cut, cut_given, split_of, stable_hash
+from himalaya_adapter.streams.splits import content_hash, cut, cut_given, split_of, stable_hash, stratified
 from himalaya_adapter.streams.task import SPLITS, Item, Limits
 
 # Few distinct values, so that prompts and sources do collide.
@@ -125,3 +125,26 @@ def test_memory_grows_with_the_caps_and_not_with_the_items() -> None:
         return found
 
     assert peak(40_000) < 1.5 * peak(10_000)
+
+
+LABELS = ("rare", "common", "often")
+
+
+@given(st.lists(st.sampled_from(LABELS), min_size=1, max_size=200), st.integers(1, 60), st.integers(0, 60))
+def test_a_stratified_subset_keeps_the_labels_shares_and_grows_by_adding(
+    labels: list[str], limit: int, more: int
+) -> None:
+    items = [Item(f"question {number}", label, str(number)) for number, label in enumerate(labels)]
+    chosen = stratified(items, LABELS, limit)
+    assert len(chosen) == min(limit, len(items))
+    assert [int(item.source) for item in chosen] == sorted(int(item.source) for item in chosen)
+    assert set(chosen) <= set(stratified(items, LABELS, limit + more))
+    for label in LABELS:
+        share = sum(item.target == label for item in items) / len(items)
+        assert abs(sum(item.target == label for item in chosen) - share * len(chosen)) <= 1.5
+
+
+def test_without_labels_the_first_items_are_chosen() -> None:
+    items = [Item(f"question {number}", str(number % 2), str(number)) for number in range(20)]
+    assert stratified(items, (), 7) == tuple(items[:7])
+    assert stratified(items, ("0", "1"), None) == tuple(items)

@@ -19,7 +19,7 @@ from himalaya_adapter.experiments.search_config import SearchRange
 
 CONF = Path(__file__).parent.parent / "conf"
 MODES = ("full", "trial")
-COMMAND_KEYS = ("mode", "results_dir", "overwrite")
+COMMAND_KEYS = ("mode", "results_dir", "overwrite", "backbone")
 # A trial is the same run on a handful of items: enough to see every part work within a minute or two.
 TRIAL_ITEMS = 16
 # PyYAML follows YAML 1.1, to which 2e-4 (no dot) is text; a run config's author means the number.
@@ -45,7 +45,8 @@ def compose_run(overrides: Sequence[str]) -> Launch:
 
     Args:
         overrides: Words such as ``run=demo-himalaya``, ``mode=trial``, ``results_dir=outputs``,
-            ``training.learning_rate=1e-3``. ``run=`` takes a packaged name or the path of a YAML file.
+            ``training.learning_rate=1e-3``. ``run=`` takes a packaged name or the path of a YAML file. ``backbone=``
+            puts another model, with its own tokenizer and not quantised, in the place of the run's.
 
     Raises:
         HimalayaError: No or an unknown run, an unknown key, a value of the wrong type, an unknown mode.
@@ -73,7 +74,10 @@ def compose_run(overrides: Sequence[str]) -> Launch:
         if not isinstance(written, DictConfig):
             raise HimalayaError(f"run '{name}': expected a YAML file of keys with values")
         merged = OmegaConf.merge(
-            OmegaConf.structured(RunConfig), _numbers(written), _numbers(OmegaConf.from_dotlist(changes))
+            OmegaConf.structured(RunConfig),
+            _numbers(written),
+            _backbone(words.get("backbone")),
+            _numbers(OmegaConf.from_dotlist(changes)),
         )
         run = cast(RunConfig, OmegaConf.to_object(merged))
     except ConfigKeyError as error:
@@ -103,6 +107,12 @@ def compose_run(overrides: Sequence[str]) -> Launch:
 
 def _key(word: str) -> str:
     return word.split("=", 1)[0]
+
+
+def _backbone(name: str | None) -> DictConfig:
+    """What ``backbone=NAME`` changes."""
+    other = {"model": {"backbone": {"name": name, "quantisation": None}}, "dataset": {"tokenizer": None}}
+    return OmegaConf.create(other if name else {})
 
 
 def _numbers(config: DictConfig) -> DictConfig:

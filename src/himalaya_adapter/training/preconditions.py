@@ -48,8 +48,8 @@ def check_backbone(run: RunConfig, backbone: Backbone) -> None:
     context = getattr(backbone.model.config, "max_position_embeddings", None)
     if context is not None and run.dataset.max_seq_length > context:
         raise HimalayaError(
-            f"dataset.max_seq_length={run.dataset.max_seq_length} of run '{run.run_id}': {backbone.name} reads at most "
-            f"{context} tokens; expected a whole number up to that"
+            f"dataset.max_seq_length={run.dataset.max_seq_length} of run '{run.run_id}': {backbone.name} reads "
+            f"at most {context} tokens; expected a whole number up to that"
         )
 
 

@@ -218,7 +218,9 @@ class StreamRunner:
                 if task.spec.on_bad_item == "stop":
                     raise HimalayaError(f"task '{task.name}': {error}") from error
         if not examples:
-            raise HimalayaError(f"task '{task.name}': no target is shorter than dataset.max_seq_length={length} tokens")
+            raise HimalayaError(
+                f"task '{task.name}': no target is shorter than dataset.max_seq_length={length} tokens"
+            )
         if len(examples) < len(task.train):
             logger.warning("task %s: %d items skipped, target too long", task.name, len(task.train) - len(examples))
         return examples

@@ -45,6 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help="run=NAME mode=trial|full results_dir=… …")
     run.set_defaults(command=_run)
 
+    sweep = commands.add_parser("sweep", help="many runs from one line, through Hydra's launchers")
+    sweep.add_argument("overrides", nargs="+", metavar="KEY=VALUE,VALUE", help="run=NAME training.seed=0,1,2 …")
+    sweep.set_defaults(command=_sweep)
+
     budget = commands.add_parser(
         "budget", help="bytes, parameters and operations of a run's adapter; no weights needed"
     )
@@ -92,6 +96,16 @@ def _run(chosen: argparse.Namespace) -> None:
     if not (folder / "report.html").is_file():
         write_run_report(folder)
     print(folder / "report.html")
+
+
+def _sweep(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.sweep import sweep
+
+    failures = sweep(chosen.overrides)
+    for failure in failures[:-1]:
+        print(f"himalaya: {' '.join(failure.split())}", file=sys.stderr)
+    if failures:
+        raise HimalayaError(failures[-1])
 
 
 def _budget(chosen: argparse.Namespace) -> None:

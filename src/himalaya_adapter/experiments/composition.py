@@ -1,4 +1,4 @@
-"""From the words of the command line to a run: Hydra composes, the schema judges."""
+"""From the words of the command line to a run: defaults, the run's file, overrides; the schema judges."""
 
 import re
 from collections.abc import Sequence
@@ -6,8 +6,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
@@ -66,9 +64,8 @@ def compose_run(overrides: Sequence[str]) -> Launch:
         raise unknown_name("mode", mode, MODES)
     path = Path(name) if name not in run_names() else CONF / "run" / f"{name}.yaml"
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            # A path may hold characters that Hydra's grammar gives a meaning to, so it does not go through it.
-            command = compose("config", [word for word in rest if _key(word) in ("mode", "overwrite")])
+        asked = OmegaConf.from_dotlist([word for word in rest if _key(word) == "overwrite"])
+        command = OmegaConf.merge(OmegaConf.load(CONF / "config.yaml"), asked)
         changes = [word for word in rest if _key(word) not in COMMAND_KEYS]
         written = OmegaConf.load(path)
         if not isinstance(written, DictConfig):
@@ -88,7 +85,7 @@ def compose_run(overrides: Sequence[str]) -> Launch:
             keys += [f"{wrong.rpartition('.')[0]}.{one.name}" for one in fields(SearchRange)]
         section = [key for key in keys if key.rpartition(".")[0] == wrong.rpartition(".")[0]]
         raise unknown_name(f"key of run '{name}'", wrong, section if "." in wrong and section else keys) from error
-    except (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         key = getattr(error, "full_key", None)
         where = f"key '{key}' of run '{name}': " if key else f"run '{name}': "
         # OmegaConf appends lines about its own types.

@@ -1,0 +1,38 @@
+"""Many runs from one line, through Hydra's own launcher."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_runs import write_backbone, write_run, write_stream
+
+from himalaya_adapter.cli import main
+
+
+@pytest.fixture
+def words(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> list[str]:
+    backbone = write_backbone(tmp_path / "backbone", tiny_model, tiny_tokenizer)
+    run = write_run(tmp_path, backbone, write_stream(tmp_path), "LORA", max_updates_per_task=1)
+    return ["sweep", f"run={run}", f"results_dir={tmp_path / 'out'}"]
+
+
+def test_every_combination_is_a_run_of_its_own(words: list[str], tmp_path: Path) -> None:
+    assert main([*words, "training.seed=0,1", "+model.adapter.options.r=2"]) == 0
+    folders = sorted(path.parent for path in (tmp_path / "out").glob("*/metrics.json"))
+    assert [folder.name for folder in folders] == ["lora_seed=0", "lora_seed=1"]
+    configs = [yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) for folder in folders]
+    assert [config["training"]["seed"] for config in configs] == [0, 1]
+    assert all(config["model"]["adapter"]["options"]["r"] == 2 for config in configs)
+    assert all((folder / "report.html").is_file() for folder in folders)
+
+
+def test_a_mistake_in_one_run_does_not_stop_the_others(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "run_id=b,../a", "training.learning_rate=0.01"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("himalaya: ")]
+    assert len(lines) == 1
+    assert "run_id=../a training.learning_rate=0.01: run_id=../a of run '../a': expected the name" in lines[0]
+    assert [path.parent.name for path in (tmp_path / "out").glob("*/metrics.json")] == ["b"]

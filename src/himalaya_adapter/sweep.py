@@ -50,7 +50,7 @@ def sweep(words: Sequence[str]) -> list[str]:
 
 
 def _run_id(words: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """A run id of its own for each job, if the line names none: the run's, and what this job has that others do not."""
+    """A run id of its own for each job, if the line names none: the run's, and what others of the line do not have."""
     given = dict(word.split("=", 1) for word in chosen)
     swept = [word for word in chosen if not {word, f"+{word}"} & set(words)]
     parts = [word.rpartition(".")[2] for word in swept if word.split("=", 1)[0] not in COMMAND_KEYS]

@@ -38,6 +38,7 @@ def sweep(words: Sequence[str]) -> list[str]:
             folder = run_stream(launch.run, launch.results_dir, overwrite=launch.overwrite)
             if not (folder / "report.html").is_file():
                 write_run_report(folder)
+            print(folder / "report.html")
         except HimalayaError as error:
             failures.append(f"{' '.join(chosen)}: {error}")
 

@@ -76,7 +76,7 @@ class AnswerTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedOrder:
         examples: Any = train_dataset or self.train_dataset
-        lengths = [len(tokens) for tokens in examples["input_ids"]]
+        lengths = [len(example["input_ids"]) for example in examples]
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGroupedOrder(batch_size, lengths, self.args.seed)
 

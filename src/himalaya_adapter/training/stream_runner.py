@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from rich.progress import Progress
 from safetensors.torch import load_file
@@ -32,10 +31,11 @@ from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.methods.construction import adapt, run_method
 from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Stream, Task, load_stream
-from himalaya_adapter.streams.encoding import IGNORED_LABEL, TargetTooLong, count_truncated, encode_item
+from himalaya_adapter.streams.encoding import IGNORED_LABEL, count_truncated
 from himalaya_adapter.streams.plain_text import held_out_text
 from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer
 from himalaya_adapter.training.callback import SKIPPED_STEP, StreamCallback, noted_events, step_losses
+from himalaya_adapter.training.encoded_items import EncodedItems
 from himalaya_adapter.training.environment import describe_environment
 from himalaya_adapter.training.preconditions import announce, check_backbone, check_stream
 from himalaya_adapter.training.protocols import FROZEN, INDEPENDENT, adapters_stored, check_protocol, tasks_learnt_at
@@ -156,13 +156,13 @@ class StreamRunner:
             return
         if training.protocol == INDEPENDENT:
             set_peft_model_state_dict(self.model, self.fresh)
-        examples = [example for one in learnt for example in self._examples(one)]
+        examples = EncodedItems(self.tokenizer, learnt, self.config.dataset.max_seq_length)
         collator = AnswerCollator(self.tokenizer.pad_token_id)
         with self.processes.main_process_first():  # it deletes what is damaged
             checkpoint = self.store.last_checkpoint(index)
         events: list[dict[str, Any]] = []
         if hasattr(self.model, "start_task"):
-            first = collator(examples[:CALIBRATION_ITEMS])
+            first = collator(examples.first(CALIBRATION_ITEMS))
             prompt = first["input_ids"].shape[1] - first["labels"].shape[1]
             first["labels"] = pad(first["labels"], (prompt, 0), value=IGNORED_LABEL)
             first = {key: value.to(self.model.device) for key, value in first.items()}
@@ -174,7 +174,7 @@ class StreamRunner:
         trainer = AnswerTrainer(
             model=self.model,
             args=self._arguments(index, len(examples)),
-            train_dataset=Dataset.from_list(examples),
+            train_dataset=examples,
             data_collator=collator,
             processing_class=self.tokenizer,
             callbacks=[StreamCallback(self.model, task.name)],
@@ -202,28 +202,6 @@ class StreamRunner:
         if training.gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
         self._record(index, record)
-
-    def _examples(self, task: Task) -> list[dict[str, list[int]]]:
-        """A task's training items as tokens; one whose target does not fit is skipped or stops the run, as it says.
-
-        Raises:
-            HimalayaError: Such an item in a task with ``on_bad_item: stop``, or nothing but such items.
-        """
-        length = self.config.dataset.max_seq_length
-        examples = []
-        for item in task.train:
-            try:
-                examples.append(encode_item(self.tokenizer, item, length))
-            except TargetTooLong as error:
-                if task.spec.on_bad_item == "stop":
-                    raise HimalayaError(f"task '{task.name}': {error}") from error
-        if not examples:
-            raise HimalayaError(
-                f"task '{task.name}': no target is shorter than dataset.max_seq_length={length} tokens"
-            )
-        if len(examples) < len(task.train):
-            logger.warning("task %s: %d items skipped, target too long", task.name, len(task.train) - len(examples))
-        return examples
 
     def _truncated(self, task: Task) -> dict[str, int]:
         """How many prompts of a task lose their beginning, for it to be known how much of the task is seen."""

@@ -1,7 +1,7 @@
 """The item scores of a finished run in one small file: ``item_scores.json``, numbers and nothing else.
 
-Paired tests between methods need what each test item scored. A run keeps that in ``evaluations/``, a file per score with
-much beside; this file is what results that are handed on or committed keep of it.
+Paired tests between methods need what each test item scored. A run keeps that in ``evaluations/``, a file per score
+with much beside; this file is what results that are handed on or committed keep of it.
 """
 
 import json
@@ -60,7 +60,5 @@ def read_item_scores(folder: Path, sizes: Sequence[Sequence[int | None]]) -> Ite
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HimalayaError(f"{path} is damaged ({' '.join(str(error).split())}); delete it or run again") from error
     if found != [list(row) for row in sizes] or not numbers:
-        raise HimalayaError(
-            f"{path} does not hold a score for each test item of matrix.json; delete it or run again with overwrite=true"
-        )
+        raise HimalayaError(f"{path} does not hold a score for each test item of matrix.json; delete it or run again")
     return list(rows)

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from himalaya_adapter.evaluation.item_scores import write_item_scores
 from himalaya_adapter.storage import write_atomic, write_json
 
 ATOMS = 40
@@ -51,14 +53,30 @@ def build_run(
     seed: int = 0,
     backbone: str = "smollm2-135m",
     stream: str = "demo_stream_6",
+    better: float = 0.0,
+    protocol: str = "sequential",
+    keep_items: bool = True,
 ) -> Path:
-    """Write a finished run whose scores decay by ``forgetting_rate`` a task; returns its folder."""
+    """Write a finished run whose scores decay by ``forgetting_rate`` a task; returns its folder.
+
+    Test items are equally hard for every method and seed; three of ten are answered at random besides.
+    """
     has_atoms = method == "himalaya"
     random = np.random.default_rng(7)  # the same tasks, equally hard, for every method
     count = len(tasks)
     before = [cell(score) for score in random.uniform(0.15, 0.5, count)]
-    learnt = random.uniform(0.6, 0.95, count) + np.random.default_rng([seed, len(method)]).normal(0, 0.02, count)
-    rows = [[cell(learnt[j] - forgetting_rate * (i - j)) for j in range(i + 1)] for i in range(count)]
+    learnt = random.uniform(0.6, 0.95, count) + better
+    hard = random.random((count, TEST_ITEMS))
+    of_run = np.random.default_rng([seed, *method_name.encode()])
+    learnt += of_run.normal(0, 0.02, count)
+    mixed = np.where(of_run.random(hard.shape) < 0.3, of_run.random(hard.shape), hard)
+    items = [
+        [(mixed[j] < learnt[j] - forgetting_rate * (i - j)).astype(float).tolist() for j in range(i + 1)]
+        for i in range(count)
+    ]
+    if keep_items:
+        write_item_scores(folder, items)
+    rows = [[cell(np.mean(scores)) for scores in row] for row in items]
     retained = [{"after": i + 1, **mean_cell(row)} for i, row in enumerate(rows)]
     means = [point["mean"] for point in retained]
     a = [[c["score"] for c in row] for row in rows]
@@ -81,6 +99,7 @@ def build_run(
             "backbone": backbone,
             "stream": stream,
             "seed": seed,
+            "protocol": protocol,
             "average_accuracy": means[-1],
             "learning_accuracy": float(np.mean([a[j][j] for j in range(count)])),
             "backward_transfer": float(np.mean([a[-1][j] - a[j][j] for j in last])) if several else None,
@@ -139,7 +158,13 @@ def build_run(
         sizes = {"core_atoms": CORE_ATOMS, "elastic_atoms": ATOMS - CORE_ATOMS, "expected_active_atoms": 3}
         adapter = {"peft_type": "HIMALAYA", **sizes}
         write_json(folder / "adapter" / "adapter_config.json", adapter)
-    write_atomic(folder / "config.yaml", f"run_id: {folder.name}\nseed: {seed}\nmethod:\n  name: {method}\n")
+    config = {
+        "run_id": folder.name,
+        "method_name": method_name,
+        "model": {"adapter": {"type": method.upper()}},
+        "training": {"learning_rate": 0.01, "seed": seed, "protocol": protocol},
+    }
+    write_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     return folder
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from himalaya_adapter.report.method_groups import group_by_method
 from himalaya_adapter.report.metric_table import (
     Row,
     format_bytes,
@@ -23,7 +24,7 @@ MakeRun = Callable[..., Path]
 
 def row_of(folders: list[Path], key: str) -> Row:
     runs = read_comparable_runs(folders[0].parent, [folder.name for folder in folders])
-    return next(row for row in metric_rows(runs) if row.metric.key == key)
+    return next(row for row in metric_rows(group_by_method(runs)) if row.metric.key == key)
 
 
 @pytest.fixture
@@ -105,4 +106,4 @@ def test_no_run_is_best_alone_or_in_a_tie(pair: list[Path]) -> None:
 def test_a_metric_that_one_run_lacks_is_a_dash_and_one_that_none_has_is_no_row(pair: list[Path]) -> None:
     assert [entry.text for entry in row_of(pair, "atom_norm_max").entries] == ["1.000", "–"]
     runs = read_comparable_runs(pair[1].parent, [pair[1].name])
-    assert "atom_norm_max" not in [row.metric.key for row in metric_rows(runs)]
+    assert "atom_norm_max" not in [row.metric.key for row in metric_rows(group_by_method(runs))]

@@ -187,7 +187,8 @@ def test_comparison_writes_page_tables_figures_and_json(make_run: MakeRun, tmp_p
         assert format_value(metrics[run_id]["retained_accuracy_auc"], "score") in markdown
     assert read_json(output / "aggregated_metrics.json")["runs"] == metrics
     shared = {"retained_accuracy", "task_scores", "learning_by_position", "stored_bytes", "norms", "time"}
-    expected = shared | {"room_left", "accuracy_matrix_1", "accuracy_matrix_2"}
+    paired = {"paired_differences", "task_differences"}
+    expected = shared | paired | {"room_left", "accuracy_matrix_1", "accuracy_matrix_2"}
     assert topics(output, "himalaya_vs_lora", "png") == topics(output, "himalaya_vs_lora", "pdf") == expected
 
 

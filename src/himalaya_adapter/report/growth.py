@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from himalaya_adapter.report import style
+from himalaya_adapter.report.method_groups import MethodGroup
 from himalaya_adapter.report.metric_table import format_value
 from himalaya_adapter.report.run_folder import RunRecord
 
@@ -85,7 +86,7 @@ def growth_timeline(run: RunRecord) -> Figure | None:
     return figure
 
 
-def room_left(runs: Sequence[RunRecord]) -> Figure | None:
+def room_left(groups: Sequence[MethodGroup]) -> Figure | None:
     """Head directions and elastic atoms that later tasks may still take, after each task; None if not recorded."""
     panels = [
         (key, title)
@@ -93,24 +94,24 @@ def room_left(runs: Sequence[RunRecord]) -> Figure | None:
             ("head_directions_left", "free directions of the router's head"),
             ("free_atoms", "free atoms of the dictionary"),
         )
-        if any(end.get(key) is not None for run in runs for end in run.task_ends)
+        if any(group.after_tasks(key) for group in groups)
     ]
     if not panels:
         return None
     figure = style.new_figure(3.3)
     every = np.atleast_1d(figure.subplots(1, len(panels)))
     for axes, (key, title) in zip(every, panels, strict=True):
-        most = 0
-        for run, look in zip(runs, style.run_styles(runs), strict=True):
-            points = [(end["index"] + 1, end[key]) for end in run.task_ends if end.get(key) is not None]
+        most = 0.0
+        for group, look in zip(groups, style.method_styles(groups), strict=True):
+            points = group.after_tasks(key)
             if points:
                 style.draw_line(axes, points, look)
                 most = max(most, *(left for _, left in points))
         style.style_axes(axes, x="tasks learnt")
-        style.count_tasks_below(axes, len(runs[0].tasks))
+        style.count_tasks_below(axes, len(groups[0].first.tasks))
         axes.set_ylim(0, 1.08 * most or 1.0)
         axes.set_title(title, fontsize=style.TEXT_SIZE, color=style.INK, loc="left")
-    if len(runs) > 1:
+    if len(groups) > 1:
         style.add_legend(figure, every[0])
     return figure
 

@@ -1,17 +1,27 @@
-"""The two heat maps of a run: the accuracy matrix, and the use of gates and atoms."""
+"""Heat maps: the accuracy matrix, the use of gates and atoms, and many methods over many tasks."""
+
+from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from himalaya_adapter.report import style
+from himalaya_adapter.report.comparison import Comparison
+from himalaya_adapter.report.method_groups import MethodGroup
 from himalaya_adapter.report.run_folder import RunRecord
 
+MANY_TASKS_SIZE = 6.2  # points of the numbers in small cells
+CELL_HEIGHT = 0.23  # inches
+SMALLEST_RANGE = 0.05  # of a signed map, so that noise does not look like a difference
 
-def accuracy_matrix(run: RunRecord) -> Figure:
-    """Heat map of a_{i,j}: a row after each task, a column per task, and the frozen model on top."""
+
+def accuracy_matrix(group: MethodGroup) -> Figure:
+    """Heat map of a_{i,j}, over the seeds: a row after each task, a column per task, the frozen model on top."""
+    run = group.first
     count = len(run.tasks)
     cell_width, cell_height = min(0.8, 6.6 / count), 0.42 if count < style.MANY_TASKS else 0.27
     width = style.FULL_WIDTH if count >= 6 else 2.8 + count * cell_width
@@ -19,15 +29,10 @@ def accuracy_matrix(run: RunRecord) -> Figure:
     axes = figure.subplots()
     scores = np.full((count + 1, count), np.nan)
     scores[0] = [cell["score"] for cell in run.before]
-    for index, row in enumerate(run.rows):
-        scores[index + 1, : index + 1] = [cell["score"] if cell else np.nan for cell in row]
+    for index, row in enumerate(group.matrix):
+        scores[index + 1, : index + 1] = [np.nan if score is None else score for score in row]
     image = axes.imshow(np.ma.masked_invalid(scores), cmap=style.HEAT_MAP_COLORS, vmin=0, vmax=1, aspect="auto")
-    size = style.TEXT_SIZE if count < style.MANY_TASKS else 6.2
-    for (row, column), score in np.ndenumerate(scores):
-        if not np.isnan(score):
-            text = f"{score:.2f}" if count < style.MANY_TASKS else f"{score:.2f}".removeprefix("0")
-            color = "white" if score > 0.55 else style.INK
-            axes.text(column, row, text, ha="center", va="center", fontsize=size, color=color)
+    _write_scores(axes, scores, style.TEXT_SIZE if count < style.MANY_TASKS else MANY_TASKS_SIZE)
     for index in range(count):
         axes.add_patch(
             Rectangle((index - 0.5, index + 0.5), 1, 1, fill=False, edgecolor=style.INK, linewidth=1.2, zorder=3)
@@ -101,6 +106,82 @@ def gates_and_atoms(run: RunRecord) -> Figure | None:
     bar = figure.colorbar(image, ax=heat_axes, shrink=min(1.0, 8 / count), aspect=18, pad=0.02)
     _style_colorbar(bar, "share of tokens")
     return figure
+
+
+def scores_by_method(groups: Sequence[MethodGroup]) -> Figure:
+    """Tasks × methods: left a_{T,j}, the score at the end, the frozen model first; right a_{T,j} − a_{j,j}, what
+    changed since the task was learnt."""
+    run = groups[0].first
+    count = len(run.tasks)
+    final = [[cell["score"] for cell in group.final] for group in groups]
+    learnt = [[cell["score"] for cell in group.after_learning] for group in groups]
+    now = np.array([[cell["score"] for cell in run.before], *final]).T  # (tasks, 1 + methods)
+    change = (np.array(final) - np.array(learnt)).T
+    figure = style.new_figure(2.2 + count * CELL_HEIGHT)
+    left, right = figure.subplots(1, 2, width_ratios=[len(groups) + 1, len(groups)])
+    image = left.imshow(now, cmap=style.HEAT_MAP_COLORS, vmin=0, vmax=1, aspect="auto")
+    _write_scores(left, now, MANY_TASKS_SIZE)
+    left.axvline(0.5, color="white", linewidth=4)
+    _name_cells(left, run.tasks, ["frozen model", *(group.label for group in groups)], "score now")
+    _style_colorbar(figure.colorbar(image, ax=left, location="bottom", shrink=0.5, aspect=24, pad=0.01), "score")
+    _signed_map(figure, right, change, "change since it was learnt")
+    _name_cells(right, (), [group.label for group in groups], "change since learnt")
+    return figure
+
+
+def task_differences(comparison: Comparison) -> Figure | None:
+    """Tasks × methods: the reference's final score minus the other's, framed where it is significant; None if no
+    tests could be made."""
+    others, tasks = comparison.others, comparison.reference.first.tasks
+    if not others:
+        return None
+    found = [[comparison.difference(other, task) for other in others] for task in tasks]
+    figure = style.new_figure(1.9 + len(tasks) * CELL_HEIGHT, min(style.FULL_WIDTH, 4.4 + 0.75 * len(others)))
+    axes = figure.subplots()
+    gaps = np.array([[difference.test.difference if difference else np.nan for difference in row] for row in found])
+    _signed_map(figure, axes, gaps, f"{style.plain(comparison.reference.label)} minus the other")
+    for (row, column), _ in np.ndenumerate(gaps):
+        difference = found[row][column]
+        if difference is not None and difference.significant:
+            frame = Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor=style.INK, linewidth=1.3)
+            axes.add_patch(frame)
+    _name_cells(axes, tasks, [other.label for other in others], "")
+    return figure
+
+
+def _write_scores(axes: Axes, scores: np.ndarray, size: float) -> None:
+    for (row, column), score in np.ndenumerate(scores):
+        if not np.isnan(score):
+            text = f"{score:.2f}" if size > MANY_TASKS_SIZE else f"{score:.2f}".removeprefix("0")
+            color = "white" if score > 0.55 else style.INK
+            axes.text(column, row, text, ha="center", va="center", fontsize=size, color=color)
+
+
+def _signed_map(figure: Figure, axes: Axes, values: np.ndarray, label: str) -> None:
+    """Signed values between two colours that no colour deficiency confuses, each written into its cell."""
+    widest = max(float(np.nanmax(np.abs(values))), SMALLEST_RANGE)
+    image = axes.imshow(values, cmap=style.SIGNED_COLORS, vmin=-widest, vmax=widest, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        text = f"{value:+.2f}".replace("0.", ".").replace("-", "−") if abs(value) >= 0.005 else "0"
+        color = "white" if abs(value) > 0.7 * widest else style.INK
+        axes.text(column, row, text, ha="center", va="center", fontsize=MANY_TASKS_SIZE, color=color)
+    _style_colorbar(figure.colorbar(image, ax=axes, location="bottom", shrink=0.5, aspect=24, pad=0.01), label)
+
+
+def _name_cells(axes: Axes, tasks: Sequence[str], columns: Sequence[str], title: str) -> None:
+    """Task names on the left, method names on top, where a tall figure is read first."""
+    style.style_axes(axes, grid="both")
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    axes.xaxis.tick_top()
+    axes.set_xticks(range(len(columns)), [style.plain(style.shorten(name)) for name in columns])
+    axes.tick_params(axis="x", labelsize=style.SMALL_TEXT_SIZE, length=0)
+    for text in axes.get_xticklabels():
+        text.set(rotation=40, ha="left", rotation_mode="anchor")
+    axes.set_yticks(range(len(tasks)), [style.task_label(index, name) for index, name in enumerate(tasks)])
+    axes.tick_params(axis="y", labelsize=style.task_text_size(len(tasks)))
+    if title:
+        axes.set_title(title, fontsize=style.TEXT_SIZE, color=style.INK, loc="left", pad=8)
 
 
 def _style_colorbar(bar: Colorbar, label: str) -> None:

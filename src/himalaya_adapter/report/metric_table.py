@@ -1,10 +1,11 @@
-"""The headline table: every metric with its formula, its interval, and the best run marked."""
+"""The headline table: every metric with its formula, its interval or spread, and the best method marked."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from himalaya_adapter.report.method_groups import MethodGroup, Spread
 from himalaya_adapter.report.run_folder import Cell, RunRecord
 
 UPDATE_NORM_BOUND = 1.0  # ‖ΔW‖ ≤ 1: a unit rank-one update times a gain below 1
@@ -63,6 +64,13 @@ METRICS = (
     Metric("eval_seconds", "Evaluation time", "wall clock, all evaluations", "seconds", "lower"),
 )
 
+# What stands in one line per method where there are too many methods for a column each.
+HEADLINE = (
+    *("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "forgetting", "retention", "base_drift"),
+    *("stored_bytes", "trainable_parameters", "train_seconds"),
+)
+MANY_METHODS = 5  # from here on tables hold a line, not a column, per method
+
 # A norm below its bound is not better for being smaller, and all runs of a comparison share the frozen model.
 UNRANKED = {"update_norm_max", "atom_norm_max", "frozen_accuracy"}
 
@@ -72,10 +80,11 @@ class Entry:
     """One value of the table as it is printed.
 
     Attributes:
-        text: The value, or a dash if the run has none.
+        text: The value, or a dash if the method has none; with several seeds the mean and ± the standard deviation,
+            of a norm the largest.
         interval: ``[low, high]``, empty where no interval is known.
-        best: Best of the row, among at least two runs.
-        clear: Best, and its interval overlaps no other run's.
+        best: Best of the row, among at least two methods.
+        clear: Best, and its interval overlaps no other method's.
         exceeds_bound: A norm above its bound.
     """
 
@@ -88,33 +97,43 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """A metric and one entry per run."""
+    """A metric and one entry per method."""
 
     metric: Metric
     entries: tuple[Entry, ...]
 
 
-def metric_rows(runs: Sequence[RunRecord]) -> list[Row]:
-    """The rows of the headline table; a metric that no run has is left out."""
+def metric_rows(groups: Sequence[MethodGroup]) -> list[Row]:
+    """The rows of the headline table; a metric that no method has is left out."""
     rows = []
     for metric in METRICS:
-        values = [run.metrics.get(metric.key) for run in runs]
+        values = [_value(group, metric) for group in groups]
         if all(value is None for value in values):
             continue
-        intervals = [metric_interval(run, metric.key) for run in runs]
+        intervals = [metric_interval(group.first, metric.key) if len(group.runs) == 1 else None for group in groups]
         best, clear = _best(metric, values, intervals)
         entries = tuple(
             Entry(
-                text=format_value(value, metric.kind),
+                text=format_value(value, metric.kind)
+                if metric.kind == "norm"
+                else format_spread(group.spread(metric.key), metric.kind),
                 interval=format_interval(interval),
                 best=index in best,
                 clear=index in clear,
                 exceeds_bound=value is not None and metric.bound is not None and value > metric.bound + NORM_TOLERANCE,
             )
-            for index, (value, interval) in enumerate(zip(values, intervals, strict=True))
+            for index, (group, value, interval) in enumerate(zip(groups, values, intervals, strict=True))
         )
         rows.append(Row(metric, entries))
     return rows
+
+
+def _value(group: MethodGroup, metric: Metric) -> float | None:
+    """The mean over the seeds; of a norm, which has a bound to keep, the largest."""
+    over_seeds = group.spread(metric.key)
+    if over_seeds is None:
+        return None
+    return max(group.values(metric.key)) if metric.kind == "norm" else over_seeds.mean
 
 
 def metric_interval(run: RunRecord, key: str) -> Interval | None:
@@ -154,7 +173,7 @@ def format_value(value: Any, kind: Kind) -> str:
     if kind == "bytes":
         return format_bytes(value)
     if kind == "count":
-        return f"{value:,}"
+        return f"{round(value):,}"
     if kind == "seconds":
         return format_seconds(value)
     rounded = round(value, 3) + 0.0  # + 0.0 turns −0.0 into 0.0
@@ -162,11 +181,26 @@ def format_value(value: Any, kind: Kind) -> str:
     return text.replace("-", "−")
 
 
+def format_spread(over_seeds: Spread | None, kind: Kind) -> str:
+    """``0.713 ± 0.004``, the mean over seeds and their standard deviation; the value alone where nothing varies."""
+    if over_seeds is None:
+        return format_value(None, kind)
+    mean = format_value(over_seeds.mean, kind)
+    if over_seeds.deviation is None or (over_seeds.deviation == 0 and kind in ("bytes", "count")):
+        return mean
+    return f"{mean} ± {format_value(over_seeds.deviation, 'score' if kind == 'signed' else kind)}"
+
+
 def format_interval(interval: Interval | None) -> str:
     """``[0.684, 0.742]``, or nothing for None."""
     if interval is None:
         return ""
     return f"[{format_value(interval[0], 'score')}, {format_value(interval[1], 'score')}]"
+
+
+def format_p(p: float) -> str:
+    """``p = 0.031`` or ``p < 0.001``."""
+    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
 def format_bytes(count: float) -> str:

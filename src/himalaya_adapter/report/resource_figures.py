@@ -2,17 +2,20 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from himalaya_adapter.report import style
+from himalaya_adapter.report.method_groups import MethodGroup, alone
 from himalaya_adapter.report.metric_table import ATOM_NORM_BOUND, UPDATE_NORM_BOUND, format_bytes, format_seconds
 from himalaya_adapter.report.run_folder import RunRecord
 
 SMALLEST_SHARE = 0.01  # of all bytes, below which a part has no colour of its own
+WIDE_RANGE = 8  # largest by smallest size from which on bytes stand on a logarithmic axis
 PALE = 0.4  # opacity of evaluation beside training
 SHORTEST_NAMED = 0.1  # share of the widest bar below which a time does not fit into its bar
 
@@ -58,39 +61,44 @@ def _component_bytes(parts: Mapping[str, int]) -> Counter[str]:
     return shown
 
 
-def stored_bytes_over_tasks(runs: Sequence[RunRecord]) -> Figure | None:
-    """Stored bytes after each task, a line per run; None if no run recorded them."""
+def stored_bytes_over_tasks(groups: Sequence[MethodGroup]) -> Figure | None:
+    """Stored bytes after each task, a line per method; None if none recorded them."""
     figure = style.new_figure(3.6)
     axes = figure.subplots()
-    top = 0.0
-    for run, look in zip(runs, style.run_styles(runs), strict=True):
-        points = [(event["index"] + 1, event["stored_bytes"]) for event in run.task_ends if event.get("stored_bytes")]
+    sizes: list[float] = []
+    for group, look in zip(groups, style.method_styles(groups), strict=True):
+        points = [(learnt, size) for learnt, size in group.after_tasks("stored_bytes") if size]
         if points:
             style.draw_line(axes, points, look)
-            top = max(top, *(size for _, size in points))
-    if not top:
+            sizes += [size for _, size in points]
+    if not sizes:
         return None
     style.style_axes(axes, x="tasks learnt", y="stored bytes")
-    style.count_tasks_below(axes, len(runs[0].tasks))
-    _byte_axis(axes, top)
+    style.count_tasks_below(axes, len(groups[0].first.tasks))
+    _byte_axis(axes, max(sizes))
+    if max(sizes) > WIDE_RANGE * min(sizes):
+        axes.set_yscale("log")
+        axes.set_ylim(min(sizes) / 1.5, 1.5 * max(sizes))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _: format_bytes(size)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     style.add_legend(figure, axes)
     return figure
 
 
-def norms(runs: Sequence[RunRecord]) -> Figure | None:
-    """Largest update norm and atom norm seen up to each task, with their bounds; None if no run recorded them."""
+def norms(groups: Sequence[MethodGroup]) -> Figure | None:
+    """Largest update norm and atom norm seen up to each task, with their bounds; None if none were recorded."""
     panels = (
         ("update_norm_max", "largest update norm ‖ΔW‖", UPDATE_NORM_BOUND),
         ("atom_norm_max", "largest atom norm", ATOM_NORM_BOUND),
     )
-    if not any(event.get(key) is not None for run in runs for event in run.task_ends for key, _, _ in panels):
+    if not any(group.after_tasks(key) for group in groups for key, _, _ in panels):
         return None
     figure = style.new_figure(3.4)
     both = figure.subplots(1, 2)
     for axes, (key, title, bound) in zip(both, panels, strict=True):
         seen = []
-        for run, look in zip(runs, style.run_styles(runs), strict=True):
-            points = [(event["index"] + 1, event[key]) for event in run.task_ends if event.get(key) is not None]
+        for group, look in zip(groups, style.method_styles(groups), strict=True):
+            points = group.after_tasks(key, max)
             if points:
                 style.draw_line(axes, points, look)
                 seen += [value for _, value in points]
@@ -110,15 +118,15 @@ def norms(runs: Sequence[RunRecord]) -> Figure | None:
         )
         axes.set_title(title, fontsize=style.TEXT_SIZE, color=style.INK, loc="left")
         style.style_axes(axes, x="tasks learnt")
-        style.count_tasks_below(axes, len(runs[0].tasks))
-    if len(runs) > 1:
+        style.count_tasks_below(axes, len(groups[0].first.tasks))
+    if len(groups) > 1:
         style.add_legend(figure, max(both, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
     return figure
 
 
 def seconds_per_task(run: RunRecord) -> Figure:
     """Training time of each task beside that of the evaluation after it: of all tasks so far, or of this one."""
-    (look,) = style.run_styles([run])
+    (look,) = style.method_styles([alone(run)])
     figure = style.new_figure(3.8)
     axes = figure.subplots()
     trained = [(e["index"] + 1, e["train_seconds"]) for e in run.task_ends if e.get("train_seconds") is not None]
@@ -133,19 +141,23 @@ def seconds_per_task(run: RunRecord) -> Figure:
     return figure
 
 
-def total_seconds(runs: Sequence[RunRecord]) -> Figure:
-    """Training and evaluation time of each run."""
-    figure = style.new_figure(1.2 + 0.42 * len(runs))
+def total_seconds(groups: Sequence[MethodGroup]) -> Figure:
+    """Training and evaluation time of each method, over its seeds."""
+    figure = style.new_figure(1.2 + 0.42 * len(groups))
     axes = figure.subplots()
-    looks = style.run_styles(runs)
-    start = np.zeros(len(runs))
-    longest = max((run.metrics.get("train_seconds") or 0.0) + (run.metrics.get("eval_seconds") or 0.0) for run in runs)
+    looks = style.method_styles(groups)
+    start = np.zeros(len(groups))
+    spent = {
+        key: np.array([fmean(group.values(key) or [0.0]) for group in groups])
+        for key in ("train_seconds", "eval_seconds")
+    }
+    longest = float((spent["train_seconds"] + spent["eval_seconds"]).max())
     for key, label, alpha, ink in (
         ("train_seconds", "training", 1.0, "white"),
         ("eval_seconds", "evaluation", PALE, style.INK),
     ):
-        seconds = np.array([run.metrics.get(key) or 0.0 for run in runs], dtype=float)
-        axes.barh(range(len(runs)), seconds, 0.6, left=start, color=[look.color for look in looks], alpha=alpha)
+        seconds = spent[key]
+        axes.barh(range(len(groups)), seconds, 0.6, left=start, color=[look.color for look in looks], alpha=alpha)
         axes.bar(0, 0, color=style.FROZEN_COLOR, alpha=alpha, label=label)  # a grey entry in the legend for all runs
         for row, (left, value) in enumerate(zip(start, seconds, strict=True)):
             if value > SHORTEST_NAMED * longest:
@@ -159,8 +171,8 @@ def total_seconds(runs: Sequence[RunRecord]) -> Figure:
                     fontsize=style.SMALL_TEXT_SIZE,
                 )
         start += seconds
-    axes.set_yticks(range(len(runs)), [look.label.replace("$", r"\$") for look in looks])
-    axes.set_ylim(len(runs) - 0.5, -0.5)
+    axes.set_yticks(range(len(groups)), [style.plain(look.label) for look in looks])
+    axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlim(0, 1.02 * longest or 1.0)
     style.style_axes(axes, grid="x")
     style.measure_time(axes.xaxis, longest)

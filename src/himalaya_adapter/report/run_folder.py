@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.evaluation.item_scores import read_item_scores
+from himalaya_adapter.evaluation.paired_tests import ScoredRun
 from himalaya_adapter.storage import read_json
 
 FORMAT = 1
@@ -22,6 +24,7 @@ class RunRecord:
 
     Attributes:
         run_id: Name of the folder.
+        folder: The folder.
         metrics: Content of ``metrics.json``.
         tasks: Task names in the order of the stream.
         before: One cell per task, scored before training.
@@ -35,6 +38,7 @@ class RunRecord:
     """
 
     run_id: str
+    folder: Path
     metrics: dict[str, Any]
     tasks: tuple[str, ...]
     before: list[Cell]
@@ -54,6 +58,21 @@ class RunRecord:
     def final(self) -> list[Cell]:
         """The last row of the matrix: each task after the last one."""
         return [cell for cell in self.rows[-1] if cell is not None]
+
+    @property
+    def scores(self) -> list[list[float | None]]:
+        """The accuracy matrix: ``scores[i][j]``, j ≤ i, None where the run saved it."""
+        return [[cell["score"] if cell else None for cell in row] for row in self.rows]
+
+    def scored_items(self) -> ScoredRun | None:
+        """The matrix with the scores of the test items behind it; None for a run that no longer has them.
+
+        Raises:
+            HimalayaError: They are damaged or belong to another matrix.
+        """
+        sizes = [[cell["n"] if cell else None for cell in row] for row in self.rows]
+        items = read_item_scores(self.folder, sizes)
+        return None if items is None else ScoredRun(self.scores, items)
 
     def test_hash(self, task: str) -> str | None:
         """SHA-256 of the test split of ``task``, None if the run did not record it."""
@@ -92,6 +111,7 @@ def read_run(folder: Path) -> RunRecord:
     task_ends = {event["index"]: event for event in events if event["event"] == TASK_END}
     return RunRecord(
         run_id=folder.name,
+        folder=folder,
         metrics=metrics,
         tasks=tuple(tasks),
         before=matrix["before"],

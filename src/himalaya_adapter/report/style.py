@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from himalaya_adapter.report.run_folder import RunRecord
+from himalaya_adapter.report.method_groups import MethodGroup
 from himalaya_adapter.storage import write_atomic
 
 # Palette of Okabe and Ito (2008), told apart with any of the common colour deficiencies.
@@ -25,16 +25,19 @@ METHOD_COLORS = {
     "glodis": "#E69F00",
     "loreft": "#56B4E9",
 }
-OTHER_COLORS = ("#882255", "#117733", "#999933", "#332288", "#661100", "#44AA99")  # Tol's muted scheme
+# Each as far as possible (in CIELAB, at least 20) from all before it and from grey, as seen with normal vision and
+# with any of the three colour deficiencies (Machado et al., 2009).
+OTHER_COLORS = ("#000077", "#9900FF", "#331111", "#773311", "#554466", "#335544")
 PART_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#882255", "#999933", "#BBBBBB")
 LINE_STYLES = ("solid", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
-MARKERS = ("o", "s", "^", "D")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 FROZEN_COLOR = "#7A828E"
 BOUND_COLOR = "#B3261E"
 INK = "#1F2933"
 MUTED_INK = "#5B6673"
 GRID_COLOR = "#E4E7EB"
 HEAT_MAP_COLORS = "YlGnBu"
+SIGNED_COLORS = "PuOr"
 
 FULL_WIDTH = 9.0  # inches; the same for all wide figures, so that their type has one size on the page
 TEXT_SIZE = 9.0  # points
@@ -46,8 +49,8 @@ MANY_TASKS = 12  # from here on tick labels are small
 
 
 @dataclass(frozen=True)
-class RunStyle:
-    """How one run is drawn: colour by method; line and marker tell runs of one method apart."""
+class MethodStyle:
+    """How one method is drawn; line and marker tell it from others where colours do not."""
 
     label: str
     color: str
@@ -55,18 +58,21 @@ class RunStyle:
     marker: str
 
 
-def run_styles(runs: Sequence[RunRecord]) -> list[RunStyle]:
-    """One style per run. The label is the method's name, with the run id where several runs share the name."""
-    methods = [run.metrics["method"] for run in runs]
-    names = [run.metrics["method_name"] for run in runs]
-    others = sorted(set(methods) - set(METHOD_COLORS))
-    styles = []
-    for index, run in enumerate(runs):
-        method = methods[index]
-        repeat = methods[:index].count(method)
-        color = METHOD_COLORS.get(method) or OTHER_COLORS[others.index(method) % len(OTHER_COLORS)]
-        label = names[index] if names.count(names[index]) == 1 else f"{names[index]} ({run.run_id})"
-        styles.append(RunStyle(label, color, LINE_STYLES[repeat % len(LINE_STYLES)], MARKERS[repeat % len(MARKERS)]))
+def method_styles(groups: Sequence[MethodGroup]) -> list[MethodStyle]:
+    """One style per method, the same in all figures of a report.
+
+    The first method of a type (``lora``) has the type's own colour in every report; further ones of it, and types
+    that have none, take what is left.
+    """
+    left = list(OTHER_COLORS)
+    styles: list[MethodStyle] = []
+    for index, group in enumerate(groups):
+        own = METHOD_COLORS.get(group.method)
+        if own is None or any(own == style.color for style in styles):
+            own = left.pop(0)
+            left = left or list(OTHER_COLORS)
+        line, marker = LINE_STYLES[index % len(LINE_STYLES)], MARKERS[index % len(MARKERS)]
+        styles.append(MethodStyle(group.label, own, line, marker))
     return styles
 
 
@@ -89,10 +95,19 @@ def style_axes(axes: Axes, *, x: str = "", y: str = "", grid: Literal["x", "y", 
     axes.set_axisbelow(True)
 
 
+def plain(text: str) -> str:
+    """``text`` for matplotlib, to which a dollar sign would start TeX."""
+    return text.replace("$", r"\$")
+
+
 def task_label(index: int, name: str) -> str:
-    """``3. name``: position in the stream and the name, shortened; a dollar sign must not start matplotlib's TeX."""
-    short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-    return f"{index + 1}. {short}".replace("$", r"\$")
+    """``3. name``: position in the stream and the name, shortened."""
+    return plain(f"{index + 1}. {shorten(name)}")
+
+
+def shorten(name: str) -> str:
+    """A name cut to what an axis has room for."""
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def task_text_size(count: int) -> float:
@@ -134,8 +149,8 @@ def _round_step(longest: float) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor * 5 >= longest)
 
 
-def draw_line(axes: Axes, points: Sequence[tuple[int, float]], look: RunStyle) -> None:
-    """One run's line with its markers through points ``(x, y)``."""
+def draw_line(axes: Axes, points: Sequence[tuple[int, float]], look: MethodStyle) -> None:
+    """One method's line with its markers through points ``(x, y)``."""
     xs, ys = zip(*points, strict=True)
     axes.plot(
         xs,
@@ -155,7 +170,7 @@ def add_legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles,
-        [label.replace("$", r"\$") for label in labels],
+        [plain(label) for label in labels],
         loc="outside lower center",
         ncols=min(len(labels), 4),
         frameon=False,

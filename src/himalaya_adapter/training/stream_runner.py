@@ -26,6 +26,7 @@ from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.budget import check_budget
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.drift import base_drift
+from himalaya_adapter.evaluation.item_scores import write_item_scores
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.methods.construction import adapt, run_method
@@ -310,6 +311,7 @@ class StreamRunner:
         }
         matrix, metrics = summarise(self.config, self.stream, self.store, measured)
         write_json(self.store.folder / "matrix.json", matrix)
+        write_item_scores(self.store.folder, self.scores.item_scores())
         write_json(self.store.folder / "metrics.json", metrics)  # last: its presence says that the run is finished
 
 

@@ -124,6 +124,12 @@ class StreamScores:
         self.model.delete_adapter(RELEASED)
         return parts
 
+    def item_scores(self) -> list[list[list[float] | None]]:
+        """The scores of the test items in the stored part of the matrix, a row after each task."""
+        rows = range(len(self.stream.tasks))
+        stored = [[self.store.score(row, index) for index in range(row + 1)] for row in rows]
+        return [[score["item_scores"] if score else None for score in row] for row in stored]
+
     def prompts(self, task: Task, split: str) -> Iterator[Batch]:
         """The prompts of one of a task's splits, in batches."""
         length = self.config.dataset.max_seq_length

@@ -1,0 +1,201 @@
+"""Paired tests between methods on the same test items.
+
+Two methods answered the same items, and what makes an item easy or hard for both says nothing about their difference.
+So an item is drawn, or its answers are swapped between the methods, for both at once.
+
+Everything here is conditional on the adapters as they were trained: it says how far a difference could move with other
+test items, not with other seeds of training.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from himalaya_adapter.evaluation import metrics
+from himalaya_adapter.evaluation.intervals import RESAMPLES, Array, bootstrap_weights, percentile_interval
+from himalaya_adapter.evaluation.item_scores import ItemScores
+
+BLOCKS = 10  # of RESAMPLES resamples: p-values down to 1/5000 survive a correction for dozens of comparisons
+EXACT_ITEMS = 12  # up to so many items that differ, all sign patterns are counted instead of drawn
+ROUNDING = 1e-9  # two sums of the same differences in another order are equal
+MEASURES = {
+    "retained_accuracy_auc": metrics.retained_accuracy_auc,
+    "average_accuracy": metrics.average_accuracy,
+    "learning_accuracy": metrics.learning_accuracy,
+    "forgetting": metrics.forgetting,
+}
+OF_MEASURED_ROWS = ("retained_accuracy_auc", "forgetting")  # comparable only if the same rows were measured
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A run's accuracy matrix and the scores of the items behind it.
+
+    Attributes:
+        matrix: T rows; ``matrix[i][j]``, j ≤ i, the score on task j after training through task i, None where it was
+            not measured.
+        item_scores: ``item_scores[i][j]`` holds the scores of the test items of task j, in the order of the test set,
+            wherever ``matrix[i][j]`` was measured.
+    """
+
+    matrix: metrics.Matrix
+    item_scores: ItemScores
+
+    def items(self, row: int, task: int) -> Array:
+        """Item scores of one cell, ``(items,)``, shifted so that their mean is the cell's score.
+
+        For a metric that is the mean of its item scores nothing moves; for one of the whole test set (BLEU, macro-F1)
+        the items are the first-order stand-in, as in ``metrics.bootstrap_retained_accuracy``.
+        """
+        scores = np.asarray(self.item_scores[row][task], dtype=np.float64)
+        return scores - scores.mean() + np.float64(self.matrix[row][task])
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A difference, its 95 % interval and the two-sided p-value of "there is none"."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def resampled_measures(runs: Sequence[ScoredRun], *, seed: int) -> list[dict[str, Array]]:
+    """The measures of each run on resampled test items, the same resample of items for all runs and rows.
+
+    Args:
+        runs: Runs on the same tasks and test items.
+        seed: Seed of the resampling.
+
+    Returns:
+        Of each run, for each name in ``MEASURES``, the values on ``BLOCKS × RESAMPLES`` resamples.
+
+    Raises:
+        ValueError: The runs hold different tasks or numbers of items, or a measured cell has no item scores.
+    """
+    generator = np.random.default_rng(seed)
+    columns = [_columns(run) for run in runs]
+    for j, of_task in enumerate(zip(*columns, strict=True)):
+        sizes = {items.shape[1] for _, items in of_task}
+        if len(sizes) > 1:
+            raise ValueError(f"the runs hold {sorted(sizes)} item scores of task {j}, expected the same test items")
+    measured = [metrics.measured_rows(run.matrix) for run in runs]
+    blocks = [_resampled_block(columns, measured, generator) for _ in range(BLOCKS)]
+    return [
+        {name: np.concatenate([block[run][name] for block in blocks]) for name in MEASURES} for run in range(len(runs))
+    ]
+
+
+def _columns(run: ScoredRun) -> list[tuple[list[int], Array]]:
+    """Of each task, the rows in which it was scored and its item scores there, ``(rows, items)``."""
+    triangle = metrics.lower_triangle(run.matrix)
+    scored = [[i for i in range(j, len(triangle)) if not np.isnan(triangle[i, j])] for j in range(len(triangle))]
+    return [(rows, np.stack([run.items(i, j) for i in rows])) for j, rows in enumerate(scored)]
+
+
+def _resampled_block(
+    columns: Sequence[Sequence[tuple[list[int], Array]]],
+    measured: Sequence[list[int]],
+    generator: np.random.Generator,
+) -> list[dict[str, Array]]:
+    tasks = len(columns[0])
+    retained = [np.zeros((RESAMPLES, len(rows))) for rows in measured]
+    learnt, final, forgotten = (np.zeros((len(columns), RESAMPLES)) for _ in range(3))
+    for j in range(tasks):
+        weights = bootstrap_weights(columns[0][j][1].shape[1], generator)
+        weights /= weights.shape[1]
+        for run, of_run in enumerate(columns):
+            rows, items = of_run[j]
+            cells = np.clip(weights @ items.T, 0.0, 1.0)  # (resamples, rows)
+            for position, row in enumerate(measured[run]):
+                if row >= j:
+                    retained[run][:, position] += cells[:, rows.index(row)] / (row + 1)
+            learnt[run] += cells[:, 0] / tasks
+            final[run] += cells[:, -1] / tasks
+            if j < tasks - 1:
+                forgotten[run] += (cells[:, :-1].max(axis=1) - cells[:, -1]) / (tasks - 1)
+    return [
+        {
+            "retained_accuracy_auc": metrics.area_under_curve(retained[run], measured[run]),
+            "average_accuracy": final[run],
+            "learning_accuracy": learnt[run],
+            "forgetting": forgotten[run],
+        }
+        for run in range(len(columns))
+    ]
+
+
+def bootstrap_test(difference: float, resampled: Array) -> PairedTest:
+    """Paired bootstrap (Efron and Tibshirani, 1993): interval and p-value from resampled differences.
+
+    ``p = 2 · min(P(d* ≤ 0), P(d* ≥ 0))``, at most 1, each share counted with the observed sample, (1 + #) / (1 + R):
+    twice the level at which the percentile interval begins to hold 0.
+
+    Args:
+        difference: The difference as it was measured.
+        resampled: The differences on resampled items, ``(R,)``.
+    """
+    low, high = percentile_interval(resampled, difference)
+    # A difference that is 0 up to rounding lies on both sides.
+    below, above = np.sum(resampled <= ROUNDING), np.sum(resampled >= -ROUNDING)
+    p = 2 * (1 + min(int(below), int(above))) / (1 + len(resampled))
+    return PairedTest(difference, low, high, min(1.0, p))
+
+
+def item_tests(differences: Array, *, seed: int) -> list[PairedTest]:
+    """Mean difference over the items of one task: interval by paired bootstrap, p-value by sign flips.
+
+    The sign-flip test (Fisher's randomisation of paired differences) asks how often a sum as far from 0 arises if the
+    two methods' answers to every item were swapped by the toss of a coin. It needs no assumption but that, so it also
+    holds for a few items and for scores that are 0 or 1.
+
+    Args:
+        differences: Differences of the item scores, ``(comparisons, items)``.
+        seed: Seed of the resampling and of the tosses, which all comparisons share.
+    """
+    generator = np.random.default_rng(seed)
+    weights = bootstrap_weights(differences.shape[1], generator) / differences.shape[1]
+    resampled = weights @ differences.T  # (resamples, comparisons)
+    p_values = _sign_flip_p(differences, generator)
+    tests = []
+    for of_one, draws, p in zip(differences, resampled.T, p_values, strict=True):
+        difference = float(of_one.mean())
+        tests.append(PairedTest(difference, *percentile_interval(draws, difference), p))
+    return tests
+
+
+def _sign_flip_p(differences: Array, generator: np.random.Generator) -> list[float]:
+    comparisons, items = differences.shape
+    observed = np.abs(differences.sum(axis=1)) - ROUNDING
+    as_far = np.zeros(comparisons, dtype=np.int64)
+    for _ in range(BLOCKS):
+        signs = 2.0 * generator.integers(2, size=(RESAMPLES, items)) - 1.0
+        as_far += np.sum(np.abs(signs @ differences.T) >= observed, axis=0)
+    drawn = (1 + as_far) / (1 + BLOCKS * RESAMPLES)
+    return [
+        exact_sign_flip_p(of_one) if np.sum(np.abs(of_one) > ROUNDING) <= EXACT_ITEMS else float(p)
+        for of_one, p in zip(differences, drawn, strict=True)
+    ]
+
+
+def exact_sign_flip_p(differences: Array) -> float:
+    """Share of all sign patterns of ``differences``, ``(items,)``, whose sum is as far from 0 as the observed one."""
+    differing = differences[np.abs(differences) > ROUNDING]  # the sign of a 0 changes no sum
+    patterns = np.arange(2 ** len(differing))[:, None] >> np.arange(len(differing)) & 1  # (2^items, items)
+    sums = (2.0 * patterns - 1.0) @ differing
+    return float(np.mean(np.abs(sums) >= abs(differing.sum()) - ROUNDING))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for testing all of them (Holm, 1979), in the order given.
+
+    The k-th smallest of m is multiplied by m − k + 1, capped at 1 and never below the adjusted smaller ones: rejecting
+    those at most 0.05 errs anywhere in the family with probability at most 0.05, however the tests depend.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        adjusted[index] = largest
+    return adjusted

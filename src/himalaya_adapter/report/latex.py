@@ -1,0 +1,97 @@
+"""The tables of a comparison as LaTeX (booktabs), to input into a paper."""
+
+import re
+from collections.abc import Sequence
+
+from himalaya_adapter.report.comparison import Comparison
+from himalaya_adapter.report.comparison_tables import Table, Text, comparison_tables
+from himalaya_adapter.report.expected_results import ExpectedResult
+
+PREAMBLE = "% Needs \\usepackage{booktabs}, \\usepackage{graphicx} and a UTF-8 engine."
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{character: f"\\{character}" for character in "{}$&#%_"},
+}
+MATHS = {
+    **{"−": "-", "±": r"\pm", "≤": r"\le", "≥": r"\ge", "×": r"\times", "‖": r"\|", "<": "<", ">": ">"},
+    **{
+        "★": r"\star",
+        "↑": r"\uparrow",
+        "↓": r"\downarrow",
+        "→": r"\to",
+        "Δ": r"\Delta",
+        "τ": r"\tau",
+        "λ": r"\lambda",
+    },
+}
+TYPOGRAPHY = {"–": "--", "…": r"\dots{}", "’": "'", "|": r"\textbar{}"}
+SUBSCRIPT = re.compile(r"([A-Za-z]+)_\{(.+?)\}")
+WIDEST_UPRIGHT = 6  # columns of numbers; wider tables are shrunk to the line
+
+
+def tables(comparison: Comparison, expected: Sequence[ExpectedResult]) -> str:
+    """Every table as a float with a caption and the label ``tab:<topic>``; metrics as columns, a line per method."""
+    lines = [PREAMBLE, *(f"% {' '.join(note.split())}" for note in comparison.notes)]
+    for table in comparison_tables(comparison, expected, by_method=True):
+        lines += ["", *_table(table)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(table: Table) -> list[str]:
+    # By the rows, because the name of a column is a word even where its content is numbers.
+    words = [all(row[column].words for row in table.rows) for column in range(len(table.header))]
+    shrink = len(table.header) > WIDEST_UPRIGHT
+    body = [
+        f"\\begin{{tabular}}{{@{{}}{''.join('l' if is_words else 'r' for is_words in words)}@{{}}}}",
+        r"\toprule",
+        _row([_head(cell) for cell in table.header]),
+        r"\midrule",
+        *(_row([_cell(cell) for cell in row]) for row in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    if shrink:
+        body = [r"\resizebox{\linewidth}{!}{%", *body[:-1], body[-1] + "}"]
+    return [
+        r"\begin{table}",
+        r"\centering",
+        r"\small",
+        f"\\caption{{{escape(table.title)}. {escape(table.legend)}}}",
+        f"\\label{{tab:{table.topic.replace('_', '-')}}}",
+        *body,
+        r"\end{table}",
+    ]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _head(cell: Text) -> str:
+    return escape(", ".join(part for part in (cell.text, cell.small) if part))
+
+
+def _cell(cell: Text) -> str:
+    text = f"\\textbf{{{escape(cell.text)}}}" if cell.bold else escape(cell.text)
+    star = r"$^\star$" if cell.clear else ""
+    small = f" {{\\scriptsize {escape(cell.small)}}}" if cell.small else ""
+    return text + star + small
+
+
+def escape(text: str) -> str:
+    """``text`` as LaTeX: special characters literal, ``a_{i,j}`` a subscript, mathematical signs in maths."""
+    parts, end = [], 0
+    for found in SUBSCRIPT.finditer(text):
+        base, index = found.groups()
+        inside = "".join(f"{MATHS[c]} " if c in MATHS else TYPOGRAPHY.get(c, c) for c in index)
+        symbol = base if len(base) == 1 else rf"\mathrm{{{base}}}"
+        parts += [_plain(text[end : found.start()]), f"${symbol}_{{{inside}}}$"]
+        end = found.end()
+    return "".join([*parts, _plain(text[end:])])
+
+
+def _plain(text: str) -> str:
+    signs = {**TYPOGRAPHY, **SPECIAL, **{sign: f"${command}$" for sign, command in MATHS.items()}, "\n": " "}
+    return "".join(signs.get(character, character) for character in text)

@@ -1,0 +1,50 @@
+"""The small file of a run's item scores: what goes in comes out, and what is damaged is refused in one line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.evaluation.item_scores import FILE, read_item_scores, write_item_scores
+from himalaya_adapter.storage import write_json
+
+ROWS = [[[1.0, 0.0, 1.0]], [None, [0.123456, 0.5]], [[0.0, 0.0, 1.0], [2 / 3, 1.0], [0.0]]]
+KEPT = [[[1, 0, 1]], [None, [0.1235, 0.5]], [[0, 0, 1], [0.6667, 1], [0]]]
+SIZES = [[3], [None, 2], [3, 2, 1]]
+
+
+def test_round_trip_in_few_bytes_that_are_numbers(tmp_path: Path) -> None:
+    write_item_scores(tmp_path, ROWS)
+    assert read_item_scores(tmp_path, SIZES) == KEPT
+    text = (tmp_path / FILE).read_text(encoding="utf-8")
+    assert text == '{"format":1,"rows":[[[1,0,1]],[null,[0.1235,0.5]],[[0,0,1],[0.6667,1],[0]]]}\n'
+    assert re.sub(r"[\d.,\[\]]|null", "", text) == '{"format":"rows":}\n'
+
+
+def test_evaluations_are_read_where_the_file_is_missing(tmp_path: Path) -> None:
+    assert read_item_scores(tmp_path, SIZES) is None
+    for i, row in enumerate(ROWS):
+        for j, scores in enumerate(row):
+            if scores is not None:
+                write_json(tmp_path / "evaluations" / f"after_{i}_task_{j}.json", {"score": 0, "item_scores": scores})
+    assert read_item_scores(tmp_path, SIZES) == ROWS
+    (tmp_path / "evaluations" / "after_2_task_1.json").unlink()
+    with pytest.raises(HimalayaError, match="evaluations is damaged"):
+        read_item_scores(tmp_path, SIZES)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"format":1,"rows":[[[1,0,1]],[nu', "is damaged"),
+        ('{"format":1}', "is damaged"),
+        ('{"format":1,"rows":[[[1,0]],[null,[0,1]],[[0,0,1],[0,1],[0]]]}', "does not hold a score for each test item"),
+        ('{"format":1,"rows":[[[1,0,"x"]],[null,[0,1]],[[0,0,1],[0,1],[0]]]}', "does not hold a score"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / FILE).write_text(text, encoding="utf-8")
+    with pytest.raises(HimalayaError, match=reason) as caught:
+        read_item_scores(tmp_path, SIZES)
+    assert "\n" not in str(caught.value)

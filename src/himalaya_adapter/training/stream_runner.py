@@ -33,11 +33,12 @@ from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Stream, Task, load_stream
 from himalaya_adapter.streams.encoding import IGNORED_LABEL, encode_item
 from himalaya_adapter.streams.plain_text import held_out_text
-from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer
+from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer, answer_log_likelihoods
 from himalaya_adapter.training.callback import SKIPPED_STEP, StreamCallback, noted_events, step_losses
 from himalaya_adapter.training.environment import describe_environment
+from himalaya_adapter.training.online_ewc import FISHER_ITEMS, OnlineEWC
 from himalaya_adapter.training.preconditions import announce, check_stream
-from himalaya_adapter.training.run_store import BEFORE, COMPLETE, RunStore, is_complete
+from himalaya_adapter.training.run_store import ADAPTER_FILE, BEFORE, COMPLETE, RunStore, is_complete, stored_bytes
 from himalaya_adapter.training.stream_scores import StreamScores
 from himalaya_adapter.training.summary import summarise
 
@@ -46,7 +47,6 @@ CALIBRATION_ITEMS = 16
 DRIFT_TOKENS = 128
 # The other processes wait while the first one scores; one that has died is torchrun's to notice.
 PATIENCE = timedelta(days=7)
-ADAPTER_FILE = "adapter_model.safetensors"
 
 
 def run_stream(config: RunConfig, results_dir: Path, *, overwrite: bool = False) -> Path:
@@ -117,6 +117,8 @@ class StreamRunner:
         self.model = model
         self.scores = StreamScores(config, store, stream, backbone.tokenizer, model)
         self.processes = PartialState()
+        strength = config.model.adapter.ewc_lambda
+        self.ewc = OnlineEWC(strength) if strength is not None else None
 
     def run(self) -> None:
         """Learn what is not yet learned, score what is not yet scored, write the results."""
@@ -166,6 +168,7 @@ class StreamRunner:
             data_collator=collator,
             processing_class=self.tokenizer,
             callbacks=[StreamCallback(self.model, task.name)],
+            penalties=self.ewc.penalties(self.model) if self.ewc else (),
         )
         trainer.remove_callback(PrinterCallback)  # without a terminal it would fill standard output
         logger.info("task %d of %d: learning %s", index + 1, len(self.stream.tasks), task.name)
@@ -192,9 +195,16 @@ class StreamRunner:
         }
         if training.gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
+        if self.ewc:
+            started = time.perf_counter()
+            items = answer_log_likelihoods(self.model, collator, examples[:FISHER_ITEMS])
+            self.ewc.consolidate(self.model, items)
+            record["train_seconds"] += time.perf_counter() - started
         if self.processes.is_main_process:
             self.model.save_pretrained(str(self.store.unfinished_adapter))
-            record["stored_bytes"] = (self.store.unfinished_adapter / ADAPTER_FILE).stat().st_size
+            if self.ewc:
+                self.ewc.save(self.store.unfinished_adapter)
+            record |= stored_bytes(self.store.unfinished_adapter, record.get("stored_bytes_by_part"))
             self.store.write_learned(index, record)
 
     def _arguments(self, index: int, items: int) -> TrainingArguments:
@@ -251,6 +261,8 @@ class StreamRunner:
                 f"{folder} is damaged, and no earlier adapter is kept: start the run anew with overwrite=true"
             )
         set_peft_model_state_dict(self.model, load_file(folder / ADAPTER_FILE))
+        if self.ewc:
+            self.ewc.load(folder, self.model)
 
     # Results ---------------------------------------------------------------------------------------------------
 

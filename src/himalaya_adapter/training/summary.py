@@ -71,6 +71,7 @@ def summarise(
         "seed": config.training.seed,
         "measured_rows": [row + 1 for row in measured_rows],
         "learning_rate": config.training.learning_rate,
+        "ewc_lambda": config.model.adapter.ewc_lambda,
         **{name: measure(scores) for name, measure in MEASURES.items()},
         "retained_accuracy_auc_low": auc_low,
         "retained_accuracy_auc_high": auc_high,

@@ -77,8 +77,8 @@ def test_two_processes_are_one_with_twice_the_batch(words: Callable[..., list[st
 
 
 def test_the_penalty_of_two_processes_counts_once(words: Callable[..., list[str]], tmp_path: Path) -> None:
-    """Online EWC so strong that what the later tasks learn is decided by it, whatever their gradients are."""
-    more = ["model.adapter.ewc_lambda=10", "training.task_epochs=1", "dataset.max_test_samples_per_task=1"]
+    """Online EWC: a penalty that were doubled or halved would change the adapter by an eighth and more."""
+    more = ["model.adapter.ewc_lambda=1", "training.task_epochs=1", "dataset.max_test_samples_per_task=1"]
     process = torchrun(str(WORKER), str(tmp_path), *words(4, tmp_path / "two", "LORA_EWC"), *more)
     assert process.returncode == 0, process.stderr
     two, one = (tmp_path / name / "lora_ewc" / "adapter" for name in ("two", "one"))
@@ -93,4 +93,4 @@ def test_the_penalty_of_two_processes_counts_once(words: Callable[..., list[str]
         alone = load_file(one / file)
         for name, tensor in load_file(two / file).items():
             largest = alone[name].float().abs().max().item()
-            assert (tensor.float() - alone[name].float()).abs().max() <= 0.02 * largest, name
+            assert (tensor.float() - alone[name].float()).abs().max() <= 0.01 * largest, name

@@ -21,11 +21,11 @@ TRAINING = {"task_epochs": 2, "learning_rate": 0.003}
 
 @pytest.fixture
 def words(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> Callable[..., list[str]]:
-    """The words of a run: ``words(batch_size, results_dir)``."""
-    backbone = write_backbone(tmp_path / "backbone", tiny_model, tiny_tokenizer)
-    run = write_run(tmp_path, backbone, write_stream(tmp_path), "HIMALAYA", **TRAINING)
+    """The words of a run: ``words(batch_size, results_dir, method="HIMALAYA")``."""
+    backbone, stream = write_backbone(tmp_path / "backbone", tiny_model, tiny_tokenizer), write_stream(tmp_path)
 
-    def words(batch_size: int, results_dir: Path) -> list[str]:
+    def words(batch_size: int, results_dir: Path, method: str = "HIMALAYA") -> list[str]:
+        run = write_run(tmp_path, backbone, stream, method, **TRAINING)
         return ["run", f"run={run}", f"training.batch_size={batch_size}", f"results_dir={results_dir}"]
 
     return words
@@ -78,3 +78,23 @@ def test_two_processes_are_one_with_twice_the_batch(words: Callable[..., list[st
         if tensor.numel():
             largest = alone[name].float().abs().max().item()
             assert (tensor.float() - alone[name].float()).abs().max() <= 0.02 * largest, name
+
+
+def test_the_penalty_of_two_processes_counts_once(words: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Online EWC: a penalty that were doubled or halved would change the adapter by an eighth and more."""
+    more = ["model.adapter.ewc_lambda=1", "training.task_epochs=1", "dataset.max_test_samples_per_task=1"]
+    process = torchrun(str(WORKER), str(tmp_path), *words(4, tmp_path / "two", "LORA_EWC"), *more)
+    assert process.returncode == 0, process.stderr
+    two, one = (tmp_path / name / "lora_ewc" / "adapter" for name in ("two", "one"))
+    ranks = [load_file(tmp_path / f"rank_{rank}.safetensors") for rank in range(2)]
+    saved = load_file(two / "adapter_model.safetensors")
+    assert ranks[0].keys() == ranks[1].keys() == saved.keys()
+    assert all(torch.equal(tensor, ranks[1][name]) for name, tensor in ranks[0].items())
+    assert read_json(tmp_path / "written_1.json") == []
+
+    assert in_own_process([*words(8, tmp_path / "one", "LORA_EWC"), *more]) == 0
+    for file in ("adapter_model.safetensors", "ewc.safetensors"):
+        alone = load_file(one / file)
+        for name, tensor in load_file(two / file).items():
+            largest = alone[name].float().abs().max().item()
+            assert (tensor.float() - alone[name].float()).abs().max() <= 0.01 * largest, name

@@ -32,6 +32,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     },
     "LORA": {"type": "LORA", "options": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"]}},
 }
+ADAPTERS["LORA_EWC"] = ADAPTERS["LORA"] | {"ewc_lambda": 0.4}
 
 
 def write_backbone(
@@ -142,10 +143,11 @@ def in_own_process(words: list[str], write: int | str | None = None, seconds: fl
 
 
 def results(run: Path) -> dict[str, Any]:
-    """All that a run has measured except times and memory, and its adapter's tensors as raw bytes."""
+    """All that a run has measured except times and memory, and its adapter's tensors, and EWC's, as raw bytes."""
     matrix, metrics = read_json(run / "matrix.json"), read_json(run / "metrics.json")
     events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    files = sorted((run / "adapter").glob("*.safetensors"))
+    tensors = {f"{file.name} {name}": tensor for file in files for name, tensor in load_file(file).items()}
     # float64 scores and losses are compared as they were written: JSON keeps every bit of them.
     return {
         "matrix": _without_times(matrix),

@@ -25,6 +25,8 @@ from himalaya_adapter.methods.construction import adapt, run_method
 BYTES_PER_MB = 1_000_000
 TOKENS = 128  # of the forward pass in which operations are counted
 FILE_HEADER = "header"
+EWC_PART = "ewc"
+FISHER_DTYPE = torch.bfloat16  # of EWC's stored Fisher: its order of magnitude matters, not its third digit
 LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 WRAPPERS = re.compile(r"^(base_model\.|model\.|himalaya_shared\.|default\.)+")
 
@@ -48,7 +50,8 @@ class Budget:
 
     Args:
         trainable: Trainable parameters by part.
-        stored: Bytes of the saved adapter's file by part, with its header: their sum is the file's size.
+        stored: Bytes of the saved adapter's file by part, with its header: their sum is the file's size. With EWC its
+            file, too, as one part.
         released: The same of the release file, for a method that has one.
         router: Parameters of HIMALAYA's router, trained and frozen.
         bare: Operations of the backbone alone.
@@ -89,7 +92,7 @@ def count_budget(run: RunConfig) -> Budget:
     except RuntimeError as error:
         raise _needs_weights(run) from error
     trainable = ((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
-    parameters, stored = _by_part((name, tensor.numel()) for name, tensor in trainable), _stored_bytes(model)
+    parameters, stored = _by_part((name, tensor.numel()) for name, tensor in trainable), _training_bytes(run, model)
     config = model.active_peft_config
     if not isinstance(config, HimalayaConfig):
         return Budget(parameters, stored, None, None, bare, adapted)
@@ -106,7 +109,7 @@ def check_budget(run: RunConfig) -> None:
         HimalayaError: As said, or what `count_budget` raises.
     """
     if run.model.adapter.total_parameter_budget_mb is not None:
-        stored = _stored_bytes(_empty_model(run, FakeTensorMode(allow_non_fake_inputs=True)))
+        stored = _training_bytes(run, _empty_model(run, FakeTensorMode(allow_non_fake_inputs=True)))
         check_size(stored, run.model.adapter.total_parameter_budget_mb)
 
 
@@ -141,6 +144,16 @@ def _needs_weights(run: RunConfig) -> HimalayaError:
         f"what method {run.model.adapter.type} with these options costs cannot be counted without the backbone's "
         "weights; a run of it may need model.adapter.total_parameter_budget_mb=null"
     )
+
+
+def _training_bytes(run: RunConfig, model: PeftModel) -> dict[str, int]:
+    """Bytes by part of all that a run keeps between two tasks: the adapter and, if it is on, EWC's Fisher."""
+    stored = _stored_bytes(model)
+    if run.model.adapter.ewc_lambda is not None:
+        trainable = {name: tensor.shape for name, tensor in model.named_parameters() if tensor.requires_grad}
+        fisher = {name: torch.zeros(shape, dtype=FISHER_DTYPE) for name, shape in trainable.items()}
+        stored[EWC_PART] = len(save(fisher))
+    return stored
 
 
 def _stored_bytes(model: PeftModel) -> dict[str, int]:

@@ -117,6 +117,13 @@ def test_an_unusable_run_file_is_one_clear_line(content: str, message: str, tmp_
         ("training.max_grad_norm=0", "above 0"),
         ("training.seed=-1", "from 0 to"),
         ("model.adapter.total_parameter_budget_mb=0", "above 0, or null"),
+        (
+            "model.adapter.ewc_lambda=0",
+            "model.adapter.ewc_lambda=0.0 of run 'himalaya': expected a number above 0, or",
+        ),
+        ("model.adapter.ewc_lambda=.nan", "above 0, or null"),
+        ("model.adapter.ewc_lambda=.inf", "above 0, or null"),
+        ("model.adapter.ewc_lambda=0.4", "expected null: HIMALAYA protects earlier tasks itself"),
         ("model.backbone.frozen=false", "only the adapter is trained"),
         ("model.backbone.quantisation=4bit", "unknown model.backbone.quantisation '4bit'; did you mean '4-bit'"),
         ("model.backbone.dtype=bf16", "did you mean 'bfloat16'"),

@@ -95,6 +95,7 @@ class AdapterConfig:
         elastic_dictionary: HIMALAYA's trained atoms.
         router: HIMALAYA's router.
         coeff_precision_bits: Bits of a stored coefficient: 8.
+        ewc_lambda: Strength of online EWC (see `OnlineEWC`), for any method but HIMALAYA; ``null`` is without.
     """
 
     type: str = MISSING
@@ -104,6 +105,7 @@ class AdapterConfig:
     elastic_dictionary: ElasticDictionaryConfig = field(default_factory=ElasticDictionaryConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     coeff_precision_bits: int | None = None
+    ewc_lambda: float | None = None
 
 
 @dataclass

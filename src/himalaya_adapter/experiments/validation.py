@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.experiments.himalaya_options import adapter_options
+from himalaya_adapter.experiments.himalaya_options import HIMALAYA, adapter_options
 from himalaya_adapter.experiments.keys import leaf_keys
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.search_config import check_search
@@ -36,7 +36,10 @@ OPTIONAL_COUNTS = (
     "dataset.num_tasks",
 )
 POSITIVE = ("training.learning_rate", "training.max_grad_norm")
-OPTIONAL_POSITIVE = ("model.adapter.total_parameter_budget_mb", "hardware.max_gpu_mem_gb")
+OPTIONAL_POSITIVE = (
+    *("model.adapter.total_parameter_budget_mb", "model.adapter.ewc_lambda"),
+    "hardware.max_gpu_mem_gb",
+)
 NOT_NEGATIVE = ("training.weight_decay", "training.warmup_steps")
 SEEDS = 2**31  # every library's generators take seeds below it
 
@@ -74,6 +77,10 @@ def check_run(run: RunConfig) -> None:
     for key in OPTIONAL_POSITIVE:
         right = value(key) is None or (math.isfinite(value(key)) and value(key) > 0)
         require(right, key, "a number above 0, or null")
+    ewc_is_right = run.model.adapter.ewc_lambda is None or run.model.adapter.type.upper() != HIMALAYA
+    require(ewc_is_right, "model.adapter.ewc_lambda", "null: HIMALAYA protects earlier tasks itself")
+    forgets = run.training.protocol == "sequential" or run.model.adapter.ewc_lambda is None
+    require(forgets, "model.adapter.ewc_lambda", "null: only training.protocol=sequential has earlier tasks")
     require(run.model.backbone.frozen, "model.backbone.frozen", "true: only the adapter is trained")
     require(run.dataset.streaming is not False, "dataset.streaming", "true: tasks come one after another, and once")
     backbone, tokenizer = run.model.backbone.name, run.dataset.tokenizer

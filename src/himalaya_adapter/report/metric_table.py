@@ -57,6 +57,7 @@ METRICS = (
     Metric("stored_bytes", "Stored bytes", "every byte the adapter keeps, after the last task", "bytes", "lower"),
     Metric("released_bytes", "Bytes of the release file", "quantised, for inference only", "bytes", "lower"),
     Metric("trainable_parameters", "Trainable parameters", "numbers the optimiser moves", "count", "lower"),
+    Metric("ewc_lambda", "EWC λ", "loss + λ/2 Σ_{i} F_{i} (θ_{i} − θ*_{i})²", "count", "lower"),
     Metric("update_norm_max", "Largest update norm", "max ‖ΔW‖ seen; bound 1", "norm", "lower", UPDATE_NORM_BOUND),
     Metric("atom_norm_max", "Largest atom norm", "max ‖atom‖ seen; bound 1.05", "norm", "lower", ATOM_NORM_BOUND),
     Metric("peak_memory_bytes", "Peak memory", "largest memory of the process", "bytes", "lower"),
@@ -71,8 +72,9 @@ HEADLINE = (
 )
 MANY_METHODS = 5  # from here on tables hold a line, not a column, per method
 
-# A norm below its bound is not better for being smaller, and all runs of a comparison share the frozen model.
-UNRANKED = {"update_norm_max", "atom_norm_max", "frozen_accuracy"}
+# A norm below its bound is not better for being smaller, all runs of a comparison share the frozen model, and a
+# setting is no result.
+UNRANKED = {"update_norm_max", "atom_norm_max", "frozen_accuracy", "ewc_lambda"}
 
 
 @dataclass(frozen=True)

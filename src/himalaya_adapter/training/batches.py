@@ -1,6 +1,6 @@
 """Batches whose answers end at the same column, so that logits are computed for the answers only."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,7 +72,17 @@ class LengthGroupedOrder(LengthGroupedSampler):
 
 
 class AnswerTrainer(Trainer):
-    """A Trainer whose loss looks at the answers' logits only: the prompt's, over a large vocabulary, cost a fifth."""
+    """A Trainer whose loss looks at the answers' logits only: the prompt's, over a large vocabulary, cost a fifth.
+
+    Args:
+        penalties: What is added to the loss of an optimiser step, once, however many batches and processes make it
+            up: functions of the parameters alone that return scalars. The losses that are logged hold them.
+        arguments: Those of the Trainer.
+    """
+
+    def __init__(self, *, penalties: Sequence[Callable[[], Tensor]] = (), **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.penalties = penalties
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedOrder:
         examples: Any = train_dataset or self.train_dataset
@@ -92,13 +102,43 @@ class AnswerTrainer(Trainer):
         A loss that is not finite has no finite gradient, whatever the parameters' derivatives are: that is seen on
         every process.
         """
-        labels = inputs.pop("labels")[:, 1:]
-        outputs = model(**inputs, logits_to_keep=labels.shape[1] + 1, use_cache=False)
-        logits = outputs.logits[:, :-1].float().flatten(0, 1)
-        reduction = "mean" if num_items_in_batch is None else "sum"
-        loss = cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL, reduction=reduction)
+        loss, outputs = answer_loss(model, inputs, "mean" if num_items_in_batch is None else "sum")
         if num_items_in_batch is not None:
             loss = loss / num_items_in_batch * self.accelerator.num_processes  # gradients are averaged over those
         if not loss.isfinite():
             loss = loss * torch.nan
+        for penalty in self.penalties:
+            # Processes average their gradients, and each has the same penalty; a mean the Trainer divides by itself.
+            batches = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + penalty() / batches
         return (loss, outputs) if return_outputs else loss
+
+
+def answer_log_likelihoods(
+    model: Any, collator: AnswerCollator, examples: Iterable[Mapping[str, list[int]]]
+) -> Iterator[Tensor]:
+    """log p(answer | prompt) of each example, computed one by one as they are asked for.
+
+    Args:
+        model: A causal language model.
+        collator: Makes inputs of an example.
+        examples: What ``encode_item`` returns.
+    """
+    for example in examples:
+        inputs = {key: value.to(model.device) for key, value in collator([example]).items()}
+        yield -answer_loss(model, inputs, "sum")[0]
+
+
+def answer_loss(model: Any, inputs: dict[str, Tensor], reduction: str) -> tuple[Tensor, Any]:
+    """Cross-entropy of a batch's answer tokens, and the model's outputs.
+
+    Args:
+        model: A causal language model.
+        inputs: What `AnswerCollator` returns.
+        reduction: ``mean`` or ``sum`` over the tokens; the sum of one example is its −log p(answer | prompt).
+    """
+    labels = inputs["labels"][:, 1:]
+    rest = {key: value for key, value in inputs.items() if key != "labels"}
+    outputs = model(**rest, logits_to_keep=labels.shape[1] + 1, use_cache=False)
+    logits = outputs.logits[:, :-1].float().flatten(0, 1)
+    return cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL, reduction=reduction), outputs

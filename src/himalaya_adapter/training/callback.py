@@ -98,7 +98,7 @@ def noted_events(state: TrainerState) -> list[dict[str, Any]]:
 
 
 def step_losses(state: TrainerState) -> list[float]:
-    """The losses of a task's steps, in order, without those that were skipped."""
+    """The losses of a task's steps, in order, without those that were skipped; penalties (EWC) are part of them."""
     skipped = {event["step"] for event in noted_events(state) if event["event"] == SKIPPED_STEP}
     return [entry["loss"] for entry in state.log_history if "loss" in entry and entry["step"] not in skipped]
 

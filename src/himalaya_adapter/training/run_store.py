@@ -11,12 +11,15 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from himalaya_adapter.budget import EWC_PART
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.packages import file_sha256
 from himalaya_adapter.storage import read_json, write_atomic, write_json
+from himalaya_adapter.training.online_ewc import EWC_FILE
 
 logger = logging.getLogger(__name__)
 BEFORE = "before"
+ADAPTER_FILE = "adapter_model.safetensors"
 UNLABELLED = "unlabelled"
 RELEASED = "released"
 COMPLETE = "complete.json"
@@ -206,6 +209,20 @@ class RunStore:
             logger.warning("%s is half-written or damaged, deleted; the run goes on from what was before it", path)
             shutil.rmtree(path)
         return None
+
+
+def stored_bytes(folder: Path, parts: Mapping[str, int] | None, adapters: int = 1) -> dict[str, Any]:
+    """All bytes that a saved adapter takes and those by part, as keys of a task's record.
+
+    Args:
+        folder: The saved adapter, with EWC's file if that is on.
+        parts: What the method counts itself; if nothing, its file is one part.
+        adapters: How many of its size are kept.
+    """
+    adapter = (folder / ADAPTER_FILE).stat().st_size
+    ewc = {EWC_PART: path.stat().st_size} if (path := folder / EWC_FILE).is_file() else {}
+    by_part = {name: size * adapters for name, size in {**(parts or {"adapter": adapter}), **ewc}.items()}
+    return {"stored_bytes": (adapter + sum(ewc.values())) * adapters, "stored_bytes_by_part": by_part}
 
 
 def mark_complete(folder: Path) -> None:

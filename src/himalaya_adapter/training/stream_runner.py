@@ -34,13 +34,14 @@ from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Stream, Task, load_stream
 from himalaya_adapter.streams.encoding import IGNORED_LABEL, count_truncated
 from himalaya_adapter.streams.plain_text import held_out_text
-from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer
+from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer, answer_log_likelihoods
 from himalaya_adapter.training.callback import SKIPPED_STEP, StreamCallback, noted_events, step_losses
 from himalaya_adapter.training.encoded_items import EncodedItems
 from himalaya_adapter.training.environment import describe_environment
+from himalaya_adapter.training.online_ewc import FISHER_ITEMS, OnlineEWC
 from himalaya_adapter.training.preconditions import announce, check_backbone, check_stream
 from himalaya_adapter.training.protocols import FROZEN, INDEPENDENT, adapters_stored, check_protocol, tasks_learnt_at
-from himalaya_adapter.training.run_store import BEFORE, COMPLETE, RunStore, is_complete
+from himalaya_adapter.training.run_store import ADAPTER_FILE, BEFORE, COMPLETE, RunStore, is_complete, stored_bytes
 from himalaya_adapter.training.stream_scores import StreamScores
 from himalaya_adapter.training.summary import summarise
 
@@ -49,7 +50,6 @@ CALIBRATION_ITEMS = 16
 DRIFT_TOKENS = 128
 # The other processes wait while the first one scores; one that has died is torchrun's to notice.
 PATIENCE = timedelta(days=7)
-ADAPTER_FILE = "adapter_model.safetensors"
 
 
 def run_stream(config: RunConfig, results_dir: Path, *, overwrite: bool = False) -> Path:
@@ -125,6 +125,8 @@ class StreamRunner:
         self.fresh: dict[str, Tensor] = {}  # what every task of the protocol `independent` starts from
         if config.training.protocol == INDEPENDENT:
             self.fresh = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
+        strength = config.model.adapter.ewc_lambda
+        self.ewc = OnlineEWC(strength) if strength is not None else None
 
     def run(self) -> None:
         """Learn what is not yet learned, score what is not yet scored, write the results."""
@@ -179,6 +181,7 @@ class StreamRunner:
             data_collator=collator,
             processing_class=self.tokenizer,
             callbacks=[StreamCallback(self.model, task.name)],
+            penalties=self.ewc.penalties(self.model) if self.ewc else (),
         )
         trainer.remove_callback(PrinterCallback)  # without a terminal it would fill standard output
         logger.info("task %d of %d: learning %s", index + 1, len(self.stream.tasks), task.name)
@@ -202,6 +205,12 @@ class StreamRunner:
         }
         if training.gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
+        if self.ewc:
+            started = time.perf_counter()
+            self.ewc.consolidate(
+                self.model, answer_log_likelihoods(self.model, collator, examples.first(FISHER_ITEMS))
+            )
+            record["train_seconds"] += time.perf_counter() - started
         self._record(index, record)
 
     def _truncated(self, task: Task) -> dict[str, int]:
@@ -225,10 +234,12 @@ class StreamRunner:
             return
         task = self.stream.tasks[index]
         self.model.save_pretrained(str(self.store.unfinished_adapter))
-        size = (self.store.unfinished_adapter / ADAPTER_FILE).stat().st_size
+        if self.ewc:
+            self.ewc.save(self.store.unfinished_adapter)
         head = {"event": "task_end", "index": index, "task": task.name, "truncated_prompts": self._truncated(task)}
-        size *= adapters_stored(self.config.training.protocol, index)
-        self.store.write_learned(index, head | record | {"stored_bytes": size})
+        adapters = adapters_stored(self.config.training.protocol, index)
+        stored = stored_bytes(self.store.unfinished_adapter, record.get("stored_bytes_by_part"), adapters)
+        self.store.write_learned(index, head | record | stored)
 
     def _arguments(self, index: int, items: int) -> TrainingArguments:
         training = self.config.training
@@ -284,6 +295,8 @@ class StreamRunner:
                 f"{folder} is damaged, and no earlier adapter is kept: start the run anew with overwrite=true"
             )
         set_peft_model_state_dict(self.model, load_file(folder / ADAPTER_FILE))
+        if self.ewc:
+            self.ewc.load(folder, self.model)
 
     # Results ---------------------------------------------------------------------------------------------------
 

@@ -72,6 +72,7 @@ def summarise(
         "measured_rows": [row + 1 for row in measured_rows],
         "learning_rate": config.training.learning_rate,
         "protocol": config.training.protocol,
+        "ewc_lambda": config.model.adapter.ewc_lambda,
         **{name: measure(scores) for name, measure in MEASURES.items()},
         "retained_accuracy_auc_low": auc_low,
         "retained_accuracy_auc_high": auc_high,

@@ -99,6 +99,8 @@ class AnswerTrainer(Trainer):
         loss = cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL, reduction=reduction)
         if num_items_in_batch is not None:
             loss = loss / num_items_in_batch * self.accelerator.num_processes  # gradients are averaged over those
+        if hasattr(self.model, "penalty"):  # every process has the same, and it counts once for a step
+            loss = loss + self.model.penalty() / self.current_gradient_accumulation_steps
         if not loss.isfinite():
             loss = loss * torch.nan
         return (loss, outputs) if return_outputs else loss

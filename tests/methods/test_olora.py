@@ -112,14 +112,15 @@ def test_a_large_lambda_makes_the_subspaces_orthogonal() -> None:
         model.start_task("second")
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 120)  # |x| has no smaller gradient near 0
-        tokens = random_tokens(1)
+        tokens, losses = random_tokens(1), []
         for _ in range(120):
             loss = model.train()(input_ids=tokens, labels=tokens).loss
+            losses.append(loss.item())
             (loss + model.penalty()).backward()
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        assert loss < 2, "and it learns"
+        assert losses[-1] < losses[0] / 2, "and it learns"
         overlaps[weight] = overlap(model)
     assert overlaps[50.0] < 0.02
     assert overlaps[0.0] > 0.2
@@ -240,5 +241,5 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, object], message: str
 
 
 def test_a_module_that_is_not_linear_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"target 'model.layers.0.mlp' is a LlamaMLP; O-LoRA adapts linear modules only"):
+    with pytest.raises(TypeError, match=r"'model.layers.0.mlp' is a LlamaMLP; O-LoRA adapts linear modules only"):
         adapted(target_modules=["mlp"])

@@ -30,6 +30,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
             **{"growth_window": 2, "similarity_threshold_tau": 0.99},
         },
     },
+    "O_LORA": {"type": "O_LORA", "options": {"r": 2, "lambda_1": 0.1, "target_modules": ["q_proj", "v_proj"]}},
     "LORA": {"type": "LORA", "options": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"]}},
 }
 ADAPTERS["LORA_EWC"] = ADAPTERS["LORA"] | {"ewc_lambda": 0.4}

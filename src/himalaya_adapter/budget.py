@@ -55,7 +55,7 @@ class Budget:
         released: The same of the release file, for a method that has one.
         router: Parameters of HIMALAYA's router, trained and frozen.
         bare: Operations of the backbone alone.
-        adapted: Operations of the backbone with the adapter.
+        adapted: Operations of the backbone with the adapter; None if they depend on the values of weights.
     """
 
     trainable: Mapping[str, int]
@@ -63,17 +63,20 @@ class Budget:
     released: Mapping[str, int] | None
     router: int | None
     bare: Operations
-    adapted: Operations
+    adapted: Operations | None
 
     @property
-    def overhead(self) -> float:
+    def overhead(self) -> float | None:
         """Operations that the adapter adds, relative to the backbone's matrix products."""
-        added = self.adapted.products - self.bare.products
-        return added / self.bare.products
+        if self.adapted is None:
+            return None
+        return (self.adapted.products - self.bare.products) / self.bare.products
 
     @property
-    def element_overhead(self) -> float:
+    def element_overhead(self) -> float | None:
         """Numbers that the adapter touches outside matrix products, relative to the backbone's matrix products."""
+        if self.adapted is None:
+            return None
         return (self.adapted.elements - self.bare.elements) / self.bare.products
 
 
@@ -85,12 +88,12 @@ def count_budget(run: RunConfig) -> Budget:
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = _empty_model(run, mode)
+    with model.disable_adapter():
+        bare = _operations(model, mode)
     try:
-        with model.disable_adapter():
-            bare = _operations(model, mode)
         adapted = _operations(model, mode)
-    except RuntimeError as error:
-        raise _needs_weights(run) from error
+    except RuntimeError:  # what torch raises when values of a fake tensor are asked for, as WaveFT does in each pass
+        adapted = None
     trainable = ((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
     parameters, stored = _by_part((name, tensor.numel()) for name, tensor in trainable), _training_bytes(run, model)
     config = model.active_peft_config

@@ -10,6 +10,7 @@ from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments.himalaya_options import OPTION_OF_KEY, adapter_options, given_keys
 from himalaya_adapter.experiments.run_config import RunConfig
 
+NEEDS_TASK_IDS = (PeftType.POLY,)
 PLAIN_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -20,6 +21,9 @@ def run_method(run: RunConfig) -> PeftConfig:
         HimalayaError: What `adapter_options` and `method_config` refuse; the message names the run's key.
     """
     options = adapter_options(run)
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(run.model.adapter.type.upper())
+    if "seed" in getattr(kind, "__dataclass_fields__", ()):
+        options.setdefault("seed", run.training.seed)
     try:
         return method_config(run.model.adapter.type, options)
     except HimalayaError as error:
@@ -36,7 +40,8 @@ def method_config(method: str, options: Mapping[str, Any]) -> PeftConfig:
         options: Fields of that method's config.
 
     Raises:
-        HimalayaError: Unknown method, unknown field, or a value that the config refuses.
+        HimalayaError: Unknown method, unknown field, a value that the config refuses, or a method that a stream
+            cannot run.
     """
     known = {kind.value: config_class for kind, config_class in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if method.upper() not in known:
@@ -52,9 +57,16 @@ def method_config(method: str, options: Mapping[str, Any]) -> PeftConfig:
         if kind in PLAIN_TYPES and not _is_a(value, kind):
             raise HimalayaError(f"option {name} of method {method} is {value!r}; expected {PLAIN_TYPES[kind]}")
     try:
-        return config_class(**{"task_type": "CAUSAL_LM", **options})
+        config = config_class(**{"task_type": "CAUSAL_LM", **options})
     except (TypeError, ValueError) as error:
         raise HimalayaError(f"options of method {method}: {_one_line(error)}") from error
+    if config.is_prompt_learning or config.peft_type in NEEDS_TASK_IDS:
+        need = "a number of the task" if config.peft_type in NEEDS_TASK_IDS else "virtual tokens"
+        raise HimalayaError(
+            f"method {method} puts {need} beside the tokens of every pass, which a stream's scoring from a cache does "
+            "not do: choose a method that adapts the model's modules, such as lora"
+        )
+    return config
 
 
 def _is_a(value: Any, kind: type) -> bool:
@@ -76,7 +88,7 @@ def adapt(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
     set_seed(seed)
     try:
         adapted = get_peft_model(model, config)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, ImportError) as error:  # some methods need a package of their own
         raise HimalayaError(
             f"{PeftType(config.peft_type).value} does not fit {type(model).__name__}: {_one_line(error)}"
         ) from error

@@ -47,8 +47,11 @@ def _bounds_table(run: RunConfig, budget: Budget) -> Table:
         table.add_row("router parameters, frozen ones too", f"{budget.router:,}", f"{config.hidden_params:,}")
         table.add_row("active atoms of a token, at most", f"{config.expected_active_atoms}", "")
     table.add_row(f"FLOPs of matrix products, bare ({TOKENS} tokens)", f"{budget.bare.products:.4g}", "")
-    table.add_row("FLOPs of matrix products, added", f"{budget.overhead:.3%}", "")
-    table.add_row("numbers touched by other operations, added", f"{budget.element_overhead:.3%} of the FLOPs", "")
+    if budget.adapted is None:
+        table.add_row("FLOPs of matrix products, added", "depend on the weights", "")
+    else:
+        table.add_row("FLOPs of matrix products, added", f"{budget.overhead:.3%}", "")
+        table.add_row("numbers touched by other operations, added", f"{budget.element_overhead:.3%} of the FLOPs", "")
     return table
 
 

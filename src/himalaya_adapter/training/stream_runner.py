@@ -7,6 +7,7 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
@@ -170,6 +171,7 @@ class StreamRunner:
             first["labels"] = pad(first["labels"], (prompt, 0), value=IGNORED_LABEL)
             first = {key: value.to(self.model.device) for key, value in first.items()}
             events = [{**event, "step": 0} for event in self.model.start_task(task.name, first)]
+        if hasattr(self.model, "observe_prompts"):
             for batch in self.scores.prompts(task, "train"):
                 self.model.observe_prompts(batch.input_ids, batch.attention_mask)
         # Beside the checkpoints, which are deleted when the task is learnt.
@@ -181,7 +183,7 @@ class StreamRunner:
             data_collator=collator,
             processing_class=self.tokenizer,
             callbacks=[StreamCallback(self.model, task.name)],
-            penalties=self.ewc.penalties(self.model) if self.ewc else (),
+            penalties=self._penalties(),
         )
         trainer.remove_callback(PrinterCallback)  # without a terminal it would fill standard output
         logger.info("task %d of %d: learning %s", index + 1, len(self.stream.tasks), task.name)
@@ -212,6 +214,11 @@ class StreamRunner:
             )
             record["train_seconds"] += time.perf_counter() - started
         self._record(index, record)
+
+    def _penalties(self) -> list[Callable[[], Tensor]]:
+        """What is added to the loss: EWC's, and the method's own."""
+        own = [self.model.penalty] if hasattr(self.model, "penalty") else []
+        return [*(self.ewc.penalties(self.model) if self.ewc else ()), *own]
 
     def _truncated(self, task: Task) -> dict[str, int]:
         """How many prompts of a task lose their beginning, for it to be known how much of the task is seen."""
@@ -283,11 +290,14 @@ class StreamRunner:
 
     def _method_record(self) -> dict[str, Any]:
         """End the task and say what the method tells about it; nothing for a method without a stream of its own."""
-        if not hasattr(self.model, "end_task"):
-            return {}
-        self.model.end_task()
-        parts = self.model.stored_bytes()
-        return {**self.model.norm_certificate(), **self.model.task_statistics(), "stored_bytes_by_part": parts}
+        if hasattr(self.model, "end_task"):
+            self.model.end_task()
+        record: dict[str, Any] = {}
+        for verb in ("norm_certificate", "task_statistics"):
+            record |= getattr(self.model, verb, dict)()
+        if hasattr(self.model, "stored_bytes"):
+            record["stored_bytes_by_part"] = self.model.stored_bytes()
+        return record
 
     def _load_adapter(self, folder: Path) -> None:
         if not is_complete(folder):

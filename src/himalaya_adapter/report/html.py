@@ -67,7 +67,7 @@ def write_comparison(results_dir: Path, run_ids: Sequence[str], output_folder: P
         Path of the page.
 
     Raises:
-        HimalayaError: A run is unknown or unfinished, or the runs differ in backbone, stream, tasks or test items.
+        HimalayaError: A run is unknown or unfinished, or the runs differ in backbone, stream, tasks, split or items.
     """
     runs = read_comparable_runs(results_dir, run_ids)
     page = _render(runs, comparison_sections(runs), output_folder / "figures", _comparison_stem(run_ids))
@@ -111,7 +111,7 @@ def _render(runs: Sequence[RunRecord], sections: Sequence[Section], figures_fold
         if all("evaluation_cost" in run.metrics for run in runs)
         else [],
         environment_keys=_environment_keys(runs),
-        splits=("train", "validation", "test") if len(runs) == 1 else ("test",),
+        splits=("train", "validation", "test") if len(runs) == 1 else (first.split,),
         hash_digits=HASH_DIGITS,
         pictures=[
             _picture(section, save_figure(section.figure, figures_folder, f"{stem}_{section.topic}"))
@@ -140,6 +140,7 @@ def _aggregate(runs: Sequence[RunRecord]) -> dict[str, Any]:
         "backbone": first.metrics["backbone"],
         "stream": first.metrics["stream"],
         "tasks": list(first.tasks),
+        "split": first.split,
         "test_hashes": {task: first.test_hash(task) for task in first.tasks},
         "runs": {run.run_id: run.metrics for run in runs},
     }

@@ -45,6 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help="run=NAME mode=trial|full results_dir=… …")
     run.set_defaults(command=_run)
 
+    search = commands.add_parser(
+        "search", help="search the run's hyper-parameters; several processes may share it, and it continues, too"
+    )
+    search.add_argument(
+        "overrides", nargs="+", metavar="KEY=VALUE", help="run=NAME optuna.n_trials=20 results_dir=… …"
+    )
+    search.set_defaults(command=_search)
+
     budget = commands.add_parser(
         "budget", help="bytes, parameters and operations of a run's adapter; no weights needed"
     )
@@ -92,6 +100,15 @@ def _run(chosen: argparse.Namespace) -> None:
     if not (folder / "report.html").is_file():
         write_run_report(folder)
     print(folder / "report.html")
+
+
+def _search(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.experiments import compose_run
+    from himalaya_adapter.report import write_search_report
+    from himalaya_adapter.search import run_search
+
+    launch = compose_run(chosen.overrides)
+    print(write_search_report(run_search(launch.run, launch.results_dir, overwrite=launch.overwrite)))
 
 
 def _budget(chosen: argparse.Namespace) -> None:

@@ -78,14 +78,19 @@ def write_comparison(results_dir: Path, run_ids: Sequence[str], output_folder: P
     return path
 
 
-def _render(runs: Sequence[RunRecord], sections: Sequence[Section], figures_folder: Path, stem: str) -> str:
-    environment = Environment(
+def page_environment() -> Environment:
+    """Where the pages' templates are; all text is escaped."""
+    return Environment(
         loader=PackageLoader("himalaya_adapter.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _render(runs: Sequence[RunRecord], sections: Sequence[Section], figures_folder: Path, stem: str) -> str:
+    environment = page_environment()
     environment.filters |= {
         "formula": _formula,
         "score": _score,
@@ -114,13 +119,14 @@ def _render(runs: Sequence[RunRecord], sections: Sequence[Section], figures_fold
         splits=("train", "validation", "test") if len(runs) == 1 else (first.split,),
         hash_digits=HASH_DIGITS,
         pictures=[
-            _picture(section, save_figure(section.figure, figures_folder, f"{stem}_{section.topic}"))
+            picture(section, save_figure(section.figure, figures_folder, f"{stem}_{section.topic}"))
             for section in sections
         ],
     )
 
 
-def _picture(section: Section, png: bytes) -> Picture:
+def picture(section: Section, png: bytes) -> Picture:
+    """A section whose figure is drawn."""
     width = int.from_bytes(png[PNG_WIDTH_AT], "big") * CSS_PIXELS_PER_INCH // PNG_DPI
     return Picture(section, "data:image/png;base64," + base64.b64encode(png).decode(), width)
 

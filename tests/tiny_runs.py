@@ -17,7 +17,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from himalaya_adapter.cli import main
 from himalaya_adapter.storage import read_json
 
-PRELOADED = ["himalaya_adapter.training", "himalaya_adapter.report"]  # by the server that processes are forked off
+PRELOADED = [
+    "himalaya_adapter.training",
+    "himalaya_adapter.search",
+    "himalaya_adapter.report",
+]  # by the server that processes are forked off
 TASKS = ("parity", "colour_word", "echo")
 NOT_REPEATED = {"seconds", "train_seconds", "eval_seconds", "peak_memory_bytes", "resumed", "evaluation_cost"}
 COLOURS = ("blue", "green", "red", "white")

@@ -1,4 +1,4 @@
-"""Figures and self-contained HTML reports: of finished runs, alone (``report.html``) or side by side, and of searches."""
+"""Self-contained HTML reports with figures: of one run (``report.html``), of several side by side, of a search."""
 
 from himalaya_adapter.report.html import write_comparison, write_run_report
 from himalaya_adapter.report.search_page import write_search_report

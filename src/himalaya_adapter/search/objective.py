@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 import torch
 from optuna.trial import Trial, TrialState
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import RunConfig
@@ -68,8 +69,10 @@ def quiet() -> Iterator[None]:
     levels = [one.level for one in loggers]
     for one in loggers:
         one.setLevel(logging.ERROR)
+    disable_progress_bar()
     try:
         yield
     finally:
+        enable_progress_bar()
         for one, level in zip(loggers, levels, strict=True):
             one.setLevel(level)

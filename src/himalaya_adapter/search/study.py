@@ -3,7 +3,6 @@
 import logging
 import re
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import optuna
 import yaml
 from filelock import FileLock, Timeout
-from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -80,21 +78,17 @@ class SharedStudy:
             self._delete_folder()
         storage = self._storage()
         name = self.run.run_id
+        pruner = LatestMedianPruner()
         try:
-            known = optuna.load_study(study_name=name, storage=storage)
-        except KeyError:
-            known = None
-        if known and CONFIG not in known.user_attrs and known.get_trials(deepcopy=False):
-            raise HimalayaError(f"optuna.storage holds a study '{name}' of something else: choose another run_id")
-        if known and overwrite:
-            optuna.delete_study(study_name=name, storage=storage)
-        self.study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            direction=self.direction,
-            pruner=LatestMedianPruner(),
-            load_if_exists=True,
-        )
+            study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
+            if CONFIG not in study.user_attrs and study.get_trials(deepcopy=False):
+                raise HimalayaError(f"optuna.storage holds a study '{name}' of something else: choose another run_id")
+            if overwrite:
+                optuna.delete_study(study_name=name, storage=storage)
+                raise KeyError(name)
+        except KeyError:  # as Optuna says that there is none
+            study = optuna.create_study(storage=storage, study_name=name, direction=self.direction, pruner=pruner)
+        self.study = study
         self._check_same()
         if not begun.is_file():
             run = replace(self.run, optuna=replace(self.run.optuna, storage=None))  # it may hold a password
@@ -164,9 +158,7 @@ class SharedStudy:
         repeated: tuple[Mapping[str, Any], FrozenTrial] | None = None
         for attempt in range(DRAWS):
             seeds = np.random.SeedSequence([self.run.training.seed, len(trials), attempt])
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                sampler = optuna.samplers.TPESampler(seed=int(seeds.generate_state(1)[0]), constant_liar=True)
+            sampler = optuna.samplers.TPESampler(seed=int(seeds.generate_state(1)[0]), constant_liar=True)
             copy = optuna.create_study(direction=self.direction, sampler=sampler)
             copy.add_trials(trials)
             drawn = copy.ask(self.distributions).params

@@ -1,5 +1,6 @@
 """A run small enough for tests: a random Llama on disk, a user's own stream of three tasks, and a run config."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -122,6 +123,7 @@ def run_until_killed(words: list[str], write: int | str | None) -> None:
 
     if write is not None:
         sys.addaudithook(count)
+    gc.freeze()  # what the server has imported is nobody's to free, and a search through it takes long
     sys.exit(main(words))
 
 

@@ -95,9 +95,8 @@ def slices(search: Mapping[str, Any]) -> Figure:
                 markersize=5,
             )
         _name_values(axes, one, choices)
-        style.style_axes(axes, x=name.replace("$", r"\$"), y=named(search["metric"]), grid="both")
-        axes.label_outer(remove_inner_ticks=False)
-        axes.xaxis.label.set_visible(True)
+        first = axes.get_subplotspec().is_first_col()
+        style.style_axes(axes, x=name.replace("$", r"\$"), y=named(search["metric"]) if first else "", grid="both")
     for axes in list(figure.axes)[len(space) :]:
         axes.set_visible(False)
     return figure

@@ -217,7 +217,7 @@ def test_keys_that_are_another_machines_are_named(
     assert main([*words, f"results_dir={tmp_path}", *keys]) == 0
     assert "planned for A100-80GB with 100000" in caplog.text
     assert "cpu_latency_overhead is not measured by a run: it belongs to raspberry-pi-4" in caplog.text
-    assert "a search would vary them" in caplog.text
+    assert "`himalaya search` varies them" in caplog.text
 
 
 def test_a_prompt_that_is_too_long_is_counted_and_a_target_that_is_too_long_follows_the_policy(

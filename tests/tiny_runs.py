@@ -1,5 +1,6 @@
 """A run small enough for tests: a random Llama on disk, a user's own stream of three tasks, and a run config."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -17,7 +18,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from himalaya_adapter.cli import main
 from himalaya_adapter.storage import read_json
 
-PRELOADED = ["himalaya_adapter.training", "himalaya_adapter.report"]  # by the server that processes are forked off
+PRELOADED = [
+    "himalaya_adapter.training",
+    "himalaya_adapter.search",
+    "himalaya_adapter.report",
+]  # by the server that processes are forked off
 TASKS = ("parity", "colour_word", "echo")
 NOT_REPEATED = {"seconds", "train_seconds", "eval_seconds", "peak_memory_bytes", "resumed", "evaluation_cost"}
 COLOURS = ("blue", "green", "red", "white")
@@ -120,6 +125,7 @@ def run_until_killed(words: list[str], write: int | str | None) -> None:
 
     if write is not None:
         sys.addaudithook(count)
+    gc.freeze()  # what the server has imported is nobody's to free, and a search through it takes long
     sys.exit(main(words))
 
 

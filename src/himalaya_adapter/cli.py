@@ -49,6 +49,14 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("overrides", nargs="+", metavar="KEY=VALUE,VALUE", help="run=NAME training.seed=0,1,2 …")
     sweep.set_defaults(command=_sweep)
 
+    search = commands.add_parser(
+        "search", help="search the run's hyper-parameters; several processes may share it, and it continues, too"
+    )
+    search.add_argument(
+        "overrides", nargs="+", metavar="KEY=VALUE", help="run=NAME optuna.n_trials=20 results_dir=… …"
+    )
+    search.set_defaults(command=_search)
+
     budget = commands.add_parser(
         "budget", help="bytes, parameters and operations of a run's adapter; no weights needed"
     )
@@ -106,6 +114,15 @@ def _sweep(chosen: argparse.Namespace) -> None:
         print(f"himalaya: {' '.join(failure.split())}", file=sys.stderr)
     if failures:
         raise HimalayaError(failures[-1])
+
+
+def _search(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.experiments import compose_run
+    from himalaya_adapter.report import write_search_report
+    from himalaya_adapter.search import run_search
+
+    launch = compose_run(chosen.overrides)
+    print(write_search_report(run_search(launch.run, launch.results_dir, overwrite=launch.overwrite)))
 
 
 def _budget(chosen: argparse.Namespace) -> None:

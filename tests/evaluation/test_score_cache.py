@@ -33,7 +33,7 @@ def make_task(test_hash: str = "abc", target: str = "ja", **changes: Any) -> Tas
     )
     items = (Item("Regnet es?", target, "1"),)
     spec = dataclasses.replace(spec, **changes)
-    return Task(spec=spec, train=items, validation=items, test=items, hashes={"test": test_hash})
+    return Task(spec=spec, train=items, validation=items, test=items, hashes={"test": test_hash, "validation": "def"})
 
 
 @pytest.fixture
@@ -63,6 +63,7 @@ def test_what_was_written_is_read_by_another_run(cache: ScoreCache, adapter: Pat
     "change",
     [
         lambda cache, adapter: cache.identity(make_task(test_hash="abd"), adapter),
+        lambda cache, adapter: cache.identity(make_task(), adapter, "validation"),
         lambda cache, adapter: cache.identity(make_task(metric="macro_f1"), adapter),
         lambda cache, adapter: cache.identity(make_task(labels=("nein", "ja")), adapter),
         lambda cache, adapter: cache.identity(make_task(name="regen"), adapter),  # an adapter is told the name

@@ -10,7 +10,7 @@ from tiny_runs import TASKS, results, write_backbone, write_run, write_stream
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.scoring import evaluate_task
 from himalaya_adapter.experiments import compose_run
-from himalaya_adapter.report import write_run_report
+from himalaya_adapter.report import write_comparison, write_run_report
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.training import run_stream, stream_scores
 
@@ -133,3 +133,33 @@ def test_what_evaluation_costs(run: Callable[..., Path]) -> None:
         pytest.approx(cost["seconds"])
     )
     assert (cost["reused"], cost["reused_seconds"]) == (0, 0)
+
+
+def test_a_run_may_be_scored_on_its_validation_items(run: Callable[..., Path], evaluated: list[str]) -> None:
+    tested = run("HIMALAYA")
+    evaluated.clear()
+    folder = run("HIMALAYA", "run_id=validated", "evaluation.split=validation")
+    assert len(evaluated) == 3 + 6 + 3 + 3, "no score of the test items is taken for one"
+    found = [read_json(one / "metrics.json") for one in (tested, folder)]
+    assert [metrics["split"] for metrics in found] == ["test", "validation"]
+    assert [[task["n"] for task in metrics["tasks"]] for metrics in found] == [[8, 8, 8], [2, 2, 2]]
+    assert [task["unlabelled"]["n"] for task in found[1]["tasks"]] == [2, 2, 2]
+    assert [task["released"]["n"] for task in found[1]["tasks"]] == [2, 2, 2]
+    assert "<dt>Validation items</dt><dd>n = 6</dd>" in write_run_report(folder).read_text(encoding="utf-8")
+    with pytest.raises(
+        HimalayaError, match=r"evaluation\.split test against validation; give runs that were scored on"
+    ):
+        write_comparison(folder.parent, ["himalaya", "validated"], folder.parent / "comparison")
+    one = run("LORA", "evaluation.split=validation", "dataset.max_test_samples_per_task=1")
+    assert [task["n"] for task in read_json(one / "metrics.json")["tasks"]] == [1, 1, 1]
+
+
+def test_after_each_task_the_rows_so_far_are_told(tmp_path: Path, run: Callable[..., Path]) -> None:
+    folder = run("LORA", "evaluation.rows=last")
+    matrix = read_json(folder / "matrix.json")
+    (folder / "metrics.json").unlink()
+    told: list[list[list[float | None]]] = []
+    config = compose_run([f"run={tmp_path / 'lora.yaml'}", "evaluation.rows=last"]).run
+    run_stream(config, folder.parent, after_task=told.append)
+    wanted = [[cell["score"] if cell else None for cell in row] for row in matrix["rows"]]
+    assert told == [wanted[:1], wanted[:2], wanted]

@@ -1,4 +1,4 @@
-"""Scores kept by content: the same adapter, test items, settings and code have the same score, so it is kept."""
+"""Scores kept by content: the same adapter, items, settings and code have the same score, so it is kept."""
 
 import hashlib
 import json
@@ -33,17 +33,18 @@ class ScoreCache:
         self.folder = folder
         self.settings = {**settings, "code": code_hash()}
 
-    def identity(self, task: Task, adapter: Path | None) -> dict[str, Any]:
+    def identity(self, task: Task, adapter: Path | None, split: str = "test") -> dict[str, Any]:
         """All that the score of ``task`` depends on, as JSON.
 
         Args:
             task: The task; of its training items only whether their answers are single lines matters.
             adapter: Folder of the saved adapter that is on, ``None`` for the frozen backbone.
+            split: The items that are scored.
         """
         spec = task.spec
         return {
             "adapter": {name: file_sha256(adapter / name) for name in ADAPTER_FILES} if adapter else None,
-            "test": task.hashes["test"],
+            "items": task.hashes[split],
             "task": spec.name,
             "kind": spec.kind,
             "metric": spec.metric,

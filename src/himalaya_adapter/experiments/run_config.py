@@ -15,7 +15,7 @@ class DatasetConfig:
     Args:
         name: A packaged stream or the path of a YAML file.
         max_samples_per_task: Most training items of a task; ``null`` takes what the stream caps.
-        max_test_samples_per_task: Most test items of a task; which ones is the same for every run and method.
+        max_test_samples_per_task: Most items that a task is scored on; which ones is the same for every run.
         max_seq_length: Most tokens of an example; a prompt that is too long loses its beginning.
         num_tasks: How many tasks the stream is expected to have; a run on another number refuses to start.
         languages: The languages that are expected in it; ``multi`` stands for any others.
@@ -89,6 +89,7 @@ class EvaluationConfig:
 
     Args:
         primary_metric: The metric that a search optimises.
+        split: The items that tasks are scored on: ``test``, or ``validation`` for whatever is chosen by the score.
         rows: After which tasks all tasks so far are scored: ``all``, ``last``, or a number k for every k-th and the
             last. After the others only the task just learnt is scored.
         eval_batch_size: Prompts per forward pass.
@@ -97,6 +98,7 @@ class EvaluationConfig:
     """
 
     primary_metric: str = "retained_accuracy_auc"
+    split: str = "test"
     rows: str = "all"
     eval_batch_size: int = 16
     secondary_metric: str | None = None

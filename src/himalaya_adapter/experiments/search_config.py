@@ -37,13 +37,17 @@ class OptunaConfig:
     """A search.
 
     Args:
-        n_trials: Runs of the search.
-        direction: ``maximize`` or ``minimize``, of ``evaluation.primary_metric``.
+        n_trials: Runs of the search, over all its processes and restarts.
+        direction: ``maximize`` or ``minimize``, of ``evaluation.primary_metric``; ``null`` is what is better.
+        stream: The stream that the trials learn, a packaged one or a YAML file; its validation items score them.
+        storage: URL of a database (``sqlite:///…``) that keeps the study; ``null`` keeps a file in its folder.
         search_space: Ranges by the name of the key that they vary.
     """
 
     n_trials: int | None = None
     direction: str | None = None
+    stream: str = "validation_stream"
+    storage: str | None = None
     search_space: dict[str, SearchRange] = field(default_factory=dict)
 
 

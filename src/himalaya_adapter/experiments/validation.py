@@ -25,6 +25,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
         *("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "backward_transfer"),
         *("forgetting", "average_anytime_accuracy", "retention"),
     ),
+    "evaluation.split": ("test", "validation"),
     "evaluation.secondary_metric": (None, "cpu_latency_overhead"),
 }
 COUNTS = (

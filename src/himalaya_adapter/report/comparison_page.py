@@ -120,6 +120,7 @@ def _aggregate(comparison: Comparison, expected: Sequence[ExpectedResult]) -> di
         "backbone": first.metrics["backbone"],
         "stream": first.metrics["stream"],
         "tasks": list(first.tasks),
+        "split": first.split,
         "test_hashes": {task: first.test_hash(task) for task in first.tasks},
         "runs": {run.run_id: run.metrics for run in comparison.runs},
         "methods": [_method(group) for group in comparison.groups],

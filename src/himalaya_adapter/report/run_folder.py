@@ -74,9 +74,14 @@ class RunRecord:
         items = read_item_scores(self.folder, sizes)
         return None if items is None else ScoredRun(self.scores, items)
 
+    @property
+    def split(self) -> str:
+        """The items that the run's tasks were scored on."""
+        return str(self.metrics.get("split", "test"))
+
     def test_hash(self, task: str) -> str | None:
-        """SHA-256 of the test split of ``task``, None if the run did not record it."""
-        return self.environment.get("data_hashes", {}).get(task, {}).get("test")
+        """SHA-256 of the items that ``task`` was scored on, None if the run did not record it."""
+        return self.environment.get("data_hashes", {}).get(task, {}).get(self.split)
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -125,7 +130,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def read_comparable_runs(results_dir: Path, run_ids: Sequence[str]) -> list[RunRecord]:
-    """Read runs that may stand in one table: same backbone, stream, task order and test items.
+    """Read runs that may stand in one table: same backbone, stream, task order, split and items of it.
 
     Raises:
         HimalayaError: No or repeated run ids, an unknown or unfinished run, or runs that differ in one of the above.
@@ -154,6 +159,10 @@ def _check_comparable(first: RunRecord, other: RunRecord) -> None:
             raise HimalayaError(
                 f"{pair}: {key} '{first.metrics[key]}' against '{other.metrics[key]}'; give runs of one {key}"
             )
+    if first.split != other.split:
+        raise HimalayaError(
+            f"{pair}: evaluation.split {first.split} against {other.split}; give runs that were scored on one split"
+        )
     if first.tasks != other.tasks:
         raise HimalayaError(
             f"{pair}: their tasks are {', '.join(first.tasks)} against {', '.join(other.tasks)}; "
@@ -164,13 +173,13 @@ def _check_comparable(first: RunRecord, other: RunRecord) -> None:
         if None in hashes:
             unrecorded = first if hashes[0] is None else other
             raise HimalayaError(
-                f"{pair}: environment.json of '{unrecorded.run_id}' has no hash of the test items of '{task}'; "
-                "run it again with overwrite=true"
+                f"{pair}: environment.json of '{unrecorded.run_id}' has no hash of the {first.split} items of "
+                f"'{task}'; run it again with overwrite=true"
             )
         if hashes[0] != hashes[1]:
             raise HimalayaError(
-                f"{pair}: the test items of '{task}' differ ({str(hashes[0])[:12]}… against {str(hashes[1])[:12]}…); "
-                "run both on the same data and limits"
+                f"{pair}: the {first.split} items of '{task}' differ "
+                f"({str(hashes[0])[:12]}… against {str(hashes[1])[:12]}…); run both on the same data and limits"
             )
 
 

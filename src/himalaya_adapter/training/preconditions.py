@@ -68,7 +68,7 @@ def announce(run: RunConfig) -> None:
         device = run.evaluation.cpu_latency_device or "the device of use"
         logger.warning("%s is not measured by a run: it belongs to %s", run.evaluation.secondary_metric, device)
     if run.optuna.search_space:
-        logger.warning("optuna: one run with the values as they are; a search would vary them")
+        logger.warning("optuna: one run with the values as they are; `himalaya search` varies them")
 
 
 def _languages(language: str) -> set[str]:

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from himalaya_adapter.budget import EWC_PART
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.keys import flattened
 from himalaya_adapter.packages import file_sha256
 from himalaya_adapter.storage import read_json, write_atomic, write_json
 from himalaya_adapter.training.online_ewc import EWC_FILE
@@ -131,7 +132,7 @@ class RunStore:
             ) from error
 
     def _check_same(self, found: Any, wanted: Mapping[str, Any]) -> None:
-        before, now = _flat(found), _flat(wanted)
+        before, now = flattened(found), flattened(wanted)
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 raise HimalayaError(
@@ -252,13 +253,3 @@ def _visible(folder: Path) -> bool:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    return {
-        path: leaf
-        for key, entry in value.items()
-        for path, leaf in _flat(entry, f"{prefix}.{key}" if prefix else str(key)).items()
-    }

@@ -51,9 +51,12 @@ CALIBRATION_ITEMS = 16
 DRIFT_TOKENS = 128
 # The other processes wait while the first one scores; one that has died is torchrun's to notice.
 PATIENCE = timedelta(days=7)
+AfterTask = Callable[[list[list[float | None]]], None]
 
 
-def run_stream(config: RunConfig, results_dir: Path, *, overwrite: bool = False) -> Path:
+def run_stream(
+    config: RunConfig, results_dir: Path, *, overwrite: bool = False, after_task: AfterTask | None = None
+) -> Path:
     """Run one method through one stream; returns the run's folder.
 
     Finished parts are read back, never computed again: the same call continues an interrupted run and ends with the
@@ -63,6 +66,8 @@ def run_stream(config: RunConfig, results_dir: Path, *, overwrite: bool = False)
         config: The run.
         results_dir: Where run folders lie.
         overwrite: Delete an existing folder of this run first.
+        after_task: Called after each task, also those that an earlier process has learnt, with the rows of the
+            accuracy matrix so far. What it raises ends the process's work on the run, which can be continued.
 
     Raises:
         HimalayaError: Anything a user can mend, in one line.
@@ -78,7 +83,12 @@ def run_stream(config: RunConfig, results_dir: Path, *, overwrite: bool = False)
         return folder
     adapter = run_method(config)
     check_budget(config)
-    limits = Limits(train=config.dataset.max_samples_per_task, test=config.dataset.max_test_samples_per_task)
+    scored = config.dataset.max_test_samples_per_task
+    limits = Limits(
+        train=config.dataset.max_samples_per_task,
+        validation=scored if config.evaluation.split == "validation" else None,
+        test=scored,
+    )
     with processes.local_main_process_first():  # it fills the cache
         stream = load_stream(config.dataset.name, limits=limits)
     check_stream(config, stream)
@@ -95,7 +105,7 @@ def run_stream(config: RunConfig, results_dir: Path, *, overwrite: bool = False)
         if processes.is_main_process:
             store.begin(describe_environment(config, stream, backbone))
         processes.wait_for_everyone()
-        StreamRunner(config, store, stream, backbone, model).run()
+        StreamRunner(config, store, stream, backbone, model).run(after_task)
         processes.wait_for_everyone()
     return folder
 
@@ -129,7 +139,7 @@ class StreamRunner:
         strength = config.model.adapter.ewc_lambda
         self.ewc = OnlineEWC(strength) if strength is not None else None
 
-    def run(self) -> None:
+    def run(self, after_task: AfterTask | None = None) -> None:
         """Learn what is not yet learned, score what is not yet scored, write the results."""
         learned = self.store.learned()
         if learned:
@@ -147,6 +157,8 @@ class StreamRunner:
                 for seen in self.scores.columns(index):
                     self.scores.score(index, seen)
                     progress.advance(scoring)
+                if after_task is not None:
+                    after_task(self.scores.matrix(index))
         if self.processes.is_main_process:
             self._finish()
 
@@ -222,16 +234,24 @@ class StreamRunner:
 
     def _truncated(self, task: Task) -> dict[str, int]:
         """How many prompts of a task lose their beginning, for it to be known how much of the task is seen."""
-        length = self.config.dataset.max_seq_length
+        length, scored = self.config.dataset.max_seq_length, self.config.evaluation.split
         counts = {
             split: count_truncated(self.tokenizer, task.split(split), length, with_targets=split == "train")
-            for split in ("train", "test")
+            for split in ("train", scored)
         }
         if any(counts.values()):
             logger.warning(
                 "task %s: prompts longer than dataset.max_seq_length=%d tokens lose their beginning: %d of %d in "
-                "training, %d of %d in test",
-                *(task.name, length, counts["train"], len(task.train), counts["test"], len(task.test)),
+                "training, %d of %d in %s",
+                *(
+                    task.name,
+                    length,
+                    counts["train"],
+                    len(task.train),
+                    counts[scored],
+                    len(task.split(scored)),
+                    scored,
+                ),
             )
         return counts
 

@@ -76,7 +76,7 @@ class StreamScores:
             if known is not None:
                 self.store.write_score(row, index, {**known, "reused": True})
                 return
-        identity = self.cache.identity(task, self._adapter(row))
+        identity = self.cache.identity(task, self._adapter(row), self.config.evaluation.split)
         known = self.cache.read(identity)
         if known is not None:
             self.store.write_score(row, index, {**known, "reused": True})
@@ -85,6 +85,11 @@ class StreamScores:
             score = self._evaluate(task)
         self.store.write_score(row, index, score)
         self.cache.write(identity, score)
+
+    def matrix(self, row: int) -> list[list[float | None]]:
+        """The rows of the accuracy matrix up to ``row``, ``None`` where nothing was measured."""
+        found = [[self.store.score(after, task) for task in range(after + 1)] for after in range(row + 1)]
+        return [[score["score"] if score else None for score in scores] for scores in found]
 
     def score_unlabelled(self) -> None:
         """Score all tasks again, a method that can tell tasks from prompts being told nothing but the prompts."""
@@ -96,7 +101,7 @@ class StreamScores:
                 started = time.perf_counter()
                 found = [
                     name
-                    for batch in self.prompts(task, "test")
+                    for batch in self.prompts(task, self.config.evaluation.split)
                     for name, _ in self.model.infer_task(batch.input_ids, names, batch.attention_mask)
                 ]
                 self.model.set_task(None)
@@ -159,6 +164,7 @@ class StreamScores:
             self.model,
             self.tokenizer,
             task,
+            split=self.config.evaluation.split,
             batch_size=self.config.evaluation.eval_batch_size,
             max_length=self.config.dataset.max_seq_length,
         )

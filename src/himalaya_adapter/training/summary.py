@@ -68,6 +68,7 @@ def summarise(
         "method_name": config.method_name,
         "backbone": config.model.backbone.name,
         "stream": stream.name,
+        "split": config.evaluation.split,
         "seed": config.training.seed,
         "measured_rows": [row + 1 for row in measured_rows],
         "learning_rate": config.training.learning_rate,

@@ -1,0 +1,124 @@
+"""Searches hyper-parameters; any number of processes may run the same search, and each may be killed at any moment."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from himalaya_adapter.backbones.shape import backbone_shape
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.experiments.validation import check_run
+from himalaya_adapter.methods.construction import run_method
+from himalaya_adapter.search.objective import run_trial
+from himalaya_adapter.search.results import write_results
+from himalaya_adapter.search.space import SearchedKey, searched_keys, trial_run
+from himalaya_adapter.search.study import REASON, SAME_AS, SharedStudy
+from himalaya_adapter.streams import Limits, load_stream
+from himalaya_adapter.training.preconditions import announce
+
+logger = logging.getLogger(__name__)
+
+
+def run_search(run: RunConfig, results_dir: Path, *, overwrite: bool = False) -> Path:
+    """Search the best values of a run's hyper-parameters; returns the search's folder.
+
+    The same call continues an interrupted search: a trial that a killed process has left is finished first, with its
+    values, from where it was. Calls in several processes share the trials. A finished search runs nothing.
+
+    Args:
+        run: The run, with its ``optuna`` block.
+        results_dir: Where the folder ``<run_id>_search`` lies.
+        overwrite: Delete an existing search of this run first.
+
+    Raises:
+        HimalayaError: Anything a user can mend, in one line; no trial that did not fail is no result either.
+    """
+    check_run(run)
+    if run.optuna.n_trials is None:
+        raise HimalayaError(f"run '{run.run_id}' has no optuna.n_trials; for example optuna.n_trials=20")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise HimalayaError("a trial runs in one process: start the same search several times instead of torchrun")
+    keys = searched_keys(run)
+    base = trial_run(run)
+    # A mistake that every trial would fail of.
+    check_run(base)
+    run_method(base)
+    backbone_shape(base.model.backbone.name)
+    scored = base.dataset.max_test_samples_per_task
+    limits = Limits(train=base.dataset.max_samples_per_task, validation=scored, test=scored)
+    tasks = len(load_stream(base.dataset.name, limits=limits).tasks)
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    shared = SharedStudy(results_dir / f"{run.run_id}_search", run, keys)
+    try:
+        with shared.lock:
+            shared.begin(overwrite=overwrite)
+            trial = _next(shared, keys)
+        if trial is not None:
+            announce(base)
+        while trial is not None:
+            run_trial(trial, base, keys, shared.folder / "trials", tasks)
+            _tell(shared, trial.number, keys)
+            with shared.lock:
+                trial = _next(shared, keys)
+    except StorageInternalError as error:
+        raise HimalayaError(f"optuna.storage failed ({error}); the same command goes on from here") from error
+    finally:
+        shared.release()
+    _conclude(shared)
+    return shared.folder
+
+
+def _next(shared: SharedStudy, keys: Sequence[SearchedKey]) -> Trial | None:
+    trial = shared.take()
+    write_results(shared, keys)
+    return trial
+
+
+def _tell(shared: SharedStudy, number: int, keys: Sequence[SearchedKey]) -> None:
+    """Say in one line how a trial ended."""
+    trials = shared.study.get_trials(deepcopy=False)
+    trial = trials[number]
+    values = ", ".join(f"{one.name}={_short(one.value(trial.params[one.name]))}" for one in keys)
+    done = sum(one.state.is_finished() for one in trials)
+    logger.info(
+        "trial %d (%d of %d done): %s: %s", number, done, shared.run.optuna.n_trials, values, _outcome(shared, trial)
+    )
+
+
+def _outcome(shared: SharedStudy, trial: FrozenTrial) -> str:
+    metric = shared.run.evaluation.primary_metric
+    if trial.state == TrialState.FAIL:
+        return f"failed: {trial.user_attrs[REASON]}"
+    if trial.state == TrialState.PRUNED:
+        return f"stopped after task {trial.last_step}, {metric} {trial.value:.4f} so far"
+    best = shared.study.best_trial
+    return f"{metric} {trial.value:.4f}, best {best.value:.4f} (trial {best.number})"
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _conclude(shared: SharedStudy) -> None:
+    """Say what remains to be said when this process finds nothing more to do."""
+    trials = shared.study.get_trials(deepcopy=False)
+    running = sum(trial.state == TrialState.RUNNING for trial in trials)
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    repeated = sum(SAME_AS in trial.user_attrs for trial in trials)
+    if len(failed) == len(trials):
+        raise HimalayaError(
+            f"all {len(trials)} trials of {shared.folder} failed, the last one: {failed[-1].user_attrs[REASON]}; "
+            "mend the run and start anew with overwrite=true"
+        )
+    if repeated:
+        logger.info("%d of %d trials repeat the values of others and took their results", repeated, len(trials))
+    if running or len(trials) < (shared.run.optuna.n_trials or 0):
+        logger.info("other processes still work on %s; the last one completes the report", shared.folder)
+    else:
+        logger.info("%s is finished: %d trials (overwrite=true starts it anew)", shared.folder, len(trials))

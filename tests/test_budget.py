@@ -18,7 +18,7 @@ from himalaya_adapter.budget import BYTES_PER_MB, TOKENS, ElementCounter, check_
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import RunConfig, compose_run
 from himalaya_adapter.methods.construction import adapt, run_method
-from himalaya_adapter.methods.himalaya.release import save_release
+from himalaya_adapter.methods.release import save_release
 
 SOURCE = "run=proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
 LORA_OPTIONS = "{r: 4, target_modules: [q_proj, down_proj]}"

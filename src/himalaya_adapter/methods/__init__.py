@@ -2,10 +2,29 @@
 
 from .registration import add_peft_type, register
 
-add_peft_type("himalaya")
+for _name in ("himalaya", "lilac", "coltas", "glodis"):
+    add_peft_type(_name)
 
-from .himalaya import HimalayaConfig, HimalayaModel, save_release  # noqa: E402  (the config names its PeftType member)
+# Each config names its PeftType member.
+from .coltas import ColtasConfig, ColtasModel  # noqa: E402
+from .glodis import GlodisConfig, GlodisModel  # noqa: E402
+from .himalaya import HimalayaConfig, HimalayaModel  # noqa: E402
+from .lilac import LilacConfig, LilacModel  # noqa: E402
+from .release import save_release  # noqa: E402
 
 register("himalaya", HimalayaConfig, HimalayaModel)
+register("lilac", LilacConfig, LilacModel)
+register("coltas", ColtasConfig, ColtasModel)
+register("glodis", GlodisConfig, GlodisModel)
 
-__all__ = ["HimalayaConfig", "HimalayaModel", "save_release"]
+__all__ = [
+    "ColtasConfig",
+    "ColtasModel",
+    "GlodisConfig",
+    "GlodisModel",
+    "HimalayaConfig",
+    "HimalayaModel",
+    "LilacConfig",
+    "LilacModel",
+    "save_release",
+]

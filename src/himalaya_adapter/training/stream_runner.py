@@ -155,6 +155,7 @@ class StreamRunner:
             first["labels"] = pad(first["labels"], (prompt, 0), value=IGNORED_LABEL)
             first = {key: value.to(self.model.device) for key, value in first.items()}
             events = [{**event, "step": 0} for event in self.model.start_task(task.name, first)]
+        if hasattr(self.model, "observe_prompts"):
             for batch in self.scores.prompts(task, "train"):
                 self.model.observe_prompts(batch.input_ids, batch.attention_mask)
         # Beside the checkpoints, which are deleted when the task is learnt.
@@ -238,12 +239,16 @@ class StreamRunner:
         return arguments
 
     def _method_record(self) -> dict[str, Any]:
-        """End the task and say what the method tells about it; nothing for a method without a stream of its own."""
-        if not hasattr(self.model, "end_task"):
-            return {}
-        self.model.end_task()
-        parts = self.model.stored_bytes()
-        return {**self.model.norm_certificate(), **self.model.task_statistics(), "stored_bytes_by_part": parts}
+        """End the task and say what the method tells about it: as much as it has verbs for."""
+        if hasattr(self.model, "end_task"):
+            self.model.end_task()
+        record: dict[str, Any] = {}
+        for verb in ("norm_certificate", "task_statistics"):
+            if hasattr(self.model, verb):
+                record |= getattr(self.model, verb)()
+        if hasattr(self.model, "stored_bytes"):
+            record["stored_bytes_by_part"] = self.model.stored_bytes()
+        return record
 
     def _load_adapter(self, folder: Path) -> None:
         if not is_complete(folder):

@@ -31,6 +31,9 @@ ADAPTERS: dict[str, dict[str, Any]] = {
         },
     },
     "LORA": {"type": "LORA", "options": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"]}},
+    "LILAC": {"type": "LILAC", "dictionary_size": 16, "lora_rank": 2},
+    "COLTAS": {"type": "COLTAS", "options": {"components": 16, "mask_atoms": 8, "atoms_per_task": 2}},
+    "GLODIS": {"type": "GLODIS"},
 }
 
 

@@ -18,9 +18,10 @@ from himalaya_adapter.budget import BYTES_PER_MB, TOKENS, ElementCounter, check_
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import RunConfig, compose_run
 from himalaya_adapter.methods.construction import adapt, run_method
-from himalaya_adapter.methods.himalaya.release import save_release
+from himalaya_adapter.methods.release import save_release
 
 SOURCE = "run=proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
+LILAC_SOURCE = "run=comparative-1-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
 LORA_OPTIONS = "{r: 4, target_modules: [q_proj, down_proj]}"
 METHODS = {
     "himalaya": ["model.adapter.type=HIMALAYA"],
@@ -33,6 +34,9 @@ METHODS = {
     ],
     "vera": ["model.adapter.type=VERA", "model.adapter.options={r: 8, target_modules: [q_proj]}"],
     "ia3": ["model.adapter.type=IA3"],
+    "lilac": ["model.adapter.type=LILAC", "model.adapter.lora_rank=2"],
+    "coltas": ["model.adapter.type=COLTAS", "model.adapter.options={components: 16, target_modules: [down_proj]}"],
+    "glodis": ["model.adapter.type=GLODIS", "model.adapter.options={target_modules: [k_proj, gate_proj]}"],
 }
 
 
@@ -72,7 +76,10 @@ def test_the_bytes_are_those_of_the_saved_file(method: str, run: Callable[..., R
     assert sum(budget.trainable.values()) == model.get_nb_trainable_parameters()[0]
 
 
-@pytest.mark.parametrize("more", [[], ["model.adapter.options={modules_to_save: [lm_head], quantisation_bits: 4}"]])
+@pytest.mark.parametrize(
+    "more",
+    [[], ["model.adapter.options={modules_to_save: [lm_head], quantisation_bits: 4}"], METHODS["lilac"]],
+)
 def test_the_release_bytes_are_those_of_the_release_file(
     more: list[str], run: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
@@ -170,6 +177,17 @@ def test_the_source_run_keeps_its_bounds_at_llama_2(llama_2: Any) -> None:
     assert 0 < llama_2.overhead + llama_2.element_overhead < 0.04
     assert 0 < llama_2.element_overhead < llama_2.overhead
     assert 1.69e12 < llama_2.bare.products < 1.71e12  # 2 x 128 tokens x 6.6e9 weights, and attention
+
+
+def test_the_source_run_of_lilac_keeps_its_budget_at_llama_2() -> None:
+    budget = count_budget(compose_run([LILAC_SOURCE]).run)
+    layers, modules, rank, atoms, width = 32, 4, 4, 64, 4096
+    assert sum(budget.trainable.values()) == atoms * width + layers * modules * 2 * rank * atoms == 327_680
+    assert sum(budget.stored.values()) < 3.5 * BYTES_PER_MB
+    assert budget.released is not None
+    assert sum(budget.released.values()) < 0.45 * BYTES_PER_MB
+    assert budget.router is None
+    assert 0 < budget.overhead < 0.04
 
 
 def test_no_weights_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

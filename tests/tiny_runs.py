@@ -37,6 +37,9 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     },
     "O_LORA": {"type": "O_LORA", "options": {"r": 2, "lambda_1": 0.1, "target_modules": ["q_proj", "v_proj"]}},
     "LORA": {"type": "LORA", "options": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"]}},
+    "LILAC": {"type": "LILAC", "dictionary_size": 16, "lora_rank": 2},
+    "COLTAS": {"type": "COLTAS", "options": {"components": 16, "mask_atoms": 8, "atoms_per_task": 2}},
+    "GLODIS": {"type": "GLODIS"},
 }
 ADAPTERS["LORA_EWC"] = ADAPTERS["LORA"] | {"ewc_lambda": 0.4}
 

@@ -21,6 +21,7 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.methods import HimalayaConfig
 from himalaya_adapter.methods.construction import adapt, run_method
+from himalaya_adapter.methods.release import has_release
 
 BYTES_PER_MB = 1_000_000
 TOKENS = 128  # of the forward pass in which operations are counted
@@ -28,7 +29,7 @@ FILE_HEADER = "header"
 EWC_PART = "ewc"
 FISHER_DTYPE = torch.bfloat16  # of EWC's stored Fisher: its order of magnitude matters, not its third digit
 LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-WRAPPERS = re.compile(r"^(base_model\.|model\.|himalaya_shared\.|default\.)+")
+WRAPPERS = re.compile(r"^(base_model\.|model\.|[a-z]+_shared\.|default\.)+")
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,14 @@ def count_budget(run: RunConfig) -> Budget:
     trainable = ((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
     parameters, stored = _by_part((name, tensor.numel()) for name, tensor in trainable), _training_bytes(run, model)
     config = model.active_peft_config
-    if not isinstance(config, HimalayaConfig):
-        return Budget(parameters, stored, None, None, bare, adapted)
-    state = model.base_model.himalaya_shared["default"].state_dict()
-    router = sum(tensor.numel() for name, tensor in state.items() if name.startswith("router."))
-    config.released = True  # what PEFT saves from now on is a release
-    return Budget(parameters, stored, _stored_bytes(model), router, bare, adapted)
+    router, released = None, None
+    if isinstance(config, HimalayaConfig):
+        state = model.base_model.himalaya_shared["default"].state_dict()
+        router = sum(tensor.numel() for name, tensor in state.items() if name.startswith("router."))
+    if has_release(config):
+        config.released = True  # what PEFT saves from now on is a release
+        released = _stored_bytes(model)
+    return Budget(parameters, stored, released, router, bare, adapted)
 
 
 def check_budget(run: RunConfig) -> None:

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import yaml
+from source_runs import changed_run, leaves, read
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import RunConfig, compose_run
 from himalaya_adapter.experiments.composition import CONF
-from himalaya_adapter.experiments.himalaya_options import FIXED_KEYS, OPTION_OF_KEY, adapter_options
+from himalaya_adapter.experiments.method_options import KEYS_OF_METHOD, adapter_options
 from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.methods import HimalayaConfig
 from himalaya_adapter.methods.construction import run_method
 
+OPTION_OF_KEY, FIXED_KEYS = KEYS_OF_METHOD["HIMALAYA"].options, KEYS_OF_METHOD["HIMALAYA"].fixed
 NAME = "proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
 FILE = CONF / "run" / f"{NAME}.yaml"
 SHA256 = "c65b06b297efc657b9279521c22ff0d65016ad4f5ced8707cbed8b2cf06bee4c"
@@ -96,32 +98,12 @@ REFUSED = {
 }
 
 
-def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        path: leaf
-        for key, entry in value.items()
-        for path, leaf in leaves(entry, f"{prefix}.{key}" if prefix else key).items()
-    }
-
-
-SOURCE = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+SOURCE = read(NAME)
 
 
 def changed(path: str, value: Any, folder: Path) -> RunConfig:
     """The composed run of the source's file with one leaf changed."""
-    content = copy.deepcopy(SOURCE)
-    section = content
-    *parents, last = path.split(".")
-    for parent in parents:
-        section = section[parent]
-    assert last in section
-    assert section[last] != value
-    section[last] = value
-    file = folder / "changed.yaml"
-    file.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return compose_run([f"run={file}"]).run
+    return changed_run(NAME, path, value, folder)
 
 
 def test_the_file_is_the_sources_byte_for_byte() -> None:

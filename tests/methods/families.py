@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from himalaya_adapter import HimalayaConfig
+from himalaya_adapter.methods import ColtasConfig, GlodisConfig, LilacConfig
 
 VOCABULARY = 128
 PADDING = 0
@@ -43,10 +45,11 @@ def opt() -> OPTForCausalLM:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the behaviour matrix: a model family and what is changed in the adapter's configuration."""
+    """One row of the behaviour matrix: a model family, a method and what is changed in its configuration."""
 
     family: Callable[[], PreTrainedModel]
     changes: dict[str, Any] = field(default_factory=dict)
+    method: type[PeftConfig] = HimalayaConfig
 
     def base(self, seed: int = 0) -> PreTrainedModel:
         """The frozen model, in evaluation mode; the same seed gives the same weights."""
@@ -54,9 +57,14 @@ class Case:
             torch.manual_seed(seed)
             return self.family().eval()
 
-    def config(self, *, fresh: bool = False, **more: Any) -> HimalayaConfig:
-        """A new configuration; unless ``fresh``, of an adapter whose head is random, so that it does something."""
-        return HimalayaConfig(task_type="CAUSAL_LM", init_weights=fresh, **self.changes, **more)
+    def config(self, *, fresh: bool = False, **more: Any) -> Any:
+        """A new configuration; unless ``fresh``, of an adapter that starts at random, so that it does something."""
+        return self.method(task_type="CAUSAL_LM", init_weights=fresh, **self.changes, **more)
+
+    @property
+    def prefix(self) -> str:
+        """With which the names of the method's parameters begin."""
+        return f"{self.config().peft_type.value.lower()}_"
 
 
 SQUARE = {"placement": "weights", "target_modules": ["q_proj", "o_proj"]}
@@ -71,6 +79,15 @@ CASES = {
     "qwen2-stream": Case(qwen2),
     "qwen2-oblong": Case(qwen2, OBLONG),
     "opt-weights": Case(opt, OF_OPT),
+}
+# Methods whose update is one matrix per module, the same for all tokens.
+STATIC_CASES = {
+    "lilac-llama": Case(llama, method=LilacConfig),
+    "lilac-qwen2-oblong": Case(qwen2, {"target_modules": ["k_proj", "gate_proj", "down_proj"]}, LilacConfig),
+    "coltas-llama": Case(llama, method=ColtasConfig),
+    "coltas-opt": Case(opt, {"target_modules": ["v_proj", "fc1", "fc2"]}, ColtasConfig),
+    "glodis-llama-oblong": Case(llama, {"target_modules": ["v_proj", "up_proj", "down_proj"]}, GlodisConfig),
+    "glodis-opt": Case(opt, method=GlodisConfig),
 }
 
 

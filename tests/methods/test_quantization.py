@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from himalaya_adapter.methods.himalaya.dictionary import unit_rows
-from himalaya_adapter.methods.himalaya.quantization import (
+from himalaya_adapter.methods.quantization import (
     GROUP,
     dequantise_matrix,
     dequantise_rows,

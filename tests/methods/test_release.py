@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from himalaya_adapter import HimalayaConfig, save_release
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.himalaya import SharedAdapter
-from himalaya_adapter.methods.himalaya.quantization import GROUP
-from himalaya_adapter.methods.himalaya.release import pack, seal, unpack
+from himalaya_adapter.methods.himalaya.release import pack, unpack
+from himalaya_adapter.methods.quantization import GROUP
+from himalaya_adapter.methods.release import seal
 
 WEIGHTS = "adapter_model.safetensors"
 FILES = {"adapter_config.json", WEIGHTS, "README.md"}

@@ -23,8 +23,8 @@ class BackboneConfig:
     dtype: str = "auto"
 
 
-# The keys below are HIMALAYA's; `himalaya_options` says which option of the method each one sets. ``null`` leaves the
-# method's own default.
+# Most keys below belong to one method; `method_options` says to which, and which of its options each sets. ``null``
+# leaves the method's own default.
 
 
 @dataclass
@@ -88,13 +88,16 @@ class AdapterConfig:
     """The adapter: its method and the options of that method's PEFT config.
 
     Args:
-        type: ``HIMALAYA`` or the name of any PEFT method (``LORA``).
+        type: ``HIMALAYA``, a rival (``LILAC``, ``COLTAS``, ``GLODIS``) or the name of any PEFT method (``LORA``).
         options: Fields of the method's PEFT config that differ from its defaults.
         total_parameter_budget_mb: The run refuses to start if the saved adapter would be larger (MB of 10^6 bytes).
         core_dictionary: HIMALAYA's frozen atoms.
         elastic_dictionary: HIMALAYA's trained atoms.
         router: HIMALAYA's router.
-        coeff_precision_bits: Bits of a stored coefficient: 8.
+        coeff_precision_bits: Bits of a coefficient that HIMALAYA stores: 8.
+        lora_rank: Rank of LILAC's updates.
+        dictionary_size: Atoms of LILAC's dictionary.
+        quantisation_bits: Bits of a number in LILAC's release file.
         ewc_lambda: Strength of online EWC (see `OnlineEWC`), for any method but HIMALAYA; ``null`` is without.
     """
 
@@ -105,6 +108,9 @@ class AdapterConfig:
     elastic_dictionary: ElasticDictionaryConfig = field(default_factory=ElasticDictionaryConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     coeff_precision_bits: int | None = None
+    lora_rank: int | None = None
+    dictionary_size: int | None = None
+    quantisation_bits: int | None = None
     ewc_lambda: float | None = None
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.experiments.himalaya_options import HIMALAYA, adapter_options
 from himalaya_adapter.experiments.keys import leaf_keys
+from himalaya_adapter.experiments.method_options import HIMALAYA, adapter_options
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.search_config import check_search
 

@@ -2,21 +2,34 @@
 
 from .registration import add_peft_type, register
 
-add_peft_type("himalaya")
-add_peft_type("loreft")
-add_peft_type("o_lora")
+for _name in ("himalaya", "lilac", "coltas", "glodis", "loreft", "o_lora"):
+    add_peft_type(_name)
 
-from .himalaya import HimalayaConfig, HimalayaModel, save_release  # noqa: E402  (the config names its PeftType member)
+# Each config names its PeftType member.
+from .coltas import ColtasConfig, ColtasModel  # noqa: E402
+from .glodis import GlodisConfig, GlodisModel  # noqa: E402
+from .himalaya import HimalayaConfig, HimalayaModel  # noqa: E402
+from .lilac import LilacConfig, LilacModel  # noqa: E402
 from .loreft import LoReftConfig, LoReftModel  # noqa: E402
 from .olora import OLoraConfig, OLoraModel  # noqa: E402
+from .release import save_release  # noqa: E402
 
 register("himalaya", HimalayaConfig, HimalayaModel)
+register("lilac", LilacConfig, LilacModel)
+register("coltas", ColtasConfig, ColtasModel)
+register("glodis", GlodisConfig, GlodisModel)
 register("loreft", LoReftConfig, LoReftModel)
 register("o_lora", OLoraConfig, OLoraModel)
 
 __all__ = [
+    "ColtasConfig",
+    "ColtasModel",
+    "GlodisConfig",
+    "GlodisModel",
     "HimalayaConfig",
     "HimalayaModel",
+    "LilacConfig",
+    "LilacModel",
     "LoReftConfig",
     "LoReftModel",
     "OLoraConfig",

@@ -7,7 +7,7 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PeftType, g
 from transformers import PreTrainedModel, set_seed
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.experiments.himalaya_options import OPTION_OF_KEY, adapter_options, given_keys
+from himalaya_adapter.experiments.method_options import adapter_options, option_keys
 from himalaya_adapter.experiments.run_config import RunConfig
 
 NEEDS_TASK_IDS = (PeftType.POLY,)
@@ -28,7 +28,7 @@ def run_method(run: RunConfig) -> PeftConfig:
         return method_config(run.model.adapter.type, options)
     except HimalayaError as error:
         message = str(error)
-        keys = [key for key in given_keys(run) if key in OPTION_OF_KEY and f"{OPTION_OF_KEY[key]}=" in message]
+        keys = [key for key, option in option_keys(run).items() if f"{option}=" in message]
         raise HimalayaError(message + (f" (the run sets it as {keys[0]})" if keys else "")) from error
 
 
@@ -36,7 +36,7 @@ def method_config(method: str, options: Mapping[str, Any]) -> PeftConfig:
     """The PEFT config of ``method`` for a causal language model.
 
     Args:
-        method: ``HIMALAYA`` or any method of PEFT, in any case.
+        method: One of this package or any of PEFT, in any case.
         options: Fields of that method's config.
 
     Raises:

@@ -309,12 +309,13 @@ class StreamRunner:
         return arguments
 
     def _method_record(self) -> dict[str, Any]:
-        """End the task and say what the method tells about it; nothing for a method without a stream of its own."""
+        """End the task and say what the method tells about it: as much as it has verbs for."""
         if hasattr(self.model, "end_task"):
             self.model.end_task()
         record: dict[str, Any] = {}
         for verb in ("norm_certificate", "task_statistics"):
-            record |= getattr(self.model, verb, dict)()
+            if hasattr(self.model, verb):
+                record |= getattr(self.model, verb)()
         if hasattr(self.model, "stored_bytes"):
             record["stored_bytes_by_part"] = self.model.stored_bytes()
         return record

@@ -15,7 +15,7 @@ from himalaya_adapter.evaluation.metrics import rows_to_measure
 from himalaya_adapter.evaluation.score_cache import ScoreCache
 from himalaya_adapter.evaluation.scoring import evaluate_task
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.methods import save_release
+from himalaya_adapter.methods.release import has_release, save_release
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams import Stream, Task
 from himalaya_adapter.streams.encoding import encode_prompt
@@ -117,7 +117,7 @@ class StreamScores:
         Returns:
             The file's bytes by part.
         """
-        if not hasattr(self.model, "infer_task") or self.config.training.protocol != SEQUENTIAL:
+        if not has_release(self.model.peft_config["default"]) or self.config.training.protocol != SEQUENTIAL:
             return None
         folder = self.store.folder / "release"
         parts = save_release(self.model, folder)

@@ -3,7 +3,6 @@
 from .config import HimalayaConfig
 from .layer import HimalayaLayer
 from .model import HimalayaModel
-from .release import save_release
 from .shared import SharedAdapter
 
-__all__ = ["HimalayaConfig", "HimalayaLayer", "HimalayaModel", "SharedAdapter", "save_release"]
+__all__ = ["HimalayaConfig", "HimalayaLayer", "HimalayaModel", "SharedAdapter"]

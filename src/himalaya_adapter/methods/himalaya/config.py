@@ -5,12 +5,13 @@ from typing import Literal
 
 from peft import PeftConfig, PeftType
 
+from himalaya_adapter.methods.quantization import BITS, UNQUANTISED_BITS
+
 PLACEMENTS = ("residual_stream", "weights")
 NORM_TARGETS = ("update", "residual")
 GAINS = ("learned", "fixed")
 INDICES = ("learnable_kd_tree", "scan")
 FANOUTS = (4, 8, 16)
-UNQUANTISED_BITS = 16
 # Version of the adapter files that this code writes, and the newest that it reads.
 FORMAT_VERSION = 1
 CHOICES = {
@@ -19,7 +20,7 @@ CHOICES = {
     "gain": GAINS,
     "index": INDICES,
     "fanout": FANOUTS,
-    "quantisation_bits": (*range(2, 9), UNQUANTISED_BITS),
+    "quantisation_bits": (*BITS, UNQUANTISED_BITS),
 }
 AT_LEAST_ONE = (
     "core_atoms",

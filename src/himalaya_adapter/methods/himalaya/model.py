@@ -6,26 +6,25 @@ from typing import Any, cast
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.shared_state import SharedStateModel
 
 from .allocation import forget_moments
 from .config import HimalayaConfig
 from .layer import HimalayaLayer
-from .release import check_other_modules, open_file, pack, seal, split_by_prefix
+from .release import VALUES, pack, unpack
 from .router import task_code
-from .shared import INFERENCE_ONLY, SharedAdapter
+from .shared import SharedAdapter
 
 logger = logging.getLogger(__name__)
 HAS_MLP = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "gpt2")
 
 
-class HimalayaModel(BaseTuner):
+class HimalayaModel(SharedStateModel):
     """Wraps the target modules and owns the adapters' shared state, one `SharedAdapter` per adapter name.
 
     The verbs of the stream (`start_task`, `end_task`, `set_task`, ...) act on the active adapters and can be called on
@@ -34,7 +33,7 @@ class HimalayaModel(BaseTuner):
 
     prefix = "himalaya_"
     tuner_layer_cls = HimalayaLayer
-    uses_shared_state = True
+    finite_values = VALUES
     target_module_mapping = {model_type: ["mlp"] for model_type in HAS_MLP}  # noqa: RUF012  (PEFT declares it so)
 
     # The stream's life cycle -----------------------------------------------------------------------------------
@@ -163,9 +162,6 @@ class HimalayaModel(BaseTuner):
         """What the current task has used so far: active atoms per token, usage of each atom, head directions left."""
         return self._active()[0].task_statistics()
 
-    def _active(self) -> list[SharedAdapter]:
-        return [cast(SharedAdapter, self.himalaya_shared[name]) for name in self.active_adapters]
-
     def _first_residuals(self, shared: SharedAdapter, examples: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         r"""One pass over a few examples: the layers' inputs, and how the loss falls with a shared rank-one update.
 
@@ -216,21 +212,13 @@ class HimalayaModel(BaseTuner):
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Create the adapter's shared state, then let PEFT wrap the targets."""
-        if not hasattr(self, "himalaya_shared"):
-            self.himalaya_shared = nn.ModuleDict()
+        """Watch where a pass begins, then create the adapter."""
+        if not hasattr(self, "_hook"):
             self._hook = model.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
-        config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
-        if config.released and not config.inference_mode:
-            raise HimalayaError(INFERENCE_ONLY)
-        targets = [module for name, module in model.named_modules() if self._check_target_module_exists(config, name)]
-        others = [(parameter, parameter.requires_grad) for parameter in self.himalaya_shared.parameters()]
-        if targets:
-            width = max(_width(module, model) for module in targets)
-            self.himalaya_shared[adapter_name] = SharedAdapter(config, width, _embedding_width(model))
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        for parameter, requires_grad in others:  # PEFT restores this for what lies within the model only
-            parameter.requires_grad = requires_grad
+
+    def _new_shared_state(self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module) -> SharedAdapter:
+        return SharedAdapter(config, max(_width(module, model) for module in targets), _embedding_width(model))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model. PEFT's own version passes by the model's hooks."""
@@ -271,60 +259,20 @@ class HimalayaModel(BaseTuner):
         # PEFT's own version copies `weight` from the wrapped module, which an MLP block does not have.
         setattr(parent, child_name, new_module)
 
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter and its shared state."""
-        super().delete_adapter(adapter_name)
-        del self.himalaya_shared[adapter_name]
-
     def unload(self) -> nn.Module:
         """Give back the model as it was before it was adapted."""
         self._hook.remove()
         return super().unload()
 
     @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        return key.replace(f"himalaya_shared.{adapter_name}.", "himalaya_shared.", 1)
+    def _pack(cls, state: Mapping[str, Tensor], config: PeftConfig) -> dict[str, Tensor]:
+        return pack(state, cast(HimalayaConfig, config))
 
     @classmethod
-    def _get_adapter_state_dict(
-        cls,
-        model: nn.Module,
-        config: PeftConfig,
-        adapter_name: str,
-        state_dict: dict[str, Tensor],
-        unwanted_adapter_names: list[str],
+    def _unpack(
+        cls, packed: Mapping[str, Tensor], config: PeftConfig, state: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        found = _find_shared(model, adapter_name)
-        if found is None or not config.released:
-            return entries
-        prefix, shared = found
-        own, others = split_by_prefix(entries, prefix)
-        packed = shared.packed or seal(pack(own, cast(HimalayaConfig, config)))
-        return others | {prefix + name: tensor for name, tensor in packed.items()}
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        found = _find_shared(model, adapter_name)
-        if found is None:
-            return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        prefix, shared = found
-        own, others = split_by_prefix(state_dict, cls._remove_adapter_name_from_key(prefix, adapter_name))
-        others = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, others)
-        check_other_modules(others, model.state_dict())
-        state = open_file(own, cast(HimalayaConfig, config), shared.state_dict())
-        shared.packed = own if config.released else None
-        return others | {prefix + name: tensor for name, tensor in state.items()}
-
-
-def _find_shared(model: nn.Module, adapter_name: str) -> tuple[str, SharedAdapter] | None:
-    """The adapter's shared state and the prefix of its keys; none where only layers were injected into a model."""
-    for name, module in model.named_modules():
-        if isinstance(module, SharedAdapter) and name.endswith(f"himalaya_shared.{adapter_name}"):
-            return f"{name}.", module
-    return None
+        return unpack(packed, cast(HimalayaConfig, config), state)
 
 
 def _width(module: nn.Module, model: nn.Module) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.release import INFERENCE_ONLY
 
 from .allocation import allocate, grow
 from .config import HimalayaConfig
@@ -25,7 +26,6 @@ PROJECTION_TOKENS = 4096
 # Of the head's gradient; a residual grows with the gain, the head's gradient does not.
 SMALLEST_RESIDUAL = 1e-5
 NEUTRAL_TASK = ""
-INFERENCE_ONLY = "a release file is for inference only: to train on, load the adapter that it was made from"
 
 
 class SharedAdapter(SharedUpdate):
@@ -39,8 +39,6 @@ class SharedAdapter(SharedUpdate):
         embedding_width: Width of the input embeddings, if it is another one.
     """
 
-    # The content of the release file that the adapter was loaded from, which is what is saved again.
-    packed: dict[str, Tensor] | None = None
     tasks_learnt: Tensor
     importance: Tensor
     head_projector: Tensor

@@ -3,8 +3,10 @@
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear, pad
+
+from himalaya_adapter.methods.shared_state import SharedState
 
 from .config import HimalayaConfig
 from .dictionary import Dictionary, gram, rank_one_update, unit_coefficients
@@ -27,7 +29,7 @@ class Maps(NamedTuple):
     gram_out: Tensor
 
 
-class SharedUpdate(nn.Module):
+class SharedUpdate(SharedState):
     """Dictionary, router and tree: from a layer's input to its update. All layers share one.
 
     Args:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 BITS = range(2, 9)
+UNQUANTISED_BITS = 16  # half precision
 # Exponent of the per-column smoothing: 0 leaves columns as they are, 1 gives each the same largest entry.
 SMOOTHING = 0.5
 # Neighbours in a row that share a scale and a minimum. The answers of a trained adapter diverge from the unquantised

@@ -1,0 +1,26 @@
+"""Configuration of GloDiS-64 as a PEFT method."""
+
+from dataclasses import dataclass, field
+
+from peft import PeftType
+
+from himalaya_adapter.methods.linear_delta import LinearDeltaConfig
+
+
+@dataclass
+class GlodisConfig(LinearDeltaConfig):
+    """
+    Configuration of a [`GlodisModel`]. Beside the fields of [`LinearDeltaConfig`]:
+
+    Args:
+        dictionary_size (`int`):
+            Rank-one atoms that all layers share. More learn more, and cost all of the storage and most of the time.
+            64 gives the method its name.
+    """
+
+    dictionary_size: int = field(default=64, metadata={"help": "Rank-one atoms that all layers share."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.GLODIS
+        self._require_at_least_one("dictionary_size")

@@ -1,0 +1,39 @@
+"""Configuration of LILAC as a PEFT method."""
+
+from dataclasses import dataclass, field
+
+from peft import PeftType
+
+from himalaya_adapter.methods.linear_delta import LinearDeltaConfig
+from himalaya_adapter.methods.quantization import BITS, UNQUANTISED_BITS
+
+
+@dataclass
+class LilacConfig(LinearDeltaConfig):
+    """
+    Configuration of a [`LilacModel`]. Beside the fields of [`LinearDeltaConfig`]:
+
+    Args:
+        lora_rank (`int`):
+            Rank of each module's update. Costs `2 * lora_rank * dictionary_size` parameters per module. Start from 4.
+        dictionary_size (`int`):
+            Atoms of the dictionary that all layers share; each is as wide as the widest target. More let the layers
+            differ more, and cost most of the storage. Start from 64.
+        quantisation_bits (`int`): Bits of a number in a release file: 2 to 8, or 16 for half precision.
+        released (`bool`): Whether the file is a release: packed, for inference only. Set by `save_release`.
+    """
+
+    lora_rank: int = field(default=4, metadata={"help": "Rank of each module's update."})
+    dictionary_size: int = field(default=64, metadata={"help": "Atoms that all layers share."})
+    quantisation_bits: int = field(default=8, metadata={"help": "Bits of a number in a release file: 2 to 8, or 16."})
+    released: bool = field(default=False, metadata={"help": "The file is a release, for inference only."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.LILAC
+        self._require_at_least_one("lora_rank", "dictionary_size")
+        allowed = (*BITS, UNQUANTISED_BITS)
+        if self.quantisation_bits not in allowed:
+            raise ValueError(
+                f"quantisation_bits={self.quantisation_bits!r} is not one of {', '.join(map(str, allowed))}"
+            )

@@ -1,0 +1,50 @@
+"""LILAC as a PEFT tuner."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from peft import PeftConfig
+from torch import Tensor, nn
+
+from himalaya_adapter.methods.linear_delta import LinearDeltaModel, widths
+from himalaya_adapter.methods.shared_state import SharedState
+
+from .config import LilacConfig
+from .layer import LilacLayer
+from .release import pack, unpack
+
+
+class SharedDictionary(SharedState):
+    """The atoms that all layers share, ``(atoms, width)``.
+
+    Args:
+        atoms: How many.
+        width: That of the widest target.
+    """
+
+    def __init__(self, atoms: int, width: int) -> None:
+        super().__init__()
+        self.dictionary = nn.Parameter(torch.randn(atoms, width) / atoms**0.5)
+
+
+class LilacModel(LinearDeltaModel):
+    """Adapts linear modules and owns the adapters' dictionaries, one `SharedDictionary` per adapter name."""
+
+    prefix = "lilac_"
+    tuner_layer_cls = LilacLayer
+
+    def _new_shared_state(
+        self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module
+    ) -> SharedDictionary:
+        return SharedDictionary(config.dictionary_size, max(widths(targets)))
+
+    @classmethod
+    def _pack(cls, state: Mapping[str, Tensor], config: PeftConfig) -> dict[str, Tensor]:
+        return pack(state, cast(LilacConfig, config))
+
+    @classmethod
+    def _unpack(
+        cls, packed: Mapping[str, Tensor], config: PeftConfig, state: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return unpack(packed, cast(LilacConfig, config), state)

@@ -1,0 +1,234 @@
+r"""What methods have in common that add a static low-rank matrix to linear modules: :math:`W + \Delta W`."""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftConfig, PeftType
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
+from peft.utils.quantization_utils import get_quantization_kwargs
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from himalaya_adapter.errors import HimalayaError
+
+from .release import INFERENCE_ONLY
+from .shared_state import SharedStateModel
+
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2")
+# By a model's type, the projections of its attention.
+ATTENTION = {model_type: ["q_proj", "k_proj", "v_proj", "o_proj"] for model_type in LLAMA_LIKE} | {
+    "opt": ["q_proj", "k_proj", "v_proj", "out_proj"],
+    "phi3": ["qkv_proj", "o_proj"],
+}
+# Of every update: what a LoRA of the usual alpha = 2 r has.
+SCALING = 2.0
+
+
+@dataclass
+class LinearDeltaConfig(PeftConfig):
+    """What the configs of these methods share.
+
+    Args:
+        target_modules (`list[str] | str`, *optional*):
+            The linear modules to adapt, of any shapes: names, name endings or one regular expression. Default: the
+            projections of each layer's attention.
+        exclude_modules (`list[str] | str`, *optional*): Modules not to adapt although `target_modules` matches them.
+        layers_to_transform (`list[int] | int`, *optional*): Adapt only these layer indices.
+        layers_pattern (`list[str] | str`, *optional*): Name of the layer list, if it is not a common one.
+        modules_to_save (`list[str]`, *optional*): Further modules to train and save whole, such as a new classifier.
+        init_weights (`bool`):
+            `True`: a fresh adapter is an exact no-op. `False`: it does something random, for tests only.
+
+    Raises:
+        ValueError: If a value is outside its range; the message names field, value and range.
+    """
+
+    target_modules: list[str] | set[str] | str | None = field(
+        default=None, metadata={"help": "Linear modules to adapt: names, name endings or one regular expression."}
+    )
+    exclude_modules: list[str] | set[str] | str | None = field(
+        default=None, metadata={"help": "Modules not to adapt."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Adapt only these layer indices."}
+    )
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the layer list."})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Further modules to train and save whole."}
+    )
+    init_weights: bool = field(default=True, metadata={"help": "Start as an exact no-op."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("`layers_pattern` needs `layers_to_transform`, the indices to pick from that list")
+
+    def _require_at_least_one(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+class LinearDeltaLayer(nn.Module, BaseTunerLayer):
+    r"""Adds to the output of a linear module the low-rank update of every active adapter, or to its weight.
+
+    The layer of a method says with `factors` what :math:`\Delta W = B A` is. It does not depend on the token, so it
+    can be merged. Adapters stay in 32 bits whatever the precision of the base layer is.
+    """
+
+    if TYPE_CHECKING:  # what PEFT's mix-in brings
+        active_adapters: list[str]
+        disable_adapters: bool
+        merged: bool
+        adapter_layer_names: tuple[str, ...]
+        get_base_layer: Callable[[], nn.Module]
+        set_adapter: Callable[[list[str]], None]
+        _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
+
+    extra_repr = quantization_extra_repr
+
+    def __init__(self, base_layer: nn.Linear, **quantization: Any) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.quantization_backend = resolve_quantization_backend(base_layer, **quantization)
+        self.in_features = base_layer.in_features
+        self.out_features = base_layer.out_features
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        # A plain dictionary, so that torch does not register the shared modules once per layer.
+        self.shared: dict[str, Any] = {}
+
+    @abstractmethod
+    def add_adapter(self, name: str, config: LinearDeltaConfig) -> None:
+        """Make what this layer owns of adapter ``name``, whose shared state is in `shared` already."""
+
+    @abstractmethod
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """``A``, shape ``(r, in)``, and ``B``, shape ``(out, r)``, of adapter ``name``, all scaling included."""
+
+    def get_delta_weight(self, name: str) -> Tensor:
+        """The update of the weight, ``(out, in)``."""
+        down, up = self.factors(name)
+        return up @ down
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the base layer and add the updates.
+
+        Raises:
+            HimalayaError: An adapter was loaded from a release file and is being trained.
+        """
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        for name in self.active_adapters:
+            if name in self.shared:
+                down, up = self.factors(name)
+                if self.training and down.requires_grad and self.shared[name].packed is not None:
+                    raise HimalayaError(INFERENCE_ONLY)  # saving would not write what is learnt
+                inner = linear(self._cast_input_dtype(x, down.dtype), down)
+                result = result + linear(inner, up).to(result.dtype)
+        return result
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the adapters' updates to the base layer's weight.
+
+        Args:
+            safe_merge: First check that the merged weight is finite.
+            adapter_names: Which adapters; the active ones by default.
+
+        Raises:
+            NotImplementedError: The weight is quantised.
+            ValueError: With ``safe_merge``, a merged weight would not be finite; the weight is as it was.
+        """
+        if self.quantization_backend is not None:
+            raise NotImplementedError(
+                f"merging into a quantised weight ({self.quantization_backend.backend_name}) would round the update "
+                "away: keep the adapter attached, or merge it into the model loaded without quantisation"
+            )
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name in self.shared:
+                merged = self._weight() + self._delta(name)
+                if safe_merge and not merged.isfinite().all():
+                    raise ValueError(f"the weight merged with adapter {name} is not finite: the adapter is damaged")
+                self._weight().copy_(merged)
+                self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Take the merged updates out of the base layer's weight, to rounding."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        while self.merged_adapters:
+            self._weight().sub_(self._delta(self.merged_adapters.pop()))
+
+    def _weight(self) -> Tensor:
+        weight = self.get_base_layer().weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    def _delta(self, name: str) -> Tensor:
+        with torch.no_grad():
+            return self.get_delta_weight(name).to(self._weight())
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT's own version also casts to the base layer's precision.
+        device = self._weight().device if device is None else device
+        for container in (getattr(self, name) for name in self.adapter_layer_names):
+            owned = isinstance(container, nn.ParameterDict) and adapter_name in container
+            if owned and not container[adapter_name].is_meta:
+                container[adapter_name] = container[adapter_name].to(device)
+
+
+class LinearDeltaModel(SharedStateModel):
+    """The tuner of these methods: puts a `LinearDeltaLayer` in the place of each target, which must be linear."""
+
+    target_module_mapping = ATTENTION
+    tuner_layer_cls: type[LinearDeltaLayer]
+
+    def _create_and_replace(
+        self,
+        peft_config: LinearDeltaConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        base = target.get_base_layer() if isinstance(target, LinearDeltaLayer) else target
+        if not isinstance(base, nn.Linear):
+            raise TypeError(
+                f"target '{current_key}' is a {type(base).__name__}, not a linear module; "
+                f"{PeftType(peft_config.peft_type).value} adapts linear modules only: name those in target_modules"
+            )
+        layer = target
+        if not isinstance(layer, LinearDeltaLayer):
+            layer = self.tuner_layer_cls(base, **get_quantization_kwargs(self))
+            self._replace_module(parent, target_name, layer, target)
+        layer.shared[adapter_name] = self._shared[adapter_name]
+        layer.add_adapter(adapter_name, peft_config)
+        layer._move_adapter_to_device_of_base_layer(adapter_name)
+        layer.set_adapter(self.active_adapters)
+
+
+def widths(targets: Sequence[nn.Module]) -> tuple[int, int]:
+    """The largest numbers of input and output features of linear modules, bare or adapted already.
+
+    Targets that are not linear have none; they are refused by name when their turn comes.
+    """
+    features = [
+        (one.in_features, one.out_features) for one in targets if isinstance(one, nn.Linear | LinearDeltaLayer)
+    ]
+    return max((one for one, _ in features), default=0), max((one for _, one in features), default=0)

@@ -1,0 +1,177 @@
+"""Adapter files: the small one for inference, and what is checked before anything is loaded (docs/method.md, 7)."""
+
+import copy
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.storage import read_json, write_atomic
+
+CHECKSUM = "checksum"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+INFERENCE_ONLY = "a release file is for inference only: to train on, load the adapter that it was made from"
+
+Tensors = Mapping[str, Tensor]
+
+
+def has_release(config: PeftConfig) -> bool:
+    """Whether the method of an adapter's config has a release file: such configs say which kind a file is."""
+    return hasattr(config, "released")
+
+
+def save_release(model: PeftModel, folder: str | Path, adapter_name: str = "default") -> dict[str, int]:
+    """Write a small file for inference: weights in `quantisation_bits` bits, no training state.
+
+    `peft.PeftModel.from_pretrained` opens the folder. ``model`` itself stays as it is, and can be trained on.
+
+    Args:
+        model: A model with an adapter of a method that has a release file: HIMALAYA, LILAC.
+        folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are written; made if needed.
+        adapter_name: Which of the model's adapters.
+
+    Returns:
+        The bytes of each part of ``adapter_model.safetensors``; with ``header`` they add up to the file's size.
+
+    Raises:
+        HimalayaError: No such adapter, an adapter of another method or with values that are not finite, or a folder
+            that holds an adapter which can be trained on.
+    """
+    folder = Path(folder)
+    if adapter_name not in model.peft_config:
+        raise unknown_name("adapter", adapter_name, model.peft_config)
+    config = model.peft_config[adapter_name]
+    if not has_release(config):
+        raise HimalayaError(f"adapter '{adapter_name}' is of method {config.peft_type.value}: it has no release file")
+    if (folder / CONFIG_FILE).is_file() and not read_json(folder / CONFIG_FILE).get("released"):
+        raise HimalayaError(f"{folder} holds an adapter that can be trained on: choose another folder for the release")
+    released: Any = copy.copy(config)
+    released.released = True
+    model.peft_config[adapter_name] = released  # for as long as PEFT saves
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            model.save_pretrained(temporary, selected_adapters=[adapter_name])
+            for path in sorted(Path(temporary).rglob("*"), reverse=True):  # the weights before the config
+                if path.is_file():
+                    write_atomic(folder / path.name, path.read_bytes())
+    finally:
+        model.peft_config[adapter_name] = config
+    return file_bytes(folder / WEIGHTS_FILE, f"base_model.{config.peft_type.value.lower()}_shared.")
+
+
+def file_bytes(path: Path, prefix: str) -> dict[str, int]:
+    """The bytes of an adapter's safetensors file: of each tensor, by name without ``prefix``, and the ``header``."""
+    with open(path, "rb") as file:
+        header = 8 + int.from_bytes(file.read(8), "little")
+    return {"header": header} | {name.removeprefix(prefix): one.nbytes for name, one in load_file(path).items()}
+
+
+def seal(packed: Tensors) -> dict[str, Tensor]:
+    """Add the checksum, SHA-256 over names, types, shapes and bytes, which a damaged or altered file fails."""
+    digest = hashlib.sha256()
+    for name in sorted(packed):
+        tensor = packed[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return {**packed, CHECKSUM: torch.tensor(list(digest.digest()), dtype=torch.uint8)}
+
+
+def open_training_file(found: Tensors, state: Tensors, values: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+    """The content of a file that can be trained on, checked name by name before anything is changed.
+
+    Args:
+        found: The file's tensors, by their names inside the adapter.
+        state: The state of the adapter to load into.
+        values: Beginnings of the names whose values must be finite.
+
+    Raises:
+        HimalayaError: The first difference: a tensor's name, what was found and what is expected; or damaged content.
+    """
+    _check_layout(found, state)
+    check_finite(found, values)
+    return dict(found)
+
+
+def open_release_file(
+    found: Tensors, state: Tensors, pack: Callable[[Tensors], Tensors], unpack: Callable[[Tensors, Tensors], Tensors]
+) -> dict[str, Tensor]:
+    """The whole state that a release file stands for, checked as in `open_training_file`.
+
+    Args:
+        found: The file's tensors, by their names inside the adapter.
+        state: The state of the adapter to load into. What a release leaves out stays as it is there, or becomes zero
+            where it was never made (the meta device).
+        pack: From a state to what a release holds, the checksum apart; on the meta device shapes and types only.
+        unpack: The way back, given the content and ``state``.
+
+    Raises:
+        HimalayaError: As `open_training_file`; or the content does not match its checksum.
+    """
+    layout = pack({name: tensor.to("meta") for name, tensor in state.items()})
+    _check_layout(found, {**layout, CHECKSUM: torch.empty(32, dtype=torch.uint8, device="meta")})
+    content = {name: tensor for name, tensor in found.items() if name != CHECKSUM}
+    if not torch.equal(seal(content)[CHECKSUM], found[CHECKSUM].cpu()):
+        raise HimalayaError("the release file is damaged: its content does not match its checksum; save it anew")
+    device = found[CHECKSUM].device
+    untrained = {name: torch.zeros_like(one, device=device) if one.is_meta else one for name, one in state.items()}
+    return {**untrained, **unpack(content, state)}
+
+
+def check_other_modules(found: Tensors, state: Tensors) -> None:
+    """Refuse what a file holds beside the adapter (`modules_to_save`, embeddings) if the model has no place for it.
+
+    Raises:
+        HimalayaError: The first tensor that is unknown or of another shape.
+    """
+    for name, tensor in found.items():
+        there, wanted = list(tensor.shape), list(state[name].shape) if name in state else "nothing"
+        if there != wanted:
+            raise HimalayaError(f"the adapter file does not fit: '{name}' is {there}, expected {wanted}")
+
+
+def check_finite(state: Tensors, beginnings: tuple[str, ...] = ("",)) -> None:
+    """Refuse values that are not finite.
+
+    Args:
+        state: Tensors by name; those on the meta device have no values.
+        beginnings: Beginnings of the names that are looked at; all by default.
+
+    Raises:
+        HimalayaError: The first such tensor.
+    """
+    for name, tensor in state.items():
+        if name.startswith(beginnings) and not tensor.is_meta and not tensor.isfinite().all():
+            raise HimalayaError(f"'{name}' holds values that are not finite: the adapter is damaged")
+
+
+def _check_layout(found: Tensors, expected: Tensors) -> None:
+    for name in sorted(expected.keys() | found.keys()):
+        there = _kind(found[name]) if name in found else "nothing"
+        wanted = _kind(expected[name]) if name in expected else "nothing"
+        if there != wanted:
+            raise HimalayaError(
+                f"the adapter file does not fit: '{name}' is {there}, expected {wanted}; it was written with another "
+                "configuration, base model or version of himalaya-adapter"
+            )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def prefixed(prefix: str, parts: Tensors) -> dict[str, Tensor]:
+    """The same tensors, each name beginning with ``prefix``."""
+    return {prefix + name: tensor for name, tensor in parts.items()}
+
+
+def split_by_prefix(tensors: Tensors, prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Those whose name begins with ``prefix``, by the rest of their name; and the others."""
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return own, {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}

@@ -1,0 +1,181 @@
+"""What methods have in common whose layers share a state: where it lives, how it is saved and loaded."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, cast
+
+from peft import PeftConfig
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    _filter_state_dict_by_key_prefixes,
+    _get_tuner_state_dict_key_prefixes,
+    _maybe_include_all_linear_layers,
+)
+from torch import Tensor, nn
+
+from himalaya_adapter.errors import HimalayaError
+
+from .release import (
+    INFERENCE_ONLY,
+    Tensors,
+    check_other_modules,
+    has_release,
+    open_release_file,
+    open_training_file,
+    prefixed,
+    seal,
+)
+
+
+class SharedState(nn.Module):
+    """What all layers of one adapter share. All of it that evolves is a parameter or a persistent buffer."""
+
+    # The content of the release file that the adapter was loaded from, which is what is saved again.
+    packed: dict[str, Tensor] | None = None
+
+
+class SharedStateModel(BaseTuner):
+    """A PEFT tuner that owns one `SharedState` per adapter name, in the `ModuleDict` ``<prefix>shared``.
+
+    Layers refer to it through a plain dictionary, so that torch does not register it once per layer. In a file its
+    entries are named ``base_model.<prefix>shared.*``. A file is checked name by name before anything is loaded. A
+    method whose config has a field ``released`` has a release file (`save_release`), and fills in `_pack` and
+    `_unpack`.
+    """
+
+    uses_shared_state = True
+    # Beginnings of the names, inside the adapter, of tensors whose values must be finite; all by default.
+    finite_values: tuple[str, ...] = ("",)
+
+    @abstractmethod
+    def _new_shared_state(self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module) -> SharedState:
+        """The fresh shared state of an adapter.
+
+        Args:
+            config: The adapter's.
+            targets: The modules that it adapts, bare or adapted already.
+            model: The whole model.
+        """
+
+    @classmethod
+    def _pack(cls, state: Tensors, config: PeftConfig) -> dict[str, Tensor]:
+        """What a release file holds of an adapter's state; on the meta device shapes and types only.
+
+        Args:
+            state: The shared state by its own names, and what layers own by its name in a file.
+            config: The adapter's.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def _unpack(cls, packed: Tensors, config: PeftConfig, state: Tensors) -> dict[str, Tensor]:
+        """The way back: the part of ``state`` that `_pack` kept, in the precision that it has there."""
+        raise NotImplementedError
+
+    @property
+    def _shared(self) -> nn.ModuleDict:
+        return cast(nn.ModuleDict, getattr(self, f"{self.prefix}shared"))
+
+    def _active(self) -> list[Any]:
+        return [self._shared[name] for name in self.active_adapters]
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Create the adapter's shared state, then let PEFT wrap the targets.
+
+        PEFT's own hooks before and after fire for the first adapter only.
+
+        Raises:
+            HimalayaError: The config is a release's and the adapter is to be trained.
+        """
+        if f"{self.prefix}shared" not in self._modules:
+            setattr(self, f"{self.prefix}shared", nn.ModuleDict())
+        config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
+        if getattr(config, "released", False) and not config.inference_mode:
+            raise HimalayaError(INFERENCE_ONLY)
+        config = _maybe_include_all_linear_layers(config, model)
+        targets = [module for name, module in model.named_modules() if self._check_target_module_exists(config, name)]
+        others = [(parameter, parameter.requires_grad) for parameter in self._shared.parameters()]
+        if targets:
+            shared = self._new_shared_state(config, targets, model)
+            device = next(targets[0].parameters()).device
+            if not any(tensor.is_meta for tensor in shared.state_dict().values()) and device.type != "meta":
+                shared.to(device)
+            self._shared[adapter_name] = shared
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        for parameter, requires_grad in others:  # PEFT restores this for what lies within the model only
+            parameter.requires_grad = requires_grad
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter and its shared state."""
+        super().delete_adapter(adapter_name)
+        del self._shared[adapter_name]
+
+    # Files -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        shared = f"{cls.prefix}shared."
+        if shared in key:
+            return key.replace(f"{shared}{adapter_name}.", shared, 1)
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        entries = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        found = cls._find_shared(model, adapter_name)
+        if found is None or not getattr(config, "released", False):
+            return entries
+        prefix, shared = found
+        packed = shared.packed
+        if packed is None:
+            names = {key: cls._remove_adapter_name_from_key(key, adapter_name) for key in entries}
+            packed = seal(cls._pack({cls._inside(names[key]): one for key, one in entries.items()}, config))
+        return prefixed(prefix, packed)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        found = cls._find_shared(model, adapter_name)
+        if found is None:
+            return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        _, shared = found
+        there = model.state_dict()
+        keys = _filter_state_dict_by_key_prefixes(there, _get_tuner_state_dict_key_prefixes(model, adapter_name))
+        place = {cls._inside(cls._remove_adapter_name_from_key(key, adapter_name)): key for key in keys}
+        inside = {key: cls._inside(key) for key in state_dict}
+        own = {inside[key]: one for key, one in state_dict.items() if inside[key] != key or key in place}
+        others = {key: one for key, one in state_dict.items() if inside[key] == key and key not in place}
+        others = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, others)
+        check_other_modules(others, there)
+        state = {name: there[key] for name, key in place.items()}
+        released = has_release(config) and config.released
+        if released:
+            content = open_release_file(
+                own, state, lambda one: cls._pack(one, config), lambda one, into: cls._unpack(one, config, into)
+            )
+        else:
+            content = open_training_file(own, state, cls.finite_values)
+        shared.packed = own if released else None
+        return others | {place[name]: tensor for name, tensor in content.items()}
+
+    @classmethod
+    def _inside(cls, key: str) -> str:
+        """The name inside the adapter of what a file calls ``key``; what layers own keeps its name."""
+        _, shared, name = key.partition(f"{cls.prefix}shared.")
+        return name if shared else key
+
+    @classmethod
+    def _find_shared(cls, model: nn.Module, adapter_name: str) -> tuple[str, SharedState] | None:
+        """The adapter's shared state and the prefix of its keys; none where only layers were injected into a model."""
+        for name, module in model.named_modules():
+            if isinstance(module, SharedState) and name.endswith(f"{cls.prefix}shared.{adapter_name}"):
+                return f"{name}.", module
+        return None

@@ -126,6 +126,7 @@ def build_run(
             "peak_memory_bytes": 2_345_678_901,
             "train_seconds": 14.5 * count,
             "eval_seconds": 3.2 * count * (count + 3) / 2,
+            "ewc_lambda": None if has_atoms else 0.4,
             "update_norm_max": 0.9987 if has_atoms else None,
             "atom_norm_max": 1.0004 if has_atoms else None,
             "retained_accuracy": retained,

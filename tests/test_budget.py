@@ -32,6 +32,9 @@ METHODS = {
     "lora and a whole module": [
         *("model.adapter.type=LORA", "model.adapter.options={modules_to_save: [lm_head], target_modules: [q_proj]}"),
     ],
+    "pissa": [
+        *("model.adapter.type=LORA", "model.adapter.options={init_lora_weights: pissa, target_modules: [q_proj]}"),
+    ],
     "vera": ["model.adapter.type=VERA", "model.adapter.options={r: 8, target_modules: [q_proj]}"],
     "ia3": ["model.adapter.type=IA3"],
     "lilac": ["model.adapter.type=LILAC", "model.adapter.lora_rank=2"],
@@ -224,8 +227,8 @@ def test_the_catalogue_knows_shapes_in_full() -> None:
         (["model.adapter.options.target_modules=[nothing]"], "HIMALAYA does not fit LlamaForCausalLM"),
         (["model.adapter.options.hidden_params=100"], "hidden_params=100 is too small for width 64"),
         (
-            ["model.adapter.type=LORA", "model.adapter.options={init_lora_weights: pissa, target_modules: [q_proj]}"],
-            "what method LORA with these options costs cannot be counted without the backbone's weights",
+            ["model.adapter.type=LN_TUNING", "model.adapter.options={target_modules: [input_layernorm]}"],
+            "what method LN_TUNING with these options costs cannot be counted without the backbone's weights",
         ),
     ],
 )

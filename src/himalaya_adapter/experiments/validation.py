@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments.keys import leaf_keys
-from himalaya_adapter.experiments.method_options import HIMALAYA, adapter_options
+from himalaya_adapter.experiments.method_options import adapter_options
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.search_config import check_search
 
@@ -42,6 +42,7 @@ OPTIONAL_POSITIVE = (
     "hardware.max_gpu_mem_gb",
 )
 NOT_NEGATIVE = ("training.weight_decay", "training.warmup_steps")
+PROTECTS_ITSELF = ("HIMALAYA", "O_LORA")  # methods
 SEEDS = 2**31  # every library's generators take seeds below it
 
 
@@ -78,10 +79,11 @@ def check_run(run: RunConfig) -> None:
     for key in OPTIONAL_POSITIVE:
         right = value(key) is None or (math.isfinite(value(key)) and value(key) > 0)
         require(right, key, "a number above 0, or null")
-    ewc_is_right = run.model.adapter.ewc_lambda is None or run.model.adapter.type.upper() != HIMALAYA
-    require(ewc_is_right, "model.adapter.ewc_lambda", "null: HIMALAYA protects earlier tasks itself")
-    forgets = run.training.protocol == "sequential" or run.model.adapter.ewc_lambda is None
-    require(forgets, "model.adapter.ewc_lambda", "null: only training.protocol=sequential has earlier tasks")
+    method, without_ewc = run.model.adapter.type.upper(), run.model.adapter.ewc_lambda is None
+    twice = f"null: {method} protects earlier tasks itself"
+    require(without_ewc or method not in PROTECTS_ITSELF, "model.adapter.ewc_lambda", twice)
+    earlier = without_ewc or run.training.protocol == "sequential"
+    require(earlier, "model.adapter.ewc_lambda", "null: only training.protocol=sequential has earlier tasks")
     require(run.model.backbone.frozen, "model.backbone.frozen", "true: only the adapter is trained")
     require(run.dataset.streaming is not False, "dataset.streaming", "true: tasks come one after another, and once")
     backbone, tokenizer = run.model.backbone.name, run.dataset.tokenizer

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import PeftModel
 from tiny_runs import PRELOADED, write_backbone
@@ -12,7 +13,12 @@ from tiny_runs import PRELOADED, write_backbone
 from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.methods.construction import adapt, method_config
 
-OPTIONS = {"core_atoms": 4, "elastic_atoms": 6, "hidden_params": 4000}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "HIMALAYA": {"core_atoms": 4, "elastic_atoms": 6, "hidden_params": 4000},
+    "LILAC": {},
+    "COLTAS": {},
+    "GLODIS": {},
+}
 STEPS = 20
 
 
@@ -22,13 +28,13 @@ def answers(model: Any, tokenizer: Any) -> list[int]:
     return output[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def train_save_load(place: Path) -> None:
+def train_save_load(place: Path, method: str) -> None:
     """Runs in a process of its own: bitsandbytes may abort one on a processor that it does not know."""
     torch.set_num_threads(1)
     backbone = load_backbone(str(place / "backbone"), quantisation="4-bit", dtype="float32")
     tokenizer = backbone.tokenizer
     untrained = answers(backbone.model, tokenizer)
-    model = adapt(backbone.model, method_config("HIMALAYA", OPTIONS), seed=0)
+    model = adapt(backbone.model, method_config(method, OPTIONS[method]), seed=0)
     assert answers(model, tokenizer) == untrained, "a fresh adapter is a no-op"
     packed = {name: weight.clone() for name, weight in backbone.model.state_dict().items() if "absmax" in name}
     assert packed, "the weights are in 4 bits"
@@ -36,8 +42,9 @@ def train_save_load(place: Path) -> None:
     batch = tokenizer("Question: what colour is the sky?\nAnswer: blue", return_tensors="pt")
     batch["labels"] = batch["input_ids"]
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=0.05)
-    model.start_task("sky", batch)
-    model.protect(optimizer)
+    if hasattr(model, "start_task"):
+        model.start_task("sky", batch)
+        model.protect(optimizer)
     losses = []
     for _ in range(STEPS):
         loss = model.train()(**batch).loss
@@ -45,13 +52,17 @@ def train_save_load(place: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    model.end_task()
+    if hasattr(model, "end_task"):
+        model.end_task()
     assert losses[-1] < losses[0] - 0.1, losses
     for name, weight in backbone.model.state_dict().items():
         if name in packed:
             assert torch.equal(weight, packed[name]), f"{name} stays frozen"
     trained = answers(model, tokenizer)
     assert trained != untrained
+    with pytest.raises(NotImplementedError, match=r"differs from token to token|round the update away"):
+        model.merge_and_unload()
+    assert answers(model, tokenizer) == trained
     model.save_pretrained(place / "adapter")
 
     fresh = load_backbone(str(place / "backbone"), quantisation="4-bit", dtype="float32")
@@ -62,11 +73,14 @@ def train_save_load(place: Path) -> None:
         assert torch.equal(loaded.eval()(**batch).logits, model.eval()(**batch).logits)
 
 
-def test_train_save_load_generate(tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", OPTIONS)
+def test_train_save_load_generate(
+    method: str, tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
     write_backbone(tmp_path / "backbone", tiny_model, tiny_tokenizer)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=train_save_load, args=(tmp_path,))
+    process = context.Process(target=train_save_load, args=(tmp_path, method))
     process.start()
     process.join()
     assert process.exitcode == 0

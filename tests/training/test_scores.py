@@ -146,7 +146,9 @@ def test_a_run_may_be_scored_on_its_validation_items(run: Callable[..., Path], e
     assert [task["unlabelled"]["n"] for task in found[1]["tasks"]] == [2, 2, 2]
     assert [task["released"]["n"] for task in found[1]["tasks"]] == [2, 2, 2]
     assert "<dt>Validation items</dt><dd>n = 6</dd>" in write_run_report(folder).read_text(encoding="utf-8")
-    with pytest.raises(HimalayaError, match=r"evaluation\.split test against validation; give runs that were scored on"):
+    with pytest.raises(
+        HimalayaError, match=r"evaluation\.split test against validation; give runs that were scored on"
+    ):
         write_comparison(folder.parent, ["himalaya", "validated"], folder.parent / "comparison")
     one = run("LORA", "evaluation.split=validation", "dataset.max_test_samples_per_task=1")
     assert [task["n"] for task in read_json(one / "metrics.json")["tasks"]] == [1, 1, 1]

@@ -25,6 +25,7 @@ def fetched() -> None:
     try:
         load_backbone("smollm2-135m")
         fetch_stream("demo_stream_6")
+        fetch_stream("validation_stream")
     except HimalayaError as error:
         if "cannot be reached" not in str(error):
             raise
@@ -57,6 +58,9 @@ def test_himalaya_commands_run(fetched: None, tmp_path: Path, monkeypatch, capsy
             continue
         if words[1] == "run":
             words += ["mode=trial"]
+        if words[1] == "search":
+            words += ["mode=trial", "optuna.n_trials=1", "dataset.max_samples_per_task=4"]
+            words += ["dataset.max_test_samples_per_task=4"]
         assert cli.main([word.replace("\\n", "\n") for word in words[1:]]) == 0, line
         assert capsys.readouterr().out.strip(), f"{line} printed nothing"
     for run in ("himalaya", "lora"):

@@ -9,8 +9,6 @@ import pytest
 import yaml
 from tiny_runs import write_backbone, write_run, write_stream
 
-TRIALS = 6
-
 
 @pytest.fixture(scope="session", autouse=True)
 def collected() -> Iterator[None]:
@@ -36,7 +34,7 @@ def words(place: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> l
         stream.write_text(yaml.safe_dump(content | {"tasks": content["tasks"][:2]}), encoding="utf-8")
     run = write_run(place, backbone, stream, "LORA", save_steps=1)
     return [
-        *("search", f"run={run}", f"optuna.stream={stream}", f"optuna.n_trials={TRIALS}"),
+        *("search", f"run={run}", f"optuna.stream={stream}", "optuna.n_trials=6"),
         *("optuna.search_space.learning_rate={type: loguniform, low: 1e-3, high: 1}",),
         *("dataset.max_samples_per_task=8", "dataset.num_tasks=25"),
     ]

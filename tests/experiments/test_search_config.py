@@ -81,8 +81,8 @@ def test_a_name_means_the_end_of_one_key() -> None:
         ("optuna.direction=up", "unknown optuna.direction 'up'; did you mean"),
         ("optuna.search_space.learning_rate={type: uniform, low: 3e-4, high: 1e-5}", "low=0.0003, high=1e-05"),
         (
-            "optuna.search_space.lora_rank={type: int, low: 1, high: 8}",
-            "unknown key in optuna.search_space 'lora_rank'",
+            "optuna.search_space.lora_rnk={type: int, low: 1, high: 8}",
+            "unknown key in optuna.search_space 'lora_rnk'",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 """From the words of the command line to a run: Hydra composes, the schema judges."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -9,11 +10,12 @@ from typing import Any, cast
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.experiments.keys import leaf_keys
+from himalaya_adapter.experiments.key_table import key_named, run_keys
+from himalaya_adapter.experiments.keys import flattened, leaf_keys
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.search_config import SearchRange
 
@@ -64,6 +66,7 @@ def compose_run(overrides: Sequence[str]) -> Launch:
     if mode not in MODES:
         raise unknown_name("mode", mode, MODES)
     path = Path(name) if name not in run_names() else CONF / "run" / f"{name}.yaml"
+    given: list[DictConfig] = []
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             # A path may hold characters that Hydra's grammar gives a meaning to, so it does not go through it.
@@ -72,9 +75,8 @@ def compose_run(overrides: Sequence[str]) -> Launch:
         written = OmegaConf.load(path)
         if not isinstance(written, DictConfig):
             raise HimalayaError(f"run '{name}': expected a YAML file of keys with values")
-        merged = OmegaConf.merge(
-            OmegaConf.structured(RunConfig), _numbers(written), _numbers(OmegaConf.from_dotlist(changes))
-        )
+        given = [_numbers(written), _numbers(OmegaConf.from_dotlist(changes))]
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), *given)
         run = cast(RunConfig, OmegaConf.to_object(merged))
     except ConfigKeyError as error:
         keys = leaf_keys(OmegaConf.structured(RunConfig))
@@ -84,6 +86,8 @@ def compose_run(overrides: Sequence[str]) -> Launch:
             keys += [f"{wrong.rpartition('.')[0]}.{one.name}" for one in fields(SearchRange)]
         section = [key for key in keys if key.rpartition(".")[0] == wrong.rpartition(".")[0]]
         raise unknown_name(f"key of run '{name}'", wrong, section if "." in wrong and section else keys) from error
+    except (ValidationError, MissingMandatoryValue) as error:
+        raise HimalayaError(_misfit(error, name, given)) from error
     except (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         key = getattr(error, "full_key", None)
         where = f"key '{key}' of run '{name}': " if key else f"run '{name}': "
@@ -103,6 +107,21 @@ def compose_run(overrides: Sequence[str]) -> Launch:
 
 def _key(word: str) -> str:
     return word.split("=", 1)[0]
+
+
+def _misfit(error: OmegaConfBaseException, run: str, given: Sequence[DictConfig]) -> str:
+    """Which value the schema refuses: its key, what was found, what is allowed."""
+    found: dict[str, Any] = {}
+    for config in given:
+        found |= flattened(OmegaConf.to_container(config))
+    # A section that is a plain value: OmegaConf does not say which.
+    wrong = next((key.path for key in run_keys().values() if key.section and key.path in found), error.full_key)
+    key = key_named(str(wrong))
+    if key is None:
+        return f"key '{wrong}' of run '{run}': {' '.join(str(error).splitlines()[0].split())}"
+    if wrong not in found:
+        return f"key '{wrong}' of run '{run}' is missing; expected {key.expected}"
+    return f"key '{wrong}' of run '{run}': found {json.dumps(found[wrong], default=str)}, expected {key.expected}"
 
 
 def _numbers(config: DictConfig) -> DictConfig:

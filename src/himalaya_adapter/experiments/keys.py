@@ -1,6 +1,7 @@
 """The keys of a config by their dotted names."""
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,3 +14,14 @@ def leaf_keys(config: DictConfig, prefix: str = "") -> list[str]:
         deeper = isinstance(section, DictConfig) and len(section) > 0
         keys += leaf_keys(cast(DictConfig, section), f"{prefix}{key}.") if deeper else [f"{prefix}{key}"]
     return keys
+
+
+def flattened(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by their dotted names; an empty mapping has none."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {
+        path: leaf
+        for key, entry in value.items()
+        for path, leaf in flattened(entry, f"{prefix}.{key}" if prefix else str(key)).items()
+    }

@@ -95,6 +95,10 @@ class AdapterConfig:
         elastic_dictionary: HIMALAYA's trained atoms.
         router: HIMALAYA's router.
         coeff_precision_bits: Bits of a stored coefficient: 8.
+        lora_rank: LILAC's rank of a module's update.
+        dictionary_size: How many atoms LILAC's dictionary has.
+        ewc_lambda: Strength of online EWC (see `OnlineEWC`), for any method but HIMALAYA; ``null`` is without.
+        quantisation_bits: Bits of a stored number of LILAC.
     """
 
     type: str = MISSING
@@ -104,6 +108,10 @@ class AdapterConfig:
     elastic_dictionary: ElasticDictionaryConfig = field(default_factory=ElasticDictionaryConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     coeff_precision_bits: int | None = None
+    lora_rank: int | None = None
+    dictionary_size: int | None = None
+    ewc_lambda: float | None = None
+    quantisation_bits: int | None = None
 
 
 @dataclass

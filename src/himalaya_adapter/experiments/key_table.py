@@ -101,7 +101,7 @@ def _expected(path: str, hint: Any) -> str:
 
 
 def _default(entry: Field[Any]) -> str:
-    value = entry.default if entry.default is not NO_DEFAULT else entry.default_factory()  # type: ignore[misc]
+    value = {} if entry.default is NO_DEFAULT else entry.default
     if value == MISSING:
         return REQUIRED
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

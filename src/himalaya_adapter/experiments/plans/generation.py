@@ -1,0 +1,167 @@
+"""From a plan to run configs by rules.
+
+Every value comes from the first of these that gives it: the run's ``settings``, the design's ``settings``, the other
+fields, the patterns of `prose`, ``conf/plan_defaults.yaml``.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.key_table import key_named, run_keys
+from himalaya_adapter.experiments.plans.key_names import key_by_name, search_name
+from himalaya_adapter.experiments.plans.method_defaults import (
+    SPACE,
+    default_values,
+    method_keys,
+    own_ranges,
+    schema_keys,
+)
+from himalaya_adapter.experiments.plans.plan import Plan
+from himalaya_adapter.experiments.plans.plan_words import Catalogue, read_hardware, read_metrics
+from himalaya_adapter.experiments.plans.prose import METHOD_PATTERNS, SUMMARY_PATTERNS, read_languages, read_prose
+from himalaya_adapter.experiments.plans.ranges import centred, range_entry, range_values, read_range
+from himalaya_adapter.experiments.plans.run_facts import DESIGN, RunFacts, run_facts
+from himalaya_adapter.experiments.plans.run_files import RunText, canonical, nested_text, run_of_text
+from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.experiments.search_config import SearchRange
+from himalaya_adapter.experiments.validation import check_run
+
+SETTINGS, SEARCH = f"{DESIGN}.settings", f"{DESIGN}.hyperparameters_to_search"
+OPTIONS = "model.adapter.options"
+Held = TypeVar("Held")
+Ranges = Mapping[str, tuple[str, SearchRange]]  # key -> the plan's name for it, its range
+
+
+def generate_configs(plan: Plan, known: Catalogue) -> list[RunText]:
+    """One valid run config for every run of a plan; the same plan gives the same texts.
+
+    Raises:
+        HimalayaError: What in the plan cannot be read, by its field.
+    """
+    try:
+        runs = run_facts(plan, known)
+        own = [_own_settings(facts) for facts in runs]
+        keys = [[*dict.fromkeys([*method_keys(one.method.type), *mine])] for one, mine in zip(runs, own, strict=True)]
+        every = list(dict.fromkeys(key for held in keys for key in held))
+        settings = {_key(name, every, SETTINGS): value for name, value in plan.settings.items()}
+        ranges = _ranges(plan, every)
+        return [
+            _config(plan, facts, held, {**_held(settings, held), **mine}, _held(ranges, held))
+            for facts, held, mine in zip(runs, keys, own, strict=True)
+        ]
+    except HimalayaError as error:
+        raise HimalayaError(f"plan {plan.path}: {error}") from error
+
+
+def _own_settings(facts: RunFacts) -> dict[str, Any]:
+    """The settings of one run; they may name any option of its method (``model.adapter.options.NAME``)."""
+    keys = method_keys(facts.method.type)
+    where = f"{facts.where}.settings"
+    return {
+        name if name.startswith(f"{OPTIONS}.") else _key(name, keys, where): value
+        for name, value in facts.run.settings.items()
+    }
+
+
+def _ranges(plan: Plan, keys: list[str]) -> Ranges:
+    ranges: dict[str, tuple[str, SearchRange]] = {}
+    for name, value in plan.hyperparameters_to_search.items():
+        key = _key(name, keys, SEARCH)
+        if key in ranges:
+            raise HimalayaError(f"{SEARCH}: '{ranges[key][0]}' and '{name}' both stand for {key}")
+        ranges[key] = name, read_range(value, key, whole=_is_whole(key), where=f"{SEARCH}.{name}")
+    return ranges
+
+
+def _key(name: str, keys: list[str], where: str) -> str:
+    """The key of a name among those of the plan's runs; a key of another method is told from an unknown one."""
+    try:
+        return key_by_name(name, keys, where)
+    except HimalayaError as error:
+        elsewhere = [key for key in schema_keys() if key not in keys]
+        try:
+            other = key_by_name(name, elsewhere, where)
+        except HimalayaError:
+            raise error from None
+        raise HimalayaError(f"{where}.{name} stands for {other}, which no run here takes from it") from None
+
+
+def _held(values: Mapping[str, Held], keys: list[str]) -> dict[str, Held]:
+    return {key: value for key, value in values.items() if key in keys}
+
+
+def _config(plan: Plan, facts: RunFacts, keys: list[str], told: Mapping[str, Any], ranges: Ranges) -> RunText:
+    """One run's config.
+
+    Args:
+        plan: The plan.
+        facts: The run.
+        keys: The keys that the run takes from the plan.
+        told: Values of its settings, and of the plan's.
+        ranges: The plan's ranges of its keys.
+    """
+    said, direction = _said(plan, facts, keys, told)
+    defaults = {key: value for key, value in default_values(facts.method.type).items() if value is not None}
+    values = {**defaults, "optuna.direction": direction, **said}
+    if ranges:  # a plan that searches is joined by what the method adds; one that does not gets no search
+        mine = {key_by_name(name, keys, SEARCH): (name, one) for name, one in own_ranges(facts.method.type).items()}
+        ranges = {**ranges, **{key: named for key, named in mine.items() if key not in ranges}}
+    else:
+        values = {key: value for key, value in values.items() if not key.startswith("optuna.")}
+    values |= {key: centred(one, values.get(key)) for key, (_, one) in ranges.items() if key not in said}
+    all_keys = [*schema_keys(), *(key for key in values if key.startswith(f"{OPTIONS}."))]
+    space = {
+        f"{SPACE}.{search_name(name, key, all_keys)}.{entry}": value
+        for key, (name, one) in ranges.items()
+        for entry, value in range_entry(one).items()
+    }
+    try:
+        config = canonical(RunText(facts.run.run_id, nested_text({**values, **space})))
+        run = run_of_text(config)
+        for key, (name, one) in ranges.items():
+            for value in range_values(one):
+                _check_value(run, key, value, f"{SEARCH}.{name}")
+    except HimalayaError as error:
+        raise HimalayaError(f"run '{facts.run.run_id}': {error}") from error
+    return config
+
+
+def _said(plan: Plan, facts: RunFacts, keys: list[str], told: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """What the plan says of a run, by keys, and the direction of its search."""
+    metrics, direction = read_metrics(plan)
+    fields = {**facts.values, **facts.method.values, **metrics, **read_hardware(plan.gpu, plan.vram)}
+    patterns = tuple(pattern for pattern in METHOD_PATTERNS if pattern.key in keys)
+    given = {**fields, **told}
+    prose = {
+        **read_prose(plan.experiment_summary, SUMMARY_PATTERNS, given, f"{DESIGN}.experiment_summary"),
+        **read_prose(facts.method_text, patterns, given, facts.method_field),
+    }
+    languages = read_languages(plan.experiment_summary)
+    if languages:
+        prose["dataset.languages"] = languages
+    if "evaluation.secondary_metric" not in given:
+        prose.pop("evaluation.cpu_latency_device", None)  # the device of that metric
+    return {**prose, **fields, **told}, direction
+
+
+def _is_whole(key: str) -> bool:
+    return key in run_keys() and run_keys()[key].expected.startswith("a whole number")
+
+
+def _check_value(run: RunConfig, key: str, value: Any, where: str) -> None:
+    """Check that the run with one value of a range is a valid run."""
+    config = OmegaConf.structured(run)
+    try:
+        OmegaConf.update(config, key, value, force_add=True)
+    except OmegaConfBaseException as error:
+        expected = key_named(key)
+        reason = f"expected {expected.expected}" if expected else str(error).splitlines()[0]
+        raise HimalayaError(f"{where} holds {value!r}: {key}: {reason}") from error
+    try:
+        check_run(cast(RunConfig, OmegaConf.to_object(config)))
+    except HimalayaError as error:
+        raise HimalayaError(f"{where} holds {value!r}: {error}") from error

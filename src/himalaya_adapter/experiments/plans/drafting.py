@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 from omegaconf import OmegaConf
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.key_table import REQUIRED, run_keys
+from himalaya_adapter.experiments.key_table import run_keys
 from himalaya_adapter.experiments.plans.plan import Plan
 from himalaya_adapter.experiments.plans.plan_words import Catalogue
 from himalaya_adapter.experiments.plans.run_facts import RunFacts, run_facts
-from himalaya_adapter.experiments.plans.run_files import RunText, canonical, document_entries, run_of_text
+from himalaya_adapter.experiments.plans.run_files import RunText, canonical, document_entries
+from himalaya_adapter.experiments.run_config import RunConfig
 
 ROUNDS = 4  # answers that are judged; who has not got it right by then is refused
 SECONDS = 300.0  # to wait for one answer
@@ -74,7 +75,7 @@ def draft_configs(plan: Plan, known: Catalogue, url: str, model: str) -> list[Ru
 def prompt(plan: Plan, runs: list[RunFacts]) -> str:
     """What the language model is asked: the plan, its runs, and the schema's keys with what they take."""
     keys = [
-        f"{key.path}: {key.expected}. {key.meaning} {'Required' if key.default == REQUIRED else f'Default {key.default}'}."
+        f"{key.path}: {key.expected}. {key.meaning} Default: {key.default}."
         for key in run_keys().values()
         if not key.section
     ]
@@ -100,15 +101,16 @@ def judge(answer: str, runs: list[RunFacts]) -> tuple[list[RunText], list[str]]:
             errors.append(f"run '{name}' is missing")
             continue
         try:
-            configs.append(canonical(entries[name]))
-            _check_facts(configs[-1], facts.values)
+            config, run = canonical(entries[name])
+            _check_facts(run, facts.values)
+            configs.append(config)
         except HimalayaError as error:
             errors.append(f"run '{name}': {error}")
     return configs, errors
 
 
-def _check_facts(config: RunText, values: Mapping[str, Any]) -> None:
-    given = OmegaConf.structured(run_of_text(config))
+def _check_facts(run: RunConfig, values: Mapping[str, Any]) -> None:
+    given = OmegaConf.structured(run)
     for key, value in values.items():
         found = OmegaConf.select(given, key)
         if found != value and not (key == "dataset.tokenizer" and found is None):

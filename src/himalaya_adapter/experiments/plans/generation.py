@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.key_table import key_named, run_keys
-from himalaya_adapter.experiments.plans.key_names import key_by_name, search_name
+from himalaya_adapter.experiments.plans.key_names import key_by_name, keys_by_name, search_name
 from himalaya_adapter.experiments.plans.method_defaults import (
     SPACE,
     default_values,
@@ -25,7 +25,7 @@ from himalaya_adapter.experiments.plans.plan_words import Catalogue, read_hardwa
 from himalaya_adapter.experiments.plans.prose import METHOD_PATTERNS, SUMMARY_PATTERNS, read_languages, read_prose
 from himalaya_adapter.experiments.plans.ranges import centred, range_entry, range_values, read_range
 from himalaya_adapter.experiments.plans.run_facts import DESIGN, RunFacts, run_facts
-from himalaya_adapter.experiments.plans.run_files import RunText, canonical, nested_text, run_of_text
+from himalaya_adapter.experiments.plans.run_files import RunText, canonical, closed, nested_text, run_of_text
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.search_config import SearchRange
 from himalaya_adapter.experiments.validation import check_run
@@ -79,15 +79,10 @@ def _ranges(plan: Plan, keys: list[str]) -> Ranges:
 
 def _key(name: str, keys: list[str], where: str) -> str:
     """The key of a name among those of the plan's runs; a key of another method is told from an unknown one."""
-    try:
-        return key_by_name(name, keys, where)
-    except HimalayaError as error:
-        elsewhere = [key for key in schema_keys() if key not in keys]
-        try:
-            other = key_by_name(name, elsewhere, where)
-        except HimalayaError:
-            raise error from None
-        raise HimalayaError(f"{where}.{name} stands for {other}, which no run here takes from it") from None
+    elsewhere = keys_by_name(name, [key for key in schema_keys() if key not in keys])
+    if len(elsewhere) == 1 and not keys_by_name(name, keys):
+        raise HimalayaError(f"{where}.{name} stands for {elsewhere[0]}, which no run here takes from it")
+    return key_by_name(name, keys, where)
 
 
 def _held(values: Mapping[str, Held], keys: list[str]) -> dict[str, Held]:
@@ -112,22 +107,26 @@ def _config(plan: Plan, facts: RunFacts, keys: list[str], told: Mapping[str, Any
         ranges = {**ranges, **{key: named for key, named in mine.items() if key not in ranges}}
     else:
         values = {key: value for key, value in values.items() if not key.startswith("optuna.")}
-    values |= {key: centred(one, values.get(key)) for key, (_, one) in ranges.items() if key not in said}
-    all_keys = [*schema_keys(), *(key for key in values if key.startswith(f"{OPTIONS}."))]
-    space = {
-        f"{SPACE}.{search_name(name, key, all_keys)}.{entry}": value
+    name = facts.run.run_id
+    try:
+        run = run_of_text(closed(RunText(name, nested_text(values))))
+        for key, (plan_name, one) in ranges.items():
+            for value in range_values(one):
+                _check_value(run, key, value, f"{SEARCH}.{plan_name}")
+        values |= {key: centred(one, values.get(key)) for key, (_, one) in ranges.items() if key not in said}
+        return canonical(RunText(name, nested_text({**values, **_space(ranges, values)})))[0]
+    except HimalayaError as error:
+        raise HimalayaError(f"run '{name}': {error}") from error
+
+
+def _space(ranges: Ranges, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The search space, by keys."""
+    keys = [*schema_keys(), *(key for key in values if key.startswith(f"{OPTIONS}."))]
+    return {
+        f"{SPACE}.{search_name(name, key, keys)}.{entry}": value
         for key, (name, one) in ranges.items()
         for entry, value in range_entry(one).items()
     }
-    try:
-        config = canonical(RunText(facts.run.run_id, nested_text({**values, **space})))
-        run = run_of_text(config)
-        for key, (name, one) in ranges.items():
-            for value in range_values(one):
-                _check_value(run, key, value, f"{SEARCH}.{name}")
-    except HimalayaError as error:
-        raise HimalayaError(f"run '{facts.run.run_id}': {error}") from error
-    return config
 
 
 def _said(plan: Plan, facts: RunFacts, keys: list[str], told: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -17,11 +17,6 @@ SPELT_OUT: Mapping[str, tuple[str, ...]] = MappingProxyType(
 def key_by_name(name: str, keys: Iterable[str], where: str) -> str:
     """The one key that a name stands for.
 
-    In this order: the key itself or the last parts of its path, with ``_`` for dots (``kd_tree_fanout``); the words
-    of its last part in any order, with words of its path or a choice of its section (``tau_similarity_threshold``,
-    ``adamw_weight_decay``: adamw is a choice of ``training.optimizer``); some of the words of its path
-    (``similarity_threshold``). Case and other separators do not matter.
-
     Args:
         name: The plan's name.
         keys: The keys that it may stand for.
@@ -31,33 +26,45 @@ def key_by_name(name: str, keys: Iterable[str], where: str) -> str:
         HimalayaError: No key, or several.
     """
     known = list(keys)
-    plain = "_".join(re.findall(r"[^\W_]+", name.casefold()))
-    words = _words(name)
-    rules = (
-        [key for key in known if plain in map(str.casefold, _tails(key))],
-        [key for key in known if _words(key.rpartition(".")[2]) <= words <= _words(key) | _choices_beside(key)],
-        [key for key in known if words and words <= _words(key)],
-    )
-    found: Sequence[str] = next((keys_of_rule for keys_of_rule in rules if keys_of_rule), [])
+    found = keys_by_name(name, known)
     if not found:
-        raise unknown_name(f"key in {where}", name, [_tails(key)[0] if "." in key else key for key in known])
+        raise unknown_name(f"key in {where}", name, [_tails(key)[0] for key in known])
     if len(found) > 1:
         raise HimalayaError(f"{where}.{name} may mean {' or '.join(found)}: write more of the key")
     return found[0]
 
 
+def keys_by_name(name: str, keys: Sequence[str]) -> list[str]:
+    """The keys that a name may stand for.
+
+    Those of the first of these rules that finds any: the key itself or the last parts of its path, with ``_`` for dots
+    (``kd_tree_fanout``); the words of its last part in any order, with words of its path or a choice of its section
+    (``tau_similarity_threshold``; ``adamw_weight_decay``, as adamw is a choice of ``training.optimizer``); some of the
+    words of its path (``similarity_threshold``). Case and other separators do not matter.
+    """
+    plain = "_".join(re.findall(r"[^\W_]+", name.casefold()))
+    words = _words(name)
+    rules = (
+        [key for key in keys if plain in map(str.casefold, _tails(key))],
+        [key for key in keys if _words(key.rpartition(".")[2]) <= words <= _words(key) | _choices_beside(key)],
+        [key for key in keys if words and words <= _words(key)],
+    )
+    return next((found for found in rules if found), [])
+
+
 def search_name(name: str, key: str, keys: list[str]) -> str:
-    """The name under which ``optuna.search_space`` holds a key: the plan's own where the search reads it as the key,
-    else the shortest end of its path that it reads as the key.
+    """The name under which ``optuna.search_space`` holds a key: the plan's own if it is an end of the key's path, else
+    the shortest end, of those that the search reads as the key.
 
     Args:
         name: The plan's name.
         key: The key.
         keys: All keys of the run.
     """
-    for candidate in (name, *_tails(key)):
+    tails = _tails(key)
+    for candidate in (*(tail for tail in tails if tail == name), *tails):
         with contextlib.suppress(HimalayaError):  # no key or several
-            if "." not in candidate and searched_key(candidate, keys) == key:
+            if searched_key(candidate, keys) == key:
                 return candidate
     raise HimalayaError(f"the search space has no name for {key} alone")
 

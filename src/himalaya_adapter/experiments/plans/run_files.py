@@ -94,25 +94,33 @@ def run_of_text(config: RunText) -> RunConfig:
     return run
 
 
-def canonical(config: RunText) -> RunText:
-    """The same keys with their typed values in the order of the schema.
+def closed(config: RunText) -> RunText:
+    """A config that says all its values itself.
+
+    Raises:
+        HimalayaError: It asks for one from elsewhere (``${…}``), such as the environment. Plans and drafts come from
+            others, and what they make is given to others.
+    """
+    if "${" in config.text:
+        raise HimalayaError("'${' asks for a value from elsewhere; write the value itself")
+    return config
+
+
+def canonical(config: RunText) -> tuple[RunText, RunConfig]:
+    """A config in its written form, and its run: the same keys with their typed values in the order of the schema.
 
     A number is a number to every YAML reader (``1.0e-05``, as ``1e-5`` is text to YAML 1.1).
 
     Raises:
-        HimalayaError: The config is not valid, or asks for a value from elsewhere (``${…}``), such as the
-            environment: a file that others are given says its values itself.
+        HimalayaError: The config is not valid, or not `closed`.
     """
-    if "${" in config.text:
-        raise HimalayaError("'${' asks for a value from elsewhere; write the value itself")
-    typed = OmegaConf.to_container(OmegaConf.structured(run_of_text(config)))
+    typed = OmegaConf.to_container(OmegaConf.structured(run_of_text(closed(config))))
     given = _given(typed, yaml.safe_load(config.text))
     sections = [yaml.dump({key: value}, Dumper=_Dumper, **FORM) for key, value in given.items()]
     # A blank line before every section but the model's, as the source has it.
     text = "".join(f"\n{part}" if re.match(r"(?!model)\w+:\n", part) else part for part in sections)
     written = RunText(config.run_id, text)
-    run_of_text(written)
-    return written
+    return written, run_of_text(written)
 
 
 def write_configs(configs: Sequence[RunText], folder: Path, *, overwrite: bool) -> list[Path]:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,9 +69,8 @@ def compose_run(overrides: Sequence[str]) -> Launch:
     path = Path(name) if name not in run_names() else CONF / "run" / f"{name}.yaml"
     given: list[DictConfig] = []
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            # A path may hold characters that Hydra's grammar gives a meaning to, so it does not go through it.
-            command = compose("config", [word for word in rest if _key(word) in ("mode", "overwrite")])
+        # A path may hold characters that Hydra's grammar gives a meaning to, so it does not go through it.
+        command = _command(tuple(word for word in rest if _key(word) in ("mode", "overwrite")))
         changes = [word for word in rest if _key(word) not in COMMAND_KEYS]
         written = OmegaConf.load(path)
         if not isinstance(written, DictConfig):
@@ -103,6 +103,12 @@ def compose_run(overrides: Sequence[str]) -> Launch:
         run.dataset.max_test_samples_per_task = min(run.dataset.max_test_samples_per_task or TRIAL_ITEMS, TRIAL_ITEMS)
         run.training.report_to = "none"
     return Launch(run, results_dir, command.overwrite)
+
+
+@cache  # composing takes as long as all the rest, and many configs are checked with the same words
+def _command(words: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(words))
 
 
 def _key(word: str) -> str:

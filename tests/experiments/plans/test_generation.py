@@ -52,6 +52,7 @@ def test_json_is_read_as_yaml_is(plan_file: Write, known: Catalogue, tmp_path: P
 
 def test_the_name_of_a_method_gives_its_size(plan_file: Write, known: Catalogue) -> None:
     methods = ["LoRA-16 (low rank)", "lilac", "GloDiS-64 – global atoms", "ReFT-LoRe", "O-LoRA, orthogonal", "vera"]
+
     runs = [*generated(plan_file({f"{D}/comparative_methods": methods}), known).values()][1:]
     types = [run["model.adapter.type"] for run in runs]
     assert types == ["LORA", "LILAC", "GLODIS", "LOREFT", "O_LORA", "VERA"]
@@ -112,8 +113,16 @@ def test_without_a_search_no_search(plan_file: Write, known: Catalogue) -> None:
 
 
 def test_a_name_of_the_plan_becomes_one_that_the_search_reads(plan_file: Write, known: Catalogue) -> None:
-    search = {"batch-size": "2,4", "fisher_steps": "5-50", "tau": {"type": "uniform", "low": "7e-1", "high": 0.9}}
-    ours = generated(plan_file({SEARCH: search}), known)[HIMALAYA]
+    search = {
+        "r": "4-64",
+        "batch-size": "2,4",
+        "fisher_steps": "5-50",
+        "tau": {"type": "uniform", "low": "7e-1", "high": 0.9},
+    }
+    runs = generated(plan_file({SEARCH: search}), known)
+    ours = runs[HIMALAYA]
+    assert runs[LORA]["optuna.search_space.r.type"] == "int"
+    assert "optuna.search_space.r.type" not in ours
     assert ours["optuna.search_space.training_batch_size.choices"] == [2, 4]
     assert ours["training.batch_size"] == 2
     assert ours["optuna.search_space.fisher_projection_steps.type"] == "int"
@@ -215,6 +224,7 @@ def metric(text: str) -> dict[str, Any]:
         ({"environment": {"vram": "much"}}, "environment.vram is 'much'; expected a number of GB"),
         ({SUMMARY: "25 tasks, then 30 tasks"}, "experiment_summary says 25 and 30 for dataset.num_tasks: give"),
         ({SETTINGS: {"steps": 3}}, "experimental_design.settings.steps may mean training."),
+        ({SETTINGS: {"lr": 1, "learning_rate": 2}}, "'lr' both stand for training.learning_rate"),
         ({SETTINGS: {"dropout": 3}}, "unknown key in experimental_design.settings 'dropout'"),
         ({SETTINGS: {"batch_size": "many"}}, "key 'training.batch_size': found \"many\", expected a whole number"),
         ({SETTINGS: {"dictionary_size": 3}}, "stands for model.adapter.dictionary_size, which no run here takes"),

@@ -1,6 +1,7 @@
 """The source's plan gives the source's two run configs, key by key."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -111,8 +112,6 @@ def test_another_process_writes_the_same_bytes_and_leaves_what_is_there(folder: 
 
 
 def _paths() -> dict[str, str]:
-    import os
-
     return {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
 
 

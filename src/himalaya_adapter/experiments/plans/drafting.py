@@ -1,5 +1,6 @@
 """Run configs drafted by a language model behind an OpenAI-compatible endpoint, with the schema as the judge."""
 
+import contextlib
 import json
 import os
 import re
@@ -122,9 +123,7 @@ def _ask(messages: list[dict[str, str]], url: str, model: str) -> str:
         from openai import APIStatusError, OpenAI, OpenAIError
     except ImportError as error:
         raise HimalayaError("--draft-url needs the openai package: pip install 'himalaya-adapter[draft]'") from error
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-        raise HimalayaError("--draft-url: expected http(s)://host[:port]/path, without a user name or password")
+    _check_url(url)
     key = os.environ.get(KEY_VARIABLE)
     try:
         # Servers of one's own ask for no key; the client wants one.
@@ -138,6 +137,15 @@ def _ask(messages: list[dict[str, str]], url: str, model: str) -> str:
     if not isinstance(answer, str):
         raise HimalayaError(f"no answer from {url}: the reply holds no text")
     return answer
+
+
+def _check_url(url: str) -> None:
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url)
+        plain = parts.username is None and parts.password is None and parts.port != 0  # a port may be a ValueError
+        if parts.scheme in ("http", "https") and parts.hostname and plain and not re.search(r"\s", url):
+            return
+    raise HimalayaError("--draft-url: expected http(s)://host[:port]/path, without a user name or password")
 
 
 def _without(key: str | None, error: Exception) -> str:

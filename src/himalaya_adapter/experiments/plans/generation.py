@@ -4,10 +4,10 @@ Every value comes from the first of these that gives it: the run's ``settings``,
 fields, the patterns of `prose`, ``conf/plan_defaults.yaml``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from himalaya_adapter.errors import HimalayaError
@@ -47,8 +47,9 @@ def generate_configs(plan: Plan, known: Catalogue) -> list[RunText]:
         own = [_own_settings(facts) for facts in runs]
         keys = [[*dict.fromkeys([*method_keys(one.method.type), *mine])] for one, mine in zip(runs, own, strict=True)]
         every = list(dict.fromkeys(key for held in keys for key in held))
-        settings = {_key(name, every, SETTINGS): value for name, value in plan.settings.items()}
-        ranges = _ranges(plan, every)
+        settings = {key: plan.settings[name] for key, name in _keys(plan.settings, every, SETTINGS).items()}
+        values = {key: value for one in runs for key, value in default_values(one.method.type).items()}
+        ranges = _ranges(plan, every, {key: value for one in (values, *own) for key, value in one.items()})
         return [
             _config(plan, facts, held, {**_held(settings, held), **mine}, _held(ranges, held))
             for facts, held, mine in zip(runs, keys, own, strict=True)
@@ -59,22 +60,31 @@ def generate_configs(plan: Plan, known: Catalogue) -> list[RunText]:
 
 def _own_settings(facts: RunFacts) -> dict[str, Any]:
     """The settings of one run; they may name any option of its method (``model.adapter.options.NAME``)."""
-    keys = method_keys(facts.method.type)
-    where = f"{facts.where}.settings"
-    return {
-        name if name.startswith(f"{OPTIONS}.") else _key(name, keys, where): value
-        for name, value in facts.run.settings.items()
-    }
+    given, options = facts.run.settings, [name for name in facts.run.settings if name.startswith(f"{OPTIONS}.")]
+    keys = _keys(given, [*method_keys(facts.method.type), *options], f"{facts.where}.settings")
+    return {key: given[name] for key, name in keys.items()}
 
 
-def _ranges(plan: Plan, keys: list[str]) -> Ranges:
-    ranges: dict[str, tuple[str, SearchRange]] = {}
-    for name, value in plan.hyperparameters_to_search.items():
-        key = _key(name, keys, SEARCH)
-        if key in ranges:
-            raise HimalayaError(f"{SEARCH}: '{ranges[key][0]}' and '{name}' both stand for {key}")
-        ranges[key] = name, read_range(value, key, whole=_is_whole(key), where=f"{SEARCH}.{name}")
+def _ranges(plan: Plan, keys: list[str], values: Mapping[str, Any]) -> Ranges:
+    """The plan's ranges; what a key's range holds follows from the schema, or for an option from a value of it."""
+    given = plan.hyperparameters_to_search
+    ranges = {}
+    for key, name in _keys(given, keys, SEARCH).items():
+        known = run_keys().get(key)
+        whole = known.expected.startswith("a whole number") if known else type(values.get(key)) is int
+        ranges[key] = name, read_range(given[name], key, whole=whole, where=f"{SEARCH}.{name}")
     return ranges
+
+
+def _keys(names: Iterable[str], keys: list[str], where: str) -> dict[str, str]:
+    """The keys that names stand for, each with its name."""
+    found: dict[str, str] = {}
+    for name in names:
+        key = _key(name, keys, where)
+        if key in found:
+            raise HimalayaError(f"{where}: '{found[key]}' and '{name}' both stand for {key}")
+        found[key] = name
+    return found
 
 
 def _key(name: str, keys: list[str], where: str) -> str:
@@ -109,10 +119,9 @@ def _config(plan: Plan, facts: RunFacts, keys: list[str], told: Mapping[str, Any
         values = {key: value for key, value in values.items() if not key.startswith("optuna.")}
     name = facts.run.run_id
     try:
-        run = run_of_text(closed(RunText(name, nested_text(values))))
+        config = OmegaConf.structured(run_of_text(closed(RunText(name, nested_text(values)))))
         for key, (plan_name, one) in ranges.items():
-            for value in range_values(one):
-                _check_value(run, key, value, f"{SEARCH}.{plan_name}")
+            _check_range(config, key, one, f"{SEARCH}.{plan_name}")
         values |= {key: centred(one, values.get(key)) for key, (_, one) in ranges.items() if key not in said}
         return canonical(RunText(name, nested_text({**values, **_space(ranges, values)})))[0]
     except HimalayaError as error:
@@ -147,20 +156,17 @@ def _said(plan: Plan, facts: RunFacts, keys: list[str], told: Mapping[str, Any])
     return {**prose, **fields, **told}, direction
 
 
-def _is_whole(key: str) -> bool:
-    return key in run_keys() and run_keys()[key].expected.startswith("a whole number")
-
-
-def _check_value(run: RunConfig, key: str, value: Any, where: str) -> None:
-    """Check that the run with one value of a range is a valid run."""
-    config = OmegaConf.structured(run)
-    try:
-        OmegaConf.update(config, key, value, force_add=True)
-    except OmegaConfBaseException as error:
-        expected = key_named(key)
-        reason = f"expected {expected.expected}" if expected else str(error).splitlines()[0]
-        raise HimalayaError(f"{where} holds {value!r}: {key}: {reason}") from error
-    try:
-        check_run(cast(RunConfig, OmegaConf.to_object(config)))
-    except HimalayaError as error:
-        raise HimalayaError(f"{where} holds {value!r}: {error}") from error
+def _check_range(run: DictConfig, key: str, values: SearchRange, where: str) -> None:
+    """Check that the run with each choice or end of a range is a valid run."""
+    before = OmegaConf.select(run, key)
+    for value in range_values(values):
+        try:
+            OmegaConf.update(run, key, value, force_add=True)
+            check_run(cast(RunConfig, OmegaConf.to_object(run)))
+        except OmegaConfBaseException as error:
+            expected = key_named(key)
+            reason = f"expected {expected.expected}" if expected else str(error).splitlines()[0]
+            raise HimalayaError(f"{where} holds {value!r}: {key}: {reason}") from error
+        except HimalayaError as error:
+            raise HimalayaError(f"{where} holds {value!r}: {error}") from error
+    OmegaConf.update(run, key, before)

@@ -88,17 +88,17 @@ class AdapterConfig:
     """The adapter: its method and the options of that method's PEFT config.
 
     Args:
-        type: ``HIMALAYA`` or the name of any PEFT method (``LORA``).
+        type: ``HIMALAYA``, a rival (``LILAC``, ``COLTAS``, ``GLODIS``) or the name of any PEFT method (``LORA``).
         options: Fields of the method's PEFT config that differ from its defaults.
         total_parameter_budget_mb: The run refuses to start if the saved adapter would be larger (MB of 10^6 bytes).
         core_dictionary: HIMALAYA's frozen atoms.
         elastic_dictionary: HIMALAYA's trained atoms.
         router: HIMALAYA's router.
-        coeff_precision_bits: Bits of a stored coefficient: 8.
-        lora_rank: LILAC's rank of a module's update.
-        dictionary_size: How many atoms LILAC's dictionary has.
-        ewc_lambda: Strength of online EWC (see `OnlineEWC`), for any method but HIMALAYA; ``null`` is without.
-        quantisation_bits: Bits of a stored number of LILAC.
+        coeff_precision_bits: Bits of a coefficient that HIMALAYA stores: 8.
+        lora_rank: Rank of LILAC's updates.
+        dictionary_size: Atoms of LILAC's dictionary.
+        quantisation_bits: Bits of a number in LILAC's release file.
+        ewc_lambda: Weight of elastic weight consolidation, for every method but HIMALAYA; ``null`` trains without.
     """
 
     type: str = MISSING
@@ -110,8 +110,8 @@ class AdapterConfig:
     coeff_precision_bits: int | None = None
     lora_rank: int | None = None
     dictionary_size: int | None = None
-    ewc_lambda: float | None = None
     quantisation_bits: int | None = None
+    ewc_lambda: float | None = None
 
 
 @dataclass

@@ -57,7 +57,7 @@ def test_the_name_of_a_method_gives_its_size(plan_file: Write, known: Catalogue)
     types = [run["model.adapter.type"] for run in runs]
     assert types == ["LORA", "LILAC", "GLODIS", "LOREFT", "O_LORA", "VERA"]
     assert runs[0]["model.adapter.options.r"] == 16
-    assert runs[2]["model.adapter.dictionary_size"] == 64
+    assert runs[2]["model.adapter.options.dictionary_size"] == 64
     names = ["LoRA-16", "lilac", "GloDiS-64", "ReFT-LoRe", "O-LoRA", "vera"]
     assert [run["method_name"] for run in runs] == names
 

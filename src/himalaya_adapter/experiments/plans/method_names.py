@@ -19,7 +19,7 @@ SIZE_KEYS: Mapping[str, str] = MappingProxyType(
         "O_LORA": "model.adapter.options.r",
         "LOREFT": "model.adapter.options.r",
         "LILAC": "model.adapter.dictionary_size",
-        "GLODIS": "model.adapter.dictionary_size",
+        "GLODIS": "model.adapter.options.dictionary_size",
     }
 )
 END_OF_NAME = re.compile(r"\s*(?:[(:,;.]|\s[–—-])")

@@ -310,7 +310,7 @@ def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_in_a_shell() -> None:
     shown = shell("--help")
     assert shown.returncode == 0
-    assert all(command in shown.stdout for command in ("run", "budget", "compare", "data", "generate"))
+    assert all(command in shown.stdout for command in ("run", "budget", "compare", "data", "configs", "generate"))
 
 
 def test_a_mistake_in_a_shell_is_one_line_and_status_2() -> None:

@@ -80,6 +80,19 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("task")
     show.set_defaults(command=_data_show)
 
+    configs = commands.add_parser("configs", help="write run configs from an experiment plan, or check some")
+    actions = configs.add_subparsers(required=True, metavar="ACTION")
+    from_plan = actions.add_parser("generate", help="write the run configs of a plan")
+    from_plan.add_argument("plan", help="the plan: a YAML or JSON file, or the name of a packaged one")
+    from_plan.add_argument("--output", type=Path, default=Path("run_configs"), help="folder (default: run_configs)")
+    from_plan.add_argument("--overwrite", action="store_true", help="replace files that have other content")
+    from_plan.add_argument("--draft-url", metavar="URL", help="let a language model behind this endpoint write them")
+    from_plan.add_argument("--draft-model", metavar="NAME", help="the model's name there")
+    from_plan.set_defaults(command=_configs_generate)
+    validate = actions.add_parser("validate", help="check run configs, one line for each file")
+    validate.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    validate.set_defaults(command=_configs_validate)
+
     generate = commands.add_parser("generate", help="answer a prompt with a run's adapter")
     generate.add_argument("adapter", type=Path, help="a run's folder or its adapter folder")
     generate.add_argument("prompt", help="the text; '-' reads standard input")
@@ -199,6 +212,45 @@ def _data_show(chosen: argparse.Namespace) -> None:
     lines += [f"left out: {count} items, {reason}" for reason, count in card.skipped.items()]
     lines += [f"example: {item.prompt!r} -> {item.target!r}" for item in card.examples]
     print("\n".join(lines))
+
+
+def _configs_generate(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.backbones.catalogue import BACKBONES
+    from himalaya_adapter.experiments.plans import (
+        Catalogue,
+        draft_configs,
+        generate_configs,
+        read_plan,
+        write_configs,
+    )
+    from himalaya_adapter.streams import stream_names
+
+    if (chosen.draft_url is None) != (chosen.draft_model is None):
+        raise HimalayaError("a draft takes both --draft-url URL and --draft-model NAME")
+    plan = read_plan(chosen.plan)
+    backbones = {name: getattr(source, "revision", None) for name, source in BACKBONES.items()}
+    known = Catalogue(tuple(stream_names()), backbones)
+    if chosen.draft_url is None:
+        written = generate_configs(plan, known)
+    else:
+        written = draft_configs(plan, known, chosen.draft_url, chosen.draft_model)
+    for path in write_configs(written, chosen.output, overwrite=chosen.overwrite):
+        print(path)
+
+
+def _configs_validate(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.experiments.plans import check_file
+
+    wrong = 0
+    for path in chosen.files:
+        try:
+            check_file(path)
+            print(f"{path}: ok")
+        except HimalayaError as error:
+            wrong += 1
+            print(f"{path}: {' '.join(str(error).split())}")
+    if wrong:
+        raise HimalayaError(f"{wrong} of {len(chosen.files)} files hold a run config that is not valid")
 
 
 def _generate(chosen: argparse.Namespace) -> None:

@@ -69,10 +69,20 @@ def test_a_trial_is_the_same_run_on_fewer_items() -> None:
         ([RUN, "training.lerning_rate=1"], "'training.lerning_rate'; did you mean 'training.learning_rate'"),
         ([RUN, "learning_rate=1"], "did you mean 'training.learning_rate'"),
         ([RUN, "model.adapter.optoins.r=4"], "did you mean 'model.adapter.options'"),
-        ([RUN, "training.batch_size=many"], "key 'training.batch_size' of run 'demo-himalaya': Value 'many'"),
+        (
+            [RUN, "training.batch_size=many"],
+            "key 'training.batch_size' of run 'demo-himalaya': found \"many\", expected a whole number",
+        ),
         ([RUN, "training.batch_size=2.5"], "key 'training.batch_size'"),
-        ([RUN, "training.learning_rate=null"], "key 'training.learning_rate'"),
-        ([RUN, "training=3"], "run 'demo-himalaya': "),
+        ([RUN, "training.learning_rate=null"], "found null, expected a number"),
+        (
+            [RUN, "training=3"],
+            "key 'training' of run 'demo-himalaya': found 3, expected keys with values (protocol",
+        ),
+        ([RUN, "method=null"], "found null, expected one of proposed, comparative"),
+        ([RUN, "dataset.languages=en"], 'found "en", expected a list of text, or null'),
+        ([RUN, "optuna.search_space.learning_rate=3"], "found 3, expected keys with values (type, low, high"),
+        ([RUN, "optuna.search_space.learning_rate.low=x"], 'found "x", expected a number, or null'),
         ([RUN, "model.adapter.options=3"], "key 'model.adapter.options'"),
         ([RUN, "training.learning_rate=[1"], "run 'demo-himalaya': "),
         ([RUN, "run_id=${oc.env:HIMALAYA_NOT_SET}"], "key 'run_id'"),
@@ -87,7 +97,14 @@ def test_a_mistake_is_one_clear_line(words: list[str], message: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("a: [", "while parsing"), ("- a\n- b\n", "expected a YAML file of keys"), ("", "missing"), ("lr: 1", "'lr'")],
+    [
+        ("a: [", "while parsing"),
+        ("- a\n- b\n", "expected a YAML file of keys"),
+        ("", "key 'run_id' of run"),
+        ("run_id: a", "is missing; expected one of proposed, comparative"),
+        ("training:\n", "key 'training' of run"),
+        ("lr: 1", "'lr'"),
+    ],
 )
 def test_an_unusable_run_file_is_one_clear_line(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"

@@ -1,5 +1,6 @@
 """From the words of the command line to a run: defaults, the run's file, overrides; the schema judges."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -7,11 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.experiments.keys import leaf_keys
+from himalaya_adapter.experiments.key_table import key_named
+from himalaya_adapter.experiments.keys import flattened, leaf_keys
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.search_config import SearchRange
 
@@ -63,6 +65,7 @@ def compose_run(overrides: Sequence[str]) -> Launch:
     if mode not in MODES:
         raise unknown_name("mode", mode, MODES)
     path = Path(name) if name not in run_names() else CONF / "run" / f"{name}.yaml"
+    given: list[DictConfig] = []
     try:
         asked = OmegaConf.from_dotlist([word for word in rest if _key(word) == "overwrite"])
         command = OmegaConf.merge(OmegaConf.load(CONF / "config.yaml"), asked)
@@ -70,12 +73,9 @@ def compose_run(overrides: Sequence[str]) -> Launch:
         written = OmegaConf.load(path)
         if not isinstance(written, DictConfig):
             raise HimalayaError(f"run '{name}': expected a YAML file of keys with values")
-        merged = OmegaConf.merge(
-            OmegaConf.structured(RunConfig),
-            _numbers(written),
-            _backbone(words.get("backbone")),
-            _numbers(OmegaConf.from_dotlist(changes)),
-        )
+        given = [_numbers(written), _backbone(words.get("backbone")), _numbers(OmegaConf.from_dotlist(changes))]
+        _replace_ranges(given[0], given[-1])
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), *given)
         run = cast(RunConfig, OmegaConf.to_object(merged))
     except ConfigKeyError as error:
         keys = leaf_keys(OmegaConf.structured(RunConfig))
@@ -85,6 +85,8 @@ def compose_run(overrides: Sequence[str]) -> Launch:
             keys += [f"{wrong.rpartition('.')[0]}.{one.name}" for one in fields(SearchRange)]
         section = [key for key in keys if key.rpartition(".")[0] == wrong.rpartition(".")[0]]
         raise unknown_name(f"key of run '{name}'", wrong, section if "." in wrong and section else keys) from error
+    except (ValidationError, MissingMandatoryValue) as error:
+        raise HimalayaError(_misfit(error, name, given)) from error
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         key = getattr(error, "full_key", None)
         where = f"key '{key}' of run '{name}': " if key else f"run '{name}': "
@@ -110,6 +112,31 @@ def _backbone(name: str | None) -> DictConfig:
     """What ``backbone=NAME`` changes."""
     other = {"model": {"backbone": {"name": name, "quantisation": None}}, "dataset": {"tokenizer": None}}
     return OmegaConf.create(other if name else {})
+
+
+def _replace_ranges(written: DictConfig, changes: DictConfig) -> None:
+    """A whole range of a search, one with a type, takes the place of the run's: its fields are not mixed with it."""
+    ranges = OmegaConf.select(changes, "optuna.search_space")
+    before = OmegaConf.select(written, "optuna.search_space")
+    for name, values in ranges.items() if ranges and before else ():
+        if isinstance(values, DictConfig) and "type" in values:
+            before.pop(name, None)
+
+
+def _misfit(error: OmegaConfBaseException, run: str, given: Sequence[DictConfig]) -> str:
+    """Which value the schema refuses: its key, what was found, what is allowed."""
+    found: dict[str, Any] = {}
+    for config in given:
+        found |= flattened(OmegaConf.to_container(config))
+    # A section that is a plain value: OmegaConf does not say which.
+    sections = (path for path in found if (known := key_named(path)) and known.section)
+    wrong = next(sections, error.full_key)
+    key = key_named(str(wrong))
+    if key is None:
+        return f"key '{wrong}' of run '{run}': {' '.join(str(error).splitlines()[0].split())}"
+    if wrong not in found:
+        return f"key '{wrong}' of run '{run}' is missing; expected {key.expected}"
+    return f"key '{wrong}' of run '{run}': found {json.dumps(found[wrong], default=str)}, expected {key.expected}"
 
 
 def _numbers(config: DictConfig) -> DictConfig:

@@ -1,0 +1,154 @@
+"""Run configs drafted by a language model behind an OpenAI-compatible endpoint, with the schema as the judge."""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from omegaconf import OmegaConf
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.key_table import run_keys
+from himalaya_adapter.experiments.plans.plan import Plan
+from himalaya_adapter.experiments.plans.plan_words import Catalogue
+from himalaya_adapter.experiments.plans.run_facts import RunFacts, run_facts
+from himalaya_adapter.experiments.plans.run_files import RunText, canonical, document_entries
+from himalaya_adapter.experiments.run_config import RunConfig
+
+ROUNDS = 4  # answers that are judged; who has not got it right by then is refused
+SECONDS = 300.0  # to wait for one answer
+LONGEST_MESSAGE = 500  # characters of what a server says
+KEY_VARIABLE = "OPENAI_API_KEY"
+FENCED = re.compile(r"\s*```\w*\n(.*)\n```\s*", re.DOTALL)
+TASK = """You write run configs (YAML) for the experiment plan below, one for each of its runs.
+Answer with one JSON object and nothing else: {{"run_configs": [{{"run_id": "...", "run_config_yaml": "..."}}]}}.
+
+# Keys of a run config
+Other keys are refused. Leave out what the plan does not ask for; a key of another method is refused.
+{keys}
+
+# Runs, with the values that the plan fixes
+{runs}
+
+# Plan
+{plan}
+"""
+AGAIN = "These configs are not accepted:\n{errors}\nAnswer with the whole corrected JSON object and nothing else."
+
+
+def draft_configs(plan: Plan, known: Catalogue, url: str, model: str) -> list[RunText]:
+    """Let a language model write the run configs of a plan, and judge them as any others.
+
+    What the judge says of an answer is sent back, at most `ROUNDS` answers in all. The key of the service is read
+    from ``OPENAI_API_KEY``; it is neither logged nor part of a message.
+
+    Args:
+        plan: The plan.
+        known: What the higher floors know by name.
+        url: The endpoint's base URL, such as ``http://localhost:8000/v1``.
+        model: The model's name there.
+
+    Raises:
+        HimalayaError: The plan's runs cannot be read, the extra ``draft`` is not installed, the endpoint does not
+            answer, or no answer was accepted.
+    """
+    try:
+        runs = run_facts(plan, known)
+    except HimalayaError as error:
+        raise HimalayaError(f"plan {plan.path}: {error}") from error
+    messages = [{"role": "user", "content": prompt(plan, runs)}]
+    errors: list[str] = []
+    for _ in range(ROUNDS):
+        answer = _ask(messages, url, model)
+        configs, errors = judge(answer, runs)
+        if not errors:
+            return configs
+        messages += [{"role": "assistant", "content": answer}]
+        messages += [{"role": "user", "content": AGAIN.format(errors="\n".join(f"- {one}" for one in errors))}]
+    raise HimalayaError(
+        f"plan {plan.path}: {model} gave no valid run configs in {ROUNDS} answers; {'; '.join(errors)}"
+    )
+
+
+def prompt(plan: Plan, runs: list[RunFacts]) -> str:
+    """What the language model is asked: the plan, its runs, and the schema's keys with what they take."""
+    keys = [
+        f"{key.path}: {key.expected}. {key.meaning} Default: {key.default}."
+        for key in run_keys().values()
+        if not key.section
+    ]
+    listed = [json.dumps(dict(facts.values), ensure_ascii=False) for facts in runs]
+    return TASK.format(keys="\n".join(keys), runs="\n".join(listed), plan=plan.text)
+
+
+def judge(answer: str, runs: list[RunFacts]) -> tuple[list[RunText], list[str]]:
+    """The run configs of an answer in their written form, in the plan's order, or what is wrong with them."""
+    fenced = FENCED.fullmatch(answer)
+    try:
+        entries = {entry.run_id: entry for entry in document_entries(json.loads(fenced[1] if fenced else answer))}
+    except (json.JSONDecodeError, RecursionError) as error:
+        return [], [f"the answer is not JSON: {error}"]
+    except HimalayaError as error:
+        return [], [str(error)]
+    configs, errors = [], []
+    planned = [facts.run.run_id for facts in runs]
+    errors += [f"run_id '{name}' is none of the plan's" for name in entries if name not in planned]
+    for facts in runs:
+        name = facts.run.run_id
+        if name not in entries:
+            errors.append(f"run '{name}' is missing")
+            continue
+        try:
+            config, run = canonical(entries[name])
+            _check_facts(run, facts.values)
+            configs.append(config)
+        except HimalayaError as error:
+            errors.append(f"run '{name}': {error}")
+    return configs, errors
+
+
+def _check_facts(run: RunConfig, values: Mapping[str, Any]) -> None:
+    given = OmegaConf.structured(run)
+    for key, value in values.items():
+        found = OmegaConf.select(given, key)
+        if found != value and not (key == "dataset.tokenizer" and found is None):
+            raise HimalayaError(f"{key}={found}: the plan has {value}")
+
+
+def _ask(messages: list[dict[str, str]], url: str, model: str) -> str:
+    try:
+        from openai import APIStatusError, OpenAI, OpenAIError
+    except ImportError as error:
+        raise HimalayaError("--draft-url needs the openai package: pip install 'himalaya-adapter[draft]'") from error
+    _check_url(url)
+    key = os.environ.get(KEY_VARIABLE)
+    try:
+        # Servers of one's own ask for no key; the client wants one.
+        client = OpenAI(base_url=url, api_key=key or "none", timeout=SECONDS, max_retries=1)
+        reply = client.chat.completions.create(model=model, messages=messages, temperature=0)  # type: ignore[arg-type]
+        answer = reply.choices[0].message.content
+    except APIStatusError as error:
+        raise HimalayaError(f"{url} refuses the request: {_without(key, error)}") from error
+    except (OpenAIError, ValueError, AttributeError, TypeError, IndexError) as error:
+        raise HimalayaError(f"no answer from {url}: {_without(key, error)}") from error
+    if not isinstance(answer, str):
+        raise HimalayaError(f"no answer from {url}: the reply holds no text")
+    return answer
+
+
+def _check_url(url: str) -> None:
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url)
+        plain = parts.username is None and parts.password is None and parts.port != 0  # a port may be a ValueError
+        if parts.scheme in ("http", "https") and parts.hostname and plain and not re.search(r"\s", url):
+            return
+    raise HimalayaError("--draft-url: expected http(s)://host[:port]/path, without a user name or password")
+
+
+def _without(key: str | None, error: Exception) -> str:
+    """An error's message without the key, which a server may repeat."""
+    message = " ".join(str(error).split())
+    return (message.replace(key, "…") if key else message)[:LONGEST_MESSAGE]

@@ -91,7 +91,7 @@ def test_best_is_clear_only_if_the_intervals_do_not_overlap(pair: list[Path]) ->
     set_metrics(pair[1], **{auc: 0.6, f"{auc}_low": 0.55, f"{auc}_high": 0.66})
     entries = row_of(pair, auc).entries
     assert [(entry.best, entry.clear) for entry in entries] == [(True, False), (False, False)]
-    assert entries[0].interval == "[0.650, 0.750]"
+    assert entries[0].spread == "[0.650, 0.750]"
     set_metrics(pair[1], **{f"{auc}_high": 0.64})
     assert [(entry.best, entry.clear) for entry in row_of(pair, auc).entries] == [(True, True), (False, False)]
 

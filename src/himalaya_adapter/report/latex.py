@@ -4,8 +4,9 @@ import re
 from collections.abc import Sequence
 
 from himalaya_adapter.report.comparison import Comparison
-from himalaya_adapter.report.comparison_tables import Table, Text, comparison_tables
+from himalaya_adapter.report.comparison_tables import comparison_tables
 from himalaya_adapter.report.expected_results import ExpectedResult
+from himalaya_adapter.report.table import Table, Text
 
 PREAMBLE = "% Needs \\usepackage{booktabs}, \\usepackage{graphicx} and a UTF-8 engine."
 SPECIAL = {
@@ -28,7 +29,7 @@ MATHS = {
 }
 TYPOGRAPHY = {"–": "--", "…": r"\dots{}", "’": "'", "|": r"\textbar{}"}
 SUBSCRIPT = re.compile(r"([A-Za-z]+)_\{(.+?)\}")
-WIDEST_UPRIGHT = 6  # columns of numbers; wider tables are shrunk to the line
+WIDEST_UPRIGHT = 90  # characters of a row; wider tables are shrunk to the line
 
 
 def tables(comparison: Comparison, expected: Sequence[ExpectedResult]) -> str:
@@ -42,7 +43,8 @@ def tables(comparison: Comparison, expected: Sequence[ExpectedResult]) -> str:
 def _table(table: Table) -> list[str]:
     # By the rows, because the name of a column is a word even where its content is numbers.
     words = [all(row[column].words for row in table.rows) for column in range(len(table.header))]
-    shrink = len(table.header) > WIDEST_UPRIGHT
+    everything = [table.header, *table.rows]
+    width = sum(max(len(_beside(row[column])) for row in everything) for column in range(len(table.header)))
     body = [
         f"\\begin{{tabular}}{{@{{}}{''.join('l' if is_words else 'r' for is_words in words)}@{{}}}}",
         r"\toprule",
@@ -52,7 +54,7 @@ def _table(table: Table) -> list[str]:
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    if shrink:
+    if width > WIDEST_UPRIGHT:
         body = [r"\resizebox{\linewidth}{!}{%", *body[:-1], body[-1] + "}"]
     return [
         r"\begin{table}",
@@ -66,18 +68,23 @@ def _table(table: Table) -> list[str]:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    row = " & ".join(cells) + r" \\"
+    return "{}" + row if row.startswith("[") else row  # the end of the row before would take it for an option
 
 
 def _head(cell: Text) -> str:
-    return escape(", ".join(part for part in (cell.text, cell.small) if part))
+    return escape(_beside(cell))
+
+
+def _beside(cell: Text) -> str:
+    return ", ".join(part for part in (cell.text, cell.small, cell.p) if part)
 
 
 def _cell(cell: Text) -> str:
     text = f"\\textbf{{{escape(cell.text)}}}" if cell.bold else escape(cell.text)
     star = r"$^\star$" if cell.clear else ""
-    small = f" {{\\scriptsize {escape(cell.small)}}}" if cell.small else ""
-    return text + star + small
+    beside = escape(", ".join(part for part in (cell.small, cell.p) if part))
+    return f"{text}{star} {{\\scriptsize {beside}}}" if beside else text + star
 
 
 def escape(text: str) -> str:

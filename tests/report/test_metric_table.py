@@ -43,6 +43,7 @@ def test_values_are_printed_for_people() -> None:
     assert format_value(-0.0123, "signed") == "−0.012"
     assert format_value(-0.0001, "signed") == "0.000"
     assert format_value(61824, "count") == "61,824"
+    assert [format_value(value, "count") for value in (61824.33, 0.4, 12.0)] == ["61,824", "0.4", "12"]
     assert [format_bytes(size) for size in (0, 999, 1500, 612_480, 1_843_200, 2_345_678_901)] == [
         "0 B",
         "999 B",

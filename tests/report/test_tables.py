@@ -85,6 +85,9 @@ def test_formulas_become_maths() -> None:
     assert latex.escape("mean_{j<T} (a_{T,j} − 1) ≤ 50 %…") == (
         r"$\mathrm{mean}_{j< T}$ ($a_{T,j}$ $-$ 1) $\le$ 50 \%\dots{}"
     )
+    assert latex.escape("λ/2 Σ_{i} (θ_{i} − θ*_{i})²") == (
+        r"$\lambda$/2 $\sum_{i}$ ($\theta_{i}$ $-$ $\theta*_{i}$)$^2$"
+    )
 
 
 def test_many_methods_have_a_line_each(make_run: MakeRun, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from himalaya_adapter.report.metric_table import (
     ARROWS,
     HEADLINE,
     MANY_METHODS,
+    UNRANKED,
     Entry,
     Row,
     metric_rows,
@@ -94,7 +95,7 @@ def _by_method(groups: Sequence[MethodGroup], rows: Sequence[Row], *, headline: 
         header=(
             Text("method", words=True),
             *(
-                Text(row.metric.title + (ARROWS[row.metric.better] if row.metric.bound is None else ""))
+                Text(row.metric.title + ("" if row.metric.key in UNRANKED else ARROWS[row.metric.better]))
                 for row in chosen
             ),
         ),

@@ -16,19 +16,12 @@ SPECIAL = {
     **{character: f"\\{character}" for character in "{}$&#%_"},
 }
 MATHS = {
-    **{"−": "-", "±": r"\pm", "≤": r"\le", "≥": r"\ge", "×": r"\times", "‖": r"\|", "<": "<", ">": ">"},
-    **{
-        "★": r"\star",
-        "↑": r"\uparrow",
-        "↓": r"\downarrow",
-        "→": r"\to",
-        "Δ": r"\Delta",
-        "τ": r"\tau",
-        "λ": r"\lambda",
-    },
+    **{"−": "-", "±": r"\pm", "≤": r"\le", "≥": r"\ge", "×": r"\times", "‖": r"\|", "<": "<", ">": ">", "²": "^2"},
+    **{"★": r"\star", "↑": r"\uparrow", "↓": r"\downarrow", "→": r"\to"},
+    **{"Δ": r"\Delta", "Σ": r"\sum", "θ": r"\theta", "λ": r"\lambda", "τ": r"\tau"},
 }
 TYPOGRAPHY = {"–": "--", "…": r"\dots{}", "’": "'", "|": r"\textbar{}"}
-SUBSCRIPT = re.compile(r"([A-Za-z]+)_\{(.+?)\}")
+SUBSCRIPT = re.compile(r"([A-Za-z]+|[Σθ]\*?)_\{(.+?)\}")
 WIDEST_UPRIGHT = 90  # characters of a row; wider tables are shrunk to the line
 
 
@@ -93,7 +86,8 @@ def escape(text: str) -> str:
     for found in SUBSCRIPT.finditer(text):
         base, index = found.groups()
         inside = "".join(f"{MATHS[c]} " if c in MATHS else TYPOGRAPHY.get(c, c) for c in index)
-        symbol = base if len(base) == 1 else rf"\mathrm{{{base}}}"
+        letters = "".join(MATHS.get(c, c) for c in base)
+        symbol = rf"\mathrm{{{base}}}" if base.isascii() and len(base) > 1 else letters
         parts += [_plain(text[end : found.start()]), f"${symbol}_{{{inside}}}$"]
         end = found.end()
     return "".join([*parts, _plain(text[end:])])

@@ -10,6 +10,7 @@ from himalaya_adapter.report.run_folder import Cell, RunRecord
 
 UPDATE_NORM_BOUND = 1.0  # ‖ΔW‖ ≤ 1: a unit rank-one update times a gain below 1
 ATOM_NORM_BOUND = 1.05  # rows of the dictionary after 3-bit storage
+FULL_COUNT = 1000  # means of counts from here on have no decimals
 NORM_TOLERANCE = 1e-4  # rounding of a unit norm in bfloat16 sums
 
 Kind = Literal["score", "signed", "bytes", "count", "seconds", "norm"]
@@ -173,7 +174,7 @@ def format_value(value: Any, kind: Kind) -> str:
     if kind == "bytes":
         return format_bytes(value)
     if kind == "count":
-        return f"{round(value):,}"
+        return f"{round(value):,}" if value >= FULL_COUNT else f"{value:g}"
     if kind == "seconds":
         return format_seconds(value)
     rounded = round(value, 3) + 0.0  # + 0.0 turns −0.0 into 0.0

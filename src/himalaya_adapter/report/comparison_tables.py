@@ -130,7 +130,6 @@ def _seeds(groups: Sequence[MethodGroup]) -> Table:
         if several
         else (),
         legend="Brackets are 95 % intervals over test items.",
-        folded=len(singles) >= MANY_METHODS,
     )
 
 

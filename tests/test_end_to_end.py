@@ -15,6 +15,7 @@ from tiny_runs import TASKS, in_own_process, write_backbone, write_run, write_st
 from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.cli import main
 from himalaya_adapter.evaluation import metrics as formulas
+from himalaya_adapter.evaluation.item_scores import read_item_scores
 from himalaya_adapter.evaluation.scoring import evaluate_task
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.generation import load_run
@@ -78,6 +79,14 @@ def test_the_matrix_is_the_stored_evaluations(run: Path) -> None:
         assert len(scores) == cell["n"] == 8
         if cell["metric"] in ("accuracy", "token_f1", "chrf"):
             assert cell["score"] == pytest.approx(sum(scores) / 8)
+
+
+def test_the_item_scores_are_kept_in_one_file_of_numbers(run: Path) -> None:
+    sizes = [[8] * (row + 1) for row in range(3)]
+    kept = read_item_scores(run, sizes)
+    for row in range(3):
+        for task in range(row + 1):
+            assert kept[row][task] == pytest.approx(stored(run, row, task)["item_scores"], abs=5e-5)
 
 
 def test_the_metrics_follow_from_the_matrix(run: Path) -> None:
@@ -200,6 +209,9 @@ def test_the_page_stands_alone_and_the_runs_can_be_compared(
     aggregated = (report.parent / "aggregated_metrics.json").read_text(encoding="utf-8")
     assert '"himalaya"' in aggregated
     assert '"lora"' in aggregated
+    tests = read_json(report.parent / "aggregated_metrics.json")["paired_tests"]
+    assert [entry["of"] for entry in tests["tasks"]] == list(TASKS)
+    assert all(entry["seeds_in_pairs"] == [0] for entry in tests["measures"])
 
 
 def test_generate_answers_as_a_task(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,7 @@ def test_values_are_printed_for_people() -> None:
     assert format_value(-0.0123, "signed") == "−0.012"
     assert format_value(-0.0001, "signed") == "0.000"
     assert format_value(61824, "count") == "61,824"
+    assert [format_value(value, "count") for value in (61824.33, 0.4, 12.0)] == ["61,824", "0.4", "12"]
     assert [format_bytes(size) for size in (0, 999, 1500, 612_480, 1_843_200, 2_345_678_901)] == [
         "0 B",
         "999 B",
@@ -91,7 +92,7 @@ def test_best_is_clear_only_if_the_intervals_do_not_overlap(pair: list[Path]) ->
     set_metrics(pair[1], **{auc: 0.6, f"{auc}_low": 0.55, f"{auc}_high": 0.66})
     entries = row_of(pair, auc).entries
     assert [(entry.best, entry.clear) for entry in entries] == [(True, False), (False, False)]
-    assert entries[0].interval == "[0.650, 0.750]"
+    assert entries[0].spread == "[0.650, 0.750]"
     set_metrics(pair[1], **{f"{auc}_high": 0.64})
     assert [(entry.best, entry.clear) for entry in row_of(pair, auc).entries] == [(True, True), (False, False)]
 

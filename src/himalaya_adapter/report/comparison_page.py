@@ -10,7 +10,7 @@ from himalaya_adapter.evaluation.intervals import CONFIDENCE, RESAMPLES
 from himalaya_adapter.evaluation.paired_tests import BLOCKS
 from himalaya_adapter.report import latex, markdown
 from himalaya_adapter.report.comparison import Comparison, Difference, compare
-from himalaya_adapter.report.comparison_tables import Table, comparison_tables
+from himalaya_adapter.report.comparison_tables import comparison_tables
 from himalaya_adapter.report.expected_results import ExpectedResult, expected_results
 from himalaya_adapter.report.html import HASH_DIGITS, NOT_OF_THE_MACHINE, Picture, picture, render
 from himalaya_adapter.report.method_groups import MethodGroup, spread
@@ -18,6 +18,7 @@ from himalaya_adapter.report.metric_table import METRICS
 from himalaya_adapter.report.run_folder import RunRecord, read_comparable_runs
 from himalaya_adapter.report.sections import comparison_sections
 from himalaya_adapter.report.style import method_styles
+from himalaya_adapter.report.table import Table
 from himalaya_adapter.storage import write_atomic, write_json
 
 FORMAT = 2

@@ -1,62 +1,25 @@
 """The tables of a comparison, the same for the page, for Markdown and for LaTeX."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from himalaya_adapter.report.comparison import Comparison, Difference
+from himalaya_adapter.report.comparison import Comparison
 from himalaya_adapter.report.expected_results import ExpectedResult
 from himalaya_adapter.report.method_groups import MethodGroup, alone
 from himalaya_adapter.report.metric_table import (
+    ARROWS,
     HEADLINE,
     MANY_METHODS,
-    METRICS,
+    UNRANKED,
     Entry,
     Row,
-    format_interval,
-    format_p,
-    format_value,
     metric_rows,
 )
-from himalaya_adapter.report.run_folder import Cell
+from himalaya_adapter.report.paired_tables import measure_differences, task_differences
+from himalaya_adapter.report.table import Table, Text, has_seeds, whiskers_legend
+from himalaya_adapter.report.task_tables import task_scores, task_scores_of_many
 
 MATRIX_LEGEND = "a_{i,j} is the score on task j after training through task i of T; a_{0,j} is the frozen model."
 READ_TOGETHER = "Read forgetting together with learning accuracy: who learns nothing forgets nothing."
-TWO = 2  # methods up to which the change of every task has room
-ARROWS = {"higher": " ↑", "lower": " ↓", "near zero": " → 0"}
-
-
-@dataclass(frozen=True)
-class Text:
-    """One cell of a table.
-
-    Attributes:
-        text: What it says.
-        small: An interval or a p-value beside it.
-        bold: The best of a row, or a significant difference.
-        clear: The best, and its interval overlaps no other's.
-        warning: Something that is not as it should be.
-        method: Position of the method that it names or belongs to, for its colour.
-        words: Words and not a number.
-    """
-
-    text: str
-    small: str = ""
-    bold: bool = False
-    clear: bool = False
-    warning: bool = False
-    method: int | None = None
-    words: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table: ``topic`` names it in files, ``legend`` says how it is read; the first cell of a row is its name."""
-
-    topic: str
-    title: str
-    header: tuple[Text, ...]
-    rows: tuple[tuple[Text, ...], ...]
-    legend: str
 
 
 def comparison_tables(
@@ -77,26 +40,24 @@ def comparison_tables(
     tables = [
         *(first if by_method else [_by_metric(groups, rows)]),
         _seeds(groups),
-        _measure_differences(comparison),
-        *([_task_scores(groups)] if len(groups) < MANY_METHODS else _task_scores_of_many(groups)),
-        _task_differences(comparison),
+        measure_differences(comparison),
+        *([task_scores(groups)] if len(groups) < MANY_METHODS else task_scores_of_many(groups)),
+        task_differences(comparison),
         _expected(expected),
     ]
     return [table for table in tables if table.rows]
 
 
 def _marks(groups: Sequence[MethodGroup]) -> str:
-    legend = "Bold is best; ★ means that its interval overlaps no other's. " if len(groups) > 1 else ""
-    if any(len(group.runs) > 1 for group in groups):
-        legend += "± is the standard deviation over seeds, of a norm the largest is shown. "
-    if any(len(group.runs) == 1 for group in groups):
-        legend += "Brackets are 95 % intervals over test items. "
-    return legend
+    if len(groups) == 1:
+        return whiskers_legend(groups)
+    clear = "" if has_seeds(groups) else "; ★ means that its interval overlaps no other's"
+    return f"Bold is best{clear}. {whiskers_legend(groups)}"
 
 
 def _entry(entry: Entry) -> Text:
     text = f"{entry.text} above the bound" if entry.exceeds_bound else entry.text
-    return Text(text, entry.interval, bold=entry.best, clear=entry.clear, warning=entry.exceeds_bound)
+    return Text(text, entry.spread, bold=entry.best, clear=entry.clear, warning=entry.exceeds_bound)
 
 
 def _methods(groups: Sequence[MethodGroup]) -> list[Text]:
@@ -134,7 +95,7 @@ def _by_method(groups: Sequence[MethodGroup], rows: Sequence[Row], *, headline: 
         header=(
             Text("method", words=True),
             *(
-                Text(row.metric.title + (ARROWS[row.metric.better] if row.metric.bound is None else ""))
+                Text(row.metric.title + ("" if row.metric.key in UNRANKED else ARROWS[row.metric.better]))
                 for row in chosen
             ),
         ),
@@ -162,7 +123,7 @@ def _seeds(groups: Sequence[MethodGroup]) -> Table:
             (
                 Text(single.first.run_id, groups[index].label, method=index, words=True),
                 Text(str(single.seeds[0])),
-                *(Text(row.entries[number].text, row.entries[number].interval) for row in chosen),
+                *(Text(row.entries[number].text, row.entries[number].spread) for row in chosen),
             )
             for number, (index, single) in enumerate(singles)
         )
@@ -170,143 +131,6 @@ def _seeds(groups: Sequence[MethodGroup]) -> Table:
         else (),
         legend="Brackets are 95 % intervals over test items.",
     )
-
-
-def _task_scores(groups: Sequence[MethodGroup]) -> Table:
-    """Every task before, after learning and now, for a few methods."""
-    first = groups[0].first
-    header = [Text("task", words=True), Text("metric", words=True), Text("n"), Text("frozen")]
-    parts = ("learnt", "now", "change") if len(groups) <= TWO else ("learnt", "now")
-    cells = [(group.after_learning, group.final) for group in groups]
-    rows = []
-    for index, task in enumerate(first.tasks):
-        row = [*_task_name(groups, index, task), _score(first.before[index])]
-        for number, (learnt, final) in enumerate(cells):
-            change = Text(format_value(final[index]["score"] - learnt[index]["score"], "signed"), method=number)
-            varies = len(groups[number].runs) > 1
-            both = [_score(learnt[index], number, varies), _score(final[index], number, varies)]
-            row += [*both, change][: len(parts)]
-        rows.append(tuple(row))
-    header += [Text(group.label, part, method=index) for index, group in enumerate(groups) for part in parts]
-    return Table("tasks", "Task by task", tuple(header), tuple(rows), _TASK_LEGEND + _marks(groups).strip())
-
-
-_TASK_LEGEND = "Learnt: right after training on the task. Now: after the last task. "
-
-
-def _task_scores_of_many(groups: Sequence[MethodGroup]) -> list[Table]:
-    """Every task now, and every task after learning, a column per method."""
-    first = groups[0].first
-    tables = []
-    for topic, title, cells in (
-        ("tasks", "Task by task, after the last task", [group.final for group in groups]),
-        ("tasks_learnt", "Task by task, right after learning", [group.after_learning for group in groups]),
-    ):
-        header = [Text("task", words=True), Text("metric", words=True), Text("n"), Text("frozen")]
-        header += [Text(group.label, method=index) for index, group in enumerate(groups)]
-        rows = []
-        for index, task in enumerate(first.tasks):
-            best = max(of_method[index]["score"] for of_method in cells)
-            rows.append(
-                (
-                    *_task_name(groups, index, task),
-                    Text(format_value(first.before[index]["score"], "score")),
-                    *(
-                        Text(
-                            format_value(of_method[index]["score"], "score"),
-                            _deviation(of_method[index]) if len(groups[number].runs) > 1 else "",
-                            bold=of_method[index]["score"] == best,
-                        )
-                        for number, of_method in enumerate(cells)
-                    ),
-                )
-            )
-        legend = "Bold is best. ± is the standard deviation over seeds." if _several(groups) else "Bold is best."
-        tables.append(Table(topic, title, tuple(header), tuple(rows), legend))
-    return tables
-
-
-def _several(groups: Sequence[MethodGroup]) -> bool:
-    return any(len(group.runs) > 1 for group in groups)
-
-
-def _task_name(groups: Sequence[MethodGroup], index: int, task: str) -> list[Text]:
-    cell = groups[0].first.final[index]
-    return [Text(f"{index + 1}. {task}", words=True), Text(cell["metric"], words=True), Text(str(cell["n"]))]
-
-
-def _score(cell: Cell, method: int | None = None, varies: bool = False) -> Text:
-    small = _deviation(cell) if varies else format_interval((cell["low"], cell["high"]))
-    return Text(format_value(cell["score"], "score"), small, method=method)
-
-
-def _deviation(cell: Cell) -> str:
-    return f"± {format_value((cell['high'] - cell['low']) / 2, 'score')}"
-
-
-def _measure_differences(comparison: Comparison) -> Table:
-    tested = {difference.of for difference in comparison.measures}
-    measures = [metric for metric in METRICS if metric.key in tested]
-    return Table(
-        topic="paired_differences",
-        title="Paired differences",
-        header=(
-            Text(f"{comparison.reference.label} minus", words=True),
-            Text("seeds"),
-            *(Text(metric.title + ARROWS[metric.better]) for metric in measures),
-        ),
-        rows=tuple(
-            (
-                Text(other.label, method=_position(comparison, other), words=True),
-                Text(_pairing(comparison, other)),
-                *(_difference(comparison.difference(other, metric.key)) for metric in measures),
-            )
-            for other in comparison.others
-        ),
-        legend="Differences on the same test items with 95 % intervals and two-sided p-values by paired bootstrap "
-        "over the items; p after Holm's correction over this table, bold at most 0.05. Seeds are averaged, in pairs "
-        "where both methods have them. What other seeds would change is not in the intervals: see the spread.",
-    )
-
-
-def _task_differences(comparison: Comparison) -> Table:
-    others = comparison.others
-    return Table(
-        topic="task_differences",
-        title="Paired differences, task by task",
-        header=(
-            Text(f"{comparison.reference.label} minus", words=True),
-            *(Text(other.label, method=_position(comparison, other)) for other in others),
-        ),
-        rows=tuple(
-            (
-                Text(f"{index + 1}. {task}", words=True),
-                *(_difference(comparison.difference(other, task)) for other in others),
-            )
-            for index, task in enumerate(comparison.reference.first.tasks)
-        )
-        if others
-        else (),
-        legend="Final scores. Intervals by paired bootstrap over test items; p-values by sign flips of the items' "
-        "differences, after Holm's correction over this table, bold at most 0.05.",
-    )
-
-
-def _position(comparison: Comparison, group: MethodGroup) -> int:
-    return next(index for index, one in enumerate(comparison.groups) if one is group)
-
-
-def _pairing(comparison: Comparison, other: MethodGroup) -> str:
-    seeds = next(difference.seeds for difference in comparison.tasks if difference.other is other)
-    return ", ".join(map(str, seeds)) if seeds else "not paired"
-
-
-def _difference(found: Difference | None) -> Text:
-    if found is None:
-        return Text("–")
-    test = found.test
-    small = f"{format_interval((test.low, test.high))}, {format_p(found.adjusted_p)}"
-    return Text(format_value(test.difference, "signed"), small, bold=found.significant)
 
 
 def _expected(expected: Sequence[ExpectedResult]) -> Table:

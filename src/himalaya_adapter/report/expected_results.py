@@ -11,10 +11,11 @@ import yaml
 
 from himalaya_adapter.report.comparison import PROPOSED, Comparison
 from himalaya_adapter.report.method_groups import MethodGroup, Spread, spread
-from himalaya_adapter.report.metric_table import METRICS, Kind, format_spread, format_value
+from himalaya_adapter.report.metric_table import METRICS, Kind, format_deviation, format_value
 from himalaya_adapter.report.run_folder import RunRecord
 
 Verdict = Literal["met", "not met", "not measured"]
+MOST_NAMED = 3  # tasks that a remark names one by one
 SEQUENTIAL = "sequential"  # the claims are about streams, not about the bounds that they are compared with
 
 
@@ -47,7 +48,7 @@ def expected_results(comparison: Comparison) -> list[ExpectedResult]:
     The verdict goes by the mean over the seeds as it was measured; neither seeds nor test items lend it a margin.
     """
     content = _content()
-    remark = _remark(comparison, content["setting"])
+    differs = _differs(comparison, content["setting"])
     results = []
     for claim in content["claims"]:
         rule = _rule(claim)
@@ -63,7 +64,9 @@ def expected_results(comparison: Comparison) -> list[ExpectedResult]:
                 results.append(ExpectedResult(claim["claim"], rule, label, None, "–", "not measured", measured))
                 continue
             verdict: Verdict = "met" if _holds(claim, measured.mean) else "not met"
-            text = format_spread(measured, _kind(claim))
+            remark = "; ".join(part for part in (_tasks_named(claim, group.first), differs) if part)
+            kind = _kind(claim)
+            text = f"{format_value(measured.mean, kind)} {format_deviation(measured, kind)}".strip()
             results.append(ExpectedResult(claim["claim"], rule, label, measured, text, verdict, remark))
     return results
 
@@ -74,7 +77,7 @@ def _content() -> dict[str, Any]:
     return dict(yaml.safe_load(text))
 
 
-def _remark(comparison: Comparison, setting: Mapping[str, Any]) -> str:
+def _differs(comparison: Comparison, setting: Mapping[str, Any]) -> str:
     first = comparison.reference.first
     backbone, tasks = first.metrics["backbone"], len(first.tasks)
     differences = []
@@ -89,11 +92,11 @@ def _pairs(comparison: Comparison, claim: Mapping[str, Any]) -> Sequence[tuple[M
     """The methods that a claim is about, each with its rival; or why there are none."""
     own, rivals = _of_type(comparison, claim["method"]), _of_type(comparison, claim.get("against", ""))
     if not own:
-        return f"no run of {claim['method']} is compared"
+        return f"no run of {claim['method'].upper()} is compared"
     if "against" not in claim:
         return [(group, None) for group in own]
     if not rivals:
-        return f"no run of {claim['against']} is compared"
+        return f"no run of {claim['against'].upper()} is compared"
     return [(group, rival) for group in own for rival in rivals]
 
 
@@ -127,13 +130,21 @@ def _value(claim: Mapping[str, Any], run: RunRecord) -> float | None:
     if "metric" in claim:
         value = run.metrics.get(claim["metric"])
         return None if value is None else float(value)
-    wanted = claim["tasks"]
-    scores = [
-        task["final"]["score"]
-        for task in run.metrics["tasks"]
-        if all(task.get(key) == expected for key, expected in wanted.items())
-    ]
+    scores = [task["final"]["score"] for task in _tasks(claim, run)]
     return fmean(scores) if scores else None
+
+
+def _tasks(claim: Mapping[str, Any], run: RunRecord) -> list[dict[str, Any]]:
+    wanted = claim["tasks"].items()
+    return [task for task in run.metrics["tasks"] if all(task.get(key) == value for key, value in wanted)]
+
+
+def _tasks_named(claim: Mapping[str, Any], run: RunRecord) -> str:
+    """Which tasks of this stream stand for the source's."""
+    if "tasks" not in claim:
+        return ""
+    names = [task["name"] for task in _tasks(claim, run)]
+    return f"of {', '.join(names)}" if len(names) <= MOST_NAMED else f"of {len(names)} tasks"
 
 
 def _kind(claim: Mapping[str, Any]) -> Kind:

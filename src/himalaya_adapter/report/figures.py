@@ -19,6 +19,7 @@ from himalaya_adapter.report.run_folder import Cell, RunRecord
 BAR = 0.26  # thickness of one of the three bars of a task
 WHISKER_CAP = 2  # points
 PANELS_ABREAST = 3
+OTHER_METHODS_COLOR = "#C6CDD5"
 
 
 def retained_accuracy(groups: Sequence[MethodGroup]) -> Figure:
@@ -200,7 +201,7 @@ def _learning_panels(groups: Sequence[MethodGroup]) -> Figure:
     frozen = [cell["score"] for cell in first.before]
     for axes, group, look, scores in zip(grid, groups, style.method_styles(groups), learnt, strict=False):
         for other in learnt:
-            axes.plot(positions, other, linestyle="none", marker="o", markersize=2.2, color=style.GRID_COLOR)
+            axes.plot(positions, other, linestyle="none", marker="o", markersize=2.4, color=OTHER_METHODS_COLOR)
         axes.plot(positions, frozen, linestyle="none", marker="_", markersize=7, color=style.FROZEN_COLOR)
         axes.vlines(positions, frozen, scores, color=look.color, alpha=0.3, linewidth=1.2)
         axes.errorbar(

@@ -4,8 +4,9 @@ import re
 from collections.abc import Sequence
 
 from himalaya_adapter.report.comparison import Comparison
-from himalaya_adapter.report.comparison_tables import Table, Text, comparison_tables
+from himalaya_adapter.report.comparison_tables import comparison_tables
 from himalaya_adapter.report.expected_results import ExpectedResult
+from himalaya_adapter.report.table import Table, Text
 
 PREAMBLE = "% Needs \\usepackage{booktabs}, \\usepackage{graphicx} and a UTF-8 engine."
 SPECIAL = {
@@ -15,20 +16,13 @@ SPECIAL = {
     **{character: f"\\{character}" for character in "{}$&#%_"},
 }
 MATHS = {
-    **{"−": "-", "±": r"\pm", "≤": r"\le", "≥": r"\ge", "×": r"\times", "‖": r"\|", "<": "<", ">": ">"},
-    **{
-        "★": r"\star",
-        "↑": r"\uparrow",
-        "↓": r"\downarrow",
-        "→": r"\to",
-        "Δ": r"\Delta",
-        "τ": r"\tau",
-        "λ": r"\lambda",
-    },
+    **{"−": "-", "±": r"\pm", "≤": r"\le", "≥": r"\ge", "×": r"\times", "‖": r"\|", "<": "<", ">": ">", "²": "^2"},
+    **{"★": r"\star", "↑": r"\uparrow", "↓": r"\downarrow", "→": r"\to"},
+    **{"Δ": r"\Delta", "Σ": r"\sum", "θ": r"\theta", "λ": r"\lambda", "τ": r"\tau"},
 }
 TYPOGRAPHY = {"–": "--", "…": r"\dots{}", "’": "'", "|": r"\textbar{}"}
-SUBSCRIPT = re.compile(r"([A-Za-z]+)_\{(.+?)\}")
-WIDEST_UPRIGHT = 6  # columns of numbers; wider tables are shrunk to the line
+SUBSCRIPT = re.compile(r"([A-Za-z]+|[Σθ]\*?)_\{(.+?)\}")
+WIDEST_UPRIGHT = 90  # characters of a row; wider tables are shrunk to the line
 
 
 def tables(comparison: Comparison, expected: Sequence[ExpectedResult]) -> str:
@@ -42,7 +36,8 @@ def tables(comparison: Comparison, expected: Sequence[ExpectedResult]) -> str:
 def _table(table: Table) -> list[str]:
     # By the rows, because the name of a column is a word even where its content is numbers.
     words = [all(row[column].words for row in table.rows) for column in range(len(table.header))]
-    shrink = len(table.header) > WIDEST_UPRIGHT
+    everything = [table.header, *table.rows]
+    width = sum(max(len(_beside(row[column])) for row in everything) for column in range(len(table.header)))
     body = [
         f"\\begin{{tabular}}{{@{{}}{''.join('l' if is_words else 'r' for is_words in words)}@{{}}}}",
         r"\toprule",
@@ -52,7 +47,7 @@ def _table(table: Table) -> list[str]:
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    if shrink:
+    if width > WIDEST_UPRIGHT:
         body = [r"\resizebox{\linewidth}{!}{%", *body[:-1], body[-1] + "}"]
     return [
         r"\begin{table}",
@@ -66,18 +61,23 @@ def _table(table: Table) -> list[str]:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    row = " & ".join(cells) + r" \\"
+    return "{}" + row if row.startswith("[") else row  # the end of the row before would take it for an option
 
 
 def _head(cell: Text) -> str:
-    return escape(", ".join(part for part in (cell.text, cell.small) if part))
+    return escape(_beside(cell))
+
+
+def _beside(cell: Text) -> str:
+    return ", ".join(part for part in (cell.text, cell.small, cell.p) if part)
 
 
 def _cell(cell: Text) -> str:
     text = f"\\textbf{{{escape(cell.text)}}}" if cell.bold else escape(cell.text)
     star = r"$^\star$" if cell.clear else ""
-    small = f" {{\\scriptsize {escape(cell.small)}}}" if cell.small else ""
-    return text + star + small
+    beside = escape(", ".join(part for part in (cell.small, cell.p) if part))
+    return f"{text}{star} {{\\scriptsize {beside}}}" if beside else text + star
 
 
 def escape(text: str) -> str:
@@ -86,7 +86,8 @@ def escape(text: str) -> str:
     for found in SUBSCRIPT.finditer(text):
         base, index = found.groups()
         inside = "".join(f"{MATHS[c]} " if c in MATHS else TYPOGRAPHY.get(c, c) for c in index)
-        symbol = base if len(base) == 1 else rf"\mathrm{{{base}}}"
+        letters = "".join(MATHS.get(c, c) for c in base)
+        symbol = rf"\mathrm{{{base}}}" if base.isascii() and len(base) > 1 else letters
         parts += [_plain(text[end : found.start()]), f"${symbol}_{{{inside}}}$"]
         end = found.end()
     return "".join([*parts, _plain(text[end:])])

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from himalaya_adapter.report.comparison import Comparison
-from himalaya_adapter.report.comparison_tables import Table, Text, comparison_tables
+from himalaya_adapter.report.comparison_tables import comparison_tables
 from himalaya_adapter.report.expected_results import ExpectedResult
+from himalaya_adapter.report.table import Table, Text
 
 
 def tables(comparison: Comparison, expected: Sequence[ExpectedResult]) -> str:
@@ -28,7 +29,8 @@ def _table(table: Table) -> list[str]:
 
 def _cell(cell: Text) -> str:
     text = f"**{_escape(cell.text)}**" if cell.bold else _escape(cell.text)
-    return " ".join(part for part in (text, "★" * cell.clear, _escape(cell.small)) if part)
+    beside = ", ".join(part for part in (cell.small, cell.p) if part)
+    return " ".join(part for part in (text, "★" * cell.clear, _escape(beside)) if part)
 
 
 def _escape(text: str) -> str:

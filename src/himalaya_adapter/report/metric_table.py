@@ -10,6 +10,7 @@ from himalaya_adapter.report.run_folder import Cell, RunRecord
 
 UPDATE_NORM_BOUND = 1.0  # ‖ΔW‖ ≤ 1: a unit rank-one update times a gain below 1
 ATOM_NORM_BOUND = 1.05  # rows of the dictionary after 3-bit storage
+FULL_COUNT = 1000  # means of counts from here on have no decimals
 NORM_TOLERANCE = 1e-4  # rounding of a unit norm in bfloat16 sums
 
 Kind = Literal["score", "signed", "bytes", "count", "seconds", "norm"]
@@ -70,6 +71,7 @@ HEADLINE = (
     *("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "forgetting", "retention", "base_drift"),
     *("stored_bytes", "trainable_parameters", "train_seconds"),
 )
+ARROWS = {"higher": " ↑", "lower": " ↓", "near zero": " → 0"}
 MANY_METHODS = 5  # from here on tables hold a line, not a column, per method
 
 # A norm below its bound is not better for being smaller, all runs of a comparison share the frozen model, and a
@@ -82,16 +84,15 @@ class Entry:
     """One value of the table as it is printed.
 
     Attributes:
-        text: The value, or a dash if the method has none; with several seeds the mean and ± the standard deviation,
-            of a norm the largest.
-        interval: ``[low, high]``, empty where no interval is known.
+        text: The value, or a dash if the method has none; the mean of several seeds, of a norm the largest.
+        spread: ``[low, high]``, with several seeds ``± standard deviation``; empty where neither is known.
         best: Best of the row, among at least two methods.
         clear: Best, and its interval overlaps no other method's.
         exceeds_bound: A norm above its bound.
     """
 
     text: str
-    interval: str = ""
+    spread: str = ""
     best: bool = False
     clear: bool = False
     exceeds_bound: bool = False
@@ -116,10 +117,8 @@ def metric_rows(groups: Sequence[MethodGroup]) -> list[Row]:
         best, clear = _best(metric, values, intervals)
         entries = tuple(
             Entry(
-                text=format_value(value, metric.kind)
-                if metric.kind == "norm"
-                else format_spread(group.spread(metric.key), metric.kind),
-                interval=format_interval(interval),
+                text=format_value(value, metric.kind),
+                spread=format_interval(interval) or format_deviation(group.spread(metric.key), metric.kind),
                 best=index in best,
                 clear=index in clear,
                 exceeds_bound=value is not None and metric.bound is not None and value > metric.bound + NORM_TOLERANCE,
@@ -175,7 +174,7 @@ def format_value(value: Any, kind: Kind) -> str:
     if kind == "bytes":
         return format_bytes(value)
     if kind == "count":
-        return f"{round(value):,}"
+        return f"{round(value):,}" if value >= FULL_COUNT else f"{value:g}"
     if kind == "seconds":
         return format_seconds(value)
     rounded = round(value, 3) + 0.0  # + 0.0 turns −0.0 into 0.0
@@ -183,14 +182,13 @@ def format_value(value: Any, kind: Kind) -> str:
     return text.replace("-", "−")
 
 
-def format_spread(over_seeds: Spread | None, kind: Kind) -> str:
-    """``0.713 ± 0.004``, the mean over seeds and their standard deviation; the value alone where nothing varies."""
-    if over_seeds is None:
-        return format_value(None, kind)
-    mean = format_value(over_seeds.mean, kind)
-    if over_seeds.deviation is None or (over_seeds.deviation == 0 and kind in ("bytes", "count")):
-        return mean
-    return f"{mean} ± {format_value(over_seeds.deviation, 'score' if kind == 'signed' else kind)}"
+def format_deviation(over_seeds: Spread | None, kind: Kind) -> str:
+    """``± 0.004``, the standard deviation over seeds; nothing for one seed, and of a norm, whose largest is shown."""
+    if over_seeds is None or over_seeds.deviation is None or kind == "norm":
+        return ""
+    if over_seeds.deviation == 0 and kind in ("bytes", "count"):
+        return ""
+    return f"± {format_value(over_seeds.deviation, 'score' if kind == 'signed' else kind)}"
 
 
 def format_interval(interval: Interval | None) -> str:

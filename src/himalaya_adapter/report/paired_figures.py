@@ -10,6 +10,7 @@ from himalaya_adapter.report.comparison import Comparison, Difference
 from himalaya_adapter.report.metric_table import METRICS, Metric
 
 BETTER_SIDE = "#EAF2F8"  # the half of a panel in which the reference is better
+SMALLEST_ROOM = 0.002  # beside the outermost interval
 
 
 def paired_differences(comparison: Comparison) -> Figure | None:
@@ -36,7 +37,7 @@ def paired_differences(comparison: Comparison) -> Figure | None:
                     test.difference,
                     row,
                     marker=look.marker,
-                    markersize=7,
+                    markersize=6,
                     color=look.color,
                     markerfacecolor=look.color if difference.significant else "white",
                     markeredgewidth=1.5,
@@ -53,13 +54,14 @@ def paired_differences(comparison: Comparison) -> Figure | None:
 
 
 def _draw_panel(axes: Axes, metric: Metric, found: list[Difference | None]) -> None:
-    widest = max(abs(end) for one in found if one is not None for end in (one.test.low, one.test.high))
-    widest = 1.08 * max(widest, 0.005)
-    better = (-widest, 0) if metric.better == "lower" else (0, widest)
+    ends = [0.0, *(end for one in found if one is not None for end in (one.test.low, one.test.high))]
+    room = max(0.15 * (max(ends) - min(ends)), SMALLEST_ROOM)
+    left, right = min(ends) - room, max(ends) + room
+    better = (left, 0) if metric.better == "lower" else (0, right)
     axes.axvspan(*better, color=BETTER_SIDE, linewidth=0)
     axes.axvline(0, color=style.MUTED_INK, linewidth=1)
-    axes.set_xlim(-widest, widest)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, symmetric=True))
+    axes.set_xlim(left, right)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.set_title(metric.title.split(" (")[0], fontsize=style.TEXT_SIZE, color=style.INK, loc="left")
     style.style_axes(axes, grid="x")
     axes.tick_params(axis="x", labelsize=style.SMALL_TEXT_SIZE)

@@ -7,7 +7,7 @@ from statistics import fmean
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from himalaya_adapter.report import style
 from himalaya_adapter.report.method_groups import MethodGroup, alone
@@ -79,8 +79,9 @@ def stored_bytes_over_tasks(groups: Sequence[MethodGroup]) -> Figure | None:
     if max(sizes) > WIDE_RANGE * min(sizes):
         axes.set_yscale("log")
         axes.set_ylim(min(sizes) / 1.5, 1.5 * max(sizes))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _: format_bytes(size)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.minorticks_off()
     style.add_legend(figure, axes)
     return figure
 

@@ -1,0 +1,168 @@
+"""Comparisons: seeds put together, paired tests on the same items, and what is refused or left out with a note."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+import yaml
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.evaluation.item_scores import FILE
+from himalaya_adapter.report import markdown, write_comparison
+from himalaya_adapter.report.comparison import Comparison, compare
+from himalaya_adapter.report.method_groups import group_by_method
+from himalaya_adapter.report.run_folder import read_comparable_runs
+from himalaya_adapter.report.style import METHOD_COLORS, method_styles
+from himalaya_adapter.storage import read_json, write_atomic, write_json
+
+TASKS = ["sarcasm", "verse_book_fr", "law_topic_pt"]
+MakeRun = Callable[..., Path]
+
+
+def comparison_of(place: Path, *run_ids: str) -> Comparison:
+    return compare(read_comparable_runs(place, run_ids))
+
+
+@pytest.fixture
+def two_methods(make_run: MakeRun, tmp_path: Path) -> Path:
+    """HIMALAYA with seeds 0–2, LoRA with seeds 0 and 1, which forgets; ``h0`` … ``l1``."""
+    for seed in range(3):
+        make_run(f"h{seed}", tasks=TASKS, seed=seed)
+    for seed in range(2):
+        make_run(f"l{seed}", tasks=TASKS, seed=seed, method="lora", method_name="LoRA", forgetting_rate=0.15)
+    return tmp_path
+
+
+def test_runs_that_differ_in_the_seed_are_one_method(two_methods: Path) -> None:
+    groups = group_by_method(read_comparable_runs(two_methods, ["l1", "h2", "h0", "l0", "h1"]))
+    assert [(group.label, group.seeds) for group in groups] == [("LoRA", (0, 1)), ("HIMALAYA", (0, 1, 2))]
+    values = [read_json(two_methods / f"h{seed}" / "metrics.json")["forgetting"] for seed in range(3)]
+    spread = groups[1].spread("forgetting")
+    assert (spread.mean, spread.deviation, spread.n) == (fmean(values), stdev(values), 3)
+    assert groups[0].spread("atom_norm_max") is None
+    finals = [run.final[0]["score"] for run in groups[1].runs]
+    cell = groups[1].final[0]
+    assert cell["score"] == pytest.approx(fmean(finals))
+    assert cell["high"] - cell["score"] == pytest.approx(stdev(finals))
+
+
+def test_any_other_setting_makes_another_method(two_methods: Path) -> None:
+    path = two_methods / "h2" / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["training"]["learning_rate"] = 0.02
+    write_atomic(path, yaml.safe_dump(config))
+    groups = group_by_method(read_comparable_runs(two_methods, ["h0", "h1", "h2"]))
+    assert [group.label for group in groups] == ["HIMALAYA (h0)", "HIMALAYA (h2)"]
+    assert [group.seeds for group in groups] == [(0, 1), (2,)]
+
+
+def test_the_same_method_with_the_same_seed_twice_is_refused(two_methods: Path) -> None:
+    shutil.copytree(two_methods / "h1", two_methods / "again")
+    with pytest.raises(HimalayaError, match=r"'h1' and 'again' are the same method .* training\.seed=1") as caught:
+        comparison_of(two_methods, "h0", "h1", "again")
+    assert "\n" not in str(caught.value)
+    (two_methods / "again" / "config.yaml").write_text("training: [")
+    with pytest.raises(HimalayaError, match=r"config\.yaml is damaged"):
+        comparison_of(two_methods, "h0", "again")
+
+
+def test_himalaya_is_the_reference_and_the_forgetful_are_found_out(two_methods: Path) -> None:
+    comparison = comparison_of(two_methods, "l0", "l1", "h0", "h1", "h2")
+    assert comparison.reference.label == "HIMALAYA"
+    (lora,) = comparison.others
+    assert {difference.of for difference in comparison.measures} == {
+        *("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "forgetting")
+    }
+    forgetting = comparison.difference(lora, "forgetting")
+    own = fmean(comparison.groups[1].values("forgetting")[:2])  # of the seeds that LoRA has, too
+    assert forgetting.seeds == (0, 1)
+    assert forgetting.test.difference == pytest.approx(own - fmean(lora.values("forgetting")))
+    assert forgetting.test.high < 0
+    assert forgetting.significant
+    assert forgetting.adjusted_p >= forgetting.test.p
+    assert not comparison.difference(lora, "learning_accuracy").significant
+    first, last = (comparison.difference(lora, task) for task in (TASKS[0], TASKS[-1]))
+    assert first.test.low > 0  # forgotten
+    assert not last.significant  # nothing came after it
+    assert comparison == comparison_of(two_methods, "l0", "l1", "h0", "h1", "h2")  # drawn with a seed of its own
+
+
+def test_two_methods_with_the_same_answers_do_not_differ(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", tasks=TASKS)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    path = tmp_path / "b" / "config.yaml"
+    write_atomic(path, path.read_text(encoding="utf-8").replace("0.01", "0.02"))
+    comparison = comparison_of(tmp_path, "a", "b")
+    assert len(comparison.measures) == 4
+    for difference in (*comparison.measures, *comparison.tasks):
+        test = difference.test
+        assert (test.difference, test.low, test.high, test.p) == (0.0, 0.0, 0.0, 1.0), difference.of
+
+
+def test_methods_without_a_common_seed_are_compared_unpaired(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", tasks=TASKS, seed=0)
+    make_run("b", tasks=TASKS, seed=1, method="lora", method_name="LoRA")
+    comparison = comparison_of(tmp_path, "a", "b")
+    assert all(difference.seeds == () for difference in comparison.tasks)
+    assert "| LoRA | not paired |" in markdown.tables(comparison, [])
+
+
+def test_runs_without_item_scores_are_told_and_not_tested(two_methods: Path) -> None:
+    (two_methods / "l1" / FILE).unlink()
+    comparison = comparison_of(two_methods, "h0", "h1", "l0", "l1")
+    assert comparison.measures == comparison.tasks == ()
+    assert comparison.notes == ("No item scores are kept of l1: no paired tests with these runs.",)
+    path = write_comparison(two_methods, ["h0", "h1", "l0", "l1"], two_methods / "out")
+    for file in (path, path.with_name("tables.md"), path.with_name("tables.tex")):
+        assert comparison.notes[0] in file.read_text(encoding="utf-8")
+    assert not list((path.parent / "figures").glob("*differences*"))
+
+
+def test_other_measured_rows_leave_out_what_depends_on_them(two_methods: Path) -> None:
+    path = two_methods / "l0" / "metrics.json"
+    write_json(path, {**read_json(path), "measured_rows": [1, 3]})
+    comparison = comparison_of(two_methods, "h0", "l0")
+    assert {difference.of for difference in comparison.measures} == {"average_accuracy", "learning_accuracy"}
+    assert comparison.notes == ("LoRA measured other rows of the matrix: no tests of its AUC and forgetting.",)
+
+
+def test_aggregated_metrics_hold_methods_and_tests(two_methods: Path) -> None:
+    run_ids = ["h0", "h1", "h2", "l0", "l1"]
+    page = write_comparison(two_methods, run_ids, two_methods / "out").read_text(encoding="utf-8")
+    found = read_json(two_methods / "out" / "aggregated_metrics.json")
+    assert found["format"] == 2
+    assert list(found["runs"]) == run_ids
+    himalaya, lora = found["methods"]
+    assert (himalaya["run_ids"], himalaya["seeds"]) == (["h0", "h1", "h2"], [0, 1, 2])
+    assert (lora["method"], lora["metrics"]["forgetting"]["n"]) == ("lora", 2)
+    values = [found["runs"][run_id]["average_accuracy"] for run_id in ("l0", "l1")]
+    assert lora["metrics"]["average_accuracy"] == {"mean": fmean(values), "deviation": stdev(values), "n": 2}
+    tests = found["paired_tests"]
+    assert (tests["reference"], tests["resamples"], tests["notes"]) == ("HIMALAYA", 10_000, [])
+    assert [entry["of"] for entry in tests["tasks"]] == TASKS
+    assert all(entry["low"] <= entry["difference"] <= entry["high"] for entry in tests["measures"])
+    assert all(entry["p"] <= entry["p_holm"] <= 1 for entry in tests["measures"])
+    for run_id in run_ids:  # every seed's number stays visible
+        assert f"{found['runs'][run_id]['retained_accuracy_auc']:.3f}" in page
+
+
+def test_one_method_of_several_seeds_is_a_comparison_without_tests(two_methods: Path) -> None:
+    comparison = comparison_of(two_methods, "h0", "h1", "h2")
+    assert comparison.measures == comparison.notes == ()
+    page = write_comparison(two_methods, ["h0", "h1", "h2"], two_methods / "out").read_text(encoding="utf-8")
+    assert "Seed by seed" in page
+    assert "Paired" not in page
+
+
+def test_every_method_has_a_colour_of_its_own(make_run: MakeRun, tmp_path: Path) -> None:
+    for number in range(12):
+        method = ["himalaya", "lora", "olora"][number % 3]
+        make_run(f"run{number}", tasks=TASKS[:1], method=method, method_name=f"method {number}")
+    groups = group_by_method(read_comparable_runs(tmp_path, [f"run{number}" for number in range(12)]))
+    styles = method_styles(groups[:8])
+    assert len({style.color for style in styles}) == 8
+    assert [style.color for style in styles[:2]] == [METHOD_COLORS["himalaya"], METHOD_COLORS["lora"]]
+    looks = {(style.color, style.marker, style.line) for style in method_styles(groups)}
+    assert len(looks) == 12  # colours come again, marker and line are then others

@@ -165,7 +165,7 @@ def test_elastic_weight_consolidation_is_for_every_method_but_himalaya() -> None
         run = compose_run([f"run={name}", "model.adapter.ewc_lambda=0.5"]).run
         check_run(run)
         assert "ewc_lambda" not in adapter_options(run)
-    message = r"^model\.adapter\.ewc_lambda=0\.5 of run 'himalaya': expected null; HIMALAYA protects earlier tasks"
+    message = r"^model\.adapter\.ewc_lambda=0\.5 of run 'himalaya': expected null: HIMALAYA protects earlier tasks"
     with pytest.raises(HimalayaError, match=message):
         check_run(compose_run(["run=demo-himalaya", "model.adapter.ewc_lambda=0.5"]).run)
 

@@ -3,11 +3,10 @@ r"""What methods have in common that add a static low-rank matrix to linear modu
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftConfig, PeftType
+from peft import PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from peft.utils.quantization_utils import get_quantization_kwargs
@@ -18,6 +17,7 @@ from himalaya_adapter.errors import HimalayaError
 
 from .release import INFERENCE_ONLY
 from .shared_state import SharedStateModel
+from .targets import TargetsConfig
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2")
 # By a model's type, the projections of its attention.
@@ -27,55 +27,6 @@ ATTENTION = {model_type: ["q_proj", "k_proj", "v_proj", "o_proj"] for model_type
 }
 # Of every update: what a LoRA of the usual alpha = 2 r has.
 SCALING = 2.0
-
-
-@dataclass
-class LinearDeltaConfig(PeftConfig):
-    """What the configs of these methods share.
-
-    Args:
-        target_modules (`list[str] | str`, *optional*):
-            The linear modules to adapt, of any shapes: names, name endings or one regular expression. Default: the
-            projections of each layer's attention.
-        exclude_modules (`list[str] | str`, *optional*): Modules not to adapt although `target_modules` matches them.
-        layers_to_transform (`list[int] | int`, *optional*): Adapt only these layer indices.
-        layers_pattern (`list[str] | str`, *optional*): Name of the layer list, if it is not a common one.
-        modules_to_save (`list[str]`, *optional*): Further modules to train and save whole, such as a new classifier.
-        init_weights (`bool`):
-            `True`: a fresh adapter is an exact no-op. `False`: it does something random, for tests only.
-
-    Raises:
-        ValueError: If a value is outside its range; the message names field, value and range.
-    """
-
-    target_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Linear modules to adapt: names, name endings or one regular expression."}
-    )
-    exclude_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Modules not to adapt."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Adapt only these layer indices."}
-    )
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the layer list."})
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Further modules to train and save whole."}
-    )
-    init_weights: bool = field(default=True, metadata={"help": "Start as an exact no-op."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("`layers_pattern` needs `layers_to_transform`, the indices to pick from that list")
-
-    def _require_at_least_one(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 class LinearDeltaLayer(nn.Module, BaseTunerLayer):
@@ -108,7 +59,7 @@ class LinearDeltaLayer(nn.Module, BaseTunerLayer):
         self.shared: dict[str, Any] = {}
 
     @abstractmethod
-    def add_adapter(self, name: str, config: LinearDeltaConfig) -> None:
+    def add_adapter(self, name: str, config: TargetsConfig) -> None:
         """Make what this layer owns of adapter ``name``, whose shared state is in `shared` already."""
 
     @abstractmethod
@@ -199,7 +150,7 @@ class LinearDeltaModel(SharedStateModel):
 
     def _create_and_replace(
         self,
-        peft_config: LinearDeltaConfig,
+        peft_config: TargetsConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,

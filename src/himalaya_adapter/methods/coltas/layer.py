@@ -6,7 +6,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from himalaya_adapter.methods.linear_delta import SCALING, LinearDeltaConfig, LinearDeltaLayer
+from himalaya_adapter.methods.linear_delta import SCALING, LinearDeltaLayer
+from himalaya_adapter.methods.targets import TargetsConfig
 
 from .config import ColtasConfig
 
@@ -26,7 +27,7 @@ class ColtasLayer(LinearDeltaLayer):
         self.coltas_A = nn.ParameterDict()
         self.coltas_B = nn.ParameterDict()
 
-    def add_adapter(self, name: str, config: LinearDeltaConfig) -> None:
+    def add_adapter(self, name: str, config: TargetsConfig) -> None:
         """Start as PEFT's LoRA does."""
         config = cast(ColtasConfig, config)
         inward = torch.empty(config.components, self.in_features)

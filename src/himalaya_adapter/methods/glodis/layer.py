@@ -5,7 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from himalaya_adapter.methods.linear_delta import SCALING, LinearDeltaConfig, LinearDeltaLayer
+from himalaya_adapter.methods.linear_delta import SCALING, LinearDeltaLayer
+from himalaya_adapter.methods.targets import TargetsConfig
 
 from .config import GlodisConfig
 
@@ -24,7 +25,7 @@ class GlodisLayer(LinearDeltaLayer):
         super().__init__(base_layer, **quantization)
         self.glodis_c = nn.ParameterDict()
 
-    def add_adapter(self, name: str, config: LinearDeltaConfig) -> None:
+    def add_adapter(self, name: str, config: TargetsConfig) -> None:
         """Weights of 0 in a fresh adapter."""
         config = cast(GlodisConfig, config)
         shape = config.dictionary_size

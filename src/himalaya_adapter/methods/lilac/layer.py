@@ -5,7 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from himalaya_adapter.methods.linear_delta import SCALING, LinearDeltaConfig, LinearDeltaLayer
+from himalaya_adapter.methods.linear_delta import SCALING, LinearDeltaLayer
+from himalaya_adapter.methods.targets import TargetsConfig
 
 from .config import LilacConfig
 
@@ -26,7 +27,7 @@ class LilacLayer(LinearDeltaLayer):
         self.lilac_A = nn.ParameterDict()
         self.lilac_B = nn.ParameterDict()
 
-    def add_adapter(self, name: str, config: LinearDeltaConfig) -> None:
+    def add_adapter(self, name: str, config: TargetsConfig) -> None:
         """Draw ``C_A`` so that ``C_A D x`` is about 1 for normalised inputs; ``C_B`` is 0 in a fresh adapter."""
         config = cast(LilacConfig, config)
         shape = config.lora_rank, config.dictionary_size

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from himalaya_adapter import HimalayaConfig
-from himalaya_adapter.methods import ColtasConfig, GlodisConfig, LilacConfig
+from himalaya_adapter.methods import ColtasConfig, GlodisConfig, LilacConfig, LoReftConfig, OLoraConfig
 
 VOCABULARY = 128
 PADDING = 0
@@ -88,6 +88,14 @@ STATIC_CASES = {
     "coltas-opt": Case(opt, {"target_modules": ["v_proj", "fc1", "fc2"]}, ColtasConfig),
     "glodis-llama-oblong": Case(llama, {"target_modules": ["v_proj", "up_proj", "down_proj"]}, GlodisConfig),
     "glodis-opt": Case(opt, method=GlodisConfig),
+    "o_lora-llama": Case(llama, method=OLoraConfig),
+    "o_lora-opt": Case(opt, {"r": 4, "target_modules": ["v_proj", "fc1", "fc2"]}, OLoraConfig),
+}
+# Methods that edit what decoder layers return.
+EDIT_CASES = {
+    "loreft-llama": Case(llama, {"r": 4, "first_positions": 3}, LoReftConfig),
+    "loreft-qwen2": Case(qwen2, method=LoReftConfig),
+    "loreft-opt": Case(opt, {"r": 4}, LoReftConfig),
 }
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from families import CASES, PADDING, STATIC_CASES, Case, random_tokens
+from families import CASES, EDIT_CASES, PADDING, STATIC_CASES, Case, random_tokens
 from peft import (
     AutoPeftModelForCausalLM,
     PeftModel,
@@ -13,7 +13,7 @@ from peft import (
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-ALL_CASES = CASES | STATIC_CASES
+ALL_CASES = CASES | STATIC_CASES | EDIT_CASES
 pytestmark = pytest.mark.parametrize("case", ALL_CASES.values(), ids=ALL_CASES.keys())
 
 

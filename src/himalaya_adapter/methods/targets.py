@@ -1,8 +1,12 @@
 """The modules that a method adapts: how a configuration names them, and how a layer takes the place of each."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.quantization_utils import get_quantization_kwargs
+from torch import nn
 
 
 @dataclass
@@ -56,3 +60,43 @@ class TargetsConfig(PeftConfig):
     def _require_one_of(self, name: str, allowed: tuple[int | str, ...]) -> None:
         if getattr(self, name) not in allowed:
             raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
+
+
+class TargetsModel(BaseTuner):
+    """A PEFT tuner that puts one layer in the place of each target and gives it every adapter that targets it."""
+
+    def _check_target(self, base: nn.Module, config: PeftConfig, key: str) -> None:
+        """Refuse a module that the method cannot adapt.
+
+        Raises:
+            TypeError: The module named ``key`` is of the wrong kind.
+        """
+
+    def _new_layer(self, base: nn.Module) -> Any:
+        return self.tuner_layer_cls(base, **get_quantization_kwargs(self))
+
+    def _add_adapter(self, layer: Any, name: str, config: PeftConfig) -> None:
+        """Give a layer its part of a new adapter."""
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer: Any = target if isinstance(target, self.tuner_layer_cls) else None
+        base = target if layer is None else layer.get_base_layer()
+        self._check_target(base, peft_config, current_key)
+        if layer is None:
+            layer = self._new_layer(base)
+            self._replace_module(parent, target_name, layer, base)
+        self._add_adapter(layer, adapter_name, peft_config)
+        layer.set_adapter(self.active_adapters)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's own version copies `weight` from the wrapped module, which an MLP or a decoder layer does not have.
+        setattr(parent, child_name, new_module)

@@ -1,6 +1,10 @@
 """A real tokenizer and tiny Llama models with random weights, for tests that must not touch the network."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: threads of their own would be in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

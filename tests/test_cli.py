@@ -221,7 +221,7 @@ def test_a_prompt_that_is_too_long_is_counted_and_a_target_that_is_too_long_foll
     assert 0 < first["truncated_prompts"]["train"] <= 24
     assert 0 < first["truncated_prompts"]["test"] <= 8
     assert [other["truncated_prompts"] for other in others] == [{"train": 0, "test": 0}] * 2
-    assert "prompts longer than dataset.max_seq_length=26 tokens lose their beginning" in caplog.text
+    assert "prompts of more than dataset.max_seq_length=26 tokens lose their beginning" in caplog.text
     assert "items skipped, target too long" in caplog.text
 
     lengthy["on_bad_item"] = "stop"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_runs import TASKS, in_own_process, run_words
+from tiny_runs import TASKS, in_own_process, run_words, write_backbone, write_stream
 
 from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.cli import main
@@ -250,6 +251,23 @@ def test_a_4_bit_backbone(method: str, place: Path, tmp_path: Path) -> None:
     assert read_json(tmp_path / method.lower() / "metrics.json")["stored_bytes"] > 0
     _, model = load_run(tmp_path / method.lower(), "parity")
     assert model.get_base_model().is_loaded_in_4bit
+
+
+@pytest.mark.parametrize("name", ["proposed", "comparative-1"])
+def test_the_runs_of_the_source_on_a_tiny_4_bit_model(
+    name: str, tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """As they are, but for the backbone and the stream: gradient checkpointing, bf16, warm-up, EWC, budgets."""
+    backbone = write_backbone(tmp_path / "backbone", tiny_model, tiny_tokenizer, max_position_embeddings=1024)
+    words = ["run", f"run={name}-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters", "mode=trial"]
+    words += [f"backbone={backbone}", "model.backbone.quantisation=4-bit QLoRA"]
+    words += [f"dataset.name={write_stream(tmp_path)}", "dataset.num_tasks=3", "dataset.languages=[en]"]
+    assert in_own_process([*words, f"results_dir={tmp_path / 'out'}"]) == 0
+    (folder,) = (path.parent for path in (tmp_path / "out").glob("*/metrics.json"))
+    metrics = read_json(folder / "metrics.json")
+    assert metrics["stored_bytes"] > metrics["released_bytes"] > 0
+    assert [event["steps"] for event in task_ends(folder)] == [2, 2, 2]
+    assert (folder / "adapter" / "ewc.safetensors").is_file() == (name == "comparative-1")
 
 
 def test_adapter_options_from_the_command_line(place: Path, tmp_path: Path) -> None:

@@ -56,11 +56,12 @@ def test_himalaya_commands_run(fetched: None, tmp_path: Path, monkeypatch, capsy
         words = shlex.split(line)
         if words[0] != "himalaya":
             continue
-        if words[1] == "run":
+        if words[1] in ("run", "sweep", "search"):
             words += ["mode=trial"]
+        if words[1] in ("sweep", "search"):  # whether they work is other tests' to say
+            words += ["dataset.max_samples_per_task=4", "dataset.max_test_samples_per_task=4"]
         if words[1] == "search":
-            words += ["mode=trial", "optuna.n_trials=1", "dataset.max_samples_per_task=4"]
-            words += ["dataset.max_test_samples_per_task=4"]
+            words += ["optuna.n_trials=1"]
         assert cli.main([word.replace("\\n", "\n") for word in words[1:]]) == 0, line
         assert capsys.readouterr().out.strip(), f"{line} printed nothing"
     for run in ("himalaya", "lora"):

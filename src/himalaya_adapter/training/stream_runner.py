@@ -1,7 +1,6 @@
 """Learns a stream task by task, scores after each, and can be killed and started again at any moment."""
 
 import logging
-import math
 import os
 import resource
 import shutil
@@ -21,7 +20,7 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback
 
 from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.budget import check_budget
@@ -35,6 +34,7 @@ from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Stream, Task, load_stream
 from himalaya_adapter.streams.encoding import IGNORED_LABEL, count_truncated
 from himalaya_adapter.streams.plain_text import held_out_text
+from himalaya_adapter.training.arguments import training_arguments
 from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer, answer_log_likelihoods
 from himalaya_adapter.training.callback import SKIPPED_STEP, StreamCallback, noted_events, step_losses
 from himalaya_adapter.training.encoded_items import EncodedItems
@@ -190,7 +190,7 @@ class StreamRunner:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(self.store.folder / "tensorboard"))
         trainer = AnswerTrainer(
             model=self.model,
-            args=self._arguments(index, len(examples)),
+            args=training_arguments(self.config, index, len(examples), self.store.task_checkpoints(index)),
             train_dataset=examples,
             data_collator=collator,
             processing_class=self.tokenizer,
@@ -240,18 +240,10 @@ class StreamRunner:
             for split in ("train", scored)
         }
         if any(counts.values()):
+            found = ", ".join(f"{count} of {len(task.split(split))} in {split}" for split, count in counts.items())
             logger.warning(
-                "task %s: prompts longer than dataset.max_seq_length=%d tokens lose their beginning: %d of %d in "
-                "training, %d of %d in %s",
-                *(
-                    task.name,
-                    length,
-                    counts["train"],
-                    len(task.train),
-                    counts[scored],
-                    len(task.split(scored)),
-                    scored,
-                ),
+                "task %s: prompts of more than dataset.max_seq_length=%d tokens lose their beginning: %s",
+                *(task.name, length, found),
             )
         return counts
 
@@ -267,46 +259,6 @@ class StreamRunner:
         adapters = adapters_stored(self.config.training.protocol, index)
         stored = stored_bytes(self.store.unfinished_adapter, record.get("stored_bytes_by_part"), adapters)
         self.store.write_learned(index, head | record | stored)
-
-    def _arguments(self, index: int, items: int) -> TrainingArguments:
-        training = self.config.training
-        precision = training.mixed_precision
-        if precision == "auto":  # the backbone computes in its own precision, the adapter in 32 bits
-            precision = "no"
-        arguments = TrainingArguments(
-            output_dir=str(self.store.task_checkpoints(index)),
-            run_name=f"{self.config.run_id}-{index}",
-            num_train_epochs=training.task_epochs,
-            per_device_train_batch_size=training.batch_size,
-            gradient_accumulation_steps=training.grad_accum_steps,
-            optim="adamw_torch",
-            learning_rate=training.learning_rate,
-            weight_decay=training.weight_decay,
-            lr_scheduler_type=training.lr_scheduler,
-            warmup_steps=training.warmup_steps,
-            max_grad_norm=training.max_grad_norm,
-            gradient_checkpointing=training.gradient_checkpointing,
-            bf16=precision == "bf16",
-            fp16=precision == "fp16",
-            use_cpu=not torch.cuda.is_available(),
-            seed=training.seed + index,
-            train_sampling_strategy="group_by_length",
-            save_strategy="steps",
-            save_steps=training.save_steps,
-            save_total_limit=2,
-            logging_steps=1,
-            report_to=training.report_to,
-            remove_unused_columns=False,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            disable_tqdm=not sys.stderr.isatty(),
-            ddp_broadcast_buffers=False,  # the method keeps its own in step
-        )
-        most = training.max_updates_per_task
-        if most is not None:  # the Trainer would repeat the items until it has done as many steps
-            batches = math.ceil(items / (arguments.train_batch_size * arguments.world_size))
-            steps = training.task_epochs * math.ceil(batches / training.grad_accum_steps)
-            arguments.max_steps = min(most, steps)
-        return arguments
 
     def _method_record(self) -> dict[str, Any]:
         """End the task and say what the method tells about it: as much as it has verbs for."""

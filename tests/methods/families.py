@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -60,6 +60,12 @@ class Case:
     def config(self, *, fresh: bool = False, **more: Any) -> Any:
         """A new configuration; unless ``fresh``, of an adapter that starts at random, so that it does something."""
         return self.method(task_type="CAUSAL_LM", init_weights=fresh, **self.changes, **more)
+
+    def adapted(self, **more: Any) -> PeftModel:
+        """The model with an adapter of such a configuration; the same at every call."""
+        base = self.base()
+        torch.manual_seed(0)  # some methods start from torch's own random state
+        return get_peft_model(base, self.config(**more)).eval()
 
     @property
     def prefix(self) -> str:

@@ -139,7 +139,10 @@ class LinearDeltaLayer(nn.Module, BaseTunerLayer):
 
 
 class LinearDeltaModel(TargetsModel):
-    """The tuner of these methods: puts a `LinearDeltaLayer` in the place of each target, which must be linear."""
+    """The tuner of these methods: puts a `LinearDeltaLayer` in the place of each target, which must be linear.
+
+    By default those are the projections of each layer's attention.
+    """
 
     target_module_mapping = ATTENTION
 

@@ -15,8 +15,8 @@ class TargetsConfig(PeftConfig):
 
     Args:
         target_modules (`list[str] | str`, *optional*):
-            The modules to adapt: names, name endings or one regular expression. Which it may be, and which are adapted
-            by default, depends on the method; more of them cost time.
+            The modules to adapt: names, name endings or one regular expression. By default those that the method's
+            model names (`target_module_mapping`).
         exclude_modules (`list[str] | str`, *optional*): Modules not to adapt although `target_modules` matches them.
         layers_to_transform (`list[int] | int`, *optional*): Adapt only these layer indices.
         layers_pattern (`list[str] | str`, *optional*): Name of the layer list, if it is not a common one.

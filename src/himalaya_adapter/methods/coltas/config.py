@@ -10,8 +10,7 @@ from himalaya_adapter.methods.targets import TargetsConfig
 @dataclass
 class ColtasConfig(TargetsConfig):
     """
-    Configuration of a [`ColtasModel`], which adapts linear modules, by default the projections of each layer's
-    attention. Beside the fields of [`TargetsConfig`]:
+    Configuration of a [`ColtasModel`]. Beside the fields of [`TargetsConfig`]:
 
     Args:
         components (`int`):

@@ -10,8 +10,7 @@ from himalaya_adapter.methods.targets import TargetsConfig
 @dataclass
 class GlodisConfig(TargetsConfig):
     """
-    Configuration of a [`GlodisModel`], which adapts linear modules, by default the projections of each layer's
-    attention. Beside the fields of [`TargetsConfig`]:
+    Configuration of a [`GlodisModel`]. Beside the fields of [`TargetsConfig`]:
 
     Args:
         dictionary_size (`int`):

@@ -11,8 +11,7 @@ from himalaya_adapter.methods.targets import TargetsConfig
 @dataclass
 class LilacConfig(TargetsConfig):
     """
-    Configuration of a [`LilacModel`], which adapts linear modules, by default the projections of each layer's
-    attention. Beside the fields of [`TargetsConfig`]:
+    Configuration of a [`LilacModel`]. Beside the fields of [`TargetsConfig`]:
 
     Args:
         lora_rank (`int`):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import write_backbone, write_stream
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -52,7 +53,7 @@ def only_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "upstream"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_model(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., LlamaForCausalLM]:
     """A function that builds a fresh random Llama: ``tiny_model(seed=0, **changes_to_the_config)``.
 
@@ -78,3 +79,16 @@ def tiny_model(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., LlamaFo
             return LlamaForCausalLM(LlamaConfig(**settings | changes)).eval()
 
     return build
+
+
+@pytest.fixture(scope="module")
+def place(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Callable[..., LlamaForCausalLM],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> Path:
+    """A folder of the module's own with what `tiny_runs.run_words` needs: a tiny backbone and a stream."""
+    folder = tmp_path_factory.mktemp("place")
+    write_backbone(folder / "backbone", tiny_model, tiny_tokenizer)
+    write_stream(folder)
+    return folder

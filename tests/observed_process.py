@@ -27,8 +27,8 @@ def observe(folder: Path, words: list[str]) -> int:
             written.add(str(arguments[0]))
 
     class Observed(stream_runner.StreamRunner):
-        def run(self) -> None:
-            super().run()
+        def run(self, *arguments: Any) -> None:
+            super().run(*arguments)
             tensors = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(self.model).items()}
             save_file(tensors, folder / f"rank_{rank}.safetensors")
 

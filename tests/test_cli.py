@@ -4,40 +4,26 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from tiny_runs import write_backbone, write_run, write_stream
+from tiny_runs import run_words, write_stream
 
 from himalaya_adapter.cli import main
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cli")
-
-
-@pytest.fixture
-def words(place: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> list[str]:
+def words(place: Path) -> list[str]:
     """A run of HIMALAYA that would finish in a second or two, without its ``results_dir=``."""
-    backbone = place / "backbone"
-    if not backbone.is_dir():
-        write_backbone(backbone, tiny_model, tiny_tokenizer)
-        write_stream(place)
-    run = write_run(place, backbone, place / "stream.yaml", "HIMALAYA", max_updates_per_task=2)
-    return ["run", f"run={run}"]
+    return run_words(place, "HIMALAYA", max_updates_per_task=2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def finished(place: Path, words: list[str]) -> Path:
     """The folder of a finished run; tests leave it as it is."""
-    folder = place / "out" / "himalaya"
-    if not (folder / "metrics.json").is_file():
-        assert main([*words, f"results_dir={folder.parent}"]) == 0
-    return folder
+    assert main([*words, f"results_dir={place / 'out'}"]) == 0
+    return place / "out" / "himalaya"
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
@@ -293,7 +279,7 @@ def test_compare_refuses(
     assert message in one_line(["compare", *replaced], capsys)
 
 
-def test_data_shows_a_users_own_stream(place: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_shows_a_users_own_stream(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "show", str(place / "stream.yaml"), "colour_word"]) == 0
     shown = capsys.readouterr().out
     assert "kind extraction, language en, metric token_f1" in shown

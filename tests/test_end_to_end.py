@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_runs import TASKS, in_own_process, write_backbone, write_run, write_stream
+from tiny_runs import TASKS, in_own_process, run_words, write_backbone, write_stream
 
 from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.cli import main
@@ -30,30 +30,12 @@ FRACTIONS = (
 )
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("end_to_end")
-
-
-@pytest.fixture
-def prepare(place: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> Callable[..., list[str]]:
-    """Words of the command line for a run of a method with changed training options."""
-
-    def prepare(method: str, **training: Any) -> list[str]:
-        if not (place / "backbone").is_dir():
-            write_backbone(place / "backbone", tiny_model, tiny_tokenizer)
-            write_stream(place)
-        return ["run", f"run={write_run(place, place / 'backbone', place / 'stream.yaml', method, **training)}"]
-
-    return prepare
-
-
 @pytest.fixture(params=METHODS)
-def run(request: pytest.FixtureRequest, place: Path, prepare: Callable[..., list[str]]) -> Path:
+def run(request: pytest.FixtureRequest, place: Path) -> Path:
     """The folder of a finished run of each method, computed once."""
     folder = place / "out" / request.param.lower()
     if not (folder / "metrics.json").is_file():
-        assert main([*prepare(request.param), f"results_dir={place / 'out'}"]) == 0
+        assert main([*run_words(place, request.param), f"results_dir={place / 'out'}"]) == 0
     return folder
 
 
@@ -193,11 +175,9 @@ def test_the_saved_adapter_scores_as_the_last_row(run: Path, place: Path) -> Non
         assert score.score == wanted["score"]
 
 
-def test_the_page_stands_alone_and_the_runs_can_be_compared(
-    place: Path, prepare: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_page_stands_alone_and_the_runs_can_be_compared(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for method in METHODS:
-        assert main([*prepare(method), f"results_dir={place / 'out'}"]) == 0
+        assert main([*run_words(place, method), f"results_dir={place / 'out'}"]) == 0
         page = (place / "out" / method.lower() / "report.html").read_text(encoding="utf-8")
         assert all(task in page for task in TASKS)
         assert "http://" not in page.replace("http://www.w3.org", "")
@@ -235,18 +215,16 @@ def test_generate_answers_as_a_task(run: Path, capsys: pytest.CaptureFixture[str
         (["mode=trial"], 4),  # 16 items in batches of 4
     ],
 )
-def test_every_way_of_training_runs_to_the_end(
-    changes: list[str], steps: int, prepare: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    run_stream(compose_run([*prepare("HIMALAYA")[1:], *changes]).run, tmp_path)
+def test_every_way_of_training_runs_to_the_end(changes: list[str], steps: int, place: Path, tmp_path: Path) -> None:
+    run_stream(compose_run([*run_words(place, "HIMALAYA")[1:], *changes]).run, tmp_path)
     assert [event["steps"] for event in task_ends(tmp_path / "himalaya")] == [steps] * 3
 
 
-def test_accumulated_gradients_are_those_of_the_large_batch(prepare: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_accumulated_gradients_are_those_of_the_large_batch(place: Path, tmp_path: Path) -> None:
     tensors, losses = [], []
     for batch_size, steps in ((8, 1), (4, 2)):
         sizes = [f"training.batch_size={batch_size}", f"training.grad_accum_steps={steps}"]
-        launch = compose_run([*prepare("LORA")[1:], *sizes, f"results_dir={tmp_path / str(steps)}"])
+        launch = compose_run([*run_words(place, "LORA")[1:], *sizes, f"results_dir={tmp_path / str(steps)}"])
         folder = run_stream(launch.run, launch.results_dir)
         tensors.append(load_file(folder / "adapter" / "adapter_model.safetensors"))
         losses.append([event[key] for event in task_ends(folder) for key in ("loss_first", "loss_last")])
@@ -256,10 +234,8 @@ def test_accumulated_gradients_are_those_of_the_large_batch(prepare: Callable[..
         torch.testing.assert_close(tensor, tensors[1][name], rtol=0, atol=5e-3)
 
 
-def test_gradient_checkpointing_changes_no_score(
-    prepare: Callable[..., list[str]], tmp_path: Path, place: Path
-) -> None:
-    plain = compose_run(prepare("LORA")[1:]).run
+def test_gradient_checkpointing_changes_no_score(place: Path, tmp_path: Path) -> None:
+    plain = compose_run(run_words(place, "LORA")[1:]).run
     saving = dataclasses.replace(plain, training=dataclasses.replace(plain.training, gradient_checkpointing=True))
     folders = [run_stream(one, tmp_path / name) for one, name in ((plain, "plain"), (saving, "saving"))]
     one, other = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in folders)
@@ -268,8 +244,8 @@ def test_gradient_checkpointing_changes_no_score(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_4_bit_backbone(method: str, prepare: Callable[..., list[str]], tmp_path: Path) -> None:
-    words = [*prepare(method), f"results_dir={tmp_path}", "model.backbone.quantisation=4-bit QLoRA"]
+def test_a_4_bit_backbone(method: str, place: Path, tmp_path: Path) -> None:
+    words = [*run_words(place, method), f"results_dir={tmp_path}", "model.backbone.quantisation=4-bit QLoRA"]
     # bitsandbytes may abort a process on a processor that it does not know: not this one.
     assert in_own_process([*words, "training.max_updates_per_task=2"]) == 0
     assert read_json(tmp_path / method.lower() / "metrics.json")["stored_bytes"] > 0
@@ -294,9 +270,9 @@ def test_the_runs_of_the_source_on_a_tiny_4_bit_model(
     assert (folder / "adapter" / "ewc.safetensors").is_file() == (name == "comparative-1")
 
 
-def test_adapter_options_from_the_command_line(prepare: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_adapter_options_from_the_command_line(place: Path, tmp_path: Path) -> None:
     options = ["model.adapter.options.r=2", "model.adapter.options.target_modules=[v_proj]", "mode=trial"]
-    run_stream(compose_run([*prepare("LORA")[1:], *options]).run, tmp_path)
+    run_stream(compose_run([*run_words(place, "LORA")[1:], *options]).run, tmp_path)
     tensors = load_file(tmp_path / "lora" / "adapter" / "adapter_model.safetensors")
     assert all("v_proj" in name for name in tensors)
     assert {min(tensor.shape) for tensor in tensors.values()} == {2}

@@ -108,6 +108,11 @@ def write_run(folder: Path, backbone: Path, stream: Path, method: str, **trainin
     return path
 
 
+def run_words(place: Path, method: str, **training: Any) -> list[str]:
+    """The command line of a run in the folder of the fixture ``place``, without its ``results_dir=``."""
+    return ["run", f"run={write_run(place, place / 'backbone', place / 'stream.yaml', method, **training)}"]
+
+
 def run_until_killed(words: list[str], write: int | str | None) -> None:
     """Run ``himalaya WORDS`` and kill this process (SIGKILL) right before it changes the file system.
 

@@ -1,6 +1,7 @@
-"""The source's own run config runs as it is: every key of it has an effect or is refused, none is ignored."""
+"""The source's own run configs run as they are: every key of them has an effect or is refused, none is ignored."""
 
 import copy
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -8,112 +9,77 @@ from typing import Any
 
 import pytest
 import yaml
-from source_runs import changed_run, leaves, read
+from source_runs import HIMALAYA, SOURCES, SourceRun, leaves, read
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments import RunConfig, compose_run
+from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.experiments.composition import CONF
 from himalaya_adapter.experiments.method_options import KEYS_OF_METHOD, adapter_options
 from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.methods import HimalayaConfig
 from himalaya_adapter.methods.construction import run_method
 
-OPTION_OF_KEY, FIXED_KEYS = KEYS_OF_METHOD["HIMALAYA"].options, KEYS_OF_METHOD["HIMALAYA"].fixed
-NAME = "proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
-FILE = CONF / "run" / f"{NAME}.yaml"
-SHA256 = "c65b06b297efc657b9279521c22ff0d65016ad4f5ced8707cbed8b2cf06bee4c"
-# Another value of each key that sets an option of the method.
-OTHER_OPTIONS = {
-    "model.adapter.core_dictionary.num_atoms": 20,
-    "model.adapter.elastic_dictionary.max_atoms": 12,
-    "model.adapter.elastic_dictionary.index": "scan",
-    "model.adapter.elastic_dictionary.quantisation_bits": 4,
-    "model.adapter.router.hidden_params": 40000,
-    "model.adapter.router.expected_active_atoms": 2,
-    "model.adapter.router.temperature_init": 0.5,
-    "model.kd_tree.fanout": 16,
-    "model.kd_tree.leaf_size": 2,
-    "training.similarity_threshold_tau": 0.9,
-    "training.fisher_projection_steps": 10,
-}
-# Another value of each key that other parts of a run read under its own name.
-OTHER_VALUES = {
-    "run_id": "other",
-    "method": "comparative",
-    "method_name": "other",
-    "model.backbone.quantisation": None,
-    "model.adapter.total_parameter_budget_mb": 3.0,
-    "dataset.name": "demo_stream_6",
-    "dataset.num_tasks": 6,
-    "dataset.max_samples_per_task": 100,
-    "dataset.languages": ["en"],
-    "dataset.max_seq_length": 512,
-    "training.task_epochs": 2,
-    "training.max_updates_per_task": 100,
-    "training.batch_size": 4,
-    "training.learning_rate": 1e-3,
-    "training.weight_decay": 0.0,
-    "training.lr_scheduler": "cosine",
-    "training.warmup_steps": 0,
-    "training.gradient_checkpointing": False,
-    "training.grad_accum_steps": 2,
-    "training.mixed_precision": "no",
-    "evaluation.primary_metric": "forgetting",
-    "evaluation.secondary_metric": None,
-    "evaluation.eval_batch_size": 8,
-    "evaluation.cpu_latency_device": "other",
-    "hardware.gpu_type": "H200",
-    "hardware.max_gpu_mem_gb": 140,
-    "optuna.n_trials": 3,
-    "optuna.direction": "minimize",
-    "optuna.search_space.learning_rate.type": "uniform",
-    "optuna.search_space.learning_rate.low": 2e-5,
-    "optuna.search_space.learning_rate.high": 2e-4,
-    "optuna.search_space.similarity_threshold_tau.type": "loguniform",
-    "optuna.search_space.similarity_threshold_tau.low": 0.8,
-    "optuna.search_space.similarity_threshold_tau.high": 0.85,
-    "optuna.search_space.kd_tree_fanout.choices": [4, 8],
-    "optuna.search_space.router_temperature_init.type": "loguniform",
-    "optuna.search_space.router_temperature_init.low": 0.6,
-    "optuna.search_space.router_temperature_init.high": 1.5,
-    "optuna.search_space.weight_decay.low": 0.001,
-    "optuna.search_space.weight_decay.high": 0.02,
-}
-# Of these, the ones that a plain run writes down and does not act on: they are for a search and for comparisons.
-WRITTEN_DOWN = ("method", "evaluation.primary_metric", "optuna.")
-# Keys that have one right value in this run: another one, and what is said about it.
-REFUSED = {
-    "model.backbone.name": ("smollm2-135m", "dataset.tokenizer=NousResearch/Llama-2-7b-hf"),
-    "model.backbone.frozen": (False, "expected true: only the adapter is trained"),
-    "model.adapter.type": ("LORA", "is a key of HIMALAYA, model.adapter.type is LORA"),
-    "model.adapter.core_dictionary.init": ("random", "init=random of run '{name}': expected isotropic"),
-    "model.adapter.coeff_precision_bits": (4, "coeff_precision_bits=4 of run '{name}': expected 8"),
-    "model.norm_rescaling": (False, "model.norm_rescaling=false of run '{name}': expected true; the bound on"),
-    "dataset.tokenizer": ("gpt2", "dataset.tokenizer=gpt2 of run '{name}': expected NousResearch/Llama-2-7b-hf"),
-    "dataset.streaming": (False, "expected true: tasks come one after another"),
-    "training.optimizer": ("sgd", "unknown training.optimizer 'sgd'; did you mean 'adamw'"),
-    "training.router_temperature_anneal": ("cosine", "expected linear; the gates' temperature falls linearly"),
-    "optuna.search_space.kd_tree_fanout.type": ("int", "choices belong to a categorical, not to int"),
-    "optuna.search_space.weight_decay.type": ("loguniform", "low=0.0: expected a number above 0"),
-}
-
-
+NAME = HIMALAYA.name
 SOURCE = read(NAME)
+# Keys that a plain run writes down and does not act on: they are for a search and for comparisons.
+WRITTEN_DOWN = ("method", "evaluation.primary_metric", "optuna.")
+every_source = pytest.mark.parametrize("source", SOURCES, ids=[source.method for source in SOURCES])
 
 
-def changed(path: str, value: Any, folder: Path) -> RunConfig:
-    """The composed run of the source's file with one leaf changed."""
-    return changed_run(NAME, path, value, folder)
+def every_key(kind: str) -> pytest.MarkDecorator:
+    """All ``options``, ``values`` or ``refused`` keys of all sources."""
+    cases = [(source, path) for source in SOURCES for path in getattr(source, kind)]
+    return pytest.mark.parametrize(("source", "path"), cases, ids=[f"{one.method}-{path}" for one, path in cases])
 
 
-def test_the_file_is_the_sources_byte_for_byte() -> None:
-    assert hashlib.sha256(FILE.read_bytes()).hexdigest() == SHA256
+@functools.cache
+def packaged_options(name: str) -> dict[str, Any]:
+    """The method's options in the run as it is packaged."""
+    return run_method(compose_run([f"run={name}"]).run).to_dict()
 
 
-def test_every_key_is_looked_at_below() -> None:
-    assert sorted(leaves(SOURCE)) == sorted([*OTHER_OPTIONS, *OTHER_VALUES, *REFUSED])
-    assert OPTION_OF_KEY.keys() == OTHER_OPTIONS.keys()
-    assert FIXED_KEYS.keys() < REFUSED.keys()
+@every_source
+def test_the_file_is_the_sources_byte_for_byte(source: SourceRun) -> None:
+    assert hashlib.sha256((CONF / "run" / f"{source.name}.yaml").read_bytes()).hexdigest() == source.sha256
+
+
+@every_source
+def test_every_key_is_looked_at_below(source: SourceRun) -> None:
+    assert sorted(leaves(read(source.name))) == sorted([*source.options, *source.values, *source.refused])
+    keys = KEYS_OF_METHOD[source.method]
+    assert keys.options.keys() == source.options.keys()
+    assert keys.fixed.keys() < source.refused.keys()
+
+
+@every_key("options")
+def test_a_key_sets_its_option_and_no_other(source: SourceRun, path: str, tmp_path: Path) -> None:
+    before = packaged_options(source.name)
+    run = source.changed(path, source.options[path], tmp_path)
+    check_run(run)
+    after = run_method(run).to_dict()
+    option = KEYS_OF_METHOD[source.method].options[path]
+    assert {name for name in before if before[name] != after[name]} == {option}
+    assert after[option] == source.options[path]
+
+
+@every_key("values")
+def test_a_key_changes_the_run(source: SourceRun, path: str, tmp_path: Path) -> None:
+    run = source.changed(path, source.values[path], tmp_path)
+    check_run(run)
+    value: Any = run
+    for part in path.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    assert value == source.values[path]
+
+
+@every_key("refused")
+def test_a_key_with_one_right_value_is_refused_by_name(source: SourceRun, path: str, tmp_path: Path) -> None:
+    value, message = source.refused[path]
+    run = source.changed(path, value, tmp_path)
+    with pytest.raises(HimalayaError) as caught:
+        check_run(run)
+    assert message.format(name=source.name) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_run_is_the_method_as_the_source_sets_it() -> None:
@@ -122,47 +88,17 @@ def test_the_run_is_the_method_as_the_source_sets_it() -> None:
     assert run.training.learning_rate == 2e-4
     config = run_method(run)
     assert isinstance(config, HimalayaConfig)
-    for key, option in OPTION_OF_KEY.items():
+    for key, option in KEYS_OF_METHOD["HIMALAYA"].options.items():
         assert getattr(config, option) == leaves(SOURCE)[key]
 
 
-@pytest.mark.parametrize("path", OTHER_OPTIONS)
-def test_a_key_sets_its_option_and_no_other(path: str, tmp_path: Path) -> None:
-    before = run_method(compose_run([f"run={NAME}"]).run).to_dict()
-    run = changed(path, OTHER_OPTIONS[path], tmp_path)
-    check_run(run)
-    after = run_method(run).to_dict()
-    assert {name for name in before if before[name] != after[name]} == {OPTION_OF_KEY[path]}
-    assert after[OPTION_OF_KEY[path]] == OTHER_OPTIONS[path]
-
-
-@pytest.mark.parametrize("path", OTHER_VALUES)
-def test_a_key_changes_the_run(path: str, tmp_path: Path) -> None:
-    run = changed(path, OTHER_VALUES[path], tmp_path)
-    check_run(run)
-    value: Any = run
-    for part in path.split("."):
-        value = value[part] if isinstance(value, dict) else getattr(value, part)
-    assert value == OTHER_VALUES[path]
-
-
-@pytest.mark.parametrize("path", [path for path in OTHER_VALUES if not path.startswith(WRITTEN_DOWN)])
+@pytest.mark.parametrize("path", [path for path in HIMALAYA.values if not path.startswith(WRITTEN_DOWN)])
 def test_a_key_is_read_by_what_runs(path: str) -> None:
     """By its section and name, in the source code outside the schema: a key that nothing reads would be ignored."""
     package = CONF.parent
     files = [file for file in package.rglob("*.py") if file.parent.name != "experiments"]
     name = r"\.".join(path.split(".")[-2:])
     assert any(re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) for file in files)
-
-
-@pytest.mark.parametrize("path", REFUSED)
-def test_a_key_with_one_right_value_is_refused_by_name(path: str, tmp_path: Path) -> None:
-    value, message = REFUSED[path]
-    run = changed(path, value, tmp_path)
-    with pytest.raises(HimalayaError) as caught:
-        check_run(run)
-    assert message.format(name=NAME) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", [path for path in leaves(SOURCE) if "." in path])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from himalaya_adapter import HimalayaConfig
-from himalaya_adapter.methods import ColtasConfig, GlodisConfig, LilacConfig
+from himalaya_adapter.methods import ColtasConfig, GlodisConfig, LilacConfig, LoReftConfig, OLoraConfig
 
 VOCABULARY = 128
 PADDING = 0
@@ -61,6 +61,12 @@ class Case:
         """A new configuration; unless ``fresh``, of an adapter that starts at random, so that it does something."""
         return self.method(task_type="CAUSAL_LM", init_weights=fresh, **self.changes, **more)
 
+    def adapted(self, **more: Any) -> PeftModel:
+        """The model with an adapter of such a configuration; the same at every call."""
+        base = self.base()
+        torch.manual_seed(0)  # some methods start from torch's own random state
+        return get_peft_model(base, self.config(**more)).eval()
+
     @property
     def prefix(self) -> str:
         """With which the names of the method's parameters begin."""
@@ -88,6 +94,14 @@ STATIC_CASES = {
     "coltas-opt": Case(opt, {"target_modules": ["v_proj", "fc1", "fc2"]}, ColtasConfig),
     "glodis-llama-oblong": Case(llama, {"target_modules": ["v_proj", "up_proj", "down_proj"]}, GlodisConfig),
     "glodis-opt": Case(opt, method=GlodisConfig),
+    "o_lora-llama": Case(llama, method=OLoraConfig),
+    "o_lora-opt": Case(opt, {"r": 4, "target_modules": ["v_proj", "fc1", "fc2"]}, OLoraConfig),
+}
+# Methods that edit what decoder layers return.
+EDIT_CASES = {
+    "loreft-llama": Case(llama, {"r": 4, "first_positions": 3}, LoReftConfig),
+    "loreft-qwen2": Case(qwen2, method=LoReftConfig),
+    "loreft-opt": Case(opt, {"r": 4}, LoReftConfig),
 }
 
 

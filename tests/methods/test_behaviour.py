@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from families import CASES, PADDING, STATIC_CASES, Case, random_tokens
+from families import CASES, EDIT_CASES, PADDING, STATIC_CASES, Case, random_tokens
 from peft import (
     AutoPeftModelForCausalLM,
     PeftModel,
@@ -13,19 +13,13 @@ from peft import (
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-ALL_CASES = CASES | STATIC_CASES
+ALL_CASES = CASES | STATIC_CASES | EDIT_CASES
 pytestmark = pytest.mark.parametrize("case", ALL_CASES.values(), ids=ALL_CASES.keys())
 
 
 def logits_of(model: torch.nn.Module, tokens: torch.Tensor | None = None) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=random_tokens() if tokens is None else tokens).logits
-
-
-def adapted(case: Case, **changes) -> PeftModel:
-    base = case.base()
-    torch.manual_seed(0)  # some methods start from torch's own random state
-    return get_peft_model(base, case.config(**changes)).eval()
 
 
 def train_one_step(model: PeftModel) -> None:
@@ -39,20 +33,20 @@ def train_one_step(model: PeftModel) -> None:
 
 def test_a_fresh_adapter_is_the_base_model_bit_for_bit(case: Case) -> None:
     if case.changes.get("gain") == "fixed":  # the source's letter: the update is there from the start
-        assert not torch.equal(logits_of(adapted(case, fresh=True)), logits_of(case.base()))
+        assert not torch.equal(logits_of(case.adapted(fresh=True)), logits_of(case.base()))
         return
-    assert torch.equal(logits_of(adapted(case, fresh=True)), logits_of(case.base()))
-    training = adapted(case, fresh=True).train()
+    assert torch.equal(logits_of(case.adapted(fresh=True)), logits_of(case.base()))
+    training = case.adapted(fresh=True).train()
     assert torch.equal(logits_of(training), logits_of(case.base()))
 
 
 def test_an_adapter_that_is_not_fresh_changes_the_outputs(case: Case) -> None:
     """Without this, most tests below could not fail."""
-    assert (logits_of(adapted(case)) - logits_of(case.base())).abs().max() > 1e-2
+    assert (logits_of(case.adapted()) - logits_of(case.base())).abs().max() > 1e-2
 
 
 def test_disabling_the_adapter_gives_the_base_model(case: Case) -> None:
-    model = adapted(case)
+    model = case.adapted()
     with model.disable_adapter():
         assert torch.equal(logits_of(model), logits_of(case.base()))
     assert not torch.equal(logits_of(model), logits_of(case.base()))
@@ -60,7 +54,7 @@ def test_disabling_the_adapter_gives_the_base_model(case: Case) -> None:
 
 @pytest.mark.parametrize("name", ["default", "another"])
 def test_a_saved_adapter_comes_back_bit_for_bit(case: Case, name: str, tmp_path) -> None:
-    model = adapted(case)
+    model = case.adapted()
     if hasattr(model, "start_task"):
         model.start_task("first")
     train_one_step(model)
@@ -92,7 +86,7 @@ def test_the_auto_class_loads_base_and_adapter(case: Case, tmp_path) -> None:
 
 
 def test_only_the_adapter_learns(case: Case) -> None:
-    model = adapted(case)
+    model = case.adapted()
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     learning = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     assert learning
@@ -110,7 +104,7 @@ def test_only_the_adapter_learns(case: Case) -> None:
 
 
 def test_a_new_adapter_learns_even_from_the_no_op(case: Case) -> None:
-    model = adapted(case, fresh=True).train()
+    model = case.adapted(fresh=True).train()
     tokens = random_tokens()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     losses = []
@@ -126,7 +120,7 @@ def test_a_new_adapter_learns_even_from_the_no_op(case: Case) -> None:
 def test_several_adapters_live_side_by_side(case: Case) -> None:
     # A method with a seed of its own starts elsewhere with another one, the others wherever torch's state is.
     other = {"seed": 1} if hasattr(case.config(), "seed") else {}
-    model = adapted(case)
+    model = case.adapted()
     first = logits_of(model)
     torch.manual_seed(1)
     model.add_adapter("second", case.config(**other))
@@ -152,7 +146,7 @@ def test_several_adapters_live_side_by_side(case: Case) -> None:
 
 
 def test_unloading_gives_the_base_model_back(case: Case) -> None:
-    base = adapted(case).unload()
+    base = case.adapted().unload()
     assert torch.equal(logits_of(base), logits_of(case.base()))
     assert not any(isinstance(module, BaseTunerLayer) for module in base.modules())
     assert base.state_dict().keys() == case.base().state_dict().keys()
@@ -160,7 +154,7 @@ def test_unloading_gives_the_base_model_back(case: Case) -> None:
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_with_a_cache_is_generation_without(case: Case, beams: int) -> None:
-    model, tokens = adapted(case), random_tokens(length=5)
+    model, tokens = case.adapted(), random_tokens(length=5)
     settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "num_beams": beams}
     settings["attention_mask"] = torch.ones_like(tokens)
     cached = model.generate(input_ids=tokens, use_cache=True, **settings)
@@ -171,7 +165,7 @@ def test_generation_with_a_cache_is_generation_without(case: Case, beams: int) -
 
 
 def test_left_padding_does_not_change_the_answer(case: Case) -> None:
-    model = adapted(case)
+    model = case.adapted()
     short, long = random_tokens(1, batch=1, length=4), random_tokens(2, batch=1, length=9)
     padding = torch.full((1, 5), PADDING)
     batch = torch.cat([torch.cat([padding, short], dim=1), long])
@@ -187,7 +181,7 @@ def test_left_padding_does_not_change_the_answer(case: Case) -> None:
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_changes_neither_loss_nor_gradients(case: Case, reentrant: bool) -> None:
     def loss_and_gradients(checkpointing: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        model = adapted(case).train()
+        model = case.adapted().train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
             model.enable_input_require_grads()
@@ -220,7 +214,7 @@ def test_a_16_bit_base_model_keeps_a_32_bit_adapter(case: Case, tmp_path) -> Non
 
 @pytest.mark.parametrize("position", [1, 6, 11])
 def test_a_token_changes_no_logit_before_it(case: Case, position: int) -> None:
-    model, tokens = adapted(case), random_tokens()
+    model, tokens = case.adapted(), random_tokens()
     changed = tokens.clone()
     changed[:, position] = (changed[:, position] % 100) + 1
     assert (changed != tokens).any()

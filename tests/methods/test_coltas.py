@@ -16,12 +16,6 @@ CASE = STATIC_CASES["coltas-llama"]
 every_case = pytest.mark.parametrize("name", ["coltas-llama", "coltas-opt"])
 
 
-def adapted(case: Case = CASE, **changes) -> PeftModel:
-    base = case.base()
-    torch.manual_seed(0)
-    return get_peft_model(base, case.config(**changes)).eval()
-
-
 def logits_of(model: nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=random_tokens()).logits
@@ -59,7 +53,7 @@ def test_the_update_is_the_sum_of_the_components_of_the_mask(inputs: int, output
 
 
 def test_the_parameters_are_those_of_one_adapter_for_all_tasks() -> None:
-    model = adapted()
+    model = CASE.adapted()
     layers, components, width, keys = 2, 32, 64, 32
     wanted = layers * components * (2 * (width + width) + 2 * (width + keys))
     assert model.get_nb_trainable_parameters()[0] == wanted
@@ -118,7 +112,7 @@ def test_sizes_that_make_no_sense_are_refused(changes: dict, message: str) -> No
 
 @every_case
 def test_the_task_decides_the_outputs_and_its_name_decides_the_task(name: str) -> None:
-    model = adapted(STATIC_CASES[name])
+    model = STATIC_CASES[name].adapted()
     model.set_task("summarise")
     first = logits_of(model)
     model.set_task("translate")
@@ -144,7 +138,7 @@ def learn(model: PeftModel, name: str, steps: int = 4, weight_decay: float = 0.1
 @every_case
 def test_components_outside_the_mask_never_move(name: str) -> None:
     """Bit for bit, with weight decay, which moves what has no gradient."""
-    model = adapted(STATIC_CASES[name])
+    model = STATIC_CASES[name].adapted()
     for task in ("first", "second"):
         before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
         learn(model, task)
@@ -165,7 +159,7 @@ def test_components_outside_the_mask_never_move(name: str) -> None:
 
 def test_a_task_that_shares_no_component_answers_as_before_bit_for_bit() -> None:
     apart = next(name for name in (f"task {n}" for n in range(100)) if not components_of(name) & components_of("kept"))
-    model = adapted()
+    model = CASE.adapted()
     learn(model, "kept")
     model.set_task("kept")
     before = logits_of(model)
@@ -178,7 +172,7 @@ def test_a_task_that_shares_no_component_answers_as_before_bit_for_bit() -> None
 
 def test_without_protection_weight_decay_moves_them() -> None:
     """Without this, the test above would say nothing about `protect`."""
-    model = adapted(Case(llama, method=ColtasConfig))
+    model = Case(llama, method=ColtasConfig).adapted()
     before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, weight_decay=0.1)
     model.train().start_task("first")
@@ -197,7 +191,7 @@ def test_without_protection_weight_decay_moves_them() -> None:
 
 
 def test_the_task_is_saved_with_the_adapter(tmp_path) -> None:
-    model = adapted()
+    model = CASE.adapted()
     model.set_task("translate")
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(CASE.base(), tmp_path).eval()

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from families import CASES, Case, random_tokens
-from peft import PeftModel, get_peft_model
 
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
@@ -13,12 +12,8 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
         return model(input_ids=random_tokens()).logits
 
 
-def adapted(case: Case) -> PeftModel:
-    return get_peft_model(case.base(), case.config()).eval()
-
-
 def test_the_trainable_parameters_are_the_head_the_elastic_atoms_and_the_thresholds(case: Case) -> None:
-    model = adapted(case)
+    model = case.adapted()
     shared = model.base_model.himalaya_shared["default"]
     latent = len(shared.router.projection)
     head = (2 * 40 + 1) * (latent + 1) * 32
@@ -27,7 +22,7 @@ def test_the_trainable_parameters_are_the_head_the_elastic_atoms_and_the_thresho
 
 
 def test_merging_is_refused_with_the_reason(case: Case) -> None:
-    model = adapted(case)
+    model = case.adapted()
     before = logits_of(model)
     for merge in (model.merge_adapter, model.merge_and_unload):
         with pytest.raises(NotImplementedError, match="differs from token to token"):
@@ -36,7 +31,7 @@ def test_merging_is_refused_with_the_reason(case: Case) -> None:
 
 
 def test_the_task_decides_the_outputs_and_its_name_decides_the_task(case: Case) -> None:
-    model = adapted(case)
+    model = case.adapted()
     model.set_task("summarise")
     first = logits_of(model)
     model.set_task("translate")
@@ -47,7 +42,7 @@ def test_the_task_decides_the_outputs_and_its_name_decides_the_task(case: Case) 
 
 def test_a_part_of_the_model_called_by_itself_sees_the_adapter_as_it_is_now(case: Case) -> None:
     """Some trainers call the decoder without its head; what the layers share in a pass must not be an old pass's."""
-    model, tokens = adapted(case), random_tokens()
+    model, tokens = case.adapted(), random_tokens()
     decoder, head = model.base_model.model.model, model.base_model.model.lm_head
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
     model.protect(optimizer)
@@ -70,7 +65,7 @@ def test_a_part_of_the_model_called_by_itself_sees_the_adapter_as_it_is_now(case
 
 
 def test_a_token_uses_at_most_three_atoms(case: Case, monkeypatch) -> None:
-    model = adapted(case)
+    model = case.adapted()
     shared = model.base_model.himalaya_shared["default"]
     route, used = shared.route, []
 

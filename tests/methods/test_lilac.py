@@ -20,12 +20,6 @@ CASE = STATIC_CASES["lilac-llama"]
 WEIGHTS = "adapter_model.safetensors"
 
 
-def adapted(case: Case = CASE, **changes) -> PeftModel:
-    base = case.base()
-    torch.manual_seed(0)
-    return get_peft_model(base, case.config(**changes)).eval()
-
-
 def logits_of(model: nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=random_tokens(seed=9, batch=8)).logits
@@ -76,7 +70,7 @@ def test_the_gradients_are_those_of_the_formula() -> None:
 
 
 def test_all_layers_share_one_dictionary_and_own_their_coefficients() -> None:
-    model = adapted()
+    model = CASE.adapted()
     layers, modules, rank, atoms, width = 2, 4, 4, 64, 64
     assert model.get_nb_trainable_parameters()[0] == atoms * width + layers * modules * 2 * rank * atoms
     dictionaries = {id(one.shared["default"].dictionary) for one in model.modules() if isinstance(one, LilacLayer)}
@@ -101,7 +95,7 @@ def test_bits_out_of_range_are_refused(bits: int) -> None:
 @pytest.mark.parametrize("name", ["lilac-llama", "lilac-qwen2-oblong"])
 def test_a_release_answers_nearly_as_the_adapter_it_was_made_from(name: str, tmp_path: Path) -> None:
     case = STATIC_CASES[name]
-    model = adapted(case)
+    model = case.adapted()
     parts = save_release(model, tmp_path)
     assert sum(parts.values()) == (tmp_path / WEIGHTS).stat().st_size
     model.save_pretrained(tmp_path / "training")
@@ -115,7 +109,7 @@ def test_a_release_answers_nearly_as_the_adapter_it_was_made_from(name: str, tmp
 def test_a_release_is_read_into_the_layers_it_was_made_from(tmp_path: Path) -> None:
     """With 12 layers the order of names is not that of numbers; nothing may depend on which it is."""
     case = Case(lambda: llama(12), method=LilacConfig)
-    model = adapted(case)
+    model = case.adapted()
     save_release(model, tmp_path)
     released = PeftModel.from_pretrained(case.base(), tmp_path)
     theirs = dict(released.named_parameters())
@@ -138,19 +132,19 @@ def test_more_bits_are_closer_and_small_numbers_are_not_lost(scale: float) -> No
 
 
 def test_a_fresh_adapter_is_released_as_the_no_op_that_it_is(tmp_path: Path) -> None:
-    save_release(adapted(fresh=True), tmp_path)
+    save_release(CASE.adapted(fresh=True), tmp_path)
     assert torch.equal(logits_of(PeftModel.from_pretrained(CASE.base(), tmp_path).eval()), logits_of(CASE.base()))
 
 
 def test_saving_a_loaded_release_writes_the_same_bytes(tmp_path: Path) -> None:
-    save_release(adapted(), tmp_path / "first")
+    save_release(CASE.adapted(), tmp_path / "first")
     released = PeftModel.from_pretrained(CASE.base(), tmp_path / "first", adapter_name="another")
     save_release(released, tmp_path / "second", adapter_name="another")
     assert (tmp_path / "second" / WEIGHTS).read_bytes() == (tmp_path / "first" / WEIGHTS).read_bytes()
 
 
 def test_a_release_is_for_inference_only(tmp_path: Path) -> None:
-    save_release(adapted(), tmp_path)
+    save_release(CASE.adapted(), tmp_path)
     with pytest.raises(HimalayaError, match=r"^a release file is for inference only"):
         PeftModel.from_pretrained(CASE.base(), tmp_path, is_trainable=True)
     released = PeftModel.from_pretrained(CASE.base(), tmp_path)
@@ -161,7 +155,7 @@ def test_a_release_is_for_inference_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 def test_a_release_is_loaded_beside_the_adapter_that_trains(low_cpu_mem_usage: bool, tmp_path: Path) -> None:
-    model = adapted()
+    model = CASE.adapted()
     ours = logits_of(model)
     save_release(model, tmp_path)
     alone = logits_of(PeftModel.from_pretrained(CASE.base(), tmp_path).eval())
@@ -180,7 +174,7 @@ def test_a_release_is_loaded_beside_the_adapter_that_trains(low_cpu_mem_usage: b
 @pytest.mark.parametrize("kind", ["training", "release"])
 def test_a_file_that_does_not_fit_is_one_line(kind: str, tmp_path: Path) -> None:
     case = Case(lambda: llama(3), method=LilacConfig)
-    model = adapted()
+    model = CASE.adapted()
     model.save_pretrained(tmp_path / "training")
     save_release(model, tmp_path / "release")
     with pytest.raises(HimalayaError, match=r"the adapter file does not fit: '.*lilac_A.*' is .*, expected") as caught:
@@ -189,7 +183,7 @@ def test_a_file_that_does_not_fit_is_one_line(kind: str, tmp_path: Path) -> None
 
 
 def test_one_bit_changed_in_a_release_is_noticed(tmp_path: Path) -> None:
-    save_release(adapted(), tmp_path)
+    save_release(CASE.adapted(), tmp_path)
     content = bytearray((tmp_path / WEIGHTS).read_bytes())
     content[-1] ^= 1
     (tmp_path / WEIGHTS).write_bytes(content)
@@ -198,7 +192,7 @@ def test_one_bit_changed_in_a_release_is_noticed(tmp_path: Path) -> None:
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    model = adapted()
+    model = CASE.adapted()
     with torch.no_grad():
         model.base_model.lilac_shared["default"].dictionary[3, 7] = torch.nan
     with pytest.raises(HimalayaError, match=r"^'dictionary' holds values that are not finite"):

@@ -28,7 +28,7 @@ def layer(as_tuple: bool = False, **changes) -> LoReftLayer:
     torch.manual_seed(0)
     made = LoReftLayer(Doubled(as_tuple))
     made.set_adapter("default")
-    made.update_layer("default", 12, LoReftConfig(r=RANK, init_weights=False, **changes))
+    made.add_adapter("default", LoReftConfig(r=RANK, init_weights=False, **changes), 12)
     return made.double()
 
 

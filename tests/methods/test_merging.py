@@ -9,11 +9,11 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods import ColtasConfig, GlodisConfig, LilacConfig
+from himalaya_adapter.methods import ColtasConfig, GlodisConfig, LilacConfig, OLoraConfig
 from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
 
 every_case = pytest.mark.parametrize("case", STATIC_CASES.values(), ids=STATIC_CASES.keys())
-every_method = pytest.mark.parametrize("method", [LilacConfig, ColtasConfig, GlodisConfig])
+every_method = pytest.mark.parametrize("method", [LilacConfig, ColtasConfig, GlodisConfig, OLoraConfig])
 # Logits are about 10; in float64 nothing but the last digits differs.
 CLOSE = {"rtol": 0, "atol": 1e-9}
 

@@ -197,36 +197,6 @@ def test_the_bytes_grow_with_the_tasks() -> None:
     assert sum(tensor.nbytes for tensor in tensors) == 3 * per_task
 
 
-@pytest.mark.parametrize("safe", [False, True])
-def test_merging_is_exact(safe: bool) -> None:
-    model = grown().double()
-    before = logits_of(model)
-    model.merge_adapter(safe_merge=safe)
-    torch.testing.assert_close(logits_of(model), before, rtol=1e-10, atol=1e-10)
-    assert all(layer.merged for layer in layers(model))
-    with model.disable_adapter():
-        torch.testing.assert_close(logits_of(model), logits_of(llama_in_double()), rtol=1e-10, atol=1e-10)
-    model.merge_adapter(safe_merge=safe)
-    merged = model.merge_and_unload()
-    assert not layers(merged)
-    torch.testing.assert_close(logits_of(merged), before, rtol=1e-10, atol=1e-10)
-
-
-def llama_in_double() -> torch.nn.Module:
-    torch.manual_seed(0)
-    return llama().eval().double()
-
-
-def test_a_damaged_adapter_is_not_merged_safely() -> None:
-    model = grown()
-    layer = layers(model)[0]
-    weight = layer.base_layer.weight.clone()
-    layer.o_lora_past_B["default"][0, 0] = torch.nan
-    with pytest.raises(ValueError, match="the weights merged with adapter 'default' are not finite"):
-        model.merge_adapter(safe_merge=True)
-    assert torch.equal(layer.base_layer.weight, weight)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -238,8 +208,3 @@ def test_a_damaged_adapter_is_not_merged_safely() -> None:
 def test_what_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         adapted(**changes)
-
-
-def test_a_module_that_is_not_linear_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"'model.layers.0.mlp' is a LlamaMLP; O-LoRA adapts linear modules only"):
-        adapted(target_modules=["mlp"])

@@ -1,12 +1,10 @@
 """O-LoRA through the runner: it grows by a task's matrices per task, and a killed run ends as one that never was."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tiny_runs import in_own_process, results, write_backbone, write_run, write_stream
+from tiny_runs import in_own_process, results, run_words
 
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.methods.construction import run_method
@@ -17,25 +15,13 @@ KILLED = -9
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("olora")
+def words(place: Path) -> list[str]:
+    return run_words(place, "O_LORA")
 
 
-@pytest.fixture
-def words(place: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> list[str]:
-    backbone = place / "backbone"
-    if not backbone.is_dir():
-        write_backbone(backbone, tiny_model, tiny_tokenizer)
-        write_stream(place)
-    return ["run", f"run={write_run(place, backbone, place / 'stream.yaml', 'O_LORA', save_steps=2)}"]
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def uninterrupted(place: Path, words: list[str]) -> Path:
-    folder = place / "uninterrupted" / "o_lora"
-    if not (folder / "metrics.json").is_file():
-        assert in_own_process([*words, f"results_dir={folder.parent}"]) == 0
-    return folder
+    return run_stream(compose_run(words[1:]).run, place / "uninterrupted")
 
 
 def test_killed_in_and_between_tasks(uninterrupted: Path, words: list[str], tmp_path: Path) -> None:

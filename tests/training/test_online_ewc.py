@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from tiny_runs import in_own_process, results, write_backbone, write_run, write_stream
+from tiny_runs import in_own_process, results, run_words
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainingArguments
 
@@ -19,6 +19,7 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams.encoding import IGNORED_LABEL
+from himalaya_adapter.training import run_stream
 from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer, answer_log_likelihoods, answer_loss
 from himalaya_adapter.training.online_ewc import (
     DECAY,
@@ -319,27 +320,14 @@ def test_less_is_forgotten(adapted: PeftModel, learn: Callable[..., list[float]]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ewc")
+def words(place: Path) -> list[str]:
+    return run_words(place, "LORA_EWC")
 
 
-@pytest.fixture
-def words(place: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> list[str]:
-    """The command line of a run with LoRA and EWC, without its ``results_dir=``."""
-    backbone = place / "backbone"
-    if not backbone.is_dir():
-        write_backbone(backbone, tiny_model, tiny_tokenizer)
-        write_stream(place)
-    return ["run", f"run={write_run(place, backbone, place / 'stream.yaml', 'LORA_EWC')}"]
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def finished(place: Path, words: list[str]) -> Path:
     """The folder of a run that was never killed."""
-    folder = place / "finished" / "lora_ewc"
-    if not folder.is_dir():
-        assert in_own_process([*words, f"results_dir={folder.parent}"]) == 0
-    return folder
+    return run_stream(compose_run(words[1:]).run, place / "finished")
 
 
 def test_a_killed_run_ends_as_one_that_was_not(finished: Path, words: list[str], tmp_path: Path) -> None:

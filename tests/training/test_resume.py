@@ -5,12 +5,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny_runs import in_own_process, results, write_backbone, write_run, write_stream
+from tiny_runs import in_own_process, results, run_words
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.experiments import compose_run
@@ -23,24 +21,14 @@ both_methods = pytest.mark.parametrize("method", ["HIMALAYA", "LORA"], indirect=
 TRAINING = {"task_epochs": 2, "save_steps": 2}
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("resume")
-
-
 @pytest.fixture
 def method(request: pytest.FixtureRequest) -> str:
     return getattr(request, "param", "HIMALAYA")
 
 
 @pytest.fixture
-def words(place: Path, method: str, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> list[str]:
-    """The command line of a run, without its ``results_dir=``."""
-    backbone = place / "backbone"
-    if not backbone.is_dir():
-        write_backbone(backbone, tiny_model, tiny_tokenizer)
-        write_stream(place)
-    return ["run", f"run={write_run(place, backbone, place / 'stream.yaml', method, **TRAINING)}"]
+def words(place: Path, method: str) -> list[str]:
+    return run_words(place, method, **TRAINING)
 
 
 @pytest.fixture

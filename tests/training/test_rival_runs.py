@@ -2,13 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tiny_runs import in_own_process, results, write_backbone, write_run, write_stream
+from tiny_runs import in_own_process, results, run_words
 
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.generation import load_run
@@ -21,28 +19,15 @@ WEIGHTS = "adapter_model.safetensors"
 KILLED = -9
 
 
+@pytest.fixture(scope="module", params=RIVALS)
+def words(request: pytest.FixtureRequest, place: Path) -> list[str]:
+    return run_words(place, request.param, weight_decay=0.1)
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("rivals")
-
-
-@pytest.fixture(params=RIVALS)
-def words(
-    request: pytest.FixtureRequest, place: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any
-) -> list[str]:
-    """The command line of a run of each rival, without its ``results_dir=``."""
-    if not (place / "backbone").is_dir():
-        write_backbone(place / "backbone", tiny_model, tiny_tokenizer)
-        write_stream(place)
-    run = write_run(place, place / "backbone", place / "stream.yaml", request.param, weight_decay=0.1)
-    return ["run", f"run={run}"]
-
-
-@pytest.fixture
 def run(words: list[str], place: Path) -> Path:
-    """The folder of a finished run of each rival, computed once."""
-    config = compose_run(words[1:]).run
-    return run_stream(config, place / "out")
+    """The folder of a finished run of each rival."""
+    return run_stream(compose_run(words[1:]).run, place / "out")
 
 
 def test_a_rival_learns_and_keeps_its_size(run: Path) -> None:

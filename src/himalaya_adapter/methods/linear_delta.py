@@ -3,21 +3,17 @@ r"""What methods have in common that add a static low-rank matrix to linear modu
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftType
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
-from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from himalaya_adapter.errors import HimalayaError
-
-from .release import INFERENCE_ONLY
-from .shared_state import SharedStateModel
+from .targets import TargetsConfig, TargetsModel
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2")
 # By a model's type, the projections of its attention.
@@ -29,60 +25,11 @@ ATTENTION = {model_type: ["q_proj", "k_proj", "v_proj", "o_proj"] for model_type
 SCALING = 2.0
 
 
-@dataclass
-class LinearDeltaConfig(PeftConfig):
-    """What the configs of these methods share.
-
-    Args:
-        target_modules (`list[str] | str`, *optional*):
-            The linear modules to adapt, of any shapes: names, name endings or one regular expression. Default: the
-            projections of each layer's attention.
-        exclude_modules (`list[str] | str`, *optional*): Modules not to adapt although `target_modules` matches them.
-        layers_to_transform (`list[int] | int`, *optional*): Adapt only these layer indices.
-        layers_pattern (`list[str] | str`, *optional*): Name of the layer list, if it is not a common one.
-        modules_to_save (`list[str]`, *optional*): Further modules to train and save whole, such as a new classifier.
-        init_weights (`bool`):
-            `True`: a fresh adapter is an exact no-op. `False`: it does something random, for tests only.
-
-    Raises:
-        ValueError: If a value is outside its range; the message names field, value and range.
-    """
-
-    target_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Linear modules to adapt: names, name endings or one regular expression."}
-    )
-    exclude_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Modules not to adapt."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Adapt only these layer indices."}
-    )
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the layer list."})
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Further modules to train and save whole."}
-    )
-    init_weights: bool = field(default=True, metadata={"help": "Start as an exact no-op."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("`layers_pattern` needs `layers_to_transform`, the indices to pick from that list")
-
-    def _require_at_least_one(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-
-
 class LinearDeltaLayer(nn.Module, BaseTunerLayer):
     r"""Adds to the output of a linear module the low-rank update of every active adapter, or to its weight.
 
-    The layer of a method says with `factors` what :math:`\Delta W = B A` is. It does not depend on the token, so it
-    can be merged. Adapters stay in 32 bits whatever the precision of the base layer is.
+    The layer of a method says with `factors` which products :math:`\Delta W = s \sum B A` consists of. It does not
+    depend on the token, so it can be merged. Adapters stay in 32 bits whatever the precision of the base layer is.
     """
 
     if TYPE_CHECKING:  # what PEFT's mix-in brings
@@ -90,8 +37,8 @@ class LinearDeltaLayer(nn.Module, BaseTunerLayer):
         disable_adapters: bool
         merged: bool
         adapter_layer_names: tuple[str, ...]
+        other_param_names: tuple[str, ...]
         get_base_layer: Callable[[], nn.Module]
-        set_adapter: Callable[[list[str]], None]
         _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
 
     extra_repr = quantization_extra_repr
@@ -104,28 +51,28 @@ class LinearDeltaLayer(nn.Module, BaseTunerLayer):
         self.out_features = base_layer.out_features
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
-        # A plain dictionary, so that torch does not register the shared modules once per layer.
+        # What a `SharedStateModel` puts in. Plain, so that torch does not register shared modules once per layer.
         self.shared: dict[str, Any] = {}
 
     @abstractmethod
-    def add_adapter(self, name: str, config: LinearDeltaConfig) -> None:
-        """Make what this layer owns of adapter ``name``, whose shared state is in `shared` already."""
+    def add_adapter(self, name: str, config: TargetsConfig) -> None:
+        """Make what this layer owns of adapter ``name``; what its layers share, if anything, is in `shared`."""
 
     @abstractmethod
-    def factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """``A``, shape ``(r, in)``, and ``B``, shape ``(out, r)``, of adapter ``name``, all scaling included."""
+    def factors(self, name: str) -> list[tuple[Tensor, Tensor]]:
+        """``A``, shape ``(r, in)``, and ``B``, shape ``(out, r)``, of each product of adapter ``name``."""
+
+    def scale(self, name: str) -> float:
+        """By which the products of adapter ``name`` are multiplied."""
+        return SCALING
 
     def get_delta_weight(self, name: str) -> Tensor:
         """The update of the weight, ``(out, in)``."""
-        down, up = self.factors(name)
-        return up @ down
+        first, *others = (up @ down for down, up in self.factors(name))
+        return self.scale(name) * sum(others, first)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the base layer and add the updates.
-
-        Raises:
-            HimalayaError: An adapter was loaded from a release file and is being trained.
-        """
+        """Run the base layer and add the updates."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         result = self.base_layer(x, *args, **kwargs)
@@ -134,13 +81,13 @@ class LinearDeltaLayer(nn.Module, BaseTunerLayer):
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
         for name in self.active_adapters:
-            if name in self.shared:
-                down, up = self.factors(name)
-                if self.training and down.requires_grad and self.shared[name].packed is not None:
-                    raise HimalayaError(INFERENCE_ONLY)  # saving would not write what is learnt
+            for down, up in self.factors(name) if self._has(name) else ():
                 inner = linear(self._cast_input_dtype(x, down.dtype), down)
-                result = result + linear(inner, up).to(result.dtype)
+                result = result + (linear(inner, up) * self.scale(name)).to(result.dtype)
         return result
+
+    def _has(self, name: str) -> bool:
+        return name in getattr(self, self.adapter_layer_names[0])
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the adapters' updates to the base layer's weight.
@@ -159,7 +106,7 @@ class LinearDeltaLayer(nn.Module, BaseTunerLayer):
                 "away: keep the adapter attached, or merge it into the model loaded without quantisation"
             )
         for name in check_adapters_to_merge(self, adapter_names):
-            if name in self.shared:
+            if self._has(name):
                 merged = self._weight() + self._delta(name)
                 if safe_merge and not merged.isfinite().all():
                     raise ValueError(f"the weight merged with adapter {name} is not finite: the adapter is damaged")
@@ -185,42 +132,31 @@ class LinearDeltaLayer(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT's own version also casts to the base layer's precision.
         device = self._weight().device if device is None else device
-        for container in (getattr(self, name) for name in self.adapter_layer_names):
-            owned = isinstance(container, nn.ParameterDict) and adapter_name in container
+        for container in (getattr(self, name) for name in self.adapter_layer_names + self.other_param_names):
+            owned = isinstance(container, nn.ParameterDict | BufferDict) and adapter_name in container
             if owned and not container[adapter_name].is_meta:
                 container[adapter_name] = container[adapter_name].to(device)
 
 
-class LinearDeltaModel(SharedStateModel):
-    """The tuner of these methods: puts a `LinearDeltaLayer` in the place of each target, which must be linear."""
+class LinearDeltaModel(TargetsModel):
+    """The tuner of these methods: puts a `LinearDeltaLayer` in the place of each target, which must be linear.
+
+    By default those are the projections of each layer's attention.
+    """
 
     target_module_mapping = ATTENTION
-    tuner_layer_cls: type[LinearDeltaLayer]
 
-    def _create_and_replace(
-        self,
-        peft_config: LinearDeltaConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        base = target.get_base_layer() if isinstance(target, LinearDeltaLayer) else target
+    def _check_target(self, base: nn.Module, config: PeftConfig, key: str) -> None:
         if not isinstance(base, nn.Linear):
             raise TypeError(
-                f"target '{current_key}' is a {type(base).__name__}, not a linear module; "
-                f"{PeftType(peft_config.peft_type).value} adapts linear modules only: name those in target_modules"
+                f"target '{key}' is a {type(base).__name__}, not a linear module; "
+                f"{PeftType(config.peft_type).value} adapts linear modules only: name those in target_modules"
             )
-        layer = target
-        if not isinstance(layer, LinearDeltaLayer):
-            layer = self.tuner_layer_cls(base, **get_quantization_kwargs(self))
-            self._replace_module(parent, target_name, layer, target)
-        layer.shared[adapter_name] = self._shared[adapter_name]
-        layer.add_adapter(adapter_name, peft_config)
-        layer._move_adapter_to_device_of_base_layer(adapter_name)
-        layer.set_adapter(self.active_adapters)
+
+    def _add_adapter(self, layer: LinearDeltaLayer, name: str, config: PeftConfig) -> None:
+        super()._add_adapter(layer, name, config)
+        layer.add_adapter(name, config)
+        layer._move_adapter_to_device_of_base_layer(name)
 
 
 def widths(targets: Sequence[nn.Module]) -> tuple[int, int]:

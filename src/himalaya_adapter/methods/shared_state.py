@@ -6,7 +6,6 @@ from typing import Any, cast
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import (
-    BaseTuner,
     _filter_state_dict_by_key_prefixes,
     _get_tuner_state_dict_key_prefixes,
     _maybe_include_all_linear_layers,
@@ -25,6 +24,7 @@ from .release import (
     prefixed,
     seal,
 )
+from .targets import TargetsModel
 
 
 class SharedState(nn.Module):
@@ -34,13 +34,13 @@ class SharedState(nn.Module):
     packed: dict[str, Tensor] | None = None
 
 
-class SharedStateModel(BaseTuner):
+class SharedStateModel(TargetsModel):
     """A PEFT tuner that owns one `SharedState` per adapter name, in the `ModuleDict` ``<prefix>shared``.
 
-    Layers refer to it through a plain dictionary, so that torch does not register it once per layer. In a file its
-    entries are named ``base_model.<prefix>shared.*``. A file is checked name by name before anything is loaded. A
-    method whose config has a field ``released`` has a release file (`save_release`), and fills in `_pack` and
-    `_unpack`.
+    Layers refer to it through a plain dictionary, ``shared``, so that torch does not register it once per layer. In a
+    file its entries are named ``base_model.<prefix>shared.*``. A file is checked name by name before anything is
+    loaded. A method whose config has a field ``released`` has a release file (`save_release`), and fills in `_pack`
+    and `_unpack`.
     """
 
     uses_shared_state = True
@@ -104,6 +104,10 @@ class SharedStateModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for parameter, requires_grad in others:  # PEFT restores this for what lies within the model only
             parameter.requires_grad = requires_grad
+
+    def _add_adapter(self, layer: Any, name: str, config: PeftConfig) -> None:
+        layer.shared[name] = self._shared[name]
+        super()._add_adapter(layer, name, config)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter and its shared state."""

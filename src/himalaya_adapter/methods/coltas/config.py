@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 
 from peft import PeftType
 
-from himalaya_adapter.methods.linear_delta import LinearDeltaConfig
+from himalaya_adapter.methods.targets import TargetsConfig
 
 
 @dataclass
-class ColtasConfig(LinearDeltaConfig):
+class ColtasConfig(TargetsConfig):
     """
-    Configuration of a [`ColtasModel`]. Beside the fields of [`LinearDeltaConfig`]:
+    Configuration of a [`ColtasModel`]. Beside the fields of [`TargetsConfig`]:
 
     Args:
         components (`int`):
@@ -29,7 +29,7 @@ class ColtasConfig(LinearDeltaConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.COLTAS
-        self._require_at_least_one("components", "mask_atoms", "atoms_per_task")
+        self._require_at_least(1, "components", "mask_atoms", "atoms_per_task")
         if self.components % self.mask_atoms:
             raise ValueError(f"components={self.components} is not a multiple of mask_atoms={self.mask_atoms}")
         if self.atoms_per_task > self.mask_atoms:

@@ -6,7 +6,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from himalaya_adapter.methods.linear_delta import SCALING, LinearDeltaConfig, LinearDeltaLayer
+from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
+from himalaya_adapter.methods.targets import TargetsConfig
 
 from .config import ColtasConfig
 
@@ -26,7 +27,7 @@ class ColtasLayer(LinearDeltaLayer):
         self.coltas_A = nn.ParameterDict()
         self.coltas_B = nn.ParameterDict()
 
-    def add_adapter(self, name: str, config: LinearDeltaConfig) -> None:
+    def add_adapter(self, name: str, config: TargetsConfig) -> None:
         """Start as PEFT's LoRA does."""
         config = cast(ColtasConfig, config)
         inward = torch.empty(config.components, self.in_features)
@@ -35,7 +36,7 @@ class ColtasLayer(LinearDeltaLayer):
         outward = torch.zeros(shape) if config.init_weights else torch.randn(shape) / self.out_features**0.5
         self.coltas_A[name], self.coltas_B[name] = nn.Parameter(inward), nn.Parameter(outward)
 
-    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+    def factors(self, name: str) -> list[tuple[Tensor, Tensor]]:
         """As in the class's formula, without the components that the mask leaves out."""
         used = self.shared[name].used
-        return self.coltas_A[name][used], SCALING * self.coltas_B[name][:, used]
+        return [(self.coltas_A[name][used], self.coltas_B[name][:, used])]

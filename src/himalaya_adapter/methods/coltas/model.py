@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.linear_delta import LinearDeltaModel
-from himalaya_adapter.methods.shared_state import SharedState
+from himalaya_adapter.methods.shared_state import SharedState, SharedStateModel
 
 from .config import ColtasConfig
 from .layer import ColtasLayer
@@ -44,7 +44,7 @@ class TaskMask(SharedState):
         return task_components(name, dictionary, self.config.atoms_per_task)
 
 
-class ColtasModel(LinearDeltaModel):
+class ColtasModel(LinearDeltaModel, SharedStateModel):
     """Adapts linear modules and owns the adapters' masks, one `TaskMask` per adapter name."""
 
     prefix = "coltas_"

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 
 from peft import PeftType
 
-from himalaya_adapter.methods.linear_delta import LinearDeltaConfig
+from himalaya_adapter.methods.targets import TargetsConfig
 
 
 @dataclass
-class GlodisConfig(LinearDeltaConfig):
+class GlodisConfig(TargetsConfig):
     """
-    Configuration of a [`GlodisModel`]. Beside the fields of [`LinearDeltaConfig`]:
+    Configuration of a [`GlodisModel`]. Beside the fields of [`TargetsConfig`]:
 
     Args:
         dictionary_size (`int`):
@@ -23,4 +23,4 @@ class GlodisConfig(LinearDeltaConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.GLODIS
-        self._require_at_least_one("dictionary_size")
+        self._require_at_least(1, "dictionary_size")

@@ -5,7 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from himalaya_adapter.methods.linear_delta import SCALING, LinearDeltaConfig, LinearDeltaLayer
+from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
+from himalaya_adapter.methods.targets import TargetsConfig
 
 from .config import GlodisConfig
 
@@ -24,15 +25,15 @@ class GlodisLayer(LinearDeltaLayer):
         super().__init__(base_layer, **quantization)
         self.glodis_c = nn.ParameterDict()
 
-    def add_adapter(self, name: str, config: LinearDeltaConfig) -> None:
+    def add_adapter(self, name: str, config: TargetsConfig) -> None:
         """Weights of 0 in a fresh adapter."""
         config = cast(GlodisConfig, config)
         shape = config.dictionary_size
         start = torch.zeros(shape) if config.init_weights else torch.randn(shape) / shape**0.5
         self.glodis_c[name] = nn.Parameter(start)
 
-    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+    def factors(self, name: str) -> list[tuple[Tensor, Tensor]]:
         """As in the class's formula."""
         inward, outward = self.shared[name].A, self.shared[name].B
         up = outward[:, : self.out_features] * self.glodis_c[name][:, None]
-        return inward[:, : self.in_features], SCALING * up.T
+        return [(inward[:, : self.in_features], up.T)]

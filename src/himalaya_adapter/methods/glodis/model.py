@@ -7,7 +7,7 @@ from peft import PeftConfig
 from torch import nn
 
 from himalaya_adapter.methods.linear_delta import LinearDeltaModel, widths
-from himalaya_adapter.methods.shared_state import SharedState
+from himalaya_adapter.methods.shared_state import SharedState, SharedStateModel
 
 from .layer import GlodisLayer
 
@@ -29,7 +29,7 @@ class SharedAtoms(SharedState):
         self.B = nn.Parameter(torch.randn(atoms, out_features) / atoms**0.5)
 
 
-class GlodisModel(LinearDeltaModel):
+class GlodisModel(LinearDeltaModel, SharedStateModel):
     """Adapts linear modules and owns the adapters' atoms, one `SharedAtoms` per adapter name."""
 
     prefix = "glodis_"

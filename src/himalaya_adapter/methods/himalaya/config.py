@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from peft import PeftConfig, PeftType
+from peft import PeftType
 
 from himalaya_adapter.methods.quantization import BITS, UNQUANTISED_BITS
+from himalaya_adapter.methods.targets import TargetsConfig
 
 PLACEMENTS = ("residual_stream", "weights")
 NORM_TARGETS = ("update", "residual")
@@ -35,19 +36,16 @@ AT_LEAST_ONE = (
 
 
 @dataclass
-class HimalayaConfig(PeftConfig):
+class HimalayaConfig(TargetsConfig):
     """
     Configuration of a [`HimalayaModel`]: one adapter, shared by all layers and all tasks, of constant size.
+    Beside the fields of [`TargetsConfig`]:
 
     Args:
         target_modules (`list[str] | str`, *optional*):
-            The modules to adapt: names, name endings or one regular expression. With `placement="residual_stream"`
-            modules that read the normalised residual stream and whose output is added to it (default: each layer's
-            MLP); with `placement="weights"` linear modules. More targets cost time, never storage.
-        exclude_modules (`list[str] | str`, *optional*): Modules not to adapt although `target_modules` matches them.
-        layers_to_transform (`list[int] | int`, *optional*): Adapt only these layer indices.
-        layers_pattern (`list[str] | str`, *optional*): Name of the layer list, if it is not a common one.
-        modules_to_save (`list[str]`, *optional*): Further modules to train and save whole, such as a new classifier.
+            With `placement="residual_stream"` modules that read the normalised residual stream and whose output is
+            added to it (default: each layer's MLP); with `placement="weights"` linear modules. More targets cost
+            time, never storage.
         placement (`"residual_stream" | "weights"`):
             Where the rank-one update acts. On the residual stream it adds `gain * r (r . x)` once per layer, the
             weight being the skip path's identity; it learns far more than the other placement on decoder models. On
@@ -91,26 +89,11 @@ class HimalayaConfig(PeftConfig):
         released (`bool`): Whether the file is a release: packed, for inference only. Set by `save_release`.
         format_version (`int`): Version of the adapter file; a newer one than this code's is refused.
         seed (`int`): Seed of the dictionary and of the router's start.
-        init_weights (`bool`):
-            `True`: a fresh adapter is an exact no-op. `False`: the gain starts at random, for tests only.
 
     Raises:
         ValueError: If a value is outside the range named above; the message names field, value and range.
     """
 
-    target_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Modules to adapt: names, name endings or one regular expression."}
-    )
-    exclude_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Modules not to adapt."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Adapt only these layer indices."}
-    )
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the layer list."})
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Further modules to train and save whole."}
-    )
     placement: Literal["residual_stream", "weights"] = field(
         default="residual_stream", metadata={"help": "Where the rank-one update acts."}
     )
@@ -144,23 +127,13 @@ class HimalayaConfig(PeftConfig):
     released: bool = field(default=False, metadata={"help": "The file is a release, for inference only."})
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the adapter file."})
     seed: int = field(default=0, metadata={"help": "Seed of the dictionary and the router."})
-    init_weights: bool = field(default=True, metadata={"help": "Start as an exact no-op."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.HIMALAYA
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("`layers_pattern` needs `layers_to_transform`, the indices to pick from that list")
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
-        for name in AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+            self._require_one_of(name, allowed)
+        self._require_at_least(1, *AT_LEAST_ONE)
         if self.atoms_per_task > self.elastic_atoms:
             raise ValueError(f"atoms_per_task={self.atoms_per_task} exceeds elastic_atoms={self.elastic_atoms}")
         if not 0 < self.similarity_threshold_tau <= 1:

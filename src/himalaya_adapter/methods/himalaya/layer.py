@@ -18,7 +18,7 @@ class HimalayaLayer(nn.Module, BaseTunerLayer):
     """
 
     # A plain dictionary, so that torch does not register the shared modules once per layer.
-    adapter_layer_names = ("himalaya_shared",)
+    adapter_layer_names = ("shared",)
     if TYPE_CHECKING:  # what PEFT's mix-in brings
         active_adapters: list[str]
         disable_adapters: bool
@@ -33,7 +33,7 @@ class HimalayaLayer(nn.Module, BaseTunerLayer):
         self.quantization_backend = resolve_quantization_backend(base_layer, **quantization)
         self.in_features = getattr(base_layer, "in_features", None)
         self.out_features = getattr(base_layer, "out_features", None)
-        self.himalaya_shared: dict[str, SharedAdapter] = {}
+        self.shared: dict[str, SharedAdapter] = {}
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Not possible.
@@ -53,6 +53,6 @@ class HimalayaLayer(nn.Module, BaseTunerLayer):
         first = result[0] if isinstance(result, tuple) else result
         output = first
         for name in self.active_adapters:
-            if name in self.himalaya_shared:
-                output = output + self.himalaya_shared[name](hidden_states, output.shape[-1]).to(output.dtype)
+            if name in self.shared:
+                output = output + self.shared[name](hidden_states, output.shape[-1]).to(output.dtype)
         return (output, *result[1:]) if isinstance(result, tuple) else output

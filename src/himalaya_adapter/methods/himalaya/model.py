@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 from peft import PeftConfig
-from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -233,31 +232,12 @@ class HimalayaModel(SharedStateModel):
                 shared.read_prompts(*self._embedded(inputs["input_ids"], mask))
             shared.begin_pass(None if mask is None else mask.bool())
 
-    def _create_and_replace(
-        self,
-        peft_config: PeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        layer = target if isinstance(target, HimalayaLayer) else HimalayaLayer(target, **get_quantization_kwargs(self))
-        base = layer.get_base_layer()
-        if peft_config.placement == "weights" and not isinstance(base, nn.Linear):
+    def _check_target(self, base: nn.Module, config: PeftConfig, key: str) -> None:
+        if config.placement == "weights" and not isinstance(base, nn.Linear):
             raise TypeError(
-                f"target '{current_key}' is a {type(base).__name__}, not a linear module; placement='weights' adapts "
+                f"target '{key}' is a {type(base).__name__}, not a linear module; placement='weights' adapts "
                 "linear modules only: name those in target_modules, or use placement='residual_stream'"
             )
-        layer.himalaya_shared[adapter_name] = cast(SharedAdapter, self.himalaya_shared[adapter_name])
-        if layer is not target:
-            layer.set_adapter(self.active_adapters)
-            self._replace_module(parent, target_name, layer, target)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's own version copies `weight` from the wrapped module, which an MLP block does not have.
-        setattr(parent, child_name, new_module)
 
     def unload(self) -> nn.Module:
         """Give back the model as it was before it was adapted."""

@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 
 from peft import PeftType
 
-from himalaya_adapter.methods.linear_delta import LinearDeltaConfig
 from himalaya_adapter.methods.quantization import BITS, UNQUANTISED_BITS
+from himalaya_adapter.methods.targets import TargetsConfig
 
 
 @dataclass
-class LilacConfig(LinearDeltaConfig):
+class LilacConfig(TargetsConfig):
     """
-    Configuration of a [`LilacModel`]. Beside the fields of [`LinearDeltaConfig`]:
+    Configuration of a [`LilacModel`]. Beside the fields of [`TargetsConfig`]:
 
     Args:
         lora_rank (`int`):
@@ -31,9 +31,5 @@ class LilacConfig(LinearDeltaConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.LILAC
-        self._require_at_least_one("lora_rank", "dictionary_size")
-        allowed = (*BITS, UNQUANTISED_BITS)
-        if self.quantisation_bits not in allowed:
-            raise ValueError(
-                f"quantisation_bits={self.quantisation_bits!r} is not one of {', '.join(map(str, allowed))}"
-            )
+        self._require_at_least(1, "lora_rank", "dictionary_size")
+        self._require_one_of("quantisation_bits", (*BITS, UNQUANTISED_BITS))

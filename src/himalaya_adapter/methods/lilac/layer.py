@@ -5,7 +5,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from himalaya_adapter.methods.linear_delta import SCALING, LinearDeltaConfig, LinearDeltaLayer
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
+from himalaya_adapter.methods.release import INFERENCE_ONLY
+from himalaya_adapter.methods.targets import TargetsConfig
 
 from .config import LilacConfig
 
@@ -26,7 +29,7 @@ class LilacLayer(LinearDeltaLayer):
         self.lilac_A = nn.ParameterDict()
         self.lilac_B = nn.ParameterDict()
 
-    def add_adapter(self, name: str, config: LinearDeltaConfig) -> None:
+    def add_adapter(self, name: str, config: TargetsConfig) -> None:
         """Draw ``C_A`` so that ``C_A D x`` is about 1 for normalised inputs; ``C_B`` is 0 in a fresh adapter."""
         config = cast(LilacConfig, config)
         shape = config.lora_rank, config.dictionary_size
@@ -34,9 +37,15 @@ class LilacLayer(LinearDeltaLayer):
         start = torch.zeros(shape) if config.init_weights else torch.randn(shape) / self.out_features**0.5
         self.lilac_B[name] = nn.Parameter(start)
 
-    def factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """As in the class's formula."""
+    def factors(self, name: str) -> list[tuple[Tensor, Tensor]]:
+        """As in the class's formula.
+
+        Raises:
+            HimalayaError: The adapter was loaded from a release file and is being trained.
+        """
         dictionary = self.shared[name].dictionary
         down = self.lilac_A[name] @ dictionary[:, : self.in_features]
         up = self.lilac_B[name] @ dictionary[:, : self.out_features]
-        return down, SCALING * up.T
+        if self.training and down.requires_grad and self.shared[name].packed is not None:
+            raise HimalayaError(INFERENCE_ONLY)  # saving would not write what is learnt
+        return [(down, up.T)]

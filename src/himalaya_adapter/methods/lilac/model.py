@@ -8,7 +8,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 
 from himalaya_adapter.methods.linear_delta import LinearDeltaModel, widths
-from himalaya_adapter.methods.shared_state import SharedState
+from himalaya_adapter.methods.shared_state import SharedState, SharedStateModel
 
 from .config import LilacConfig
 from .layer import LilacLayer
@@ -28,7 +28,7 @@ class SharedDictionary(SharedState):
         self.dictionary = nn.Parameter(torch.randn(atoms, width) / atoms**0.5)
 
 
-class LilacModel(LinearDeltaModel):
+class LilacModel(LinearDeltaModel, SharedStateModel):
     """Adapts linear modules and owns the adapters' dictionaries, one `SharedDictionary` per adapter name."""
 
     prefix = "lilac_"

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, field
 
-from peft import PeftConfig, PeftType
+from peft import PeftType
+
+from himalaya_adapter.methods.targets import TargetsConfig
 
 
 @dataclass
-class LoReftConfig(PeftConfig):
+class LoReftConfig(TargetsConfig):
     """
     Configuration of a [`LoReftModel`], which edits the hidden states after decoder layers in a subspace of rank `r`.
+    Beside the fields of [`TargetsConfig`]:
 
     Args:
         r (`int`):
@@ -23,10 +26,6 @@ class LoReftConfig(PeftConfig):
         target_modules (`list[str] | str`, *optional*):
             The modules whose output is edited: one regular expression that ends in the layer's number, or names. By
             default all decoder layers.
-        exclude_modules (`list[str] | str`, *optional*): Modules not to adapt although `target_modules` matches them.
-        layers_to_transform (`list[int] | int`, *optional*): Adapt only the layers with these numbers.
-        layers_pattern (`list[str] | str`, *optional*): Name of the layer list, if `target_modules` are names.
-        modules_to_save (`list[str]`, *optional*): Further modules to train and save whole.
         init_weights (`bool`):
             `True`: W starts as R, so a fresh adapter is an exact no-op. `False`: W and b start at random, as in the
             paper.
@@ -39,31 +38,10 @@ class LoReftConfig(PeftConfig):
     first_positions: int | None = field(
         default=None, metadata={"help": "Edit only the first so many tokens of a text; all by default."}
     )
-    target_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Modules whose output is edited; by default all decoder layers."}
-    )
-    exclude_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Modules not to adapt."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Adapt only the layers with these numbers."}
-    )
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the layer list."})
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Further modules to train and save whole."}
-    )
-    init_weights: bool = field(default=True, metadata={"help": "Start as an exact no-op."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.LOREFT
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("`layers_pattern` needs `layers_to_transform`, the indices to pick from that list")
-        if self.r < 1:
-            raise ValueError(f"r={self.r} must be at least 1")
+        self._require_at_least(1, "r")
         if self.first_positions is not None and self.first_positions < 1:
             raise ValueError(f"first_positions={self.first_positions} must be at least 1, or null for all tokens")

@@ -53,7 +53,6 @@ class LoReftLayer(nn.Module, BaseTunerLayer):
         active_adapters: list[str]
         disable_adapters: bool
         get_base_layer: Callable[[], nn.Module]
-        set_adapter: Callable[..., None]
         _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -64,13 +63,13 @@ class LoReftLayer(nn.Module, BaseTunerLayer):
         self.loreft_b = nn.ParameterDict()
         self.first_positions: dict[str, int | None] = {}
 
-    def update_layer(self, adapter_name: str, width: int, config: LoReftConfig) -> None:
-        """Add an adapter.
+    def add_adapter(self, name: str, config: LoReftConfig, width: int) -> None:
+        """Make what the layer owns of an adapter.
 
         Args:
-            adapter_name: Its name.
-            width: Width of the hidden states.
+            name: The adapter's.
             config: Its configuration.
+            width: Width of the hidden states.
 
         Raises:
             ValueError: More directions are asked for than the hidden states have dimensions.
@@ -82,11 +81,10 @@ class LoReftLayer(nn.Module, BaseTunerLayer):
         weight, bias = orthonormal_rows(rotation), torch.zeros(config.r, device=device)
         if not config.init_weights:
             weight, bias = torch.randn_like(weight) / width**0.5, torch.randn_like(bias)
-        self.loreft_R[adapter_name] = nn.Parameter(rotation)
-        self.loreft_W[adapter_name] = nn.Parameter(weight)
-        self.loreft_b[adapter_name] = nn.Parameter(bias)
-        self.first_positions[adapter_name] = config.first_positions
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        self.loreft_R[name] = nn.Parameter(rotation)
+        self.loreft_W[name] = nn.Parameter(weight)
+        self.loreft_b[name] = nn.Parameter(bias)
+        self.first_positions[name] = config.first_positions
 
     def rotation(self, adapter_name: str) -> Tensor:
         """R of an adapter, ``(r, d)``, with orthonormal rows."""

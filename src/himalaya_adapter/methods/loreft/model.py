@@ -3,8 +3,9 @@
 from typing import Any
 
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
+
+from himalaya_adapter.methods.targets import TargetsModel
 
 from .layer import LoReftLayer
 
@@ -14,7 +15,7 @@ HAS_LAYERS = (
 )
 
 
-class LoReftModel(BaseTuner):
+class LoReftModel(TargetsModel):
     """Wraps decoder layers with `LoReftLayer`, so that the residual stream is edited after each of them."""
 
     prefix = "loreft_"
@@ -27,32 +28,18 @@ class LoReftModel(BaseTuner):
     @staticmethod
     def _check_target_module_exists(peft_config: PeftConfig, key: str) -> Any:
         # PEFT looks for a layer's number in front of a target's name; here it is the name.
-        found = BaseTuner._check_target_module_exists(peft_config, key)
+        found = TargetsModel._check_target_module_exists(peft_config, key)
         wanted = peft_config.layers_to_transform
         if not found or wanted is None or not isinstance(peft_config.target_modules, str):
             return found
         number = key.rpartition(".")[-1]
         return number.isdecimal() and int(number) in ([wanted] if isinstance(wanted, int) else wanted)
 
-    def _create_and_replace(
-        self,
-        peft_config: PeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        layer = target if isinstance(target, LoReftLayer) else LoReftLayer(target)
-        layer.update_layer(adapter_name, _width(layer.get_base_layer(), self.model), peft_config)
-        if layer is not target:
-            layer.set_adapter(self.active_adapters)
-            self._replace_module(parent, target_name, layer, target)
+    def _new_layer(self, base: nn.Module) -> LoReftLayer:
+        return LoReftLayer(base)
 
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's own version copies `weight` from the wrapped module, which a decoder layer does not have.
-        setattr(parent, child_name, new_module)
+    def _add_adapter(self, layer: LoReftLayer, name: str, config: PeftConfig) -> None:
+        layer.add_adapter(name, config, _width(layer.get_base_layer(), self.model))
 
 
 def _width(module: nn.Module, model: Any) -> int:

@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass, field
 
-from peft import PeftConfig, PeftType
+from peft import PeftType
 
-AT_LEAST_ONE = ("r", "lora_alpha")
-NOT_NEGATIVE = ("lambda_1", "lambda_2")
+from himalaya_adapter.methods.targets import TargetsConfig
 
 
 @dataclass
-class OLoraConfig(PeftConfig):
+class OLoraConfig(TargetsConfig):
     """
     Configuration of an [`OLoraModel`]: a low-rank adapter per task, all of them active. Its memory grows with the
-    tasks.
-
-    Not to be taken for PEFT's `LoraConfig(init_lora_weights="olora")`, a way to initialise one LoRA.
+    tasks. Not to be taken for PEFT's `LoraConfig(init_lora_weights="olora")`, a way to initialise one LoRA.
+    Beside the fields of [`TargetsConfig`]:
 
     Args:
         r (`int`): Rank of each task's adapter. Start from 8.
@@ -24,15 +22,8 @@ class OLoraConfig(PeftConfig):
             to learn. The authors use 0.5 for most tasks.
         lambda_2 (`float`): Weight of the norms of the present task's matrices in the loss. The authors use 0 or 0.1.
         target_modules (`list[str] | str`, *optional*):
-            The linear modules to adapt: names, name endings or one regular expression. By default those of PEFT's
-            LoRA, for decoder models usually the queries and values.
-        exclude_modules (`list[str] | str`, *optional*): Modules not to adapt although `target_modules` matches them.
-        layers_to_transform (`list[int] | int`, *optional*): Adapt only these layer indices.
-        layers_pattern (`list[str] | str`, *optional*): Name of the layer list, if it is not a common one.
-        modules_to_save (`list[str]`, *optional*): Further modules to train and save whole.
+            Linear modules. By default those of PEFT's LoRA, for decoder models usually the queries and values.
         seed (`int`): Seed of the adapters of the second and later tasks.
-        init_weights (`bool`):
-            `True`: a fresh adapter is an exact no-op. `False`: it starts at random, for tests only.
 
     Raises:
         ValueError: If a value is outside its range; the message names field, value and range.
@@ -42,34 +33,10 @@ class OLoraConfig(PeftConfig):
     lora_alpha: int = field(default=16, metadata={"help": "Products are scaled by lora_alpha / r."})
     lambda_1: float = field(default=0.5, metadata={"help": "Weight of the overlap with earlier tasks."})
     lambda_2: float = field(default=0.0, metadata={"help": "Weight of the norms of the present task's matrices."})
-    target_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Linear modules to adapt: names, name endings or one regular expression."}
-    )
-    exclude_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Modules not to adapt."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Adapt only these layer indices."}
-    )
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the layer list."})
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Further modules to train and save whole."}
-    )
     seed: int = field(default=0, metadata={"help": "Seed of the adapters of the second and later tasks."})
-    init_weights: bool = field(default=True, metadata={"help": "Start as an exact no-op."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.O_LORA
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("`layers_pattern` needs `layers_to_transform`, the indices to pick from that list")
-        for name in AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        self._require_at_least(1, "r", "lora_alpha")
+        self._require_at_least(0, "lambda_1", "lambda_2")

@@ -1,68 +1,59 @@
 """A linear module with one low-rank adapter per task: those of earlier tasks, frozen, and the present one."""
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
+from himalaya_adapter.methods.targets import TargetsConfig
 
 from .config import OLoraConfig
 
 
-class OLoraLayer(nn.Module, BaseTunerLayer):
-    r"""Adds :math:`s \sum_{i \le t} B_i A_i x` to the output of ``base_layer``, with :math:`s = alpha / r`.
+class OLoraLayer(LinearDeltaLayer):
+    r"""The tasks up to the present one add up: :math:`\Delta W = s \sum_{i \le t} B_i A_i`, :math:`s = alpha / r`.
 
     The present task's :math:`A_t` ``(r, in)`` and :math:`B_t` ``(out, r)`` are parameters, ``o_lora_A`` and
     ``o_lora_B``. Those of earlier tasks are persistent buffers, stacked: ``o_lora_past_A`` is
     :math:`[A_1; \ldots; A_{t-1}]` and ``o_lora_past_B`` is :math:`[B_1 \ldots B_{t-1}]`, so that their sum is one
-    product of rank :math:`(t - 1) r`. All of it is a change of the weight and can be merged into it.
+    product of rank :math:`(t - 1) r`.
     """
 
     adapter_layer_names = ("o_lora_A", "o_lora_B")
     other_param_names = ("o_lora_past_A", "o_lora_past_B", "scaling")
-    if TYPE_CHECKING:  # what PEFT's mix-in brings
-        active_adapters: list[str]
-        disable_adapters: bool
-        merged: bool
-        get_base_layer: Callable[[], nn.Module]
-        get_base_weight: Callable[[], Tensor]
-        set_base_weight: Callable[[Tensor], None]
-        set_adapter: Callable[..., None]
-        _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
-        _move_adapter_to_device_of_base_layer: Callable[[str], None]
 
-    extra_repr = quantization_extra_repr
-
-    def __init__(self, base_layer: nn.Module, **quantization: Any) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.quantization_backend = resolve_quantization_backend(base_layer, **quantization)
-        self.in_features: Any = base_layer.in_features
-        self.out_features: Any = base_layer.out_features
+    def __init__(self, base_layer: nn.Linear, **quantization: Any) -> None:
+        super().__init__(base_layer, **quantization)
         self.o_lora_A = nn.ParameterDict()
         self.o_lora_B = nn.ParameterDict()
         self.o_lora_past_A = BufferDict(persistent=True)
         self.o_lora_past_B = BufferDict(persistent=True)
         self.scaling: dict[str, float] = {}
-        self.merged_adapters: list[str] = []
 
-    def update_layer(self, adapter_name: str, config: OLoraConfig) -> None:
-        """Add an adapter without earlier tasks."""
-        self.o_lora_A[adapter_name] = nn.Parameter(torch.empty(config.r, self.in_features))
-        self.o_lora_B[adapter_name] = nn.Parameter(torch.zeros(self.out_features, config.r))
-        self.o_lora_past_A[adapter_name] = torch.empty(0, self.in_features)
-        self.o_lora_past_B[adapter_name] = torch.empty(self.out_features, 0)
-        self.scaling[adapter_name] = config.lora_alpha / config.r
-        start_matrix(self.o_lora_A[adapter_name])
+    def add_adapter(self, name: str, config: TargetsConfig) -> None:
+        """Start as PEFT's LoRA does, without earlier tasks."""
+        config = cast(OLoraConfig, config)
+        self.o_lora_A[name] = nn.Parameter(torch.empty(config.r, self.in_features))
+        self.o_lora_B[name] = nn.Parameter(torch.zeros(self.out_features, config.r))
+        self.o_lora_past_A[name] = torch.empty(0, self.in_features)
+        self.o_lora_past_B[name] = torch.empty(self.out_features, 0)
+        self.scaling[name] = config.lora_alpha / config.r
+        start_matrix(self.o_lora_A[name])
         if not config.init_weights:
-            start_matrix(self.o_lora_B[adapter_name])
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+            start_matrix(self.o_lora_B[name])
+
+    def factors(self, name: str) -> list[tuple[Tensor, Tensor]]:
+        """Those of all earlier tasks in one, if there are any, and the present task's."""
+        past_a, past_b = self.o_lora_past_A[name], self.o_lora_past_B[name]
+        return [*([(past_a, past_b)] if len(past_a) else []), (self.o_lora_A[name], self.o_lora_B[name])]
+
+    def scale(self, name: str) -> float:
+        """``lora_alpha / r``."""
+        return self.scaling[name]
 
     @torch.no_grad()
     def freeze_present(self, adapter_name: str, generator: torch.Generator) -> None:
@@ -89,57 +80,6 @@ class OLoraLayer(nn.Module, BaseTunerLayer):
         if config.lambda_2 > 0:
             penalty = penalty + config.lambda_2 * (present_a.norm() + present_b.norm())
         return penalty
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the base layer and add all tasks' products."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        result = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
-            return result
-        dtype = result.dtype
-        if self.quantization_backend is not None:
-            result = self.quantization_backend.maybe_clone_base_result(result)
-        for name in self.active_adapters:
-            if name in self.o_lora_A:
-                present_a, present_b = self.o_lora_A[name], self.o_lora_B[name]
-                past_a, past_b = self.o_lora_past_A[name], self.o_lora_past_B[name]
-                x = self._cast_input_dtype(x, present_a.dtype)
-                if len(past_a):
-                    result = result + linear(linear(x, past_a), past_b) * self.scaling[name]
-                result = result + linear(linear(x, present_a), present_b) * self.scaling[name]
-        return result.to(dtype)
-
-    def get_delta_weight(self, adapter: str) -> Tensor:
-        """The change of the weight that all tasks of an adapter make together, ``(out, in)``."""
-        past = self.o_lora_past_B[adapter] @ self.o_lora_past_A[adapter]
-        return self.scaling[adapter] * (past + self.o_lora_B[adapter] @ self.o_lora_A[adapter])
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add adapters to the base weight, which is as they are, earlier and present tasks together.
-
-        Args:
-            safe_merge: Refuse weights that are not finite.
-            adapter_names: Which; by default the active ones.
-
-        Raises:
-            ValueError: With ``safe_merge``, if the merged weight is not finite; the base weight stays as it is.
-        """
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name in self.o_lora_A:
-                weight = self.get_base_weight()
-                merged = weight + self.get_delta_weight(name).to(weight.dtype)
-                if safe_merge and not merged.isfinite().all():
-                    raise ValueError(f"the weights merged with adapter '{name}' are not finite: it is damaged")
-                self.set_base_weight(merged)
-                self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """Take all merged adapters out of the base weight again, up to rounding."""
-        while self.merged_adapters:
-            name = self.merged_adapters.pop()
-            weight = self.get_base_weight()
-            self.set_base_weight(weight - self.get_delta_weight(name).to(weight.dtype))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT can turn this adapter into a LoRA: it can, the adapter is a change of the weight."""

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
+
+from himalaya_adapter.methods.linear_delta import LinearDeltaModel
 
 from .layer import OLoraLayer
 
@@ -17,8 +17,8 @@ PAST_A = ".o_lora_past_A"
 TASK_STRIDE = 1_000_003
 
 
-class OLoraModel(BaseTuner):
-    """Wraps linear modules with `OLoraLayer` and leads them from task to task.
+class OLoraModel(LinearDeltaModel):
+    """Adapts linear modules and leads them from task to task.
 
     The verbs of the stream (`start_task`, `penalty`) act on the active adapters and can be called on the `PeftModel`
     itself. All that evolves is a parameter or a persistent buffer, so a saved adapter is complete.
@@ -78,26 +78,6 @@ class OLoraModel(BaseTuner):
                 yield module
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
-
-    def _create_and_replace(
-        self,
-        peft_config: PeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        if isinstance(target, OLoraLayer):
-            target.update_layer(adapter_name, peft_config)
-            return
-        if not isinstance(target, nn.Linear):
-            raise TypeError(f"target '{current_key}' is a {type(target).__name__}; O-LoRA adapts linear modules only")
-        layer = OLoraLayer(target, **get_quantization_kwargs(self.model))
-        layer.update_layer(adapter_name, peft_config)
-        layer.set_adapter(self.active_adapters)
-        self._replace_module(parent, target_name, layer, target)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -1,0 +1,102 @@
+"""The modules that a method adapts: how a configuration names them, and how a layer takes the place of each."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.quantization_utils import get_quantization_kwargs
+from torch import nn
+
+
+@dataclass
+class TargetsConfig(PeftConfig):
+    """What the configurations of all methods share.
+
+    Args:
+        target_modules (`list[str] | str`, *optional*):
+            The modules to adapt: names, name endings or one regular expression. By default those that the method's
+            model names (`target_module_mapping`).
+        exclude_modules (`list[str] | str`, *optional*): Modules not to adapt although `target_modules` matches them.
+        layers_to_transform (`list[int] | int`, *optional*): Adapt only these layer indices.
+        layers_pattern (`list[str] | str`, *optional*): Name of the layer list, if it is not a common one.
+        modules_to_save (`list[str]`, *optional*): Further modules to train and save whole, such as a new classifier.
+        init_weights (`bool`):
+            `True`: a fresh adapter is an exact no-op. `False`: it does something random, for tests only.
+
+    Raises:
+        ValueError: If a value is outside its range; the message names field, value and range.
+    """
+
+    target_modules: list[str] | set[str] | str | None = field(
+        default=None, metadata={"help": "Modules to adapt: names, name endings or one regular expression."}
+    )
+    exclude_modules: list[str] | set[str] | str | None = field(
+        default=None, metadata={"help": "Modules not to adapt."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Adapt only these layer indices."}
+    )
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the layer list."})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Further modules to train and save whole."}
+    )
+    init_weights: bool = field(default=True, metadata={"help": "Start as an exact no-op."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("`layers_pattern` needs `layers_to_transform`, the indices to pick from that list")
+
+    def _require_at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+
+    def _require_one_of(self, name: str, allowed: tuple[int | str, ...]) -> None:
+        if getattr(self, name) not in allowed:
+            raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
+
+
+class TargetsModel(BaseTuner):
+    """A PEFT tuner that puts one layer in the place of each target and gives it every adapter that targets it."""
+
+    def _check_target(self, base: nn.Module, config: PeftConfig, key: str) -> None:
+        """Refuse a module that the method cannot adapt.
+
+        Raises:
+            TypeError: The module named ``key`` is of the wrong kind.
+        """
+
+    def _new_layer(self, base: nn.Module) -> Any:
+        return self.tuner_layer_cls(base, **get_quantization_kwargs(self))
+
+    def _add_adapter(self, layer: Any, name: str, config: PeftConfig) -> None:
+        """Give a layer its part of a new adapter."""
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer: Any = target if isinstance(target, self.tuner_layer_cls) else None
+        base = target if layer is None else layer.get_base_layer()
+        self._check_target(base, peft_config, current_key)
+        if layer is None:
+            layer = self._new_layer(base)
+            self._replace_module(parent, target_name, layer, base)
+        self._add_adapter(layer, adapter_name, peft_config)
+        layer.set_adapter(self.active_adapters)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's own version copies `weight` from the wrapped module, which an MLP or a decoder layer does not have.
+        setattr(parent, child_name, new_module)

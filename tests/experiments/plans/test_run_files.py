@@ -14,7 +14,7 @@ from himalaya_adapter.experiments.composition import CONF
 from himalaya_adapter.experiments.plans import RunText, write_configs
 from himalaya_adapter.experiments.plans.run_files import canonical, run_of_text
 
-DEMO = (CONF / "run" / "demo-lora.yaml").read_text(encoding="utf-8")
+DEMO = (CONF / "run" / "demo-lora.yaml").read_text(encoding="utf-8").partition("optuna:")[0]
 CONFIG = RunText("lora", DEMO)
 
 

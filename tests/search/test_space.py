@@ -13,7 +13,7 @@ SOURCE = "run=proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
 
 
 def lora(*words: str) -> RunConfig:
-    return compose_run(["run=demo-lora", *words]).run
+    return compose_run(["run=lora-package25", "run_id=lora", *words]).run
 
 
 def one_key(text: str, name: str = "learning_rate") -> Any:

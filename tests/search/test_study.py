@@ -22,7 +22,7 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
 
     def open_one(*words: str) -> SharedStudy:
         space = "optuna.search_space.lr_scheduler={type: categorical, choices: [linear, cosine]}"
-        run = compose_run(["run=demo-lora", "optuna.n_trials=4", space, *words]).run
+        run = compose_run(["run=lora-package25", "run_id=lora", "optuna.n_trials=4", space, *words]).run
         shared = SharedStudy(tmp_path / "lora_search", run, searched_keys(run))
         studies.append(shared)
         with shared.lock:

@@ -1,5 +1,7 @@
 """PEFT's tests of custom models, several adapters and ``requires_grad``, on HIMALAYA."""
 
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -47,4 +49,13 @@ TABLES = {
 TestPeftCustomModel = with_our_cases(peft_tests, "TestPeftCustomModel", TABLES)
 TestMultipleActiveAdapters = with_our_cases(peft_tests, "TestMultipleActiveAdapters", TABLES)
 TestRequiresGrad = with_our_cases(peft_tests, "TestRequiresGrad", TABLES)
-TestPeftFsdpStateDict = with_our_cases(peft_tests, "TestPeftFsdpStateDict", TABLES)
+
+
+class TestPeftFsdpStateDict(with_our_cases(peft_tests, "TestPeftFsdpStateDict", TABLES)):  # type: ignore[misc]
+    """PEFT's class; wrapped models are freed while their process group is there."""
+
+    @pytest.fixture(autouse=True, scope="class")
+    def collected(self, fsdp_process_group: None) -> Iterator[None]:
+        # They are cycles: left to Python's collector they would outlive the group, and may take the process with them.
+        yield
+        gc.collect()

@@ -86,6 +86,18 @@ def test_best_is_marked_in_the_right_direction(pair: list[Path]) -> None:
     }
 
 
+def test_a_bound_is_never_best(pair: list[Path], make_run: MakeRun) -> None:
+    """A frozen model forgets nothing and needs no bytes, which is no merit."""
+    frozen = make_run("c", tasks=["x", "y"], method="lora", method_name="Frozen", protocol="frozen")
+    set_metrics(frozen, forgetting=0.0, learning_accuracy=0.9)
+    set_metrics(pair[0], forgetting=0.01, learning_accuracy=0.7)
+    set_metrics(pair[1], forgetting=0.05, learning_accuracy=0.8)
+    best = [
+        [entry.best for entry in row_of([*pair, frozen], key).entries] for key in ("forgetting", "learning_accuracy")
+    ]
+    assert best == [[True, False, False], [False, True, False]]
+
+
 def test_best_is_clear_only_if_the_intervals_do_not_overlap(pair: list[Path]) -> None:
     auc = "retained_accuracy_auc"
     set_metrics(pair[0], **{auc: 0.7, f"{auc}_low": 0.65, f"{auc}_high": 0.75})

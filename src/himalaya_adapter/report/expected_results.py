@@ -16,7 +16,6 @@ from himalaya_adapter.report.run_folder import RunRecord
 
 Verdict = Literal["met", "not met", "not measured"]
 MOST_NAMED = 3  # tasks that a remark names one by one
-SEQUENTIAL = "sequential"  # the claims are about streams, not about the bounds that they are compared with
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,7 @@ def _pairs(comparison: Comparison, claim: Mapping[str, Any]) -> Sequence[tuple[M
 def _of_type(comparison: Comparison, method: str) -> list[MethodGroup]:
     reference = comparison.reference
     candidates = [reference] if method == PROPOSED else comparison.groups
-    return [
-        group
-        for group in candidates
-        if group.method == method and group.first.metrics.get("protocol", SEQUENTIAL) == SEQUENTIAL
-    ]
+    return [group for group in candidates if group.method == method and not group.is_bound]
 
 
 def _measured(claim: Mapping[str, Any], group: MethodGroup, rival: MethodGroup | None) -> Spread | str:

@@ -10,6 +10,8 @@ import yaml
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.report.run_folder import Cell, RunRecord
 
+SEQUENTIAL = "sequential"  # the protocol of a stream
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -41,6 +43,11 @@ class MethodGroup:
     def method(self) -> str:
         """The adapter's type in lower case, such as ``lora``."""
         return str(self.first.metrics["method"])
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is a bound to compare with (frozen, independent, joint) and no method that learns the stream."""
+        return bool(self.first.metrics.get("protocol", SEQUENTIAL) != SEQUENTIAL)
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -114,7 +114,8 @@ def metric_rows(groups: Sequence[MethodGroup]) -> list[Row]:
         if all(value is None for value in values):
             continue
         intervals = [metric_interval(group.first, metric.key) if len(group.runs) == 1 else None for group in groups]
-        best, clear = _best(metric, values, intervals)
+        ranked = [None if group.is_bound else value for group, value in zip(groups, values, strict=True)]
+        best, clear = _best(metric, ranked, intervals)
         entries = tuple(
             Entry(
                 text=format_value(value, metric.kind),

@@ -42,7 +42,8 @@ def task_scores_of_many(groups: Sequence[MethodGroup]) -> list[Table]:
         header += [Text(group.label, method=index) for index, group in enumerate(groups)]
         rows = []
         for index, task in enumerate(first.tasks):
-            best = max(of_method[index]["score"] for of_method in cells)
+            scores = [of_method[index]["score"] for of_method in cells]
+            best = max((one for one, group in zip(scores, groups, strict=True) if not group.is_bound), default=None)
             rows.append(
                 (
                     *_task_name(groups, index, task),
@@ -51,7 +52,7 @@ def task_scores_of_many(groups: Sequence[MethodGroup]) -> list[Table]:
                         Text(
                             format_value(of_method[index]["score"], "score"),
                             _deviation(of_method[index]) if len(groups[number].runs) > 1 else "",
-                            bold=of_method[index]["score"] == best,
+                            bold=of_method[index]["score"] == best and not groups[number].is_bound,
                         )
                         for number, of_method in enumerate(cells)
                     ),

@@ -98,7 +98,7 @@ class AdapterConfig:
         lora_rank: Rank of LILAC's updates.
         dictionary_size: Atoms of LILAC's dictionary.
         quantisation_bits: Bits of a number in LILAC's release file.
-        ewc_lambda: Strength of online EWC (see `OnlineEWC`), for any method but HIMALAYA and O-LoRA; ``null`` is without.
+        ewc_lambda: Strength of online EWC (see `OnlineEWC`), for any method but HIMALAYA and O-LoRA; ``null``: none.
     """
 
     type: str = MISSING

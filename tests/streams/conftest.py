@@ -30,3 +30,8 @@ def package25() -> Stream:
 @pytest.fixture(scope="session")
 def validation() -> Stream:
     return loaded("validation_stream")
+
+
+@pytest.fixture(scope="session")
+def ablation() -> Stream:
+    return loaded("ablation_stream_3")

@@ -209,7 +209,9 @@ def generator() -> ModuleType:
     return module
 
 
-def test_the_documented_cards_are_those_of_the_data(demo: Stream, package25: Stream, validation: Stream) -> None:
+def test_the_documented_cards_are_those_of_the_data(
+    demo: Stream, package25: Stream, validation: Stream, ablation: Stream
+) -> None:
     module = generator()
-    loaded = {stream.name: stream for stream in (demo, package25, validation)}
+    loaded = {stream.name: stream for stream in (demo, package25, validation, ablation)}
     assert module.written_cards() == module.cards(loaded), "run: python docs/generate_streams.py"

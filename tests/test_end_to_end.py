@@ -14,11 +14,11 @@ from tiny_runs import TASKS, in_own_process, run_words, write_backbone, write_st
 
 from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.cli import main
+from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.evaluation import metrics as formulas
 from himalaya_adapter.evaluation.item_scores import read_item_scores
 from himalaya_adapter.evaluation.scoring import evaluate_task
 from himalaya_adapter.experiments import compose_run
-from himalaya_adapter.generation import load_run
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams import load_stream
 from himalaya_adapter.training import run_stream
@@ -197,7 +197,8 @@ def test_the_page_stands_alone_and_the_runs_can_be_compared(place: Path, capsys:
 def test_generate_answers_as_a_task(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(run), "Repeat 12:", "--task", "echo", "--max-new-tokens", "4"]) == 0
     answer = capsys.readouterr().out.strip()
-    tokenizer, model = load_run(run / "adapter", "echo")
+    loaded = load_adapter(run / "adapter", task="echo")
+    tokenizer, model = loaded.tokenizer, loaded.model
     inputs = tokenizer("Repeat 12:", return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert answer == tokenizer.decode(output, skip_special_tokens=True).strip()
@@ -249,7 +250,7 @@ def test_a_4_bit_backbone(method: str, place: Path, tmp_path: Path) -> None:
     # bitsandbytes may abort a process on a processor that it does not know: not this one.
     assert in_own_process([*words, "training.max_updates_per_task=2"]) == 0
     assert read_json(tmp_path / method.lower() / "metrics.json")["stored_bytes"] > 0
-    _, model = load_run(tmp_path / method.lower(), "parity")
+    model = load_adapter(tmp_path / method.lower(), task="parity").model
     assert model.get_base_model().is_loaded_in_4bit
 
 

@@ -256,21 +256,21 @@ def _configs_validate(chosen: argparse.Namespace) -> None:
 def _generate(chosen: argparse.Namespace) -> None:
     from transformers import TextStreamer
 
-    from himalaya_adapter.generation import load_run
+    from himalaya_adapter.deploy.adapter_folder import load_adapter
 
     if chosen.max_new_tokens < 1:
         raise HimalayaError(f"--max-new-tokens {chosen.max_new_tokens}: expected a whole number of at least 1")
     prompt = sys.stdin.read() if chosen.prompt == "-" else chosen.prompt
     if not prompt.strip():
         raise HimalayaError("the prompt is empty: give the text that is to be answered")
-    tokenizer, model = load_run(chosen.adapter, chosen.task)
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    model.generate(
+    adapter = load_adapter(chosen.adapter, task=chosen.task)
+    inputs = adapter.tokenizer(prompt, return_tensors="pt").to(adapter.model.device)
+    streamer = TextStreamer(adapter.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    adapter.model.generate(
         **inputs,
         max_new_tokens=chosen.max_new_tokens,
         do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=adapter.tokenizer.pad_token_id,
         streamer=streamer,
     )
 

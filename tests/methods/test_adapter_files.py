@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save, save_file
 from tiny_runs import write_backbone
 
 from himalaya_adapter import HimalayaConfig, save_release
+from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.generation import load_run
 
 CASE = CASES["llama-stream"]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -185,7 +185,8 @@ def run(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> 
 
 def test_a_run_answers_with_its_adapter_or_its_release(run: Path) -> None:
     for folder, released in ((run, False), (run / "adapter", False), (run / "release", True)):
-        tokenizer, model = load_run(folder, "parity")
+        loaded = load_adapter(folder, task="parity")
+        tokenizer, model = loaded.tokenizer, loaded.model
         assert model.peft_config["default"].released is released
         inputs = tokenizer("Is 4 even?", return_tensors="pt")
         assert (
@@ -193,7 +194,7 @@ def test_a_run_answers_with_its_adapter_or_its_release(run: Path) -> None:
         )
     shutil.rmtree(run / "release")
     with pytest.raises(HimalayaError, match="it has no release/ beside"):
-        load_run(run / "release", "parity")
+        load_adapter(run / "release", task="parity")
 
 
 def cut(share: float) -> Callable[[bytes], bytes]:
@@ -227,7 +228,7 @@ def test_a_damaged_file_of_a_run_is_one_clear_line(damage: str, kind: str, run: 
     assert spoil(content) != content
     path.write_bytes(spoil(content))
     with pytest.raises(HimalayaError, match=rf"the adapter in .*/run/{kind} could not be loaded: .") as caught:
-        load_run(run / kind, "parity")
+        load_adapter(run / kind, task="parity")
     assert "\n" not in str(caught.value)
 
 
@@ -239,14 +240,14 @@ def test_a_bit_changed_anywhere_in_a_release_is_noticed(position: float, run: Pa
     content[header + int((len(content) - header - 1) * position)] ^= 1
     path.write_bytes(content)
     with pytest.raises(HimalayaError, match="could not be loaded: the release file is damaged"):
-        load_run(run / "release", "parity")
+        load_adapter(run / "release", task="parity")
 
 
 @KINDS
 def test_a_pickled_file_is_never_looked_for(kind: str, run: Path) -> None:
     (run / kind / WEIGHTS).rename(run / kind / "adapter_model.bin")
     with pytest.raises(HimalayaError, match=r"has lost its file adapter_model\.safetensors"):
-        load_run(run / kind, "parity")
+        load_adapter(run / kind, task="parity")
 
 
 def test_a_damaged_file_leaves_a_loaded_model_as_it_was(written: Path, tmp_path: Path) -> None:

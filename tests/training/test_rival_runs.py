@@ -8,8 +8,8 @@ import pytest
 from safetensors.torch import load_file
 from tiny_runs import in_own_process, results, run_words
 
+from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.experiments import compose_run
-from himalaya_adapter.generation import load_run
 from himalaya_adapter.methods.coltas import mask_dictionary, task_components
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.training import run_stream
@@ -48,7 +48,7 @@ def test_lilac_alone_has_a_release_file_and_is_scored_with_it(run: Path) -> None
         return
     assert found["released_bytes"] == (run / "release" / WEIGHTS).stat().st_size < found["stored_bytes"] / 2
     assert [task["released"]["n"] for task in found["tasks"]] == [8, 8, 8]
-    _, model = load_run(run / "release", "echo")
+    model = load_adapter(run / "release", task="echo").model
     assert model.peft_config["default"].released
 
 
@@ -81,4 +81,4 @@ def test_a_damaged_release_of_a_run_is_one_line(run: Path, place: Path) -> None:
     content = (damaged / "release" / WEIGHTS).read_bytes()
     (damaged / "release" / WEIGHTS).write_bytes(content[:-1])
     with pytest.raises(ValueError, match=r"the adapter in .*/damaged/release could not be loaded: "):
-        load_run(damaged / "release", "echo")
+        load_adapter(damaged / "release", task="echo")

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test throughput clean
+.PHONY: demo test results throughput clean
 
 demo: $(VENV)/installed
 	$(BIN)/himalaya run run=demo-himalaya results_dir=$(RESULTS)/demo
@@ -18,6 +18,10 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+results: $(VENV)/installed
+	$(BIN)/python benchmarks/run_missing.py
+	$(BIN)/python docs/generate_results.py
 
 throughput: $(VENV)/installed
 	$(BIN)/python benchmarks/throughput.py

@@ -1,16 +1,24 @@
 """What the documentation says was measured is what the committed results say."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tiny_runs import write_run
 
-GENERATOR = Path(__file__).parents[1] / "docs" / "generate_results.py"
+from himalaya_adapter.experiments import compose_run
+from himalaya_adapter.storage import read_json
+
+ROOT = Path(__file__).parents[1]
+GENERATOR = ROOT / "docs" / "generate_results.py"
+RUNNER = ROOT / "benchmarks" / "run_missing.py"
+CONFIGS = sorted((ROOT / "benchmarks" / "results").glob("*/*/config.yaml"))
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_results", GENERATOR)
+def script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -20,5 +28,32 @@ def generator() -> ModuleType:
 
 @pytest.mark.parametrize("section", ["demo", "rivals", "rivals_search"])
 def test_the_tables_are_generated_from_the_committed_runs(section: str) -> None:
-    module = generator()
+    module = script(GENERATOR)
     assert module.written(section) == module.generated(section), "run: python docs/generate_results.py"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.parent.relative_to(path.parents[2])))
+def test_one_command_repeats_each_row(config: Path) -> None:
+    assert compose_run([f"run={config}"]).run.run_id == config.parent.name
+
+
+def test_experiments_without_results_are_run(place: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    experiment = tmp_path / "results" / "tiny" / "lora"
+    experiment.mkdir(parents=True)
+    written = write_run(place, place / "backbone", place / "stream.yaml", "LORA", max_updates_per_task=2)
+    (experiment / "config.yaml").write_bytes(written.read_bytes())
+    words = ["run_missing", "--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
+    monkeypatch.setattr(sys, "argv", words)
+    runner = script(RUNNER)
+    runner.main()
+    assert capsys.readouterr().out.strip() == str(experiment)
+    assert len(read_json(experiment / "matrix.json")["rows"]) == 3
+    assert read_json(experiment / "adapter" / "adapter_config.json")["base_model_name_or_path"] == str(
+        place / "backbone"
+    )
+    assert not list(experiment.rglob("*.safetensors")), "weights are not committed"
+    runner.main()
+    assert capsys.readouterr().out == "", "what has results is left alone"
+    monkeypatch.setattr(sys, "argv", [*words, "tiny/none"])
+    with pytest.raises(SystemExit, match="unknown experiment 'tiny/none'"):
+        runner.main()

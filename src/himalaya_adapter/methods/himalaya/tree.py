@@ -28,6 +28,44 @@ class Bounds(NamedTuple):
     members: Tensor
 
 
+class Level(NamedTuple):
+    """One level of the tree as the ``k`` atoms see it: their child's lower border, then its upper one."""
+
+    axes: Tensor  # (2k,) the node's axis, twice
+    slopes: Tensor  # (2k,) 1/s, then -1/s
+    shifts: Tensor  # (2k,) -t_c / s, then t_{c+1} / s
+    log_widths: Tensor  # (k,)
+
+
+class Leaves(NamedTuple):
+    """The atoms' leaves, given by the borders on the path to each."""
+
+    atoms: int
+    levels: tuple[Level, ...]
+
+    def log_membership(self, queries: Tensor) -> Tensor:
+        r"""The logarithm of each query's soft membership in each atom's leaf.
+
+        Child ``c`` of a node has :math:`\sigma((q - t_c)/s) - \sigma((q - t_{c+1})/s)
+        = \sigma((q - t_c)/s)\,\sigma((t_{c+1} - q)/s)\,(1 - e^{(t_c - t_{c+1})/s})`, with ``q`` the query along the
+        node's axis, ``s`` its spread and ``t`` its thresholds in rising order; a leaf has the product over its path.
+
+        Args:
+            queries: Shape ``(..., p)``.
+
+        Returns:
+            Shape ``(..., k)``: finite, differentiable in the thresholds and the queries.
+        """
+        if not self.levels:  # a single leaf
+            return queries.new_zeros(*queries.shape[:-1], self.atoms)
+        parts = []
+        for axes, slopes, shifts, log_widths in self.levels:
+            inside = F.logsigmoid(torch.addcmul(shifts, queries[..., axes], slopes))
+            below, above = inside.chunk(2, dim=-1)
+            parts.append((below + above + log_widths).clamp_min(LOWEST_LOG_MEMBERSHIP))
+        return sum(parts[1:], start=parts[0])
+
+
 class KDTree(nn.Module):
     """A full tree with ``fanout`` children a node, deep enough for leaves of at most ``leaf_size`` atoms.
 
@@ -97,32 +135,26 @@ class KDTree(nn.Module):
             self.path[:, level] = rank * parts[node] // count[node]
             node = node * self.fanout + self.path[:, level]
 
-    def log_membership(self, queries: Tensor) -> Tensor:
-        r"""The logarithm of each query's soft membership in each atom's leaf.
-
-        Child ``c`` of a node has :math:`\sigma((q - t_c)/s) - \sigma((q - t_{c+1})/s)
-        = \sigma((q - t_c)/s)\,\sigma((t_{c+1} - q)/s)\,(1 - e^{(t_c - t_{c+1})/s})`, with ``q`` the query along the
-        node's axis, ``s`` its spread and ``t`` its thresholds in rising order; a leaf has the product over its path.
-
-        Args:
-            queries: Shape ``(..., p)``.
-
-        Returns:
-            Shape ``(..., k)``: finite, differentiable in the thresholds and the queries.
-        """
+    def as_leaves(self) -> "Leaves":
+        """What the atoms' memberships follow from, level by level: made once for any number of queries."""
         ends = self.thresholds.new_full((len(self.thresholds), 1), torch.inf)
         borders = torch.cat([-ends, self.thresholds.sort(dim=1).values, ends], dim=1)
         widths = borders.diff(dim=1) / self.spread[:, None]
         log_widths = torch.log(-torch.expm1(-widths.clamp_min(SMALLEST_WIDTH)))
-        total = queries.new_zeros(*queries.shape[:-1], len(self.path))
+        levels = []
         node = self.path.new_zeros(len(self.path))
         for child in self.path.unbind(1):
-            position, spread = queries[..., self.axes[node]], self.spread[node]
-            above = F.logsigmoid((position - borders[node, child]) / spread)
-            below = F.logsigmoid((borders[node, child + 1] - position) / spread)
-            total = total + (above + below + log_widths[node, child]).clamp_min(LOWEST_LOG_MEMBERSHIP)
+            axes, slopes = self.axes[node], 1 / self.spread[node]
+            shifts = torch.stack([-borders[node, child] * slopes, borders[node, child + 1] * slopes])
+            levels.append(
+                Level(axes.repeat(2), torch.cat([slopes, -slopes]), shifts.flatten(), log_widths[node, child])
+            )
             node = node * self.fanout + 1 + child
-        return total
+        return Leaves(len(self.path), tuple(levels))
+
+    def log_membership(self, queries: Tensor) -> Tensor:
+        """As `Leaves.log_membership`, with the thresholds as they are now."""
+        return self.as_leaves().log_membership(queries)
 
     def nearest(self, queries: Tensor, keys: Tensor) -> Tensor:
         """The index ``(n,)`` of the key ``(k, p)`` nearest to each query ``(n, p)``, the smallest among equals.

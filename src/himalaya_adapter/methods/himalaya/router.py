@@ -112,10 +112,11 @@ def final_gates(logits: Tensor, most: int, temperature: float) -> Tensor:
         temperature: ``T``.
     """
     top = logits.topk(min(most, logits.shape[-1]), dim=-1)
-    expected = torch.sigmoid((logits[..., None, :] - top.values[..., None]) / temperature).sum(-1)
-    on = (top.values > 0) & (expected < most)
-    on[..., 0] = True
-    return torch.zeros_like(logits).scatter_(-1, top.indices, on.to(logits.dtype))
+    gates = torch.zeros_like(logits).scatter_(-1, top.indices[..., :1], 1.0)
+    values, others = top.values[..., 1:], top.indices[..., 1:]
+    expected = torch.sigmoid((logits[..., None, :] - values[..., None]) / temperature).sum(-1)
+    on = (values > 0) & (expected < most)
+    return gates.scatter_(-1, others, on.to(logits.dtype))
 
 
 class HyperRouter(nn.Module):

@@ -31,9 +31,9 @@ class Bounds(NamedTuple):
 class Level(NamedTuple):
     """One level of the tree as the ``k`` atoms see it: their child's lower border, then its upper one."""
 
-    axes: Tensor  # (2k,) the node's axis, twice
-    slopes: Tensor  # (2k,) 1/s, then -1/s
+    slopes: Tensor  # (2k, p) 1/s, then -1/s, on the node's axis
     shifts: Tensor  # (2k,) -t_c / s, then t_{c+1} / s
+    both: Tensor  # (k, 2k) adds the two of each atom
     log_widths: Tensor  # (k,)
 
 
@@ -59,10 +59,11 @@ class Leaves(NamedTuple):
         if not self.levels:  # a single leaf
             return queries.new_zeros(*queries.shape[:-1], self.atoms)
         parts = []
-        for axes, slopes, shifts, log_widths in self.levels:
-            inside = F.logsigmoid(torch.addcmul(shifts, queries[..., axes], slopes))
-            below, above = inside.chunk(2, dim=-1)
-            parts.append((below + above + log_widths).clamp_min(LOWEST_LOG_MEMBERSHIP))
+        for level in self.levels:
+            slopes, shifts, both, log_widths = (part.to(queries.dtype) for part in level)
+            # Products with matrices of zeros and ones: fewer and faster operations than picking and adding.
+            log_shares = F.linear(F.logsigmoid(F.linear(queries, slopes, shifts)), both, log_widths)
+            parts.append(log_shares.clamp_min(LOWEST_LOG_MEMBERSHIP))
         return sum(parts[1:], start=parts[0])
 
 
@@ -93,7 +94,7 @@ class KDTree(nn.Module):
         for name, value in {"atoms": atoms, "dimensions": dimensions, "leaf_size": leaf_size}.items():
             if value < 1:
                 raise ValueError(f"{name}={value} is not possible: a tree needs at least 1")
-        self.fanout, self.leaf_size, depth = fanout, leaf_size, 0
+        self.dimensions, self.fanout, self.leaf_size, depth = dimensions, fanout, leaf_size, 0
         while fanout**depth * leaf_size < atoms:
             depth += 1
         self.leaves, nodes = fanout**depth, (fanout**depth - 1) // (fanout - 1)
@@ -137,17 +138,26 @@ class KDTree(nn.Module):
 
     def as_leaves(self) -> "Leaves":
         """What the atoms' memberships follow from, level by level: made once for any number of queries."""
-        ends = self.thresholds.new_full((len(self.thresholds), 1), torch.inf)
-        borders = torch.cat([-ends, self.thresholds.sort(dim=1).values, ends], dim=1)
-        widths = borders.diff(dim=1) / self.spread[:, None]
+        wide = torch.promote_types(self.thresholds.dtype, torch.float32)  # 1/s and t/s are rounded by themselves
+        thresholds, spread = self.thresholds.to(wide), self.spread.to(wide)
+        ends = thresholds.new_full((len(thresholds), 1), torch.inf)
+        borders = torch.cat([-ends, thresholds.sort(dim=1).values, ends], dim=1)
+        widths = borders.diff(dim=1) / spread[:, None]
         log_widths = torch.log(-torch.expm1(-widths.clamp_min(SMALLEST_WIDTH)))
         levels = []
+        both = torch.eye(len(self.path), dtype=borders.dtype, device=borders.device).repeat(1, 2)
         node = self.path.new_zeros(len(self.path))
         for child in self.path.unbind(1):
-            axes, slopes = self.axes[node], 1 / self.spread[node]
+            slopes = 1 / spread[node]
+            axes = F.one_hot(self.axes[node], self.dimensions) * slopes[:, None]
             shifts = torch.stack([-borders[node, child] * slopes, borders[node, child + 1] * slopes])
             levels.append(
-                Level(axes.repeat(2), torch.cat([slopes, -slopes]), shifts.flatten(), log_widths[node, child])
+                Level(
+                    slopes=torch.cat([axes, -axes]),
+                    shifts=shifts.flatten(),
+                    both=both,
+                    log_widths=log_widths[node, child],
+                )
             )
             node = node * self.fanout + 1 + child
         return Leaves(len(self.path), tuple(levels))

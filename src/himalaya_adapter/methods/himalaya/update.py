@@ -165,11 +165,11 @@ class SharedUpdate(SharedState):
             if self._probe is None or (self._probe.device, self._probe.dtype) != (like.device, like.dtype):
                 self._probe = like.new_zeros(self.width, requires_grad=True)
             atoms = torch.cat([atoms, self._probe[None].to(dtype)])
-        atoms_in, atoms_out = atoms[:, :width], atoms[:, :output_width]
-        gram_in = gram(atoms_in[:count])
-        gram_out = gram_in if width == output_width else gram(atoms_out[:count])
-        inward = torch.cat([self.router.projection[:, :width].to(dtype), atoms_in])
-        return Maps(inward, atoms_out, gram_in, gram_out)
+        inward = torch.cat([self.router.projection[:, :width].to(dtype), atoms[:, :width]])
+        gram_in = gram(atoms[:count, :width])
+        if width == output_width:  # one copy in memory: a decoded token finds it in no cache
+            return Maps(inward, inward[len(self.router.projection) :], gram_in, gram_in)
+        return Maps(inward, atoms[:, :output_width], gram_in, gram(atoms[:count, :output_width]))
 
     def route(self, projected: Tensor) -> tuple[Tensor, Tensor]:
         r"""Which atoms serve tokens whose normalised input has the projections :math:`P \hat x` ``(..., p)``.
@@ -188,13 +188,12 @@ class SharedUpdate(SharedState):
             outputs = torch.baddbmm(routes.bias.to(latents.dtype), rows, routes.head.mT.to(latents.dtype))
             outputs = outputs.reshape(*latents.shape[:-1], -1)
         atoms = outputs.shape[-1] // 2
-        logits, coefficients, raw_gain = outputs.split([atoms, atoms, 1], dim=-1)
+        logits, coefficients, raw_gain = outputs[..., :atoms], outputs[..., atoms:-1], outputs[..., -1:]
         if routes.leaves is not None:
             membership = routes.leaves.log_membership(centred)
             below = membership.amax(-1, keepdim=True) - membership
             # The bonus -x / (1 + 2x): bounded, and with a gradient everywhere.
-            elastic = torch.addcdiv(logits[..., core:], below, 1 + below / LARGEST_TREE_BONUS, value=-1)
-            logits = torch.cat([logits[..., :core], elastic], dim=-1)
+            logits[..., core:].addcdiv_(below, torch.rsub(below, 1, alpha=-1 / LARGEST_TREE_BONUS), value=-1)
         gain = torch.ones_like(raw_gain) if self.config.gain == "fixed" else torch.tanh(raw_gain)
         if not self.training:
             temperature = self.config.temperature_init * FINAL_TEMPERATURE_SHARE

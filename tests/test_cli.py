@@ -307,7 +307,7 @@ def test_a_mistake_in_a_shell_is_one_line_and_status_2() -> None:
     assert "Traceback" not in failed.stderr
 
 
-@pytest.mark.parametrize("arguments", [["rum"], [], ["run"], ["generate", "folder", "prompt"]])
+@pytest.mark.parametrize("arguments", [["rum"], [], ["run"], ["generate", "folder"]])
 def test_an_incomplete_command_shows_its_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)

@@ -93,10 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     validate.add_argument("files", nargs="+", type=Path, metavar="FILE")
     validate.set_defaults(command=_configs_validate)
 
-    generate = commands.add_parser("generate", help="answer a prompt with a run's adapter")
-    generate.add_argument("adapter", type=Path, help="a run's folder or its adapter folder")
+    generate = commands.add_parser("generate", help="answer a prompt with a run's adapter or its release")
+    generate.add_argument(
+        "adapter", help="a run's folder, its adapter or release folder, a copy of one, or owner/name"
+    )
     generate.add_argument("prompt", help="the text; '-' reads standard input")
-    generate.add_argument("--task", required=True, help="the task whose answer is wanted")
+    generate.add_argument("--task", default="auto", help="answer as this task (default: auto, as the prompt says)")
+    generate.add_argument("--backbone", help="name or folder, where it is not the one that the adapter names")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.set_defaults(command=_generate)
     return parser
@@ -257,22 +260,17 @@ def _generate(chosen: argparse.Namespace) -> None:
     from transformers import TextStreamer
 
     from himalaya_adapter.deploy.adapter_folder import load_adapter
+    from himalaya_adapter.deploy.answering import AUTO, answer, check_request, choose_task
 
-    if chosen.max_new_tokens < 1:
-        raise HimalayaError(f"--max-new-tokens {chosen.max_new_tokens}: expected a whole number of at least 1")
     prompt = sys.stdin.read() if chosen.prompt == "-" else chosen.prompt
-    if not prompt.strip():
-        raise HimalayaError("the prompt is empty: give the text that is to be answered")
-    adapter = load_adapter(chosen.adapter, task=chosen.task)
-    inputs = adapter.tokenizer(prompt, return_tensors="pt").to(adapter.model.device)
+    check_request(prompt, chosen.max_new_tokens)  # before a model is loaded for nothing
+    named = None if chosen.task == AUTO else chosen.task
+    adapter = load_adapter(chosen.adapter, task=named, backbone=chosen.backbone)
+    task = choose_task(adapter, prompt, chosen.task)
+    if task.confidence is not None:
+        print(f"task {task.name or 'without a name'}, confidence {task.confidence:.2f}", file=sys.stderr)
     streamer = TextStreamer(adapter.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    adapter.model.generate(
-        **inputs,
-        max_new_tokens=chosen.max_new_tokens,
-        do_sample=False,
-        pad_token_id=adapter.tokenizer.pad_token_id,
-        streamer=streamer,
-    )
+    answer(adapter, prompt, chosen.max_new_tokens, streamer)
 
 
 if __name__ == "__main__":

@@ -163,9 +163,9 @@ def test_modules_to_save_come_along_and_are_checked(kind: str, tmp_path: Path) -
 def test_a_file_of_a_newer_version_is_refused_by_name(kind: str, written: Path, tmp_path: Path) -> None:
     shutil.copytree(written / kind, tmp_path / kind)
     config = json.loads((tmp_path / kind / CONFIG).read_text())
-    assert config["format_version"] == 1
-    (tmp_path / kind / CONFIG).write_text(json.dumps(config | {"format_version": 2}))
-    with pytest.raises(ValueError, match=r"^format_version=2 is newer than 1, the newest that this himalaya"):
+    assert config["format_version"] == 2
+    (tmp_path / kind / CONFIG).write_text(json.dumps(config | {"format_version": 3}))
+    with pytest.raises(ValueError, match=r"^format_version=3 is newer than 2, the newest that this himalaya"):
         PeftModel.from_pretrained(CASE.base(), tmp_path / kind)
 
 

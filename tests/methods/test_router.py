@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from himalaya_adapter.methods.himalaya.router import (
     HyperRouter,
     budget_shift,
+    final_gates,
     gate_probabilities,
     hard_gates,
     latent_width,
@@ -92,6 +93,29 @@ def test_hard_gates_are_the_largest_positive_scores(seed, spread, shift, most) -
     for row, on in zip(scores, gates.bool(), strict=True):
         expected = sorted((score for score in row.tolist() if score > 0), reverse=True)[:most] or [row.max().item()]
         assert sorted(row[on].tolist(), reverse=True) == expected
+
+
+@given(
+    seed=SEEDS,
+    spread=SPREADS,
+    shift=SHIFTS,
+    temperature=st.floats(0.05, 3),
+    most=st.integers(1, 5),
+    atoms=st.sampled_from([3, 5, ATOMS]),
+)
+def test_the_gates_of_inference_are_those_of_the_shifted_logits(seed, spread, shift, temperature, most, atoms) -> None:
+    """Outside ties: where an atom lies at the shift itself, rounding decides."""
+    logits = random_logits(seed, spread, shift, torch.float64)[:, :atoms]
+    shifted, _ = gate_probabilities(logits, most, temperature)
+    apart = logits.sort(-1).values.diff(dim=-1).amin(-1) > 1e-9
+    clear = apart & (shifted.abs().amin(-1) > 1e-6)
+    assert torch.equal(final_gates(logits, most, temperature)[clear], hard_gates(shifted, most)[clear])
+
+
+def test_atoms_of_equal_logits_share_the_budget_and_one_opens_without_any_positive_logit() -> None:
+    gates = final_gates(torch.tensor([[2.0, 2.0, 2.0, 2.0], [5.0, 4.0, 4.5, -1.0], [-3.0, -2.0, -1.0, -9.0]]), 3, 0.1)
+    assert gates[1:].tolist() == [[1, 1, 1, 0], [0, 0, 1, 0]]
+    assert 1 <= gates[0].sum() <= 3
 
 
 def test_task_codes_come_from_the_name_alone() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 
@@ -69,3 +70,8 @@ BACKBONES: Mapping[str, PackagedGguf | HubModel] = MappingProxyType(
         ),
     }
 )
+
+
+def public_name(name: str) -> str:
+    """What a backbone is called in files that leave this machine: a folder is known there by its last part only."""
+    return Path(name).resolve().name if name not in BACKBONES and Path(name).is_dir() else name

@@ -9,6 +9,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Pretrain
 from himalaya_adapter.backbones.catalogue import BACKBONES
 from himalaya_adapter.errors import HimalayaError, unknown_name
 
+# What an adapter's backbone is known by: one that differs in any of these is another model.
+SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+
+
+def sizes_of(config: PretrainedConfig) -> dict[str, int]:
+    """The sizes of a model by which an adapter can tell another model."""
+    return {size: getattr(config, size) for size in SIZES if hasattr(config, size)}
+
 
 def backbone_shape(name: str) -> PretrainedConfig:
     """The config of a backbone's model: from the catalogue, a folder, or (a few hundred bytes) the hub.

@@ -1,16 +1,25 @@
-"""A finished run's model, ready to answer as its tasks."""
+"""A saved adapter on its backbone, ready to answer: from a run, from a folder of its own, or from the hub."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
+from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from himalaya_adapter.backbones import load_backbone
+from himalaya_adapter.backbones import Backbone, load_backbone
+from himalaya_adapter.backbones.shape import sizes_of
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from himalaya_adapter.storage import read_json
+
+logger = logging.getLogger(__name__)
+IN_A_RUN = ("adapter", "release")
 
 
 @dataclass(frozen=True)
@@ -20,7 +29,7 @@ class LoadedAdapter:
     Args:
         model: Backbone and adapter, in evaluation mode.
         tokenizer: The backbone's tokenizer.
-        tasks: Names of the tasks that the adapter has learnt, in their order.
+        tasks: Names of the tasks that the adapter has learnt, in their order; none where nobody wrote them down.
         backbone: The name under which `load_backbone` finds the backbone.
         folder: Where the adapter's files lie.
     """
@@ -32,34 +41,153 @@ class LoadedAdapter:
     folder: Path
 
 
-def load_adapter(folder: Path, *, task: str | None = None, dtype: str | None = None) -> LoadedAdapter:
-    """Load the backbone and the adapter of a run.
+@dataclass(frozen=True)
+class _Saved:
+    """What is written about an adapter: where it lies, what it has learnt, which model it was trained on."""
+
+    folder: Path
+    tasks: tuple[str, ...]
+    backbone: str
+    revision: str | None
+    quantisation: str | None
+    dtype: str = "auto"
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+def load_adapter(
+    folder: str | Path, *, task: str | None = None, dtype: str | None = None, backbone: str | None = None
+) -> LoadedAdapter:
+    """Load an adapter and its backbone.
 
     Args:
-        folder: A run's folder, or the ``adapter`` or ``release`` folder inside it; ``adapter`` is the default.
+        folder: A run's folder, or the ``adapter`` or ``release`` folder inside it (``adapter`` is the default); a copy
+            of one of these two anywhere else; or the id ``owner/name`` of one on the hub.
         task: The task to switch to, if the method knows tasks; later calls of ``model.set_task`` switch again.
         dtype: Precision of the backbone; that of the run by default.
+        backbone: The backbone's name or folder, where it is another one than the adapter names.
 
     Raises:
-        HimalayaError: No finished run there, a task that it has not learned, or a damaged adapter.
+        HimalayaError: No adapter there, a task that it has not learned, another backbone, or a damaged adapter.
     """
-    run, name = (folder.parent, folder.name) if folder.name in ("adapter", "release") else (folder, "adapter")
-    adapter = run / name
-    if not adapter.is_dir() or not (run / "metrics.json").is_file():
-        raise HimalayaError(f"{folder} is not a finished run: it has no {name}/ beside metrics.json")
-    if not (adapter / "adapter_model.safetensors").is_file():  # PEFT would look for a pickled file next
-        raise HimalayaError(f"the adapter in {adapter} has lost its file adapter_model.safetensors")
-    tasks = tuple(entry["name"] for entry in read_json(run / "metrics.json")["tasks"])
-    if task is not None and task not in tasks:
-        raise unknown_name("task", task, tasks)
-    written = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]["backbone"]
-    quantisation = "4-bit" if written["quantisation"] else None
-    backbone = load_backbone(written["name"], quantisation=quantisation, dtype=dtype or written["dtype"])
+    saved = _find(folder)
+    if task is not None and saved.tasks and task not in saved.tasks:
+        raise unknown_name("task", task, saved.tasks)
     try:
-        model = PeftModel.from_pretrained(backbone.model, adapter).eval()
+        loaded = load_backbone(backbone or saved.backbone, quantisation=saved.quantisation, dtype=dtype or saved.dtype)
+    except HimalayaError as error:
+        if backbone is not None:
+            raise
+        raise HimalayaError(
+            f"the adapter in {saved.folder} was trained on '{saved.backbone}', which is not here: {error}; "
+            "say with --backbone where it is"
+        ) from error
+    _check_backbone(loaded, saved)
+    try:
+        model = PeftModel.from_pretrained(loaded.model, saved.folder).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise HimalayaError(f"the adapter in {adapter} could not be loaded: {reason}") from error
+        raise HimalayaError(f"the adapter in {saved.folder} could not be loaded: {reason}") from error
     if task is not None and hasattr(model, "set_task"):
         model.set_task(task)
-    return LoadedAdapter(model, backbone.tokenizer, tasks, written["name"], adapter)
+    return LoadedAdapter(model, loaded.tokenizer, saved.tasks, loaded.name, saved.folder)
+
+
+def _find(folder: str | Path) -> _Saved:
+    place = Path(folder)
+    run, name = (place.parent, place.name) if place.name in IN_A_RUN else (place, IN_A_RUN[0])
+    if (run / "metrics.json").is_file() and (run / "config.yaml").is_file():
+        return _in_run(run, name)
+    if not (place / CONFIG_FILE).is_file():
+        if place.exists() or len(place.parts) != 2 or place.is_absolute():
+            raise HimalayaError(
+                f"{folder} is not a finished run: it has no {name}/ beside metrics.json; nor is it an adapter's "
+                f"folder: it has no {CONFIG_FILE}"
+            )
+        place = _from_hub(str(folder))
+    return _alone(place)
+
+
+def _in_run(run: Path, name: str) -> _Saved:
+    if not (run / name).is_dir():
+        raise HimalayaError(f"{run / name} is not a finished run's: it has no {name}/ beside metrics.json")
+    _check_weights(run / name)
+    tasks = tuple(entry["name"] for entry in read_json(run / "metrics.json")["tasks"])
+    written = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]["backbone"]
+    environment = read_json(run / "environment.json") if (run / "environment.json").is_file() else {}
+    return _Saved(
+        folder=run / name,
+        tasks=tasks,
+        backbone=written["name"],
+        revision=environment.get("backbone_revision"),
+        quantisation="4-bit" if written["quantisation"] else None,
+        dtype=written["dtype"],
+        sizes=environment.get("backbone_sizes", {}),
+    )
+
+
+def _alone(folder: Path) -> _Saved:
+    """What the folder says of itself: its model card, else PEFT's config, which names the backbone only."""
+    _check_weights(folder)
+    facts = _facts(folder / CARD_FILE)
+    told = facts.get("backbone", {})
+    try:
+        config = read_json(folder / CONFIG_FILE)
+        name = told.get("name") or config["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise HimalayaError(f"the adapter in {folder} could not be loaded: {CONFIG_FILE} is damaged") from error
+    if name is None:
+        raise HimalayaError(
+            f"the adapter in {folder} does not say which model it was trained on: name it (--backbone)"
+        )
+    return _Saved(
+        folder=folder,
+        tasks=tuple(facts.get("tasks", ())),
+        backbone=name,
+        revision=told.get("revision", config.get("revision")),
+        quantisation="4-bit" if told.get("quantisation") else None,
+        sizes={size: told[size] for size in told.keys() - {"name", "revision", "quantisation"}},
+    )
+
+
+def _facts(card: Path) -> dict[str, Any]:
+    """The part of a model card's front matter that the run has written, if it is one of ours."""
+    try:
+        facts = ModelCard.load(card).data.to_dict().get(CARD_FACTS, {}) if card.is_file() else {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise HimalayaError(f"the model card {card} is damaged: {' '.join(str(error).split())}") from error
+    return facts if isinstance(facts, dict) else {}
+
+
+def _from_hub(repository: str) -> Path:
+    """The adapter's three files out of the hub or its cache; never a pickled file."""
+    wanted = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=wanted))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        reason = " ".join(str(error).split())
+        raise HimalayaError(
+            f"{repository} is no folder here, and no adapter of the hub could be had: {reason}"
+        ) from error
+    if not (folder / CONFIG_FILE).is_file():
+        raise HimalayaError(f"{repository} on the hub holds no adapter: it has no {CONFIG_FILE}")
+    return folder
+
+
+def _check_weights(folder: Path) -> None:
+    if not (folder / WEIGHTS_FILE).is_file():  # PEFT would look for a pickled file next
+        raise HimalayaError(f"the adapter in {folder} has lost its file {WEIGHTS_FILE}")
+
+
+def _check_backbone(loaded: Backbone, saved: _Saved) -> None:
+    """Refuse a model of other sizes; say so if its weights may be others."""
+    found = sizes_of(loaded.model.config)
+    for size, expected in saved.sizes.items():
+        if found.get(size) != expected:
+            raise HimalayaError(
+                f"the adapter in {saved.folder} is for another backbone: it was trained on {saved.backbone} with "
+                f"{size}={expected}, {loaded.name} has {found.get(size)}"
+            )
+    if saved.revision is not None and loaded.revision != saved.revision:
+        logger.warning(
+            "%s is not what the adapter was trained on: %s now, %s then", loaded.name, loaded.revision, saved.revision
+        )

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.storage import read_json, write_atomic
 
 CHECKSUM = "checksum"
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
+CARD_FACTS = "himalaya"  # key of the card's front matter under which a run says what the adapter has learnt
 INFERENCE_ONLY = "a release file is for inference only: to train on, load the adapter that it was made from"
 
 Tensors = Mapping[str, Tensor]
@@ -27,7 +29,14 @@ def has_release(config: PeftConfig) -> bool:
     return hasattr(config, "released")
 
 
-def save_release(model: PeftModel, folder: str | Path, adapter_name: str = "default") -> dict[str, int]:
+def save_release(
+    model: PeftModel,
+    folder: str | Path,
+    adapter_name: str = "default",
+    *,
+    base_model: str | None = None,
+    revision: str | None = None,
+) -> dict[str, int]:
     """Write a small file for inference: weights in `quantisation_bits` bits, no training state.
 
     `peft.PeftModel.from_pretrained` opens the folder. ``model`` itself stays as it is, and can be trained on.
@@ -36,6 +45,9 @@ def save_release(model: PeftModel, folder: str | Path, adapter_name: str = "defa
         model: A model with an adapter of a method that has a release file: HIMALAYA, LILAC.
         folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are written; made if needed.
         adapter_name: Which of the model's adapters.
+        base_model: What the frozen model is called elsewhere, which the config then says in place of the folder that
+            it was loaded from. PEFT's card, which names that folder, is left out.
+        revision: What exactly that model is.
 
     Returns:
         The bytes of each part of ``adapter_model.safetensors``; with ``header`` they add up to the file's size.
@@ -58,9 +70,13 @@ def save_release(model: PeftModel, folder: str | Path, adapter_name: str = "defa
     try:
         with tempfile.TemporaryDirectory() as temporary:
             model.save_pretrained(temporary, selected_adapters=[adapter_name])
-            for path in sorted(Path(temporary).rglob("*"), reverse=True):  # the weights before the config
-                if path.is_file():
-                    write_atomic(folder / path.name, path.read_bytes())
+            files = {path.name: path.read_bytes() for path in Path(temporary).rglob("*") if path.is_file()}
+        if base_model is not None:
+            told = json.loads(files[CONFIG_FILE]) | {"base_model_name_or_path": base_model, "revision": revision}
+            files[CONFIG_FILE] = json.dumps(told, indent=2, sort_keys=True).encode()
+            del files[CARD_FILE]
+        for name in sorted(files, reverse=True):  # the weights before the config
+            write_atomic(folder / name, files[name])
     finally:
         model.peft_config[adapter_name] = config
     return file_bytes(folder / WEIGHTS_FILE, f"base_model.{config.peft_type.value.lower()}_shared.")

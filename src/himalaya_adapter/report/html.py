@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from himalaya_adapter.report.growth import TABLE_HEADER, growth_table
 from himalaya_adapter.report.method_groups import alone
 from himalaya_adapter.report.metric_table import format_interval, format_seconds, format_value, metric_rows
+from himalaya_adapter.report.model_card import write_model_card
 from himalaya_adapter.report.run_folder import Cell, read_run
 from himalaya_adapter.report.sections import Section, run_sections
 from himalaya_adapter.report.style import PNG_DPI, method_styles, save_figure
@@ -23,7 +24,7 @@ CARDS = ("retained_accuracy_auc", "learning_accuracy", "forgetting", "stored_byt
 # Scores that only some methods have, as columns of the table of tasks.
 EXTRA_SCORES = {"unlabelled": "without label", "released": "release file"}
 HASH_DIGITS = 16  # shown of a SHA-256; enough to tell two data sets apart by eye
-NOT_OF_THE_MACHINE = ("data_hashes", "format")  # of environment.json, shown elsewhere
+NOT_OF_THE_MACHINE = ("data_hashes", "backbone_sizes", "format")  # of environment.json, shown elsewhere
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Picture:
 
 def write_run_report(run_folder: Path) -> Path:
     """Write ``report.html`` and ``figures/<run_id>_<topic>.png|pdf`` into a finished run's folder.
+
+    Of a run that has a release its model card is written, too.
 
     Returns:
         Path of the page.
@@ -63,6 +66,7 @@ def write_run_report(run_folder: Path) -> Path:
         hash_digits=HASH_DIGITS,
         pictures=[picture(section, run_folder / "figures", run.run_id) for section in run_sections(run)],
     )
+    write_model_card(run)
     path = run_folder / "report.html"
     write_atomic(path, page)
     return path

@@ -145,7 +145,7 @@ def load_task(stream: str, task: str, *, limits: Limits | None = None, offline: 
 def task_card(stream: str, task: str, *, offline: bool = False) -> TaskCard:
     """Load one task and say where it comes from, under which licence, how its labels are spread, with examples."""
     loaded = load_task(stream, task, offline=offline)
-    origin, licence = _origin(loaded.spec, read_definition(stream))
+    origin, licence = origin_of(loaded.spec, read_definition(stream))
     labels = loaded.spec.labels
     counts = {split: Counter(item.target for item in loaded.split(split)) for split in SPLITS}
     return TaskCard(
@@ -158,7 +158,7 @@ def task_card(stream: str, task: str, *, offline: bool = False) -> TaskCard:
     )
 
 
-def _origin(spec: TaskSpec, definition: StreamDefinition) -> tuple[str, str]:
+def origin_of(spec: TaskSpec, definition: StreamDefinition) -> tuple[str, str]:
     """Where a task's data comes from, and its licence."""
     hub, archive = spec.source.hub, definition.archives.get(spec.source.archive or "")
     if hub:

@@ -8,6 +8,7 @@ import torch
 from accelerate import PartialState
 
 from himalaya_adapter.backbones import Backbone
+from himalaya_adapter.backbones.shape import sizes_of
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.streams import Stream
 
@@ -19,19 +20,21 @@ def describe_environment(config: RunConfig, stream: Stream, backbone: Backbone) 
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _processor(),
+        "cpu": processor_name(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "processes": PartialState().num_processes,
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "backbone_revision": backbone.revision,
+        "backbone_sizes": sizes_of(backbone.model.config),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "seed": config.training.seed,
         "data_hashes": {task.name: dict(task.hashes) for task in stream.tasks},
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The processor's model as the system names it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]

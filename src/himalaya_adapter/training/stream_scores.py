@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import PartialState
 from peft import PeftModel
 
+from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.batching import Batch, batches, padding_token
 from himalaya_adapter.evaluation.metrics import rows_to_measure
@@ -120,7 +121,12 @@ class StreamScores:
         if not has_release(self.model.peft_config["default"]) or self.config.training.protocol != SEQUENTIAL:
             return None
         folder = self.store.folder / "release"
-        parts = save_release(self.model, folder)
+        parts = save_release(
+            self.model,
+            folder,
+            base_model=public_name(self.config.model.backbone.name),
+            revision=read_json(self.store.folder / "environment.json")["backbone_revision"],
+        )
         self.model.load_adapter(str(folder), adapter_name=RELEASED)
         self.model.set_adapter(RELEASED)
         for index, _ in enumerate(self.stream.tasks):

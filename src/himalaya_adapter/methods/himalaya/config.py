@@ -13,8 +13,9 @@ NORM_TARGETS = ("update", "residual")
 GAINS = ("learned", "fixed")
 INDICES = ("learnable_kd_tree", "scan")
 FANOUTS = (4, 8, 16)
-# Version of the adapter files that this code writes, and the newest that it reads.
-FORMAT_VERSION = 1
+# Version of the adapter files that this code writes, and the newest that it reads. In a release of version 1 elastic
+# atoms are rounded once.
+FORMAT_VERSION = 2
 CHOICES = {
     "placement": PLACEMENTS,
     "norm_target": NORM_TARGETS,
@@ -143,5 +144,7 @@ class HimalayaConfig(TargetsConfig):
                 f"format_version={self.format_version} is newer than {FORMAT_VERSION}, the newest that this "
                 "himalaya-adapter reads: upgrade the package"
             )
+        if not self.released:
+            self.format_version = FORMAT_VERSION  # an older one is saved, and released, as the newest
         if self.temperature_init <= 0:
             raise ValueError(f"temperature_init={self.temperature_init} must be above 0")

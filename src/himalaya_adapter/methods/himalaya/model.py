@@ -144,6 +144,11 @@ class HimalayaModel(SharedStateModel):
         found = [known.get(tuple(code)) for code in codes.sign().tolist()]
         return list(zip(found, confidences.tolist(), strict=True))
 
+    def remembers_task(self, name: str) -> bool:
+        """Whether the memory of prompts has a slot of this task; those of the oldest of very many are taken again."""
+        memory = self._active()[0].memory
+        return bool((memory.codes[: memory.tasks] == (task_code(name, memory.codes.shape[1]) > 0)).all(1).any())
+
     def _embedded(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         embeddings = cast(nn.Embedding, cast(PreTrainedModel, self.model).get_input_embeddings())(input_ids)
         return embeddings, torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -22,6 +22,8 @@ VALUES = ("dictionary.", "router.")
 
 # What inference needs. Everything else that an adapter stores is the state of its training, and left out.
 ATOMS = ("dictionary.core", "dictionary.elastic")
+# What rounding took from the elastic atoms, rounded once more: they carry what was learnt. Since format 2.
+REST, REST_SINCE = "rest.", 2
 ROWS = ("router.head", "router.projection")
 AS_THEY_ARE = (
     *("router.offset", "code", "in_use"),
@@ -46,7 +48,11 @@ def pack(state: Mapping[str, Tensor], config: HimalayaConfig) -> dict[str, Tenso
         packed.update({name: state[name].half() for name in (*ATOMS, *ROWS)})
     else:
         atoms = torch.cat([state[name] for name in ATOMS])
-        packed.update(prefixed("dictionary.", quantise_matrix(atoms, config.quantisation_bits)))
+        parts = quantise_matrix(atoms, config.quantisation_bits)
+        packed.update(prefixed("dictionary.", parts))
+        if config.format_version >= REST_SINCE:
+            rest = (atoms - dequantise_matrix(parts, config.quantisation_bits))[config.core_atoms :]
+            packed.update(prefixed(f"dictionary.{REST}", quantise_matrix(rest, config.quantisation_bits)))
         for name in ROWS:
             packed.update(prefixed(f"{name}.", quantise_rows(state[name])))
     # A scan has no tree.
@@ -65,7 +71,10 @@ def unpack(packed: Mapping[str, Tensor], config: HimalayaConfig, state: Mapping[
         atoms = torch.cat([packed[name] for name in ATOMS]).float()
         wide = {name: packed[name].float() for name in ROWS}
     else:
-        atoms = dequantise_matrix(split_by_prefix(packed, "dictionary.")[0], config.quantisation_bits)
+        rest, parts = split_by_prefix(split_by_prefix(packed, "dictionary.")[0], REST)
+        atoms = dequantise_matrix(parts, config.quantisation_bits)
+        if rest:
+            atoms[config.core_atoms :] += dequantise_matrix(rest, config.quantisation_bits)
         wide = {name: dequantise_rows(split_by_prefix(packed, f"{name}.")[0]) for name in ROWS}
     wide.update(zip(ATOMS, unit_rows(atoms).split([config.core_atoms, config.elastic_atoms]), strict=True))
     as_they_are = {name: tensor for name, tensor in packed.items() if name in state and name not in wide}

@@ -99,6 +99,26 @@ def hard_gates(scores: Tensor, most: int) -> Tensor:
     return torch.zeros_like(scores).scatter_(-1, top.indices, on.to(scores.dtype))
 
 
+def final_gates(logits: Tensor, most: int, temperature: float) -> Tensor:
+    r"""The gates of inference ``(..., k)``: `hard_gates` of the logits shifted by `budget_shift`, without the shift.
+
+    The expected number of open gates :math:`f(\tau) = \sum_j \sigma((a_j - \tau)/T)` falls with :math:`\tau`, so an
+    atom lies above the smallest :math:`\tau_0 \ge 0` with :math:`f(\tau_0) \le B` where :math:`a_i > 0` and
+    :math:`f(a_i) < B`. Of those the :math:`B` largest are open, and in any case the largest of all.
+
+    Args:
+        logits: Gate logits ``a``, shape ``(..., k)``.
+        most: ``B``.
+        temperature: ``T``.
+    """
+    top = logits.topk(min(most, logits.shape[-1]), dim=-1)
+    gates = torch.zeros_like(logits).scatter_(-1, top.indices[..., :1], 1.0)
+    values, others = top.values[..., 1:], top.indices[..., 1:]
+    expected = torch.sigmoid((logits[..., None, :] - values[..., None]) / temperature).sum(-1)
+    on = (values > 0) & (expected < most)
+    return gates.scatter_(-1, others, on.to(logits.dtype))
+
+
 class HyperRouter(nn.Module):
     """Task-conditional routing out of one shared tensor.
 

@@ -28,6 +28,45 @@ class Bounds(NamedTuple):
     members: Tensor
 
 
+class Level(NamedTuple):
+    """One level of the tree as the ``k`` atoms see it: their child's lower border, then its upper one."""
+
+    slopes: Tensor  # (2k, p) 1/s, then -1/s, on the node's axis
+    shifts: Tensor  # (2k,) -t_c / s, then t_{c+1} / s
+    both: Tensor  # (k, 2k) adds the two of each atom
+    log_widths: Tensor  # (k,)
+
+
+class Leaves(NamedTuple):
+    """The atoms' leaves, given by the borders on the path to each."""
+
+    atoms: int
+    levels: tuple[Level, ...]
+
+    def log_membership(self, queries: Tensor) -> Tensor:
+        r"""The logarithm of each query's soft membership in each atom's leaf.
+
+        Child ``c`` of a node has :math:`\sigma((q - t_c)/s) - \sigma((q - t_{c+1})/s)
+        = \sigma((q - t_c)/s)\,\sigma((t_{c+1} - q)/s)\,(1 - e^{(t_c - t_{c+1})/s})`, with ``q`` the query along the
+        node's axis, ``s`` its spread and ``t`` its thresholds in rising order; a leaf has the product over its path.
+
+        Args:
+            queries: Shape ``(..., p)``.
+
+        Returns:
+            Shape ``(..., k)``: finite, differentiable in the thresholds and the queries.
+        """
+        if not self.levels:  # a single leaf
+            return queries.new_zeros(*queries.shape[:-1], self.atoms)
+        parts = []
+        for level in self.levels:
+            slopes, shifts, both, log_widths = (part.to(queries.dtype) for part in level)
+            # Products with matrices of zeros and ones: fewer and faster operations than picking and adding.
+            log_shares = F.linear(F.logsigmoid(F.linear(queries, slopes, shifts)), both, log_widths)
+            parts.append(log_shares.clamp_min(LOWEST_LOG_MEMBERSHIP))
+        return sum(parts[1:], start=parts[0])
+
+
 class KDTree(nn.Module):
     """A full tree with ``fanout`` children a node, deep enough for leaves of at most ``leaf_size`` atoms.
 
@@ -55,7 +94,7 @@ class KDTree(nn.Module):
         for name, value in {"atoms": atoms, "dimensions": dimensions, "leaf_size": leaf_size}.items():
             if value < 1:
                 raise ValueError(f"{name}={value} is not possible: a tree needs at least 1")
-        self.fanout, self.leaf_size, depth = fanout, leaf_size, 0
+        self.dimensions, self.fanout, self.leaf_size, depth = dimensions, fanout, leaf_size, 0
         while fanout**depth * leaf_size < atoms:
             depth += 1
         self.leaves, nodes = fanout**depth, (fanout**depth - 1) // (fanout - 1)
@@ -97,32 +136,35 @@ class KDTree(nn.Module):
             self.path[:, level] = rank * parts[node] // count[node]
             node = node * self.fanout + self.path[:, level]
 
-    def log_membership(self, queries: Tensor) -> Tensor:
-        r"""The logarithm of each query's soft membership in each atom's leaf.
-
-        Child ``c`` of a node has :math:`\sigma((q - t_c)/s) - \sigma((q - t_{c+1})/s)
-        = \sigma((q - t_c)/s)\,\sigma((t_{c+1} - q)/s)\,(1 - e^{(t_c - t_{c+1})/s})`, with ``q`` the query along the
-        node's axis, ``s`` its spread and ``t`` its thresholds in rising order; a leaf has the product over its path.
-
-        Args:
-            queries: Shape ``(..., p)``.
-
-        Returns:
-            Shape ``(..., k)``: finite, differentiable in the thresholds and the queries.
-        """
-        ends = self.thresholds.new_full((len(self.thresholds), 1), torch.inf)
-        borders = torch.cat([-ends, self.thresholds.sort(dim=1).values, ends], dim=1)
-        widths = borders.diff(dim=1) / self.spread[:, None]
+    def as_leaves(self) -> "Leaves":
+        """What the atoms' memberships follow from, level by level: made once for any number of queries."""
+        wide = torch.promote_types(self.thresholds.dtype, torch.float32)  # 1/s and t/s are rounded by themselves
+        thresholds, spread = self.thresholds.to(wide), self.spread.to(wide)
+        ends = thresholds.new_full((len(thresholds), 1), torch.inf)
+        borders = torch.cat([-ends, thresholds.sort(dim=1).values, ends], dim=1)
+        widths = borders.diff(dim=1) / spread[:, None]
         log_widths = torch.log(-torch.expm1(-widths.clamp_min(SMALLEST_WIDTH)))
-        total = queries.new_zeros(*queries.shape[:-1], len(self.path))
+        levels = []
+        both = torch.eye(len(self.path), dtype=borders.dtype, device=borders.device).repeat(1, 2)
         node = self.path.new_zeros(len(self.path))
         for child in self.path.unbind(1):
-            position, spread = queries[..., self.axes[node]], self.spread[node]
-            above = F.logsigmoid((position - borders[node, child]) / spread)
-            below = F.logsigmoid((borders[node, child + 1] - position) / spread)
-            total = total + (above + below + log_widths[node, child]).clamp_min(LOWEST_LOG_MEMBERSHIP)
+            slopes = 1 / spread[node]
+            axes = F.one_hot(self.axes[node], self.dimensions) * slopes[:, None]
+            shifts = torch.stack([-borders[node, child] * slopes, borders[node, child + 1] * slopes])
+            levels.append(
+                Level(
+                    slopes=torch.cat([axes, -axes]),
+                    shifts=shifts.flatten(),
+                    both=both,
+                    log_widths=log_widths[node, child],
+                )
+            )
             node = node * self.fanout + 1 + child
-        return total
+        return Leaves(len(self.path), tuple(levels))
+
+    def log_membership(self, queries: Tensor) -> Tensor:
+        """As `Leaves.log_membership`, with the thresholds as they are now."""
+        return self.as_leaves().log_membership(queries)
 
     def nearest(self, queries: Tensor, keys: Tensor) -> Tensor:
         """The index ``(n,)`` of the key ``(k, p)`` nearest to each query ``(n, p)``, the smallest among equals.

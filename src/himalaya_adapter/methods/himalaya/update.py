@@ -10,9 +10,16 @@ from himalaya_adapter.methods.shared_state import SharedState
 
 from .config import HimalayaConfig
 from .dictionary import Dictionary, gram, rank_one_update, unit_coefficients
-from .router import FINAL_TEMPERATURE_SHARE, HyperRouter, gate_probabilities, hard_gates, latent_width
+from .router import (
+    FINAL_TEMPERATURE_SHARE,
+    HyperRouter,
+    final_gates,
+    gate_probabilities,
+    hard_gates,
+    latent_width,
+)
 from .statistics import TaskStatistics
-from .tree import KDTree
+from .tree import KDTree, Leaves
 
 # The tree may raise one atom's gate over another's by this much (in logits), too little to undo a task's own choice.
 LARGEST_TREE_BONUS = 0.5
@@ -27,6 +34,14 @@ class Maps(NamedTuple):
     atoms_out: Tensor  # (k, m)
     gram_in: Tensor
     gram_out: Tensor
+
+
+class Routes(NamedTuple):
+    """What routes the tokens of all layers, made once per pass of the model: one head, or one per row of the batch."""
+
+    head: Tensor  # (2k + 1, p) or (b, 2k + 1, p)
+    bias: Tensor  # (2k + 1,) or (b, 1, 2k + 1): the constant feature's column; atoms not in use are closed
+    leaves: Leaves | None
 
 
 class SharedUpdate(SharedState):
@@ -63,13 +78,13 @@ class SharedUpdate(SharedState):
         self._shapes: set[tuple[int, int, torch.dtype]] = set()
         # Made anew for each pass of the model.
         self._maps: dict[tuple[int, int, torch.dtype], Maps] = {}
-        self._head: Tensor | None = None
+        self._routes: Routes | None = None
         self._tokens: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies leave out what belongs to a pass: it is part of that pass's graph."""
         state = super().__getstate__()
-        return state | {"_maps": {}, "_head": None, "_tokens": None, "_probe": None, "_row_codes": None}
+        return state | {"_maps": {}, "_routes": None, "_tokens": None, "_probe": None, "_row_codes": None}
 
     # One pass of the model -------------------------------------------------------------------------------------
 
@@ -82,10 +97,17 @@ class SharedUpdate(SharedState):
         self._tokens = tokens
         with torch.autocast(self.code.device.type, enabled=False):  # as in `forward`
             self._maps = {shape: self._make_maps(*shape) for shape in self._shapes}
-            self._head = self._task_head()
+            self._routes = self._make_routes()
 
-    def _task_head(self) -> Tensor:
-        return self.router.task_head(self.code if self._row_codes is None else self._row_codes)
+    def _make_routes(self) -> Routes:
+        head = self.router.task_head(self.code if self._row_codes is None else self._row_codes)
+        open_rows = pad(self.in_use, (0, len(self.in_use) + 1), value=True)
+        bias = head[..., -1].masked_fill(~open_rows, MASKED)
+        return Routes(
+            head[..., :-1].masked_fill(~open_rows[:, None], 0),
+            bias if head.dim() == 2 else bias[:, None],
+            None if self.tree is None else self.tree.as_leaves(),
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation, as for every module."""
@@ -94,16 +116,19 @@ class SharedUpdate(SharedState):
 
     def _forget_pass(self) -> None:
         """Make anew what the layers share: it has changed, and a part of the model may be called by itself."""
-        self._maps, self._head = {}, None
+        self._maps, self._routes = {}, None
 
     def forward(self, hidden_states: Tensor, output_width: int) -> Tensor:
         """The update for inputs ``(..., n)`` of a module with ``output_width`` outputs: ``(..., output_width)``."""
-        with torch.autocast(hidden_states.device.type, enabled=False):  # the norms need the precision chosen here
+        device = hidden_states.device.type
+        if not torch.is_autocast_enabled(device):  # a context for each layer and token takes longer than a product
+            return self._update(hidden_states, output_width)
+        with torch.autocast(device, enabled=False):  # the norms need the precision chosen here
             return self._update(hidden_states, output_width)
 
     def _update(self, hidden_states: Tensor, output_width: int) -> Tensor:
         width, dtype = hidden_states.shape[-1], hidden_states.dtype
-        if self._head is not None and self._head.requires_grad and not torch.is_grad_enabled():
+        if self._routes is not None and self._routes.head.requires_grad and not torch.is_grad_enabled():
             self._forget_pass()  # reentrant checkpointing: each layer will want a graph of its own
         # A layer shape is new in the very first pass only. It is not kept then: gradient checkpointing runs a layer
         # twice and wants the same operations both times.
@@ -140,11 +165,11 @@ class SharedUpdate(SharedState):
             if self._probe is None or (self._probe.device, self._probe.dtype) != (like.device, like.dtype):
                 self._probe = like.new_zeros(self.width, requires_grad=True)
             atoms = torch.cat([atoms, self._probe[None].to(dtype)])
-        atoms_in, atoms_out = atoms[:, :width], atoms[:, :output_width]
-        gram_in = gram(atoms_in[:count])
-        gram_out = gram_in if width == output_width else gram(atoms_out[:count])
-        inward = torch.cat([self.router.projection[:, :width].to(dtype), atoms_in])
-        return Maps(inward, atoms_out, gram_in, gram_out)
+        inward = torch.cat([self.router.projection[:, :width].to(dtype), atoms[:, :width]])
+        gram_in = gram(atoms[:count, :width])
+        if width == output_width:  # one copy in memory: a decoded token finds it in no cache
+            return Maps(inward, inward[len(self.router.projection) :], gram_in, gram_in)
+        return Maps(inward, atoms[:, :output_width], gram_in, gram(atoms[:count, :output_width]))
 
     def route(self, projected: Tensor) -> tuple[Tensor, Tensor]:
         r"""Which atoms serve tokens whose normalised input has the projections :math:`P \hat x` ``(..., p)``.
@@ -152,34 +177,35 @@ class SharedUpdate(SharedState):
         Returns:
             Coefficients :math:`u` ``(..., k)``, at most `expected_active_atoms` not 0, and the gain ``(..., 1)``.
         """
-        most = self.config.expected_active_atoms
-        latents = self.router.latent(projected)
-        head = self._task_head() if self._head is None else self._head
-        if head.dim() == 2:
-            outputs = linear(latents, head.to(latents.dtype))
+        most, core = self.config.expected_active_atoms, self.config.core_atoms
+        routes = self._routes or self._make_routes()
+        centred = projected - self.router.offset
+        latents = torch.tanh(centred)
+        if routes.head.dim() == 2:
+            outputs = linear(latents, routes.head.to(latents.dtype), routes.bias.to(latents.dtype))
         else:  # one head per row of the batch, which some models flatten
-            rows = latents.reshape(len(head), -1, latents.shape[-1])
-            outputs = (rows @ head.mT.to(latents.dtype)).reshape(*latents.shape[:-1], -1)
+            rows = latents.reshape(len(routes.head), -1, latents.shape[-1])
+            outputs = torch.baddbmm(routes.bias.to(latents.dtype), rows, routes.head.mT.to(latents.dtype))
+            outputs = outputs.reshape(*latents.shape[:-1], -1)
         atoms = outputs.shape[-1] // 2
-        logits, coefficients, raw_gain = outputs.split([atoms, atoms, 1], dim=-1)
-        if self.tree is not None:
-            membership = self.tree.log_membership(projected - self.router.offset)
+        logits, coefficients, raw_gain = outputs[..., :atoms], outputs[..., atoms:-1], outputs[..., -1:]
+        if routes.leaves is not None:
+            membership = routes.leaves.log_membership(centred)
             below = membership.amax(-1, keepdim=True) - membership
-            bonus = -below / (1 + below / LARGEST_TREE_BONUS)  # bounded, and with a gradient everywhere
-            logits = logits + pad(bonus, (self.config.core_atoms, 0))
-        logits = logits.masked_fill(~self.in_use, MASKED)
+            # The bonus -x / (1 + 2x): bounded, and with a gradient everywhere.
+            logits[..., core:].addcdiv_(below, torch.rsub(below, 1, alpha=-1 / LARGEST_TREE_BONUS), value=-1)
         gain = torch.ones_like(raw_gain) if self.config.gain == "fixed" else torch.tanh(raw_gain)
         if not self.training:
             temperature = self.config.temperature_init * FINAL_TEMPERATURE_SHARE
-            shifted, _ = gate_probabilities(logits, most, temperature)
-            return hard_gates(shifted, most) * coefficients, gain
+            return final_gates(logits, most, temperature) * coefficients, gain
         shifted, probabilities = gate_probabilities(logits, most, self.temperature)
         # One draw per atom and layer, for all tokens: it is the same however a batch is spread over processes.
         uniform = torch.rand(atoms, device=shifted.device).clamp_(1e-6, 1 - 1e-6)
         noisy = shifted + self.temperature * torch.logit(uniform)  # a relaxed Bernoulli(pi) sample
         soft = torch.sigmoid(noisy / self.temperature)
         hard = hard_gates(noisy.detach(), most)
-        seen = [one.detach().reshape(-1, one.shape[-1]) for one in (latents, hard, probabilities)]
+        seen = [self.router.latent(projected), hard, probabilities]
+        seen = [one.detach().reshape(-1, one.shape[-1]) for one in seen]
         if self._tokens is not None and self._tokens.numel() == len(seen[0]):
             seen = [one[self._tokens.flatten()] for one in seen]
         self.statistics.add(*seen)

@@ -1,0 +1,111 @@
+"""Answers of a loaded adapter, token by token, as a task that is named or that the prompt looks like."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
+from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.streams.encoding import encode_prompt
+
+logger = logging.getLogger(__name__)
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class ChosenTask:
+    """The task that a prompt is answered as.
+
+    Args:
+        name: Its name; ``None`` if the method has one answer for all tasks, or the names were not written down.
+        confidence: How much the prompt looks like that task's, in [0, 1]; ``None`` if the task was named.
+    """
+
+    name: str | None
+    confidence: float | None = None
+
+
+def choose_task(adapter: LoadedAdapter, prompt: str, task: str = AUTO) -> ChosenTask:
+    """Switch the adapter to a task.
+
+    Args:
+        adapter: A loaded adapter.
+        prompt: The text that will be answered.
+        task: A task's name, or ``"auto"``: the task that the prompt looks like.
+
+    Raises:
+        HimalayaError: A task that the adapter has not learnt, a name for a method that has no tasks, or ``"auto"`` for
+            one that cannot tell a task from its prompt.
+    """
+    model, known = adapter.model, adapter.tasks
+    method = model.active_peft_config.peft_type.value
+    if not hasattr(model, "set_task"):
+        if task != AUTO:
+            raise HimalayaError(f"--task {task}: an adapter of {method} answers alike for all tasks; leave --task out")
+        return ChosenTask(None)
+    if task != AUTO:
+        if known and task not in known:
+            raise unknown_name("task", task, known)
+        if not known and hasattr(model, "remembers_task") and not model.remembers_task(task):
+            logger.warning("the adapter has seen no prompts of a task '%s': it answers as an untrained one", task)
+        model.set_task(task)
+        return ChosenTask(task)
+    if not hasattr(model, "infer_task"):
+        raise HimalayaError(f"{method} cannot tell a task from its prompt: name one with --task ({', '.join(known)})")
+    ((name, confidence),) = model.infer_task(_encoded(adapter, prompt), known)
+    if confidence == 0:
+        raise HimalayaError("the adapter has not learnt to tell tasks from prompts: name one with --task")
+    model.set_task(name)  # without a name: as the prompt says, each time
+    return ChosenTask(name, confidence)
+
+
+def answer(adapter: LoadedAdapter, prompt: str, max_new_tokens: int, streamer: BaseStreamer | None = None) -> str:
+    """The greedy answer to a prompt, as the task that the adapter is switched to.
+
+    Args:
+        adapter: A loaded adapter.
+        prompt: Text in the form of the task's training prompts. One that is too long for the backbone loses its
+            beginning.
+        max_new_tokens: The most tokens of the answer.
+        streamer: Is given each token as soon as it is there.
+
+    Raises:
+        HimalayaError: The prompt is empty, or the backbone has no room for so long an answer.
+    """
+    check_request(prompt, max_new_tokens)
+    positions = getattr(adapter.model.config, "max_position_embeddings", None)
+    if positions is not None and max_new_tokens >= positions:
+        raise HimalayaError(
+            f"max_new_tokens={max_new_tokens}: the backbone has {positions} positions, prompt included"
+        )
+    inputs = _encoded(adapter, prompt, None if positions is None else positions - max_new_tokens)
+    output = adapter.model.generate(
+        input_ids=inputs,
+        attention_mask=torch.ones_like(inputs),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=adapter.tokenizer.pad_token_id,
+        streamer=streamer,
+    )
+    return str(adapter.tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True))
+
+
+def check_request(prompt: str, max_new_tokens: int) -> None:
+    """Refuse what no model can answer.
+
+    Raises:
+        HimalayaError: The prompt is empty, or no token is asked for.
+    """
+    if not prompt.strip():
+        raise HimalayaError("the prompt is empty: give the text that is to be answered")
+    if max_new_tokens < 1:
+        raise HimalayaError(f"max_new_tokens={max_new_tokens}: expected a whole number of at least 1")
+
+
+def _encoded(adapter: LoadedAdapter, prompt: str, room: int | None = None) -> torch.Tensor:
+    """Tokens of a prompt ``(1, length)``, as in training; the last ``room`` of them."""
+    longest = len(prompt.encode()) + 1  # a token per byte and BOS
+    tokens = encode_prompt(adapter.tokenizer, prompt, longest if room is None else room)
+    return torch.tensor([tokens], device=adapter.model.device)

@@ -1,0 +1,333 @@
+"""A finished adapter answers wherever it lies: in its run, copied away, on a hub; and its card says what it is."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+import transformers.utils.hub
+import yaml
+from fake_hub import fake_hub
+from huggingface_hub import HfApi, ModelCard
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny_runs import TASKS, run_words, write_backbone
+from transformers.generation.streamers import BaseStreamer
+
+from himalaya_adapter.cli import main
+from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
+from himalaya_adapter.deploy.answering import answer, choose_task
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.storage import read_json
+
+PROMPTS = {"parity": "Is 12 even?\nAnswer:", "echo": "Repeat 12:"}
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Path:
+    """A finished run of HIMALAYA; tests leave it as it is."""
+    words = run_words(place, "HIMALAYA", max_updates_per_task=2)
+    assert main([*words, f"results_dir={place / 'out'}"]) == 0
+    return place / "out" / "himalaya"
+
+
+@pytest.fixture(scope="module")
+def others(place: Path) -> Path:
+    """The folder of finished runs of a method without tasks and of one that cannot tell them."""
+    for method in ("LORA", "COLTAS"):
+        assert main([*run_words(place, method, max_updates_per_task=1), f"results_dir={place / 'out'}"]) == 0
+    return place / "out"
+
+
+def generated(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
+    """What `himalaya generate` prints: the answer, and the line about the task."""
+    capsys.readouterr()
+    assert main(["generate", *map(str, arguments), "--max-new-tokens", "6"]) == 0
+    printed = capsys.readouterr()
+    return printed.out, "".join(line for line in printed.err.splitlines() if line.startswith("task "))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    assert main(["generate", *map(str, arguments)]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("himalaya: ")
+    return last
+
+
+# The card ------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_says_what_the_release_is_to_machines(run: Path, place: Path) -> None:
+    data = ModelCard.load(run / "release" / "README.md").data
+    metrics, environment = read_json(run / "metrics.json"), read_json(run / "environment.json")
+    assert (data.library_name, data.base_model, data.pipeline_tag) == ("peft", "backbone", "text-generation")
+    assert {"continual-learning", "base_model:adapter:backbone"} <= set(data.tags)
+    facts = data.to_dict()["himalaya"]
+    assert facts["tasks"] == list(TASKS)
+    assert facts["backbone"] == {
+        "name": "backbone",
+        "revision": environment["backbone_revision"],
+        "quantisation": None,
+        **{"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": environment["backbone_sizes"]["vocab_size"]},
+    }
+    found = {one.dataset_config: (one.metric_type, one.metric_value) for one in data.eval_results}
+    assert found == {task["name"]: (task["metric"], task["released"]["score"]) for task in metrics["tasks"]}
+
+
+def test_the_card_says_it_to_people(run: Path) -> None:
+    text = ModelCard.load(run / "release" / "README.md").text
+    metrics = read_json(run / "metrics.json")
+    assert text.index("import himalaya_adapter") < text.index("PeftModel.from_pretrained")
+    assert f"{(run / 'release' / WEIGHTS).stat().st_size:,} bytes" in text
+    sizes = [
+        int(row.split("|")[2].replace(",", "")) for row in text.split("| part |")[1].split("\n\n")[0].split("\n")[2:]
+    ]
+    assert sum(sizes) == metrics["released_bytes"]
+    assert f"{metrics['update_norm_max']:.4f} of an update (bound 1.0)" in text
+    for task in metrics["tasks"]:
+        assert f"| {task['name']} |" in text
+        assert f"{task['released']['score']:.3f}" in text
+    assert "the user's own data" in text
+
+
+def test_a_release_names_no_place_of_this_machine(run: Path, place: Path) -> None:
+    for path in (run / "release").iterdir():
+        content = path.read_bytes()
+        assert str(place).encode() not in content, path.name
+        assert b"/root/" not in content
+    config = read_json(run / "release" / "adapter_config.json")
+    assert config["base_model_name_or_path"] == "backbone"
+    assert config["revision"] == read_json(run / "environment.json")["backbone_revision"]
+
+
+# Where it lies -------------------------------------------------------------------------------------------------
+
+
+def test_the_same_answer_from_run_adapter_and_release_and_from_copies_of_them(
+    run: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("adapter", "release"):
+        shutil.copytree(run / kind, tmp_path / f"moved_{kind}")
+        here = generated(capsys, run / kind, PROMPTS["echo"], "--task", "echo")
+        moved = generated(
+            capsys, tmp_path / f"moved_{kind}", PROMPTS["echo"], "--task", "echo", "--backbone", place / "backbone"
+        )
+        assert moved == here
+        assert here[0] != ""
+    assert generated(capsys, run, PROMPTS["echo"], "--task", "echo") == generated(
+        capsys, run / "adapter", PROMPTS["echo"], "--task", "echo"
+    )
+    assert load_adapter(tmp_path / "moved_release", backbone=str(place / "backbone")).tasks == TASKS
+    # PEFT has written where the training's backbone lies, and nobody the tasks.
+    moved_adapter = load_adapter(tmp_path / "moved_adapter")
+    assert (moved_adapter.tasks, moved_adapter.backbone) == ((), str(place / "backbone"))
+
+
+def test_a_release_goes_to_a_hub_and_answers_from_there(
+    run: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through PEFT's `push_to_hub` and the real client, against a server that keeps what it is sent."""
+    with fake_hub() as (address, repositories):
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            huggingface_hub.constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            address + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # PEFT asks the real hub about the backbone otherwise
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        hub = HfApi(endpoint=address, token="token")
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", hub)
+        hub.create_repo("owner/name")
+        hub.upload_file(path_or_fileobj=run / "release" / "README.md", path_in_repo="README.md", repo_id="owner/name")
+        model = load_adapter(run / "release").model
+        model.push_to_hub("owner/name", token="token")
+        sent = repositories["owner/name"]
+        assert sent.keys() == {"README.md", "adapter_config.json", WEIGHTS}
+        assert sent[WEIGHTS] == (run / "release" / WEIGHTS).read_bytes()
+        assert json.loads(sent["adapter_config.json"])["base_model_name_or_path"] == "backbone"
+        assert ModelCard(sent["README.md"].decode()).data.to_dict()["himalaya"]["tasks"] == list(TASKS)
+        assert all(str(place).encode() not in content for content in sent.values())
+        prompt = PROMPTS["echo"]
+        there = generated(capsys, "owner/name", prompt, "--task", "echo", "--backbone", place / "backbone")
+        assert there == generated(capsys, run / "release", prompt, "--task", "echo")
+        assert "owner/other is no folder here" in refused(capsys, "owner/other", prompt)
+        repositories["owner/empty"] = {"README.md": b"nothing"}
+        assert "owner/empty on the hub holds no adapter" in refused(capsys, "owner/empty", prompt)
+
+
+# The task ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", PROMPTS)
+def test_without_a_task_the_prompt_says_it(task: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    by_itself, line = generated(capsys, run, PROMPTS[task])
+    assert line.startswith(f"task {task}, confidence ")
+    assert 0 < float(line.split()[-1]) <= 1
+    named, silence = generated(capsys, run, PROMPTS[task], "--task", task)
+    assert by_itself == named
+    assert silence == ""
+
+
+def test_a_task_without_a_name_is_still_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run / "adapter", tmp_path / "moved")
+    answered, line = generated(capsys, tmp_path / "moved", PROMPTS["echo"])
+    assert line.startswith("task without a name, confidence ")
+    assert answered == generated(capsys, run, PROMPTS["echo"], "--task", "echo")[0]
+
+
+def test_a_name_that_the_memory_does_not_know_is_told(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(run / "adapter", tmp_path / "moved")
+    loaded = load_adapter(tmp_path / "moved")
+    choose_task(loaded, PROMPTS["echo"], "echo")
+    assert "has seen no prompts" not in caplog.text
+    choose_task(loaded, PROMPTS["echo"], "ecco")
+    assert "the adapter has seen no prompts of a task 'ecco'" in caplog.text
+
+
+def test_a_method_without_tasks_answers_and_one_that_cannot_tell_them_asks(
+    others: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answered, line = generated(capsys, others / "lora", PROMPTS["echo"])
+    assert answered != ""
+    assert line == ""
+    assert "an adapter of LORA answers alike for all tasks" in refused(
+        capsys, others / "lora", "text", "--task", "echo"
+    )
+    assert "COLTAS cannot tell a task from its prompt: name one with --task (parity, colour_word, echo)" in refused(
+        capsys, others / "coltas", "text"
+    )
+    assert generated(capsys, others / "coltas", PROMPTS["echo"], "--task", "echo")[0] != ""
+
+
+# The answer ----------------------------------------------------------------------------------------------------
+
+
+class Arrivals(BaseStreamer):
+    """Notes how many tokens there are each time some come."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.sizes.append(value.numel())
+
+    def end(self) -> None:
+        self.sizes.append(-1)
+
+
+@pytest.fixture(scope="module")
+def loaded(run: Path) -> LoadedAdapter:
+    return load_adapter(run, task="echo")
+
+
+def test_tokens_come_one_by_one(loaded: LoadedAdapter) -> None:
+    arrivals = Arrivals()
+    text = answer(loaded, PROMPTS["echo"], 5, arrivals)
+    prompt, *tokens, end = arrivals.sizes
+    assert prompt == len(loaded.tokenizer(PROMPTS["echo"])["input_ids"])
+    assert set(tokens) == {1}
+    assert 1 <= len(tokens) <= 5
+    assert end == -1
+    assert text == answer(loaded, PROMPTS["echo"], 5)
+
+
+def test_standard_input_is_the_prompt(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPTS["echo"]))
+    assert generated(capsys, run, "-", "--task", "echo") == generated(capsys, run, PROMPTS["echo"], "--task", "echo")
+
+
+def test_a_long_prompt_loses_its_beginning(loaded: LoadedAdapter) -> None:
+    positions = loaded.model.config.max_position_embeddings
+    long = "a b c d e f g h " * positions + PROMPTS["echo"]
+    tokens = loaded.tokenizer(long)["input_ids"]
+    assert len(tokens) > positions
+    last = loaded.tokenizer.decode(tokens[4 - positions :])
+    assert answer(loaded, long, 4) == answer(loaded, last, 4)
+    with pytest.raises(HimalayaError, match=f"max_new_tokens={positions}: the backbone has {positions} positions"):
+        answer(loaded, "text", positions)
+
+
+# What does not fit ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 32}, "hidden_size=64, backbone has 32"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers=2, backbone has 3"),
+        ({"vocab_size": 777}, "has 777"),
+    ],
+)
+@pytest.mark.parametrize("moved", [False, True])
+def test_another_backbone_is_one_clear_line(
+    moved: bool,
+    changes: dict[str, int],
+    message: str,
+    run: Path,
+    tmp_path: Path,
+    tiny_model: Any,
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_backbone(tmp_path / "backbone", tiny_model, tiny_tokenizer, **changes)
+    monkeypatch.chdir(tmp_path)
+    if moved:
+        shutil.copytree(run / "release", tmp_path / "moved")
+    line = refused(capsys, "moved" if moved else run, "text", "--backbone", "backbone")
+    assert "is for another backbone: it was trained on" in line
+    assert message in line
+
+
+def test_other_weights_of_the_same_shape_are_told(
+    run: Path, tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = write_backbone(tmp_path / "other", tiny_model, tiny_tokenizer, seed=1)
+    load_adapter(run, backbone=str(other))
+    assert "is not what the adapter was trained on: sha256:" in caplog.text
+    caplog.clear()
+    load_adapter(run)
+    assert "is not what" not in caplog.text
+
+
+def test_what_is_missing_or_damaged_is_one_clear_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copytree(run / "release", tmp_path / "moved")
+    assert "was trained on 'backbone', which is not here: unknown backbone 'backbone'" in refused(
+        capsys, moved, "text"
+    )
+    assert "unknown task 'ecco'; did you mean 'echo'" in refused(capsys, moved, "text", "--task", "ecco")
+    card = (moved / "README.md").read_text()
+    (moved / "README.md").write_text(card.replace("himalaya:", "himalaya: [", 1))
+    assert "README.md is damaged" in refused(capsys, moved, "text")
+    (moved / "README.md").write_text(card)
+    (moved / "adapter_config.json").write_text("{")
+    assert "adapter_config.json is damaged" in refused(capsys, moved, "text")
+    (moved / WEIGHTS).unlink()
+    assert f"has lost its file {WEIGHTS}" in refused(capsys, moved, "text")
+    (tmp_path / "empty").mkdir()
+    assert "empty is not a finished run" in refused(capsys, tmp_path / "empty", "text")
+
+
+def test_peft_alone_opens_a_release_on_the_backbone(run: Path, place: Path) -> None:
+    """As the card says."""
+    from himalaya_adapter.backbones import load_backbone
+
+    model = PeftModel.from_pretrained(load_backbone(str(place / "backbone")).model, run / "release").eval()
+    model.set_task("parity")
+    assert model.peft_config["default"].released
+    assert load_file(run / "release" / WEIGHTS)
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["backbone"]["name"] == str(place / "backbone")

@@ -99,6 +99,13 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--task", required=True, help="the task whose answer is wanted")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.set_defaults(command=_generate)
+
+    export = commands.add_parser("export", help="write a run's adapter in another form: a LoRA for each task")
+    export.add_argument("adapter", type=Path, help="a run's folder or its adapter or release folder")
+    export.add_argument("--format", required=True, choices=sorted(EXPORTS), help="what to write")
+    export.add_argument("--output", type=Path, required=True, help="the folder to write")
+    export.add_argument("--task", action="append", default=[], help="a task to export (repeatable; default: all)")
+    export.set_defaults(command=_export)
     return parser
 
 
@@ -273,6 +280,26 @@ def _generate(chosen: argparse.Namespace) -> None:
         pad_token_id=adapter.tokenizer.pad_token_id,
         streamer=streamer,
     )
+
+
+def _export(chosen: argparse.Namespace) -> None:
+    EXPORTS[chosen.format](chosen)
+
+
+def _export_lora(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.deploy.lora_export import export_lora
+
+    exports = export_lora(chosen.adapter, chosen.output, chosen.task)
+    table = Table("task", "metric", "per token", "frozen", "LoRA", "loss", "rank", "explained")
+    for one in exports:
+        scores = [f"{score:.3f}" for score in (one.routed, one.frozen, one.lora, one.loss)]
+        explained = "exact" if one.mean_explained is None else f"{one.mean_explained:.3f}"
+        table.add_row(one.task, one.metric, *scores, str(one.rank), explained)
+    Console().print(table)
+    print(chosen.output)
+
+
+EXPORTS = {"lora": _export_lora}
 
 
 if __name__ == "__main__":

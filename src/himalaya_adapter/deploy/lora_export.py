@@ -1,5 +1,6 @@
 """One plain PEFT LoRA per task, for servers that know LoRA only, and what the task's score loses by it."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Task, load_stream
 from himalaya_adapter.training.encoded_items import EncodedItems
 
+logger = logging.getLogger(__name__)
 FIT_ITEMS = 200
 TABLE_FILE = "lora_export.json"
 EXACT = "It equals the adapter with frozen routing, `freeze_routing({task!r})`, exactly: ΔW = γ r rᵀ has rank 1."
@@ -117,6 +119,7 @@ def export_lora(run: Path, output: Path, tasks: Sequence[str] = ()) -> list[Task
             exact = adapter.model.supports_lora_conversion()
             fits = _exact(adapter.model) if exact else _fitted(adapter, task, settings["dataset"]["max_seq_length"])
             _write_lora(folder / task.name, fits, adapter)
+            logger.info("%s: %.3f per token, %.3f frozen; LoRA written", task.name, routed.score, frozen.score)
             measured.append((task, routed, frozen, fits))
         base, model = adapter.model.unload(), None
         exports = []

@@ -109,7 +109,7 @@ def last_linears(
     outputs: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, _: Any, output: Any) -> None:
-        outputs[module] = output
+        outputs[module] = output[0] if isinstance(output, tuple) else output
 
     inner = [module for layer in layers for module in layer.get_base_layer().modules()]
     handles = [module.register_forward_hook(keep) for module in inner]
@@ -198,16 +198,18 @@ def _observe(
         return keep
 
     def count(number: int) -> Any:
-        def add(layer: Any, positional: tuple[Tensor, ...], _: Any) -> None:
-            width = len(bases[number])
-            update = layer.shared[model.active_adapter](positional[0], width)
+        def add(layer: Any, positional: tuple[Tensor, ...], named: dict[str, Tensor], _: Any) -> None:
+            hidden_states = positional[0] if positional else named["hidden_states"]
+            update = layer.shared[model.active_adapter](hidden_states, len(bases[number]))
             seen = [one.reshape(-1, one.shape[-1])[tokens].float() for one in (inputs.pop(number), update)]
             moments[number].add(seen[0], seen[1] @ bases[number])
 
         return add
 
     handles = [end.register_forward_pre_hook(read(number)) for number, (_, end) in enumerate(group)]
-    handles += [layer.register_forward_hook(count(number)) for number, (layer, _) in enumerate(group)]
+    handles += [
+        layer.register_forward_hook(count(number), with_kwargs=True) for number, (layer, _) in enumerate(group)
+    ]
     try:
         for batch in _batches(model, sequences, padding):
             tokens = batch.attention_mask.flatten().bool()

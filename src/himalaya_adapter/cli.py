@@ -290,11 +290,11 @@ def _export_lora(chosen: argparse.Namespace) -> None:
     from himalaya_adapter.deploy.lora_export import export_lora
 
     exports = export_lora(chosen.adapter, chosen.output, chosen.task)
-    table = Table("task", "metric", "per token", "frozen", "LoRA", "loss", "rank", "explained")
+    table = Table("task", "per token", "frozen", "LoRA", "loss", "explained")
     for one in exports:
         scores = [f"{score:.3f}" for score in (one.routed, one.frozen, one.lora, one.loss)]
         explained = "exact" if one.mean_explained is None else f"{one.mean_explained:.3f}"
-        table.add_row(one.task, one.metric, *scores, str(one.rank), explained)
+        table.add_row(one.task, *scores, explained)
     Console().print(table)
     print(chosen.output)
 

@@ -102,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--backbone", help="name or folder, where it is not the one that the adapter names")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.set_defaults(command=_generate)
+
+    export = commands.add_parser("export", help="write a run's adapter in another form: a LoRA for each task")
+    export.add_argument("adapter", type=Path, help="a run's folder or its adapter or release folder")
+    export.add_argument("--format", required=True, choices=sorted(EXPORTS), help="what to write")
+    export.add_argument("--output", type=Path, required=True, help="the folder to write")
+    export.add_argument("--task", action="append", default=[], help="a task to export (repeatable; default: all)")
+    export.set_defaults(command=_export)
     return parser
 
 
@@ -271,6 +278,26 @@ def _generate(chosen: argparse.Namespace) -> None:
         print(f"task {task.name or 'without a name'}, confidence {task.confidence:.2f}", file=sys.stderr)
     streamer = TextStreamer(adapter.tokenizer, skip_prompt=True, skip_special_tokens=True)
     answer(adapter, prompt, chosen.max_new_tokens, streamer)
+
+
+def _export(chosen: argparse.Namespace) -> None:
+    EXPORTS[chosen.format](chosen)
+
+
+def _export_lora(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.deploy.lora_export import export_lora
+
+    exports = export_lora(chosen.adapter, chosen.output, chosen.task)
+    table = Table("task", "per token", "frozen", "LoRA", "loss", "explained")
+    for one in exports:
+        scores = [f"{score:.3f}" for score in (one.routed, one.frozen, one.lora, one.loss)]
+        explained = "exact" if one.mean_explained is None else f"{one.mean_explained:.3f}"
+        table.add_row(one.task, *scores, explained)
+    Console().print(table)
+    print(chosen.output)
+
+
+EXPORTS = {"lora": _export_lora}
 
 
 if __name__ == "__main__":

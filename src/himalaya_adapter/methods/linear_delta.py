@@ -1,18 +1,17 @@
 r"""What methods have in common that add a static low-rank matrix to linear modules: :math:`W + \Delta W`."""
 
-import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftType
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from .merging import MergeableLayer
 from .targets import TargetsConfig, TargetsModel
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2")
@@ -25,21 +24,12 @@ ATTENTION = {model_type: ["q_proj", "k_proj", "v_proj", "o_proj"] for model_type
 SCALING = 2.0
 
 
-class LinearDeltaLayer(nn.Module, BaseTunerLayer):
+class LinearDeltaLayer(nn.Module, MergeableLayer):
     r"""Adds to the output of a linear module the low-rank update of every active adapter, or to its weight.
 
     The layer of a method says with `factors` which products :math:`\Delta W = s \sum B A` consists of. It does not
     depend on the token, so it can be merged. Adapters stay in 32 bits whatever the precision of the base layer is.
     """
-
-    if TYPE_CHECKING:  # what PEFT's mix-in brings
-        active_adapters: list[str]
-        disable_adapters: bool
-        merged: bool
-        adapter_layer_names: tuple[str, ...]
-        other_param_names: tuple[str, ...]
-        get_base_layer: Callable[[], nn.Module]
-        _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
 
     extra_repr = quantization_extra_repr
 
@@ -85,49 +75,6 @@ class LinearDeltaLayer(nn.Module, BaseTunerLayer):
                 inner = linear(self._cast_input_dtype(x, down.dtype), down)
                 result = result + (linear(inner, up) * self.scale(name)).to(result.dtype)
         return result
-
-    def _has(self, name: str) -> bool:
-        return name in getattr(self, self.adapter_layer_names[0])
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the adapters' updates to the base layer's weight.
-
-        Args:
-            safe_merge: First check that the merged weight is finite.
-            adapter_names: Which adapters; the active ones by default.
-
-        Raises:
-            NotImplementedError: The weight is quantised.
-            ValueError: With ``safe_merge``, a merged weight would not be finite; the weight is as it was.
-        """
-        if self.quantization_backend is not None:
-            raise NotImplementedError(
-                f"merging into a quantised weight ({self.quantization_backend.backend_name}) would round the update "
-                "away: keep the adapter attached, or merge it into the model loaded without quantisation"
-            )
-        for name in check_adapters_to_merge(self, adapter_names):
-            if self._has(name):
-                merged = self._weight() + self._delta(name)
-                if safe_merge and not merged.isfinite().all():
-                    raise ValueError(f"the weight merged with adapter {name} is not finite: the adapter is damaged")
-                self._weight().copy_(merged)
-                self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """Take the merged updates out of the base layer's weight, to rounding."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-        while self.merged_adapters:
-            self._weight().sub_(self._delta(self.merged_adapters.pop()))
-
-    def _weight(self) -> Tensor:
-        weight = self.get_base_layer().weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
-
-    def _delta(self, name: str) -> Tensor:
-        with torch.no_grad():
-            return self.get_delta_weight(name).to(self._weight())
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT's own version also casts to the base layer's precision.

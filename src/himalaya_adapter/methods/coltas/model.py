@@ -8,8 +8,8 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.linear_delta import LinearDeltaModel
+from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.shared_state import SharedState, SharedStateModel
 
 from .config import ColtasConfig
@@ -56,8 +56,7 @@ class ColtasModel(LinearDeltaModel, SharedStateModel):
         Raises:
             HimalayaError: An adapter is merged: the weights are those of its task.
         """
-        if any(layer.merged for layer in self._layers()):
-            raise HimalayaError(f"the adapter is merged as it is for one task: unmerge it before set_task('{name}')")
+        refuse_if_merged(self.model, f"set_task('{name}')")
         for mask in self._active():
             mask.set_task(name)
 

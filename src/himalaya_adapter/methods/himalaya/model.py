@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.shared_state import SharedStateModel
 
 from .allocation import forget_moments
@@ -49,7 +50,11 @@ class HimalayaModel(SharedStateModel):
 
         Returns:
             The evictions that made room for the task: slot, importance, which atom stands in, what share survives.
+
+        Raises:
+            HimalayaError: The adapter is merged, or was loaded from a release file.
         """
+        refuse_if_merged(self.model, f"start_task('{name}')")
         evictions = [event for shared in self._active() for event in shared.start_task(name)]
         if examples is not None:
             for shared in self._active():
@@ -119,10 +124,33 @@ class HimalayaModel(SharedStateModel):
     def set_task(self, name: str | None) -> None:
         """Answer as task ``name`` from now on. A new name is a new task: its gain starts near zero.
 
-        With ``None`` each row of a batch is answered as the task that its prompt looks like.
+        With ``None`` each row of a batch is answered as the task that its prompt looks like. Ends `freeze_routing`.
+
+        Raises:
+            HimalayaError: The adapter is merged.
         """
+        refuse_if_merged(self.model, f"set_task({name!r})")
         for shared in self._active():
             shared.set_task(name)
+
+    def freeze_routing(self, name: str) -> None:
+        r"""Answer as task ``name`` with one update :math:`\gamma\,r_m r_n^\top` for all tokens and layers.
+
+        The routing is the one at the centre of the latent space, so no data is needed, and what differs from token to
+        token is lost: measure the score before you rely on it. With ``placement="weights"`` the adapter can then be
+        merged (``merge_and_unload``), or converted by PEFT (``convert_to_lora`` at rank 1), exactly. `set_task` goes
+        back to a routing per token; a saved adapter is never frozen.
+
+        Args:
+            name: The task's name; a new one is a new task, as for `set_task`.
+
+        Raises:
+            HimalayaError: The adapter is merged.
+        """
+        refuse_if_merged(self.model, f"freeze_routing('{name}')")
+        for shared in self._active():
+            shared.set_task(name)
+            shared.frozen = True
 
     @torch.no_grad()
     def infer_task(

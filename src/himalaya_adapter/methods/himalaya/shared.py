@@ -66,10 +66,13 @@ class SharedAdapter(SharedUpdate):
         """The update of a layer's output, as in `SharedUpdate`.
 
         Raises:
-            HimalayaError: The adapter was loaded from a release file and is being trained.
+            HimalayaError: The adapter was loaded from a release file, or its routing is frozen, and it is trained.
         """
-        if self.packed is not None and self.training and self.dictionary.elastic.requires_grad:
-            raise HimalayaError(INFERENCE_ONLY)  # saving would not write what is learnt
+        if self.training and self.dictionary.elastic.requires_grad:
+            if self.packed is not None:
+                raise HimalayaError(INFERENCE_ONLY)  # saving would not write what is learnt
+            if self.frozen:
+                raise HimalayaError("the routing is frozen: call set_task(name) before you train on")
         return super().forward(hidden_states, output_width)
 
     # The stream's life cycle -----------------------------------------------------------------------------------
@@ -78,6 +81,7 @@ class SharedAdapter(SharedUpdate):
     def set_task(self, name: str | None) -> None:
         """Route by the code of task ``name``, or by the one that each prompt's features say (``None``)."""
         self.infers_task = name is None
+        self.frozen = False
         self._row_codes = None
         self._forget_pass()
         if name is not None:

@@ -71,6 +71,7 @@ class SharedUpdate(SharedState):
         self.register_buffer("in_use", torch.arange(atoms) < core)
         self.register_buffer("code", torch.zeros(config.code_width))
         self.register_buffer("update_norm_max", torch.zeros(()))
+        self.frozen = False  # one routing for all tokens and layers (freezing.py); not stored
         # The codes inferred from the prompts of the batch, ``(batch, e)``; nothing if the task is named.
         self._row_codes: Tensor | None = None
         # A zero vector added to r: its gradient is that of the loss by r, summed over tokens and layers.
@@ -139,7 +140,7 @@ class SharedUpdate(SharedState):
         projected = linear(hidden_states, maps.inward).to(wide)
         normalised = projected / rms.clamp_min(TINY)
         latent = len(self.router.projection)
-        coefficients, gain = self.route(normalised[..., :latent])
+        coefficients, gain = self.static_routing() if self.frozen else self.route(normalised[..., :latent])
         # A weight acts on its input as it is, the skip path on the normalised one.
         projections = (projected if self.config.placement == "weights" else normalised)[..., latent:]
         if self.config.norm_target == "residual":
@@ -195,7 +196,7 @@ class SharedUpdate(SharedState):
             # The bonus -x / (1 + 2x): bounded, and with a gradient everywhere.
             logits[..., core:].addcdiv_(below, torch.rsub(below, 1, alpha=-1 / LARGEST_TREE_BONUS), value=-1)
         gain = torch.ones_like(raw_gain) if self.config.gain == "fixed" else torch.tanh(raw_gain)
-        if not self.training:
+        if not self.training or self.frozen:
             temperature = self.config.temperature_init * FINAL_TEMPERATURE_SHARE
             return final_gates(logits, most, temperature) * coefficients, gain
         shifted, probabilities = gate_probabilities(logits, most, self.temperature)
@@ -210,6 +211,14 @@ class SharedUpdate(SharedState):
             seen = [one[self._tokens.flatten()] for one in seen]
         self.statistics.add(*seen)
         return (hard + soft - soft.detach()) * coefficients, gain
+
+    def static_routing(self) -> tuple[Tensor, Tensor]:
+        """What `route` says at the centre of the latent space, z = 0, where the head's biases decide alone.
+
+        Returns:
+            Coefficients ``(1, k)`` and gain ``(1, 1)``.
+        """
+        return self.route(self.router.offset[None])
 
     @torch.no_grad()
     def _certify(self, gain: Tensor, unit_in: Tensor, unit_out: Tensor, maps: Maps) -> None:

@@ -99,6 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--task", required=True, help="the task whose answer is wanted")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.set_defaults(command=_generate)
+
+    export = commands.add_parser("export", help="write a run's adapter in another form: ONNX graphs")
+    export.add_argument("adapter", type=Path, help="a run's folder or its adapter or release folder")
+    export.add_argument("--format", required=True, choices=sorted(EXPORTS), help="what to write")
+    export.add_argument("--output", type=Path, required=True, help="the folder to write")
+    export.add_argument("--task", action="append", default=[], help="a task to export (repeatable; default: all)")
+    export.add_argument("--opset", type=int, default=18, help="ONNX opset of the graphs (default: 18)")
+    export.set_defaults(command=_export)
     return parser
 
 
@@ -274,6 +282,24 @@ def _generate(chosen: argparse.Namespace) -> None:
         streamer=streamer,
     )
 
+
+def _export(chosen: argparse.Namespace) -> None:
+    EXPORTS[chosen.format](chosen)
+
+
+def _export_onnx(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.deploy.onnx import export_onnx
+
+    parity = export_onnx(chosen.adapter, chosen.output, tasks=chosen.task, opset=chosen.opset)
+    table = Table("graph", "output", "difference from PyTorch", "of")
+    for graph, outputs in parity.items():
+        for name, entry in outputs.items():
+            table.add_row(graph, name, f"{entry['max_abs']:.1e}", f"{entry['largest']:.3g}")
+    Console().print(table)
+    print(chosen.output)
+
+
+EXPORTS = {"onnx": _export_onnx}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -106,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output", type=Path, required=True, help="the folder to write")
     export.add_argument("--task", action="append", default=[], help="a task to export (repeatable; default: all)")
     export.add_argument("--opset", type=int, default=18, help="ONNX opset of the graphs (default: 18)")
+    export.add_argument(
+        "--graph", action="append", default=[], choices=("adapter", "layer", "model"), help="only this ONNX graph"
+    )
     export.add_argument("--precision", default="fp32", help="of a bundle's base: fp32, int8 or int4 (default: fp32)")
     export.set_defaults(command=_export)
 
@@ -303,7 +306,7 @@ def _export(chosen: argparse.Namespace) -> None:
 def _export_onnx(chosen: argparse.Namespace) -> None:
     from himalaya_adapter.deploy.onnx import export_onnx
 
-    parity = export_onnx(chosen.adapter, chosen.output, tasks=chosen.task, opset=chosen.opset)
+    parity = export_onnx(chosen.adapter, chosen.output, tasks=chosen.task, opset=chosen.opset, graphs=chosen.graph)
     table = Table("graph", "output", "difference from PyTorch", "of")
     for graph, outputs in parity.items():
         for name, entry in outputs.items():

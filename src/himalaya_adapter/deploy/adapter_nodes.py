@@ -1,5 +1,7 @@
 """Which nodes of a graph are the adapter's, told by their names: profiles keep them apart."""
 
+from collections.abc import Iterable, Iterator
+
 import onnx
 
 from himalaya_adapter.deploy.bundle.runner.profile import ADAPTER
@@ -25,6 +27,14 @@ def name_adapter_nodes(model: onnx.ModelProto) -> None:
     results = {output for node in operators for output in node.output}
     own |= {id(node): node for node in model.graph.node if results & set(node.input)}
     own |= {id(node): node for node in operators}
-    inside = [node for function in model.functions if function.domain == DOMAIN for node in function.node]
+    inside = [node for function in model.functions if function.domain == DOMAIN for node in _all(function.node)]
     for number, node in enumerate([*own.values(), *inside]):
         node.name = f"{ADAPTER}_{number}_{node.name}"
+
+
+def _all(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes and those in their branches."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from _all(attribute.g.node)

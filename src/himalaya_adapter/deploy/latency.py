@@ -2,15 +2,17 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import onnx
 
+from himalaya_adapter.deploy.bundle.runner.graph import Array
 from himalaya_adapter.deploy.bundle.runner.latency import BASE, measure
 from himalaya_adapter.deploy.bundle.runner.measure import device
-from himalaya_adapter.deploy.graph_pairs import GraphPair, backbone_pair, layer_pair
+from himalaya_adapter.deploy.graph_pairs import backbone_pair, layer_pair
+from himalaya_adapter.deploy.neutral_prompt import neutral_prompt
 from himalaya_adapter.deploy.onnx.export import load_for_onnx
 from himalaya_adapter.deploy.onnx.update import Routing
 from himalaya_adapter.deploy.quantisation import PRECISIONS, quantise, save_sharing, tensor_hashes
@@ -54,32 +56,37 @@ def measure_latency(
         raise HimalayaError(f"--threads {threads}: expected a whole number of at least 1")
     if not seconds > 0:
         raise HimalayaError(f"--seconds {seconds:g}: expected a number above 0")
-    subject = f"one decoder layer of {Path(shape).name}, random weights"
-    make: Callable[[Routing | None], GraphPair] = lambda routing: layer_pair(shape, routing)  # noqa: E731
-    if adapter is not None:
-        loaded = load_for_onnx(adapter)
-        subject = f"{loaded.metadata['backbone']} with the adapter of the run {loaded.loaded.folder.parent.name}"
-        make = lambda routing: backbone_pair(load_for_onnx(adapter, routing=routing))  # noqa: E731
     graphs: dict[str, onnx.ModelProto] = {}
+    subject, prompt = f"one decoder layer of {Path(shape).name}, random weights", None
     for form in cast(Sequence[Routing], routings) or (None,):
-        pair = make(form)
+        if adapter is None:
+            pair = layer_pair(shape, form)
+        else:
+            loaded = load_for_onnx(adapter, routing=form)
+            pair, prompt = backbone_pair(loaded), neutral_prompt(loaded.loaded.tokenizer)
+            subject = f"{loaded.metadata['backbone']} with the adapter of the run {loaded.loaded.folder.parent.name}"
         graphs.setdefault(BASE, pair.base)
         graphs[form or ADAPTED] = pair.adapted
     return {
         "subject": subject,
         "device": device(),
         "graphs": [name for name in graphs if name != BASE],
-        "measurements": measure_graphs(graphs, precisions, threads or _cpus(), seconds),
+        "measurements": measure_graphs(graphs, prompt, precisions, threads or _cpus(), seconds),
     }
 
 
 def measure_graphs(
-    graphs: Mapping[str, onnx.ModelProto], precisions: Sequence[str], threads: int, seconds: float
+    graphs: Mapping[str, onnx.ModelProto],
+    prompt: Array | None,
+    precisions: Sequence[str],
+    threads: int,
+    seconds: float,
 ) -> list[dict[str, Any]]:
     """Time graphs with the adapter against the one without it (`runner.latency.measure`), at each precision.
 
     Args:
         graphs: By name; ``base`` is the one without the adapter.
+        prompt: Token ids ``(n,)`` of a whole backbone's steps.
         precisions: Of the base's weights, names of `PRECISIONS`.
         threads: Threads of one operator.
         seconds: About how long the rounds of one phase take.
@@ -92,7 +99,7 @@ def measure_graphs(
             quantised = {paths[name]: quantise(model, precision, weights) for name, model in graphs.items()}
             save_sharing(quantised, Path(folder) / "weights.bin")
             del quantised
-            measured += [{"precision": precision, **entry} for entry in measure(paths, threads, seconds)]
+            measured += [{"precision": precision, **entry} for entry in measure(paths, prompt, threads, seconds)]
     return measured
 
 

@@ -19,6 +19,7 @@ from himalaya_adapter.deploy.bundle.runner.check import GREEDY, LOGITS, NO_TOKEN
 from himalaya_adapter.deploy.bundle.runner.graph import Array
 from himalaya_adapter.deploy.bundle.runner.manifest import FORMAT, MANIFEST, Bundle, sha256
 from himalaya_adapter.deploy.graph_pairs import backbone_pair
+from himalaya_adapter.deploy.neutral_prompt import neutral_prompt
 from himalaya_adapter.deploy.onnx.export import load_for_onnx
 from himalaya_adapter.deploy.quantisation import PRECISIONS, quantise, save_sharing, tensor_hashes
 from himalaya_adapter.errors import HimalayaError, unknown_name
@@ -27,8 +28,6 @@ from himalaya_adapter.storage import write_json
 GRAPHS = {"base": "base.onnx", "adapted": "adapted.onnx"}
 WEIGHTS = "weights.bin"
 README = "README.md"
-# What the answers are compared on: neither a task's text nor a user's.
-CHECK_TEXT = "The first train leaves the valley at six in the morning and reaches the coast before noon. On its way it"
 NEW_TOKENS = 16
 # Logits of 32-bit graphs differ by 1e-5 or so; another CPU sums in another order.
 TOLERANCE = 1e-3
@@ -54,7 +53,7 @@ def export_bundle(folder: Path, output: Path, *, tasks: Sequence[str] = (), prec
         raise HimalayaError(f"--output {output} is not an empty folder: name a new one")
     adapter = load_for_onnx(folder, tasks)
     loaded, pair = adapter.loaded, backbone_pair(adapter)
-    tokens = np.array(loaded.tokenizer(CHECK_TEXT)["input_ids"], np.int64)
+    tokens = neutral_prompt(loaded.tokenizer)
     references = torch_answers(loaded, adapter.tasks, tokens)
     with _whole_or_absent(output) as place:
         weights = tensor_hashes(pair.base)

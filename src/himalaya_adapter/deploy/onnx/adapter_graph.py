@@ -10,7 +10,7 @@ from himalaya_adapter.methods.himalaya import SharedAdapter
 
 from .parity import Case
 from .update import ExportedUpdate
-from .writing import export_module
+from .writing import export_module, name_dimensions
 
 
 class AdapterGraph(nn.Module):
@@ -33,7 +33,10 @@ class AdapterGraph(nn.Module):
 def adapter_graph(update: ExportedUpdate, width: int, opset: int) -> ir.Model:
     """The graph of an adapter of this width."""
     inputs = {"x": torch.randn(2, 3, width), "task": torch.zeros(2, dtype=torch.long)}
-    return export_module(AdapterGraph(update), inputs, {"x": (0, 1), "task": (0,)}, (["x", "task"], ["update"]), opset)
+    dynamic = {"x": (0, 1), "task": (0,)}
+    exported = export_module(AdapterGraph(update), inputs, dynamic, (["x", "task"], ["update"]), opset)
+    name_dimensions(exported, {"x": {0: "batch", 1: "sequence"}, "task": {0: "batch"}})
+    return exported
 
 
 def adapter_cases(shared: SharedAdapter, tasks: Sequence[str], states: Tensor) -> list[Case]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import onnx_ir as ir
 import torch
@@ -15,7 +16,7 @@ from himalaya_adapter.methods.himalaya import HimalayaLayer
 
 from .operator import DOMAIN
 from .update import ExportedUpdate
-from .writing import PAST_PREFIX, PRESENT_PREFIX, export_module
+from .writing import PAST_PREFIX, PRESENT_PREFIX, export_module, name_dimensions
 
 # Of the examples that are exported; different, so that no dimension is taken for another.
 BATCH, LENGTH, PAST = 2, 3, 5
@@ -66,7 +67,7 @@ def decoder_graph(model: PreTrainedModel, update: ExportedUpdate, opset: int) ->
     """Export a decoder in whose adapted modules ``update`` stands in for the adapter (`standing_in`).
 
     Raises:
-        HimalayaError: The architecture's layers differ in what they attend to.
+        HimalayaError: An adapter of another width; an architecture whose layers do not attend to all tokens.
     """
     config = model.config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -74,12 +75,17 @@ def decoder_graph(model: PreTrainedModel, update: ExportedUpdate, opset: int) ->
         raise HimalayaError(
             f"a {config.model_type} with attention windows cannot be exported: only full attention can"
         )
+    if update.width != config.hidden_size:
+        raise HimalayaError(
+            f"the adapter is {update.width} wide, the model's hidden states are {config.hidden_size}: it was trained "
+            "on another backbone"
+        )
     heads, layers = config.num_key_value_heads, config.num_hidden_layers
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     graph = DecoderGraph(model, update)
     whole = graph.argument == "input_ids"
     new = torch.zeros(BATCH, LENGTH, dtype=torch.long) if whole else torch.randn(BATCH, LENGTH, config.hidden_size)
-    inputs = {
+    inputs: dict[str, Tensor | Sequence[Tensor]] = {
         "inputs": new,
         "attention_mask": torch.ones(BATCH, PAST + LENGTH, dtype=torch.long),
         "task": torch.zeros(BATCH, dtype=torch.long),
@@ -94,9 +100,17 @@ def decoder_graph(model: PreTrainedModel, update: ExportedUpdate, opset: int) ->
     attention = config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        return export_module(graph, inputs, dynamic, names, opset)
+        exported = export_module(graph, inputs, dynamic, names, opset)
     finally:
         model.set_attn_implementation(attention)
+    dimensions = {
+        graph.argument: {0: "batch", 1: "sequence"},
+        "attention_mask": {0: "batch", 1: "past + sequence"},
+        "task": {0: "batch"},
+        **{PAST_PREFIX + one: {0: "batch", 2: "past"} for one in caches},
+    }
+    name_dimensions(exported, dimensions)
+    return exported
 
 
 def without_adapter(model: ir.Model) -> ir.Model:
@@ -106,8 +120,8 @@ def without_adapter(model: ir.Model) -> ir.Model:
         model: Of `decoder_graph`, changed in place.
     """
     for node in [node for node in model.graph if node.domain == DOMAIN]:
-        (use,) = node.outputs[0].consumers()
-        (kept,) = (value for value in use.inputs if value is not node.outputs[0])
+        (use,) = node.outputs[0].consumers()  # the addition to the module's output
+        (kept,) = (value for value in use.inputs if value is not None and value is not node.outputs[0])
         ir.convenience.replace_all_uses_with(use.outputs[0], kept)
         model.graph.remove([use, node], safe=True)
     ir.passes.common.RemoveUnusedNodesPass()(model)
@@ -125,7 +139,7 @@ def standing_in(model: PeftModel, update: Callable[[Tensor, int], Tensor]) -> It
     shared = [dict(layer.shared) for layer in layers]
     tuner._hook.remove()  # what it prepares is of no use to another update
     for layer in layers:
-        layer.shared = dict.fromkeys(layer.shared, update)
+        layer.shared = cast(Any, dict.fromkeys(layer.shared, update))
     try:
         yield tuner.model
     finally:

@@ -84,7 +84,7 @@ def load_for_onnx(folder: Path, tasks: Sequence[str] = (), routing: Routing | No
     config = loaded.model.peft_config["default"]
     if not isinstance(config, HimalayaConfig):
         raise HimalayaError(
-            f"{config.peft_type.value} has no ONNX operator: merge the adapter into the weights (merge_and_unload), or "
+            f"{config.peft_type.value} has no ONNX operator: merge the adapter into the weights (merge_and_unload) or "
             "export it with --format lora"
         )
     if config.placement != "residual_stream":

@@ -49,5 +49,5 @@ def random_adapter(width: int, tasks: int = 1, seed: int = 0) -> tuple[SharedAda
         for name in names:
             shared.start_task(name)
             shared.end_task()
-        shared.router.head += torch.randn_like(shared.router.head) * TRAINED_NOISE
+        shared.router.head.add_(torch.randn_like(shared.router.head), alpha=TRAINED_NOISE)
     return shared, config, names

@@ -1,10 +1,13 @@
-"""The operator ``ai.himalaya::RoutedUpdate``: what the adapter adds to a layer, as ONNX functions (docs/deployment.md).
+"""The operators of ``ai.himalaya``: what the adapter adds to a layer, as ONNX functions (docs/deployment.md).
 
 Each is a model-local function of standard operators, so stock ONNX Runtime runs it on any CPU without a compiled
-library. Three forms of one map: `RoutedUpdateWithTree` looks everything up for each token; `RoutedUpdate` leaves out
-the tree where that changes nothing; `FixedRouteUpdate` serves tasks whose active atoms are the same for all tokens.
+library. They are forms of one map: `RoutedUpdateWithTree` looks everything up for each token; `RoutedUpdate` leaves
+out the tree where that changes nothing; `FixedRouteUpdate` serves tasks whose active atoms are the same for all
+tokens, and `GuardedUpdate` those for which that has to be seen in each run.
 onnxscript translates the bodies; Python never runs them.
 """
+
+# mypy: ignore-errors
 
 from collections.abc import Sequence
 
@@ -20,7 +23,7 @@ _domain = Opset(DOMAIN, VERSION)
 
 
 @script(_domain)
-def ActiveAtoms(logits, coefficients, most: int, inverse_temperature: float):  # type: ignore
+def ActiveAtoms(logits, coefficients, most: int, inverse_temperature: float):
     r"""Which atoms are on, at most ``most``, and their coefficients: both ``(b, s, most)``.
 
     With :math:`f(\tau) = \sum_j \sigma((a_j - \tau)/T)`, which falls, and :math:`\tau_0` the smallest
@@ -39,7 +42,7 @@ def ActiveAtoms(logits, coefficients, most: int, inverse_temperature: float):  #
 
 
 @script(_domain)
-def LookedUpUpdate(  # type: ignore
+def LookedUpUpdate(
     direction, logits, coefficients, gain, codes, scale, minimum, smoothing,
     most: int, inverse_temperature: float, root_width: float,
 ):  # fmt: skip
@@ -71,7 +74,7 @@ def LookedUpUpdate(  # type: ignore
 
 
 @script(_domain)
-def RoutedUpdate(  # type: ignore
+def RoutedUpdate(
     x, head, projection, shift, codes, scale, minimum, smoothing,
     parts: Sequence[int], most: int, inverse_temperature: float, root_width: float,
 ):  # fmt: skip
@@ -101,29 +104,28 @@ def RoutedUpdate(  # type: ignore
 
 
 @script(_domain)
-def RoutedUpdateWithTree(  # type: ignore
-    x, head, projection, shift, codes, scale, minimum, smoothing, borders, border_shift, log_width, leaf_of_atom,
+def TreeUpdate(
+    direction, shifted, head, codes, scale, minimum, smoothing, borders, border_shift, log_width, leaf_of_atom,
     parts: Sequence[int], most: int, inverse_temperature: float, root_width: float,
     levels: int, lowest: float, largest_bonus: float,
 ):  # fmt: skip
-    r"""`RoutedUpdate` with the tree's bonus on the gate logits of the elastic atoms.
+    r"""`RoutedUpdate`, after the projections, with the tree's bonus on the gate logits of the elastic atoms.
 
     An atom's bonus is :math:`-\beta/(1 + \beta/b)`, :math:`\beta` being how far the logarithm of the token's soft
     membership in the atom's leaf lies below that in the best leaf.
 
     Args:
-        x: As for `RoutedUpdate`, and so are the other arguments that are not named here.
-        head: See there.
-        projection: See there.
-        shift: See there.
+        direction: :math:`\hat x / \sqrt d`, ``(b, s, d)``.
+        shifted: The latents before their tanh, ``(b, s, p + 1)``.
+        head: As for `RoutedUpdate`, and so are the other arguments that are not named here.
         codes: See there.
         scale: See there.
         minimum: See there.
         smoothing: See there.
-        borders: Maps the shifted projections to the distances from both borders of each leaf on each level of the
-            tree, in spreads and with the sign changed, ``(p + 1, 2 levels leaves)``: lower borders, then upper ones.
+        borders: Maps ``shifted`` to the distances from both borders of each leaf on each level of the tree, in
+            spreads and with the sign changed, ``(p + 1, 2 levels leaves)``: lower borders, then upper ones.
         border_shift: Of these, ``(2 levels leaves,)``.
-        log_width: Logarithm of the width between them, ``(levels, leaves + 1)``; the last column is 0.
+        log_width: Logarithm of the width between them, ``(levels, leaves)``.
         leaf_of_atom: The leaf of each atom, ``(k,)``; the extra, last leaf for a core atom, whose bonus is 0.
         parts: See there.
         most: See there.
@@ -133,26 +135,20 @@ def RoutedUpdateWithTree(  # type: ignore
         lowest: The least logarithm of a membership on one level.
         largest_bonus: b.
     """
-    direction = op.LpNormalization(x, axis=-1, p=2)
-    shifted = op.Add(op.MatMul(direction, projection), shift)
-    plain_logits, coefficients, gain = op.Split(
-        op.MatMul(op.Tanh(shifted), head), op.Constant(value_ints=parts), axis=-1
-    )
+    outputs = op.MatMul(op.Tanh(shifted), head)
+    plain_logits, coefficients, gain = op.Split(outputs, op.Constant(value_ints=parts), axis=-1)
     outside = op.Softplus(op.Add(op.MatMul(shifted, borders), border_shift))
     lower, upper = op.Split(outside, axis=-1, num_outputs=2)
-    level = op.Constant(value_int=levels)
     last = op.Constant(value_ints=[-1])
-    shape = op.Concat(op.Constant(value_ints=[0, 0]), op.Reshape(level, last), last, axis=0)
-    by_level = op.Sub(log_width, op.Reshape(op.Add(lower, upper), shape))
-    membership = op.ReduceSum(
-        op.Max(by_level, op.Constant(value_float=lowest)), op.Constant(value_ints=[-2]), keepdims=0
-    )
+    level = op.Reshape(op.Constant(value_int=levels), last)
+    by_level = op.Reshape(op.Add(lower, upper), op.Concat(op.Constant(value_ints=[0, 0]), level, last, axis=0))
+    bounded = op.Max(op.Sub(log_width, by_level), op.Constant(value_float=lowest))
+    membership = op.ReduceSum(bounded, op.Constant(value_ints=[-2]), keepdims=0)
     below = op.Sub(op.ReduceMax(membership, last), membership)
-    bonus = op.Neg(
-        op.Div(below, op.Add(op.Div(below, op.Constant(value_float=largest_bonus)), op.Constant(value_float=1.0)))
-    )
-    every = op.Pad(bonus, op.Constant(value_ints=[0, 0, 0, 0, 0, 1]))
-    logits = op.Add(plain_logits, op.Gather(every, leaf_of_atom, axis=-1))
+    relative = op.Div(below, op.Constant(value_float=largest_bonus))
+    bonus = op.Neg(op.Div(below, op.Add(relative, op.Constant(value_float=1.0))))
+    with_core = op.Pad(bonus, op.Constant(value_ints=[0, 0, 0, 0, 0, 1]))
+    logits = op.Add(plain_logits, op.Gather(with_core, leaf_of_atom, axis=-1))
     return LookedUpUpdate(
         direction, logits, coefficients, gain, codes, scale, minimum, smoothing,
         most=most, inverse_temperature=inverse_temperature, root_width=root_width,
@@ -160,26 +156,111 @@ def RoutedUpdateWithTree(  # type: ignore
 
 
 @script(_domain)
-def FixedRouteUpdate(x, inward, head, outward, shift, latents: Sequence[int], parts: Sequence[int]):  # type: ignore
+def RoutedUpdateWithTree(
+    x, head, projection, shift, codes, scale, minimum, smoothing, borders, border_shift, log_width, leaf_of_atom,
+    parts: Sequence[int], most: int, inverse_temperature: float, root_width: float,
+    levels: int, lowest: float, largest_bonus: float,
+):  # fmt: skip
+    """`RoutedUpdate` with the tree: its arguments, and those of `TreeUpdate`."""
+    direction = op.LpNormalization(x, axis=-1, p=2)
+    return TreeUpdate(
+        direction, op.Add(op.MatMul(direction, projection), shift), head, codes, scale, minimum, smoothing,
+        borders, border_shift, log_width, leaf_of_atom,
+        parts=parts, most=most, inverse_temperature=inverse_temperature, root_width=root_width,
+        levels=levels, lowest=lowest, largest_bonus=largest_bonus,
+    )  # fmt: skip
+
+
+@script(_domain)
+def FixedRoute(combination, gain, direction, inward, outward):
+    r"""The update in the basis of the active atoms: :math:`\tanh(g)\,(\hat c \cdot Q \hat x)\, Q^\top \hat c`.
+
+    Args:
+        combination: c, ``(b, s, q)``: the coordinates of r before it is scaled to length 1.
+        gain: Before its tanh, ``(b, s, 1)``.
+        direction: :math:`\hat x / \sqrt d`, ``(b, s, d)``.
+        inward: :math:`\sqrt d\, Q^\top`, ``(b, d, q)``.
+        outward: Q, ``(b, q, d)``.
+    """
+    unit = op.LpNormalization(combination, axis=-1, p=2)
+    along = op.ReduceSum(op.Mul(unit, op.MatMul(direction, inward)), op.Constant(value_ints=[-1]))
+    return op.MatMul(op.Mul(unit, op.Mul(along, op.Tanh(gain))), outward)
+
+
+@script(_domain)
+def FixedRouteUpdate(x, inward, outward, fixed_head, projection, shift, fixed_parts: Sequence[int]):
     r"""The update where the atoms of a task are the same for all tokens, so that they are looked up once per run.
 
     Q holds an orthonormal basis of their span: :math:`r = Q^\top c / \lVert c \rVert`, with c read off the head.
 
     Args:
         x: The layer's input, ``(b, s, d)``.
-        inward: :math:`\sqrt d\, P^\top`, a column of zeros, :math:`\sqrt d\, Q^\top`: ``(b, d, p + 1 + q)``.
-        head: From the latents to c and the gain, ``(b, p + 1, q + 1)``.
+        inward: :math:`\sqrt d\, Q^\top`, ``(b, d, q)``.
         outward: Q, ``(b, q, d)``.
-        shift: As for `RoutedUpdate`, and zeros for the basis: ``(p + 1 + q,)``.
-        latents: ``(p + 1, q)``.
-        parts: ``(q, 1)``.
+        fixed_head: From the latents to c and the gain, ``(b, p + 1, q + 1)``.
+        projection: As for `RoutedUpdate`.
+        shift: As for `RoutedUpdate`.
+        fixed_parts: ``(q, 1)``.
     """
-    seen = op.Add(op.MatMul(op.LpNormalization(x, axis=-1, p=2), inward), shift)
-    latent, along = op.Split(seen, op.Constant(value_ints=latents), axis=-1)
-    combination, gain = op.Split(op.MatMul(op.Tanh(latent), head), op.Constant(value_ints=parts), axis=-1)
-    unit = op.LpNormalization(combination, axis=-1, p=2)
-    strength = op.Mul(op.ReduceSum(op.Mul(unit, along), op.Constant(value_ints=[-1])), op.Tanh(gain))
-    return op.MatMul(op.Mul(unit, strength), outward)
+    direction = op.LpNormalization(x, axis=-1, p=2)
+    outputs = op.MatMul(op.Tanh(op.Add(op.MatMul(direction, projection), shift)), fixed_head)
+    combination, gain = op.Split(outputs, op.Constant(value_ints=fixed_parts), axis=-1)
+    return FixedRoute(combination, gain, direction, inward, outward)
 
 
-FUNCTIONS = (ActiveAtoms, LookedUpUpdate, RoutedUpdate, RoutedUpdateWithTree, FixedRouteUpdate)
+@script(_domain)
+def GuardedUpdate(
+    x, inward, outward, fixed_head, head, projection, shift, codes, scale, minimum, smoothing,
+    borders, border_shift, log_width, leaf_of_atom,
+    fixed_parts: Sequence[int], parts: Sequence[int], most: int, inverse_temperature: float, root_width: float,
+    levels: int, lowest: float, largest_bonus: float,
+):  # fmt: skip
+    r"""`FixedRouteUpdate` where it is seen to be exact for all tokens of the run, else `RoutedUpdateWithTree`.
+
+    Its arguments are theirs, but for two.
+
+    Args:
+        x: The layer's input, ``(b, s, d)``.
+        inward: As for `FixedRouteUpdate`.
+        outward: As for `FixedRouteUpdate`.
+        fixed_head: As there, with m more columns, ``(b, p + 1, q + 1 + m)``: where all are positive, a token's active
+            atoms are those of the basis.
+        head: As for `RoutedUpdateWithTree`, and so are all that follow.
+        projection: See there.
+        shift: See there.
+        codes: See there.
+        scale: See there.
+        minimum: See there.
+        smoothing: See there.
+        borders: See there.
+        border_shift: See there.
+        log_width: See there.
+        leaf_of_atom: See there.
+        fixed_parts: ``(q, 1, m)``.
+        parts: See there.
+        most: See there.
+        inverse_temperature: See there.
+        root_width: See there.
+        levels: See there.
+        lowest: See there.
+        largest_bonus: See there.
+    """
+    direction = op.LpNormalization(x, axis=-1, p=2)
+    shifted = op.Add(op.MatMul(direction, projection), shift)
+    outputs = op.MatMul(op.Tanh(shifted), fixed_head)
+    combination, gain, margins = op.Split(outputs, op.Constant(value_ints=fixed_parts), axis=-1)
+    if op.Greater(op.ReduceMin(margins, keepdims=0), op.Constant(value_float=0.0)):
+        update = FixedRoute(combination, gain, direction, inward, outward)
+    else:
+        update = TreeUpdate(
+            direction, shifted, head, codes, scale, minimum, smoothing, borders, border_shift, log_width, leaf_of_atom,
+            parts=parts, most=most, inverse_temperature=inverse_temperature, root_width=root_width,
+            levels=levels, lowest=lowest, largest_bonus=largest_bonus,
+        )  # fmt: skip
+    return update
+
+
+FUNCTIONS = (
+    *(ActiveAtoms, LookedUpUpdate, RoutedUpdate, TreeUpdate, RoutedUpdateWithTree),
+    *(FixedRoute, FixedRouteUpdate, GuardedUpdate),
+)

@@ -86,6 +86,13 @@ class TreeTables:
     leaf: Tensor
 
 
+def no_tree(tables: Tables) -> TreeTables:
+    """Two leaves that every token is in: their bonus is 0."""
+    elastic = len(tables.codes) - tables.core_atoms
+    borders, shift = torch.zeros(len(tables.offset), 4), torch.full((4,), BEYOND)
+    return TreeTables(borders, shift, torch.zeros(1, 2), torch.zeros(elastic, dtype=torch.long))
+
+
 def release_content(shared: SharedAdapter, config: HimalayaConfig) -> dict[str, Tensor]:
     """What the adapter's release file holds, packed anew if it was loaded from a folder that can be trained on."""
     if shared.packed is not None:

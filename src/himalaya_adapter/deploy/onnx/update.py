@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,12 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.himalaya.tree import LOWEST_LOG_MEMBERSHIP
 from himalaya_adapter.methods.himalaya.update import LARGEST_TREE_BONUS
 
-from .active_set import fixed_active_set
+from .active_set import ActiveSet, active_set
 from .operator import DOMAIN, VERSION
-from .tables import SATURATED, Tables
+from .tables import SATURATED, Tables, no_tree
 
-Routing = Literal["tree", "dynamic", "static"]
-ROUTINGS: tuple[Routing, ...] = ("tree", "dynamic", "static")
+Routing = Literal["tree", "dynamic", "guarded", "static"]
+Attributes = dict[str, Any]
 
 
 class ExportedUpdate(nn.Module):
@@ -35,7 +35,7 @@ class ExportedUpdate(nn.Module):
     def __init__(
         self,
         function: str,
-        attributes: dict[str, int | float | Sequence[int]],
+        attributes: Attributes,
         constants: dict[str, Tensor],
         width: int,
     ) -> None:
@@ -73,32 +73,37 @@ class RoutedUpdate(ExportedUpdate):
         with_tree: Whether the tree takes part.
     """
 
+    task_codes: Tensor
+    head_values: Tensor
+    head_scale: Tensor
+    head_constant: Tensor | None
+
     def __init__(self, tables: Tables, *, with_tree: bool) -> None:
         count, width = len(tables.codes), tables.projection.shape[1]
-        attributes: dict[str, int | float | Sequence[int]] = {
+        attributes: Attributes = {
             "parts": [count, count, 1],
             "most": tables.most,
             "inverse_temperature": 1 / tables.temperature,
             "root_width": width**0.5 * tables.gain_factor,
         }
         constants = {
-            "projection": pad(tables.projection.T * width**0.5, (0, 1)),
-            "shift": pad(-tables.offset, (0, 1), value=SATURATED),
+            **_projection(tables),
             "codes": tables.codes,
             "scale": tables.scale,
             "minimum": tables.minimum,
             "smoothing": tables.smoothing,
         }
-        if with_tree and tables.tree is not None:
-            levels, leaves = tables.tree.log_width.shape
+        if with_tree:
+            tree = tables.tree or no_tree(tables)
+            levels, leaves = tree.log_width.shape
             attributes |= {"levels": levels, "lowest": LOWEST_LOG_MEMBERSHIP, "largest_bonus": LARGEST_TREE_BONUS}
             constants |= {
-                "borders": pad(tables.tree.borders, (0, 0, 0, 1)),
-                "border_shift": tables.tree.shift,
-                "log_width": tables.tree.log_width,
-                "leaf_of_atom": pad(tables.tree.leaf, (tables.core_atoms, 0), value=leaves),
+                "borders": pad(tree.borders, (0, 0, 0, 1)),
+                "border_shift": tree.shift,
+                "log_width": tree.log_width,
+                "leaf_of_atom": pad(tree.leaf, (tables.core_atoms, 0), value=leaves),
             }
-        form = "RoutedUpdateWithTree" if "borders" in constants else "RoutedUpdate"
+        form = "RoutedUpdateWithTree" if with_tree else "RoutedUpdate"
         super().__init__(form, attributes, constants, width)
         self.shape = (-1, *tables.heads.shape[1::-1])
         self.register_buffer("task_codes", tables.task_codes)
@@ -112,7 +117,7 @@ class RoutedUpdate(ExportedUpdate):
 
     def prepare(self, task: Tensor) -> list[Tensor]:
         """The heads, contracted with the tasks' codes: ``(b, p + 1, 2k + 1)``."""
-        heads = self.task_codes[task] @ self.head_values.float()
+        heads = self.task_codes.index_select(0, task) @ self.head_values.float()
         heads = heads.view(self.shape) * self.head_scale
         return [heads if self.head_constant is None else heads + self.head_constant]
 
@@ -125,16 +130,65 @@ class FixedRouteUpdate(ExportedUpdate):
 
     Args:
         tables: The adapter's.
-        active: The active atoms of each task, positions among the atoms in use.
+        sets: The active atoms of each task, without margins.
     """
 
-    def __init__(self, tables: Tables, active: Sequence[Tensor]) -> None:
+    def __init__(self, tables: Tables, sets: Sequence[ActiveSet]) -> None:
+        route = FixedRoute(tables, sets)
+        super().__init__("FixedRouteUpdate", {"fixed_parts": route.parts[:2]}, _projection(tables), route.width)
+        self.route = route
+
+    def prepare(self, task: Tensor) -> list[Tensor]:
+        """See `FixedRoute`."""
+        return self.route(task)
+
+
+class GuardedUpdate(ExportedUpdate):
+    """`FixedRouteUpdate` where a run's tokens all have positive margins, else `RoutedUpdate` with the tree.
+
+    Args:
+        tables: The adapter's.
+        sets: The usual atoms of each task.
+    """
+
+    def __init__(self, tables: Tables, sets: Sequence[ActiveSet]) -> None:
+        route, routed = FixedRoute(tables, sets), RoutedUpdate(tables, with_tree=True)
+        constants = {name: getattr(routed, name) for name in routed.constants}
+        super().__init__("GuardedUpdate", {"fixed_parts": route.parts, **routed.attributes}, constants, route.width)
+        self.route, self.routed = route, routed
+
+    def prepare(self, task: Tensor) -> list[Tensor]:
+        """See `FixedRoute` and `RoutedUpdate`."""
+        return [*self.route(task), *self.routed.prepare(task)]
+
+
+class FixedRoute(nn.Module):
+    """What the fixed routes look up once per run.
+
+    Args:
+        tables: The adapter's.
+        sets: The usual atoms of each task.
+    """
+
+    indices: Tensor
+    bases: Tensor
+    heads: Tensor
+    codes: Tensor
+    scale: Tensor
+    minimum: Tensor
+    smoothing: Tensor
+
+    def __init__(self, tables: Tables, sets: Sequence[ActiveSet]) -> None:
+        super().__init__()
         count, (latent, width) = len(tables.codes), tables.projection.shape
-        most = max(len(one) for one in active)
-        indices = torch.zeros(len(active), most, dtype=torch.long)
-        bases = torch.zeros(len(active), most, most)
-        heads = torch.zeros(len(active), latent + 1, most + 1)
-        for task, (atoms, head) in enumerate(zip(active, tables.task_heads.double(), strict=True)):
+        self.width, most = width, max(len(one.atoms) for one in sets)
+        self.parts = [most, 1, max(len(one.margins) for one in sets)]
+        self.factor = width**0.5 * tables.gain_factor
+        indices = torch.zeros(len(sets), most, dtype=torch.long)
+        bases = torch.zeros(len(sets), most, most)
+        heads = torch.zeros(len(sets), latent + 1, sum(self.parts))
+        heads[:, -1, most + 1 :] = 1  # a task with fewer margins than another has some that always hold
+        for task, ((atoms, margins), head) in enumerate(zip(sets, tables.task_heads.double(), strict=True)):
             used = len(atoms)
             chosen = tables.atoms[atoms].double()
             factor = torch.linalg.cholesky(chosen @ chosen.T)
@@ -142,17 +196,11 @@ class FixedRouteUpdate(ExportedUpdate):
             bases[task, :used, :used] = torch.linalg.inv(factor).float()
             heads[task, :, :used] = (factor.T @ head[count + atoms]).T.float()
             heads[task, :, most] = head[-1].float()
+            heads[task, :, most + 1 :][:, : len(margins)] = margins.T
         if tables.fixed_gain:
-            heads[:, :, most] = torch.nn.functional.one_hot(torch.tensor(latent), latent + 1) * SATURATED
-        super().__init__(
-            "FixedRouteUpdate",
-            {"latents": [latent + 1, most], "parts": [most, 1]},
-            {"shift": pad(pad(-tables.offset, (0, 1), value=SATURATED), (0, most))},
-            width,
-        )
-        self.factor = width**0.5 * tables.gain_factor
+            heads[:, :, most] = 0
+            heads[:, -1, most] = SATURATED
         lookups = {
-            "projection": pad(tables.projection.T * width**0.5, (0, 1))[None],
             "codes": tables.codes,
             "scale": tables.scale,
             "minimum": tables.minimum,
@@ -164,13 +212,26 @@ class FixedRouteUpdate(ExportedUpdate):
         for name, tensor in lookups.items():
             self.register_buffer(name, tensor.contiguous())
 
-    def prepare(self, task: Tensor) -> list[Tensor]:
-        """The map inward ``(b, d, p + 1 + q)``, the heads ``(b, p + 1, q + 1)`` and the bases ``(b, q, d)``."""
-        atoms = self.indices[task]
-        values = self.codes[atoms].float() * self.scale[atoms] + self.minimum[atoms]
-        basis = self.bases[task] @ (values.flatten(2) * self.smoothing)
-        projection = self.projection.expand(task.shape[0], -1, -1)
-        return [torch.cat([projection, basis.mT * self.factor], dim=2), self.heads[task], basis]
+    def forward(self, task: Tensor) -> list[Tensor]:
+        """The maps inward ``(b, d, q)`` and outward ``(b, q, d)``, the heads ``(b, p + 1, q + 1 + m)``."""
+        atoms = self.indices.index_select(0, task)
+        codes, scale, minimum = (_looked_up(one, atoms) for one in (self.codes, self.scale, self.minimum))
+        basis = self.bases.index_select(0, task) @ ((codes.float() * scale + minimum).flatten(2) * self.smoothing)
+        return [basis.mT * self.factor, basis, self.heads.index_select(0, task)]
+
+
+def _projection(tables: Tables) -> dict[str, Tensor]:
+    """From a direction to the latents before their tanh, and to the constant that is 1 after it."""
+    root = tables.projection.shape[1] ** 0.5
+    return {
+        "projection": pad(tables.projection.T * root, (0, 1)),
+        "shift": pad(-tables.offset, (0, 1), value=SATURATED),
+    }
+
+
+def _looked_up(table: Tensor, indices: Tensor) -> Tensor:
+    """Rows of a table for indices ``(b, q)``, in a way that becomes one Gather."""
+    return torch.embedding(table.flatten(1), indices).unflatten(2, table.shape[1:])
 
 
 def exported_update(tables: Tables, routing: Routing | None = None) -> ExportedUpdate:
@@ -178,17 +239,21 @@ def exported_update(tables: Tables, routing: Routing | None = None) -> ExportedU
 
     Args:
         tables: The adapter's.
-        routing: ``"tree"`` and ``"dynamic"`` choose the atoms for each token, with the tree and without; ``"static"``
-            looks them up once per run. By default static where it is proved for all tasks, else with the tree.
+        routing: ``"tree"`` chooses the atoms for each token, ``"dynamic"`` does so without the tree, ``"static"``
+            looks them up once per run, ``"guarded"`` does so unless a token of the run needs others. By default
+            static where that is proved for all tasks, else guarded.
 
     Raises:
         HimalayaError: The form asked for would compute something else for a task.
     """
-    active = [fixed_active_set(tables, task) for task in range(len(tables.task_codes))]
-    proved = [one for one in active if one is not None]
-    if routing in ("dynamic", "static") and len(proved) < len(active) and (routing == "static" or tables.tree):
-        number = next(number for number, one in enumerate(active) if one is None)
-        raise HimalayaError(f"routing '{routing}' is not exact for task {number}: its tokens may use different atoms")
-    if len(proved) == len(active) and routing in (None, "static"):
-        return FixedRouteUpdate(tables, proved)
-    return RoutedUpdate(tables, with_tree=routing != "dynamic")
+    sets = [active_set(tables, task) for task in range(len(tables.task_codes))]
+    unproved = [number for number, one in enumerate(sets) if len(one.margins) > 0]
+    if unproved and (routing == "static" or (routing == "dynamic" and tables.tree is not None)):
+        raise HimalayaError(
+            f"routing '{routing}' is not exact for task number {unproved[0]}: its tokens may use different atoms"
+        )
+    if routing in ("tree", "dynamic"):
+        return RoutedUpdate(tables, with_tree=routing == "tree" and tables.tree is not None)
+    if routing == "guarded" or unproved:
+        return GuardedUpdate(tables, sets)
+    return FixedRouteUpdate(tables, sets)

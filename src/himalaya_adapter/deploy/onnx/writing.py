@@ -79,6 +79,25 @@ def export_module(
     return program.model
 
 
+def name_dimensions(model: ir.Model, names: Mapping[str, Mapping[int, str]]) -> None:
+    """Give the free dimensions of a graph's inputs names that say what they are, wherever they occur in the graph.
+
+    Args:
+        model: Changed in place.
+        names: Of the dimensions of each input, by their position.
+    """
+    known: dict[str | None, str] = {}
+    for value in model.graph.inputs:
+        if value.shape is not None and value.name is not None:
+            for axis, name in names[value.name].items():
+                known[getattr(value.shape[axis], "value", None)] = name
+    values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            dimensions = [dim if isinstance(dim, int) else known.get(dim.value, dim) for dim in value.shape]
+            value.shape = ir.Shape(dimensions)
+
+
 def finish(model: ir.Model, metadata: Mapping[str, Any]) -> ir.Model:
     """Append the functions that the graph calls, and replace all that the exporter noted by ``metadata``.
 
@@ -93,15 +112,19 @@ def finish(model: ir.Model, metadata: Mapping[str, Any]) -> ir.Model:
         model.opset_imports[DOMAIN] = VERSION
         for function in FUNCTIONS:
             proto = function.to_function_proto()
-            for entry in proto.opset_import:
-                entry.version = VERSION if entry.domain == DOMAIN else opset
+            del proto.opset_import[:]
+            for entry in (("", opset), (DOMAIN, VERSION)):
+                proto.opset_import.append(onnx.helper.make_opsetid(*entry))
             proto.doc_string = ""
             added = ir.serde.deserialize_function(proto)
             model.functions[added.identifier()] = added
+    else:
+        model.opset_imports.pop(DOMAIN, None)
     _keep_called(model)
     model.doc_string = model.graph.doc_string = None
     model.metadata_props.clear()
-    for graph in [model.graph, *model.functions.values()]:
+    parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in parts:
         graph.metadata_props.clear()
         values = [*graph.inputs, *(graph.initializers.values() if isinstance(graph, ir.Graph) else ())]
         for node in graph.all_nodes():
@@ -111,11 +134,9 @@ def finish(model: ir.Model, metadata: Mapping[str, Any]) -> ir.Model:
         for value in values:
             value.metadata_props.clear()
             value.doc_string = None
-    for name, entry in metadata.items():
-        model.metadata_props[METADATA_PREFIX + name] = entry if isinstance(entry, str) else json.dumps(entry)
-    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
-    known = [entry for entry in imports if entry.domain in ("", "ai.onnx")]
-    model.ir_version = onnx.helper.find_min_ir_version_for(known)
+    for name, content in metadata.items():
+        model.metadata_props[METADATA_PREFIX + name] = content if isinstance(content, str) else json.dumps(content)
+    model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     return model
 
 
@@ -146,6 +167,9 @@ def write_model(model: ir.Model, path: Path, weights: str | None = None) -> None
 def write_function_free(source: Path, path: Path) -> None:
     """Write a copy whose functions are inlined, for runtimes without functions; large tensors stay where they are."""
     model = inliner.inline_local_functions(onnx.load(source, load_external_data=False))
+    standard = [entry for entry in model.opset_import if entry.domain != DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend(standard)
     onnx.save(model, path)
 
 

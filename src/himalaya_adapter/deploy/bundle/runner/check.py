@@ -55,5 +55,10 @@ def check(bundle: Bundle, threads: int) -> Iterator[str]:
         yield line
 
 
+def stored_prompt(bundle: Bundle) -> Array:
+    """The prompt ``(n,)`` that the answers follow."""
+    return _read(bundle.folder / PROMPT)
+
+
 def _read(path: Path) -> Array:
     return np.asarray(np.load(path, allow_pickle=False))

@@ -113,6 +113,7 @@ def _pieces(bundle: Bundle, tokens: Iterable[int]) -> Iterator[str]:
 
 
 def _latency(bundle: Bundle, chosen: argparse.Namespace) -> None:
+    from .check import stored_prompt
     from .latency import measure, summary
     from .measure import device
 
@@ -121,7 +122,7 @@ def _latency(bundle: Bundle, chosen: argparse.Namespace) -> None:
     graphs = {name: bundle.graph(name) for name in ("base", "adapted")}
     measured = {"device": device(), "precision": bundle.manifest["precision"]}
     print(", ".join(f"{name} {value}" for name, value in measured["device"].items()))
-    measured["measurements"] = measure(graphs, chosen.threads, chosen.seconds)
+    measured["measurements"] = measure(graphs, stored_prompt(bundle), chosen.threads, chosen.seconds)
     for line in summary(measured["measurements"]):
         print(line)
     if chosen.output is not None:

@@ -85,20 +85,26 @@ class CausalGraph:
             yield token
             step = np.array([[token]], np.int64)
 
-    def timed_step(self, tokens: int, past: int, task: int = 0) -> Callable[[], None]:
-        """A step of ``tokens`` tokens (batch 1) after ``past`` ones, its inputs ready: only the graph is timed."""
-        generator = np.random.default_rng(SEED)
+    def timed_step(self, tokens: int, past: int, prompt: Array | None, task: int = 0) -> Callable[[], None]:
+        """A step of ``tokens`` tokens (batch 1) after ``past`` ones, its inputs ready: only the graph is timed.
 
-        def content(length: int) -> Array:
-            if self.width is None:
-                return generator.integers(0, 256, (1, length), dtype=np.int64)
-            return generator.standard_normal((1, length, self.width), dtype=np.float32)
-
+        Args:
+            tokens: New tokens.
+            past: Tokens in the cache.
+            prompt: Token ids ``(n,)``, repeated as often as needed; without it the graph takes random embeddings.
+            task: Index of the task.
+        """
+        content: Array
+        if prompt is not None:
+            content = np.resize(prompt, (1, past + tokens))
+        else:
+            shape = (1, past + tokens, self.width)
+            content = np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
         cache = self.empty_cache()
         if past:
-            cache = self.step(content(past), cache, task)[1]
+            cache = self.step(content[:, :past], cache, task)[1]
         binding = self.session.io_binding()
-        for name, value in self._feeds(content(tokens), cache, task).items():
+        for name, value in self._feeds(np.ascontiguousarray(content[:, past:]), cache, task).items():
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
         for name in self.outputs:
             binding.bind_output(name)

@@ -7,26 +7,23 @@ from typing import Any
 
 import onnxruntime
 
-from .graph import CausalGraph, Threads
+from .graph import Array, CausalGraph, Threads
 from .measure import compare, interleaved, pinned
 from .profile import profile
 
 BASE = "base"
 # Tokens of a step and tokens before it, at batch 1.
 PHASES = {"prefill": (128, 0), "decode": (1, 128)}
-SECONDS = 20.0
 
 
-def measure(
-    graphs: Mapping[str, Path], threads: int, seconds: float = SECONDS, phases: Sequence[str] = tuple(PHASES)
-) -> list[dict[str, Any]]:
+def measure(graphs: Mapping[str, Path], prompt: Array | None, threads: int, seconds: float) -> list[dict[str, Any]]:
     """Time graphs against each other, then profile them.
 
     Args:
         graphs: Their files by name; ``base`` is the one without the adapter.
+        prompt: Token ids ``(n,)`` (`CausalGraph.timed_step`).
         threads: Threads, each on a CPU of its own where the system can pin them.
         seconds: About how long the rounds of one phase take.
-        phases: Names of `PHASES`.
 
     Returns:
         For each phase: its shape, the rounds, what `measure.compare` says of each graph, and the graphs' profiles.
@@ -37,9 +34,10 @@ def measure(
         if chosen.shared:
             _make_pool(threads)
         sessions = {name: CausalGraph(path, chosen) for name, path in graphs.items()}
-        for phase in phases:
-            tokens, past = PHASES[phase]
-            times = interleaved({name: one.timed_step(tokens, past) for name, one in sessions.items()}, seconds)
+        for phase, (tokens, past) in PHASES.items():
+            times = interleaved(
+                {name: one.timed_step(tokens, past, prompt) for name, one in sessions.items()}, seconds
+            )
             measured.append(
                 {
                     "phase": phase,
@@ -54,7 +52,7 @@ def measure(
         del sessions
         for entry in measured:
             entry["profile"] = {
-                name: profile(path, entry["tokens"], entry["past"], chosen) for name, path in graphs.items()
+                name: profile(path, entry["tokens"], entry["past"], prompt, chosen) for name, path in graphs.items()
             }
     return measured
 

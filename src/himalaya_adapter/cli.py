@@ -103,12 +103,29 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.set_defaults(command=_generate)
 
-    export = commands.add_parser("export", help="write a run's adapter in another form: a LoRA for each task")
+    export = commands.add_parser("export", help="write a run's adapter as ONNX graphs, a bundle or plain LoRAs")
     export.add_argument("adapter", type=Path, help="a run's folder or its adapter or release folder")
     export.add_argument("--format", required=True, choices=sorted(EXPORTS), help="what to write")
     export.add_argument("--output", type=Path, required=True, help="the folder to write")
     export.add_argument("--task", action="append", default=[], help="a task to export (repeatable; default: all)")
+    export.add_argument("--opset", type=int, default=18, help="ONNX opset of the graphs (default: 18)")
+    export.add_argument(
+        "--graph", action="append", default=[], choices=("adapter", "layer", "model"), help="only this ONNX graph"
+    )
+    export.add_argument("--precision", default="fp32", help="of a bundle's base: fp32, int8 or int4 (default: fp32)")
     export.set_defaults(command=_export)
+
+    latency = commands.add_parser("latency", help="the adapter's overhead in ONNX Runtime on this machine")
+    latency.add_argument("adapter", nargs="?", type=Path, help="a run's folder: its whole backbone is measured")
+    latency.add_argument("--shape", metavar="BACKBONE", help="measure one decoder layer of this shape (default)")
+    latency.add_argument("--precision", nargs="+", default=["fp32"], help="of the base's weights: fp32 int8 int4")
+    latency.add_argument(
+        "--routing", nargs="+", default=[], metavar="FORM", help="of the operator, each against the base"
+    )
+    latency.add_argument("--threads", type=int, help="default: one for each CPU")
+    latency.add_argument("--seconds", type=float, default=20.0, help="for each phase and precision (default: 20)")
+    latency.add_argument("--output", type=Path, metavar="FILE.json", help="write all that was measured")
+    latency.set_defaults(command=_latency)
     return parser
 
 
@@ -297,7 +314,51 @@ def _export_lora(chosen: argparse.Namespace) -> None:
     print(chosen.output)
 
 
-EXPORTS = {"lora": _export_lora}
+def _export_onnx(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.deploy.onnx import export_onnx
+
+    parity = export_onnx(chosen.adapter, chosen.output, tasks=chosen.task, opset=chosen.opset, graphs=chosen.graph)
+    table = Table("graph", "output", "difference from PyTorch", "of")
+    for graph, outputs in parity.items():
+        for name, entry in outputs.items():
+            table.add_row(graph, name, f"{entry['max_abs']:.1e}", f"{entry['largest']:.3g}")
+    Console().print(table)
+    print(chosen.output)
+
+
+def _export_bundle(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.deploy.bundle.writer import export_bundle
+
+    print(export_bundle(chosen.adapter, chosen.output, tasks=chosen.task, precision=chosen.precision))
+
+
+EXPORTS = {"bundle": _export_bundle, "lora": _export_lora, "onnx": _export_onnx}
+
+
+def _latency(chosen: argparse.Namespace) -> None:
+    from himalaya_adapter.deploy import latency_tables as tables
+    from himalaya_adapter.deploy.latency import measure_latency
+    from himalaya_adapter.storage import write_json
+
+    if chosen.adapter is not None and chosen.shape is not None:
+        raise HimalayaError("give either the folder of an ADAPTER (its whole backbone) or --shape (one layer)")
+    if chosen.output is not None and not chosen.output.parent.is_dir():
+        raise HimalayaError(f"--output {chosen.output}: there is no folder {chosen.output.parent}")
+    shape = chosen.shape or "llama-2-7b"
+    result = measure_latency(chosen.adapter, shape, chosen.precision, chosen.routing, chosen.threads, chosen.seconds)
+    console = Console()
+    console.print(f"{result['subject']}. {tables.device_line(result)}", highlight=False)
+    shown = {"overhead": (tables.OVERHEAD_HEADER, tables.overhead_rows(result))}
+    for name in result["graphs"]:
+        shown[f"where the time goes, {name}"] = (tables.OPERATOR_HEADER, tables.operator_rows(result, name))
+    for title, (header, rows) in shown.items():
+        table = Table(*header, title=title)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    if chosen.output is not None:
+        write_json(chosen.output, result)
+        print(chosen.output)
 
 
 if __name__ == "__main__":

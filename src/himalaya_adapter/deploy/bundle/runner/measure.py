@@ -1,0 +1,111 @@
+"""How much longer one graph takes than another: interleaved in one process, as an interval of the ratio."""
+
+import contextlib
+import gc
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+WARM_UP = 3
+FEWEST_ROUNDS, MOST_ROUNDS = 8, 1000
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+DEVICE_TREE = Path("/proc/device-tree/model")  # what a Raspberry Pi says of itself
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+@contextlib.contextmanager
+def pinned(threads: int) -> Iterator[list[int] | None]:
+    """Keep this process on its first ``threads`` CPUs (``None`` where the system cannot), and collect no garbage."""
+    set_affinity = getattr(os, "sched_setaffinity", None)
+    allowed = os.sched_getaffinity(0) if set_affinity is not None else set()
+    gc.collect()
+    gc.disable()
+    try:
+        if set_affinity is None:
+            yield None
+        else:
+            chosen = sorted(allowed)[:threads]
+            set_affinity(0, chosen)
+            yield chosen
+    finally:
+        if set_affinity is not None:
+            set_affinity(0, allowed)
+        gc.enable()
+
+
+def interleaved(runs: Mapping[str, Callable[[], None]], seconds: float) -> dict[str, list[float]]:
+    """Time every run in rounds A B C C B A, so that a slow moment or a drift of the machine hits all alike.
+
+    Args:
+        runs: What is timed, by name.
+        seconds: About how long all rounds together take.
+
+    Returns:
+        For each run its seconds in each round, the mean of the two.
+    """
+    for _ in range(WARM_UP):
+        for run in runs.values():
+            run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    there_and_back = [*runs, *reversed(list(runs))]
+    end = time.perf_counter() + seconds
+    for number in range(MOST_ROUNDS):
+        if number >= FEWEST_ROUNDS and time.perf_counter() > end:
+            break
+        taken = dict.fromkeys(runs, 0.0)
+        for name in there_and_back:
+            start = time.perf_counter()
+            runs[name]()
+            taken[name] += (time.perf_counter() - start) / 2
+        for name, value in taken.items():
+            times[name].append(value)
+    return times
+
+
+def compare(times: Mapping[str, Sequence[float]], base: str) -> dict[str, dict[str, Any]]:
+    """Each run's median time and, against ``base``, the median over the rounds of the ratio within a round.
+
+    The interval is a bootstrap over the rounds (percentiles of the resampled medians; Efron 1979).
+
+    Returns:
+        For each run ``milliseconds``; for all but the base also ``ratio`` and ``interval`` (95 %).
+    """
+    generator = np.random.default_rng(0)
+    measured: dict[str, dict[str, Any]] = {}
+    for name, seconds in times.items():
+        measured[name] = {"milliseconds": float(np.median(seconds) * 1000)}
+        if name != base:
+            ratios = np.array(seconds) / np.array(times[base])
+            resampled = np.median(generator.choice(ratios, (RESAMPLES, len(ratios))), axis=1)
+            outside = (1 - CONFIDENCE) / 2
+            interval = np.quantile(resampled, [outside, 1 - outside])
+            measured[name] |= {"ratio": float(np.median(ratios)), "interval": interval.tolist()}
+    return measured
+
+
+def device() -> dict[str, Any]:
+    """What the machine says it is, and what ran on it. Nothing is guessed."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "machine": DEVICE_TREE.read_text().strip("\0\n ") if DEVICE_TREE.is_file() else platform.machine(),
+        "cpu": _cpu_model(),
+        "cores": len(affinity(0)) if affinity is not None else os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "date": datetime.now(timezone.utc).date().isoformat(),  # noqa: UP017  (a bundle's Python may be old)
+    }
+
+
+def _cpu_model() -> str:
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.is_file() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

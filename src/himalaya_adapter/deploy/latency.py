@@ -1,0 +1,108 @@
+"""The adapter's overhead in ONNX Runtime on this machine, as ``himalaya latency`` measures it."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import onnx
+
+from himalaya_adapter.deploy.bundle.runner.graph import Array
+from himalaya_adapter.deploy.bundle.runner.latency import BASE, measure
+from himalaya_adapter.deploy.bundle.runner.measure import device
+from himalaya_adapter.deploy.graph_pairs import backbone_pair, layer_pair
+from himalaya_adapter.deploy.neutral_prompt import neutral_prompt
+from himalaya_adapter.deploy.onnx.export import load_for_onnx
+from himalaya_adapter.deploy.onnx.update import Routing
+from himalaya_adapter.deploy.quantisation import PRECISIONS, quantise, save_sharing, tensor_hashes
+from himalaya_adapter.errors import HimalayaError, unknown_name
+
+ADAPTED = "adapted"
+
+
+def measure_latency(
+    adapter: Path | None,
+    shape: str,
+    precisions: Sequence[str],
+    routings: Sequence[str],
+    threads: int | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """Time a decoder with the adapter against the same without it.
+
+    Args:
+        adapter: A run's folder: its whole backbone is measured. Without it, one decoder layer.
+        shape: The layer's backbone (`layer_pair`).
+        precisions: Of the base's weights, names of `PRECISIONS`.
+        routings: Forms of the operator (`exported_update`), each measured; if there is none, the default form.
+        threads: Threads of one operator; by default as many as the process may use CPUs.
+        seconds: About how long the rounds of one phase and precision take.
+
+    Returns:
+        ``subject``, ``device``, the names of the ``graphs`` with the adapter, and the ``measurements``
+        (`measure_graphs`).
+
+    Raises:
+        HimalayaError: An unknown precision, routing or shape; numbers that make no sense; no finished run.
+    """
+    for name in precisions:
+        if name not in PRECISIONS:
+            raise unknown_name("precision", name, PRECISIONS)
+    for name in routings:
+        if name not in get_args(Routing):
+            raise unknown_name("routing", name, get_args(Routing))
+    if threads is not None and threads < 1:
+        raise HimalayaError(f"--threads {threads}: expected a whole number of at least 1")
+    if not seconds > 0:
+        raise HimalayaError(f"--seconds {seconds:g}: expected a number above 0")
+    graphs: dict[str, onnx.ModelProto] = {}
+    subject, prompt = f"one decoder layer of {Path(shape).name}, random weights", None
+    for form in cast(Sequence[Routing], routings) or (None,):
+        if adapter is None:
+            pair = layer_pair(shape, form)
+        else:
+            loaded = load_for_onnx(adapter, routing=form)
+            pair, prompt = backbone_pair(loaded), neutral_prompt(loaded.loaded.tokenizer)
+            subject = f"{loaded.metadata['backbone']} with the adapter of the run {loaded.loaded.folder.parent.name}"
+        graphs.setdefault(BASE, pair.base)
+        graphs[form or ADAPTED] = pair.adapted
+    return {
+        "subject": subject,
+        "device": device(),
+        "graphs": [name for name in graphs if name != BASE],
+        "measurements": measure_graphs(graphs, prompt, precisions, threads or _cpus(), seconds),
+    }
+
+
+def measure_graphs(
+    graphs: Mapping[str, onnx.ModelProto],
+    prompt: Array | None,
+    precisions: Sequence[str],
+    threads: int,
+    seconds: float,
+) -> list[dict[str, Any]]:
+    """Time graphs with the adapter against the one without it (`runner.latency.measure`), at each precision.
+
+    Args:
+        graphs: By name; ``base`` is the one without the adapter.
+        prompt: Token ids ``(n,)`` of a whole backbone's steps.
+        precisions: Of the base's weights, names of `PRECISIONS`.
+        threads: Threads of one operator.
+        seconds: About how long the rounds of one phase take.
+    """
+    weights = tensor_hashes(graphs[BASE])
+    measured = []
+    for precision in precisions:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {name: Path(folder) / f"{name}.onnx" for name in graphs}
+            quantised = {paths[name]: quantise(model, precision, weights) for name, model in graphs.items()}
+            save_sharing(quantised, Path(folder) / "weights.bin")
+            del quantised
+            measured += [{"precision": precision, **entry} for entry in measure(paths, prompt, threads, seconds)]
+    return measured
+
+
+def _cpus() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1

@@ -1,0 +1,163 @@
+"""A decoder with its cache as a graph: a whole language model, or one layer of it; with the adapter and without."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.himalaya import HimalayaLayer
+
+from .operator import DOMAIN
+from .update import ExportedUpdate
+from .writing import PAST_PREFIX, PRESENT_PREFIX, export_module, name_dimensions
+
+# Of the examples that are exported; different, so that no dimension is taken for another.
+BATCH, LENGTH, PAST = 2, 3, 5
+
+
+class DecoderGraph(nn.Module):
+    """What a graph of a decoder computes, in positional terms of PyTorch.
+
+    Args:
+        model: A language model, or the decoder in it whose last hidden states are wanted.
+        update: What stands in for the adapter, if there is one.
+    """
+
+    def __init__(self, model: PreTrainedModel, update: ExportedUpdate) -> None:
+        super().__init__()
+        self.model = model
+        self.update = update
+        self.argument = "input_ids" if model.get_output_embeddings() is not None else "inputs_embeds"
+
+    def forward(
+        self, inputs: Tensor, attention_mask: Tensor, task: Tensor, past: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Logits or hidden states of the new tokens, then keys and values of all tokens, layer by layer.
+
+        Args:
+            inputs: Token ids ``(b, s)``, or embeddings ``(b, s, d)``.
+            attention_mask: 0 at padding, ``(b, t + s)``.
+            task: Numbers of the tasks, ``(b,)``.
+            past: Keys and values of each layer, ``(b, heads, t, head width)``.
+        """
+        self.update.begin_run(task)
+        cache = DynamicCache()
+        cache.layers = [_filled(*past[index : index + 2]) for index in range(0, len(past), 2)]
+        cache.layer_class_to_replicate = None
+        length = inputs.shape[1]
+        positions = (attention_mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
+        outputs = self.model(
+            **{self.argument: inputs},
+            attention_mask=_causal_mask(attention_mask, length),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return (outputs[0], *(one for layer in cache.layers for one in (layer.keys, layer.values)))
+
+
+def decoder_graph(model: PreTrainedModel, update: ExportedUpdate, opset: int) -> ir.Model:
+    """Export a decoder in whose adapted modules ``update`` stands in for the adapter (`standing_in`).
+
+    Raises:
+        HimalayaError: An adapter of another width; an architecture whose layers do not attend to all tokens.
+    """
+    config = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or (getattr(config, "sliding_window", None) and config.model_type == "mistral"):
+        raise HimalayaError(
+            f"a {config.model_type} with attention windows cannot be exported: only full attention can"
+        )
+    if update.width != config.hidden_size:
+        raise HimalayaError(
+            f"the adapter is {update.width} wide, the model's hidden states are {config.hidden_size}: it was trained "
+            "on another backbone"
+        )
+    heads, layers = config.num_key_value_heads, config.num_hidden_layers
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    graph = DecoderGraph(model, update)
+    whole = graph.argument == "input_ids"
+    new = torch.zeros(BATCH, LENGTH, dtype=torch.long) if whole else torch.randn(BATCH, LENGTH, config.hidden_size)
+    inputs: dict[str, Tensor | Sequence[Tensor]] = {
+        "inputs": new,
+        "attention_mask": torch.ones(BATCH, PAST + LENGTH, dtype=torch.long),
+        "task": torch.zeros(BATCH, dtype=torch.long),
+        "past": [torch.randn(BATCH, heads, PAST, head_width) for _ in range(2 * layers)],
+    }
+    dynamic = {"inputs": (0, 1), "attention_mask": (0, 1), "task": (0,), "past": (0, 2)}
+    caches = [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
+    names = (
+        [graph.argument, "attention_mask", "task", *(PAST_PREFIX + one for one in caches)],
+        ["logits" if whole else "hidden_states", *(PRESENT_PREFIX + one for one in caches)],
+    )
+    attention = config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        exported = export_module(graph, inputs, dynamic, names, opset)
+    finally:
+        model.set_attn_implementation(attention)
+    dimensions = {
+        graph.argument: {0: "batch", 1: "sequence"},
+        "attention_mask": {0: "batch", 1: "past + sequence"},
+        "task": {0: "batch"},
+        **{PAST_PREFIX + one: {0: "batch", 2: "past"} for one in caches},
+    }
+    name_dimensions(exported, dimensions)
+    return exported
+
+
+def without_adapter(model: ir.Model) -> ir.Model:
+    """Take the operator out of a graph: what is left is the frozen model's own, node for node.
+
+    Args:
+        model: Of `decoder_graph`, changed in place.
+    """
+    for node in [node for node in model.graph if node.domain == DOMAIN]:
+        (use,) = node.outputs[0].consumers()  # the addition to the module's output
+        (kept,) = (value for value in use.inputs if value is not None and value is not node.outputs[0])
+        ir.convenience.replace_all_uses_with(use.outputs[0], kept)
+        model.graph.remove([use, node], safe=True)
+    RemoveUnusedNodesPass()(model)
+    model.graph.inputs[:] = [value for value in model.graph.inputs if value.name != "task"]
+    for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
+        del model.graph.initializers[name]
+    return model
+
+
+@contextmanager
+def standing_in(model: PeftModel, update: Callable[[Tensor, int], Tensor]) -> Iterator[PreTrainedModel]:
+    """The adapted model with ``update`` in the place of its adapter, as long as the block lasts."""
+    tuner = model.base_model
+    layers = [module for module in tuner.modules() if isinstance(module, HimalayaLayer)]
+    shared = [dict(layer.shared) for layer in layers]
+    tuner._hook.remove()  # what it prepares is of no use to another update
+    for layer in layers:
+        layer.shared = cast(Any, dict.fromkeys(layer.shared, update))
+    try:
+        yield tuner.model
+    finally:
+        for layer, own in zip(layers, shared, strict=True):
+            layer.shared = own
+        tuner._hook = tuner.model.register_forward_pre_hook(tuner._begin_pass, with_kwargs=True)
+
+
+def _filled(keys: Tensor, values: Tensor) -> DynamicLayer:
+    layer = DynamicLayer()
+    layer.keys, layer.values, layer.is_initialized = keys, values, True
+    layer.dtype, layer.device = keys.dtype, keys.device
+    return layer
+
+
+def _causal_mask(attention_mask: Tensor, length: int) -> Tensor:
+    """Added to attention scores: ``(b, 1, s, t + s)``, the lowest number where a token may not look."""
+    keys = torch.arange(attention_mask.shape[1])
+    seen = (keys <= keys[-length:, None]) & attention_mask[:, None, None].bool()
+    return torch.where(seen, 0.0, torch.finfo(torch.float32).min)

@@ -1,0 +1,225 @@
+"""A bundle is whole, runs with numpy and ONNX Runtime alone, and computes there what PyTorch computes here."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from importlib.metadata import distribution
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tiny_runs import TASKS, run_words
+
+from himalaya_adapter.cli import main
+from himalaya_adapter.deploy.adapter_folder import load_adapter
+from himalaya_adapter.deploy.bundle.runner.command import main as runner_main
+from himalaya_adapter.storage import read_json
+
+NEEDED = ("numpy", "onnxruntime")
+PROMPT = [5, 17, 40, 9]
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Path:
+    """A finished run on a tiny backbone."""
+    assert main([*run_words(place, "HIMALAYA", max_updates_per_task=4), f"results_dir={place / 'out'}"]) == 0
+    return place / "out" / "himalaya"
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("bundles") / "bundle"
+    assert main(["export", str(run), "--format", "bundle", "--output", str(folder)]) == 0
+    return folder
+
+
+def clean_python(folder: Path, packages: tuple[str, ...]) -> Path:
+    """An interpreter that sees the standard library and the named packages, without what they depend on."""
+    venv.create(folder, with_pip=False)
+    site = next(folder.glob("lib/python*/site-packages"))
+    for package in map(distribution, packages):
+        for top in {file.parts[0] for file in package.files or []} - {".."}:
+            (site / top).symlink_to(str(package.locate_file(top)))
+    return folder / "bin" / "python"
+
+
+def start(python: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run Python elsewhere, as a user would."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run([str(python), *words], capture_output=True, text=True, env=environment, cwd="/", timeout=120)
+
+
+def test_only_numpy_and_onnxruntime_are_needed(run: Path, bundle: Path, tmp_path: Path) -> None:
+    python = clean_python(tmp_path / "clean", NEEDED)
+    for package in ("torch", "transformers", "onnx", "tokenizers", "himalaya_adapter"):
+        assert f"No module named '{package}'" in start(python, "-c", f"import {package}").stderr
+    runner = str(bundle / "run.py")
+    checked = start(python, runner, "check")
+    assert checked.returncode == 0, checked.stderr
+    assert len(checked.stdout.splitlines()) == 1 + len(TASKS)
+    loaded = load_adapter(run / "release", task=TASKS[0], dtype="float32")
+    ids = torch.tensor([PROMPT])
+    expected = loaded.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
+    )[0, len(PROMPT) :].tolist()
+    expected = [token for token in expected if token != loaded.tokenizer.eos_token_id]
+    words = ["generate", "--task", TASKS[0], "--tokens", ",".join(map(str, PROMPT)), "--max-new-tokens", "8"]
+    answered = start(python, runner, *words)
+    assert [int(word) for word in answered.stdout.split()] == expected
+    text = start(python, runner, "generate", "--task", TASKS[0], "Is 3 even?")
+    assert text.returncode == 2
+    assert text.stderr == (
+        "run.py: a text needs the package tokenizers (pip install tokenizers); --tokens takes token ids\n"
+    )
+
+
+def test_missing_onnxruntime_is_one_line(bundle: Path, tmp_path: Path) -> None:
+    found = start(clean_python(tmp_path / "clean", ("numpy",)), str(bundle / "run.py"), "check")
+    assert found.returncode == 2
+    assert found.stderr == "run.py: onnxruntime is not installed: pip install numpy onnxruntime\n"
+
+
+def test_a_text_is_answered_as_by_pytorch(run: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "Is 3 even?\nAnswer:"
+    loaded = load_adapter(run / "release", task="parity", dtype="float32")
+    inputs = loaded.tokenizer(prompt, return_tensors="pt")
+    tokens = loaded.model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    expected = loaded.tokenizer.decode(tokens, skip_special_tokens=True)
+    capsys.readouterr()
+    assert runner_main(bundle, ["generate", "--task", "parity", "--max-new-tokens", "12", prompt]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == expected.rstrip("\n�")
+
+
+def test_every_file_is_listed_with_its_hash(bundle: Path) -> None:
+    manifest = read_json(bundle / "manifest.json")
+    present = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    assert {name for name in present if "__pycache__" not in name} == {*manifest["files"], "manifest.json"}
+    assert manifest["tasks"] == list(TASKS)
+    for name in ("check/prompt.npy", "check/logits.npy", "check/greedy.npy"):
+        np.load(bundle / name, allow_pickle=False)
+    readme = (bundle / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{task}`" in readme for task in TASKS)
+
+
+def test_the_graphs_share_their_weights(bundle: Path) -> None:
+    graphs = [onnx.load(bundle / name, load_external_data=False) for name in ("base.onnx", "adapted.onnx")]
+    places = []
+    for graph in graphs:
+        outside = [tensor for tensor in graph.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+        entries = [{entry.key: entry.value for entry in tensor.external_data} for tensor in outside]
+        assert {entry["location"] for entry in entries} == {"weights.bin"}
+        places.append({entry["offset"] for entry in entries})
+    assert places[0] <= places[1]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_quantised_base_leaves_the_adapter_in_32_bits(
+    precision: str, run: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / precision
+    words = ["export", str(run), "--format", "bundle", "--output", str(folder), "--precision", precision]
+    assert main(words) == 0
+    low, full = (read_json(place / "manifest.json") for place in (folder, bundle))
+    assert low["files"]["weights.bin"]["bytes"] < full["files"]["weights.bin"]["bytes"]
+    assert low["check"]["deviation"] > low["check"]["tolerance"] * 1e-3
+    quantised = {"int8": "MatMulInteger", "int4": "MatMulNBits"}[precision]
+    counts = [
+        sum(node.op_type == quantised for node in onnx.load(folder / name, load_external_data=False).graph.node)
+        for name in ("base.onnx", "adapted.onnx")
+    ]
+    assert counts[0] == counts[1] == 2 * 7 + 1
+    assert runner_main(folder, ["check"]) == 0
+
+
+def damaged(bundle: Path, folder: Path, name: str) -> Path:
+    """A copy of the bundle in which one byte of a file is another."""
+    shutil.copytree(bundle, folder)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    return folder
+
+
+def one_line(folder: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The line that a command prints that cannot be done."""
+    capsys.readouterr()
+    assert runner_main(folder, words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("run.py: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "base.onnx", "tokenizer.json", "check/logits.npy", "runner/graph.py"])
+def test_a_damaged_file_is_named(name: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = damaged(bundle, tmp_path / "copy", name)
+    assert f"the bundle's file {name} is damaged" in one_line(folder, ["check"], capsys)
+    (folder / name).unlink()
+    assert f"the bundle has lost its file {name}" in one_line(folder, ["check"], capsys)
+
+
+def test_what_is_no_bundle_is_told(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not a bundle: it has no manifest.json" in one_line(tmp_path, ["check"], capsys)
+    manifest = read_json(bundle / "manifest.json")
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format": 2}), encoding="utf-8")
+    assert "the bundle has format 2, this runner reads format 1" in one_line(tmp_path, ["check"], capsys)
+    (tmp_path / "manifest.json").write_text("{", encoding="utf-8")
+    assert "is damaged" in one_line(tmp_path, ["check"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--task", "paritty", "x"],
+            "unknown task 'paritty'; did you mean 'parity'? (known: parity, colour_word, echo)",
+        ),
+        (["--task", "parity"], "give either a text or --tokens"),
+        (["--task", "parity", "x", "--tokens", "1"], "give either a text or --tokens"),
+        (["--task", "parity", "--tokens", "1,x"], "is not a list of token ids"),
+        (["--task", "parity", "--tokens", "1,99999"], "token ids go from 0 to"),
+        (["--task", "parity", ""], "the prompt is empty"),
+        (["--task", "parity", "x", "--max-new-tokens", "0"], "expected a whole number of at least 1"),
+        (["--task", "parity", "x", "--threads", "0"], "expected a whole number of at least 1"),
+    ],
+)
+def test_a_wrong_word_is_one_line(
+    words: list[str], message: str, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in one_line(bundle, ["generate", *words], capsys)
+
+
+def test_other_answers_are_told(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(bundle, folder)
+    logits = np.load(folder / "check" / "logits.npy")
+    logits[2, 7] += 0.1
+    np.save(folder / "check" / "logits.npy", logits)
+    manifest = read_json(folder / "manifest.json")
+    from himalaya_adapter.deploy.bundle.runner.manifest import sha256
+
+    manifest["files"]["check/logits.npy"]["sha256"] = sha256(folder / "check" / "logits.npy")
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert "this machine computes something else: task colour_word" in one_line(folder, ["check"], capsys)
+
+
+def test_a_folder_in_use_is_left_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    assert main(["export", str(run), "--format", "bundle", "--output", str(tmp_path)]) == 2
+    assert "is not an empty folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_runner_measures_its_own_overhead(bundle: Path, tmp_path: Path) -> None:
+    words = ["latency", "--seconds", "0.05", "--output", str(tmp_path / "latency.json")]
+    done = subprocess.run([sys.executable, str(bundle / "run.py"), *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = read_json(tmp_path / "latency.json")
+    assert [entry["phase"] for entry in written["measurements"]] == ["prefill", "decode"]
+    assert written["device"]["onnxruntime"] in done.stdout

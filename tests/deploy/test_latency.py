@@ -1,0 +1,137 @@
+"""The measurement: what is timed, in which order, and what is written about it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import run_words
+
+from himalaya_adapter.cli import main
+from himalaya_adapter.deploy import latency_tables
+from himalaya_adapter.deploy.bundle.runner import measure
+from himalaya_adapter.storage import read_json
+
+needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin a process")
+
+
+def test_runs_are_timed_there_and_back() -> None:
+    order: list[str] = []
+    runs = {name: lambda name=name: order.append(name) for name in "ABC"}
+    times = measure.interleaved(runs, seconds=0)
+    assert {len(seconds) for seconds in times.values()} == {measure.FEWEST_ROUNDS}
+    timed = "".join(order[measure.WARM_UP * 3 :])
+    assert timed == "ABCCBA" * measure.FEWEST_ROUNDS
+
+
+def test_a_drift_of_the_machine_leaves_the_ratio() -> None:
+    base = [1.0 + 0.5 * number for number in range(40)]
+    found = measure.compare({"base": base, "adapted": [1.02 * seconds for seconds in base]}, "base")
+    assert found["adapted"]["ratio"] == pytest.approx(1.02)
+    assert found["adapted"]["interval"] == pytest.approx([1.02, 1.02])
+    assert found["base"] == {"milliseconds": pytest.approx(10750.0)}
+
+
+def test_the_interval_covers_the_true_ratio() -> None:
+    import numpy as np
+
+    generator, covered = np.random.default_rng(1), 0
+    for _ in range(100):
+        base = 1 + 0.1 * generator.random(30)
+        adapted = 1.05 * (1 + 0.1 * generator.random(30))
+        low, high = measure.compare({"base": base.tolist(), "adapted": adapted.tolist()}, "base")["adapted"][
+            "interval"
+        ]
+        covered += low <= 1.05 <= high
+    assert covered >= 88  # of 100, at 95 %
+
+
+@needs_affinity
+def test_pinning_ends_with_the_measurement() -> None:
+    before = os.sched_getaffinity(0)
+    with measure.pinned(1) as cpus:
+        assert os.sched_getaffinity(0) == set(cpus or ())
+        assert len(cpus or ()) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_only_a_pi_is_called_a_pi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "DEVICE_TREE", tmp_path / "model")
+    assert "Raspberry" not in str(measure.device())
+    (tmp_path / "model").write_bytes(b"Raspberry Pi 4 Model B Rev 1.4\0")
+    assert measure.device()["machine"] == "Raspberry Pi 4 Model B Rev 1.4"
+
+
+@pytest.fixture(scope="module")
+def measured(place: Path) -> dict[str, Any]:
+    """What `himalaya latency` writes about a finished tiny run."""
+    assert main([*run_words(place, "HIMALAYA", max_updates_per_task=2), f"results_dir={place / 'out'}"]) == 0
+    words = ["latency", str(place / "out" / "himalaya"), "--precision", "fp32", "int8", "int4", "--threads", "1"]
+    assert main([*words, "--seconds", "0.05", "--output", str(place / "latency.json")]) == 0
+    return read_json(place / "latency.json")
+
+
+def test_what_is_written_about_a_run(measured: dict[str, Any]) -> None:
+    asked = [(precision, phase) for precision in ("fp32", "int8", "int4") for phase in ("prefill", "decode")]
+    assert [(entry["precision"], entry["phase"]) for entry in measured["measurements"]] == asked
+    assert {"machine", "cpu", "cores", "system", "onnxruntime", "date"} <= set(measured["device"])
+    for entry in measured["measurements"]:
+        for name in measured["graphs"]:
+            graph = entry["graphs"][name]
+            assert graph["interval"][0] <= graph["ratio"] <= graph["interval"][1]
+        assert entry["graphs"]["base"]["milliseconds"] > 0
+        assert entry["threads"] == 1
+        assert entry["rounds"] >= measure.FEWEST_ROUNDS
+
+
+def test_the_profile_keeps_the_adapter_apart(measured: dict[str, Any]) -> None:
+    for entry in measured["measurements"]:
+        base = {row["operator"]: row for row in entry["profile"]["base"]}
+        assert not any(row["adapter"] for row in base.values())
+        for name in measured["graphs"]:
+            rows = {(row["operator"], row["adapter"]): row for row in entry["profile"][name]}
+            assert rows["MatMul", True]["nodes"] >= 2
+            assert rows["Tanh", True]["nodes"] >= 2 * 1
+            quantised = {"fp32": "MatMul", "int8": "DynamicQuantizeMatMul", "int4": "MatMulNBits"}[entry["precision"]]
+            assert (quantised, True) not in rows or quantised == "MatMul"
+            # All that the base runs, the adapted graph runs too, outside the adapter.
+            assert rows["Softmax", False]["nodes"] == base["Softmax"]["nodes"] == 2
+
+
+def test_the_tables_hold_every_graph(measured: dict[str, Any]) -> None:
+    rows = latency_tables.overhead_rows(measured)
+    assert len(rows) == 6 * (1 + len(measured["graphs"]))
+    assert all(len(row) == len(latency_tables.OVERHEAD_HEADER) for row in rows)
+    for name in measured["graphs"]:
+        assert all(
+            len(row) == len(latency_tables.OPERATOR_HEADER) for row in latency_tables.operator_rows(measured, name)
+        )
+    assert measured["device"]["cpu"] in latency_tables.device_line(measured)
+
+
+def test_one_layer_of_any_shape(place: Path, measured: dict[str, Any], tmp_path: Path) -> None:
+    words = ["latency", "--shape", str(place / "backbone"), "--routing", "tree", "static", "--threads", "1"]
+    assert main([*words, "--seconds", "0.05", "--output", str(tmp_path / "latency.json")]) == 0
+    written = read_json(tmp_path / "latency.json")
+    assert written["graphs"] == ["tree", "static"]
+    assert [set(entry["graphs"]) for entry in written["measurements"]] == [{"base", "tree", "static"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--shape", "llama-2-7"], "unknown backbone 'llama-2-7'"),
+        (["--precision", "int3"], "unknown precision 'int3'; did you mean 'int"),
+        (["--routing", "statc"], "unknown routing 'statc'; did you mean 'static'"),
+        (["--threads", "0"], "--threads 0"),
+        (["--seconds", "0"], "--seconds 0"),
+        (["nowhere", "--shape", "llama-2-7b"], "give either"),
+        (["nowhere"], "nowhere is not a finished run"),
+        (["--output", "nowhere/latency.json"], "there is no folder nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["latency", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

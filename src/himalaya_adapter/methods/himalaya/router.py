@@ -10,8 +10,9 @@ from torch import Tensor, nn
 FINAL_TEMPERATURE_SHARE = 0.1
 NEWTON_STEPS = 5
 HEAD_INIT_STD = 0.2
-# Gate logits at the start of a task: its own atoms almost always on, atoms that nobody uses never.
-OWN_GATE, UNUSED_GATE = 8.0, -20.0
+# Gate logits at the start of a task: its own atoms almost always on, those of others so seldom that a hundred of them
+# do not crowd out its own, atoms that nobody uses never.
+OWN_GATE, OTHERS_GATE, UNUSED_GATE = 8.0, -4.0, -20.0
 
 
 def task_code(name: str, width: int) -> Tensor:
@@ -148,7 +149,7 @@ class HyperRouter(nn.Module):
         """
         noise = torch.randn(self.head.shape[:2], generator=_generator(f"head of {name}")) * HEAD_INIT_STD
         gates, coefficients, gain = noise.to(self.head.device).split([len(own), len(own), 1])
-        bias = torch.where(own | borrowed, OWN_GATE, torch.where(in_use, 0.0, UNUSED_GATE))
+        bias = torch.where(own | borrowed, OWN_GATE, torch.where(in_use, OTHERS_GATE, UNUSED_GATE))
         gates = gates * in_use[:, None] + bias[:, None] * self._bias_feature()
         weighted = own if own.any() else borrowed
         coefficients = (coefficients + self._bias_feature()) * weighted[:, None]

@@ -219,6 +219,7 @@ class SharedAdapter(SharedUpdate):
         """
         self._forget_pass()
         head, elastic = self.router.head, self.dictionary.elastic
+        elastic.copy_(torch.lerp(before["elastic"], elastic, self.config.atom_step))
         if self.config.protect:
             elastic.copy_(torch.where(self.own_elastic[:, None], elastic, before["elastic"]))
             if self.tasks_learnt > 0:

@@ -72,7 +72,7 @@ class HimalayaConfig(TargetsConfig):
             explores more atoms, learns slower. Start from 1.0.
         atom_step (`float`):
             How many times the optimiser's step the atoms move, whatever the learning rate: the head needs smaller
-            steps than they do. Start from 1.0, or 3.0 where tasks are short.
+            steps than they do. Start from 1.0; 2.0 learns classifications of few examples faster.
         protect (`bool`):
             Keep earlier tasks: project steps of the head off past features and steps of the atoms off past
             gradients. `False` learns a little more and forgets.

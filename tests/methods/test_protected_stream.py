@@ -85,6 +85,27 @@ def test_the_head_changes_off_the_features_of_the_past_task(case: Case) -> None:
     torch.testing.assert_close(change.flatten(1) @ shared.head_projector, change.flatten(1), rtol=0, atol=1e-5)
 
 
+def test_a_late_task_learns_at_the_speed_of_the_first() -> None:
+    """Its own head makes the whole step of the optimiser, although most directions of the shared head are taken."""
+    model, *_ = after_task_a(CASES["llama-stream"])
+    shared = shared_of(model)
+    for task in range(20):
+        model.start_task(f"task {task}")
+        model(input_ids=random_tokens(task), labels=random_tokens(task))
+        model.end_task()
+    model.start_task("B")
+    code, projector = shared.code, shared.head_projector
+    assert (shared.code @ projector.view(-1, 32, projector.shape[0])[0, :, :32] @ shared.code) < 0.7  # of its bias
+    before = {"head": shared.router.head.detach().clone(), "elastic": shared.dictionary.elastic.detach().clone()}
+    wanted = torch.randn(shared.router.head.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        shared.router.head.add_(wanted)
+    shared.after_step(before)
+    change = shared.router.head.detach() - before["head"]
+    torch.testing.assert_close(change @ code, wanted @ code, rtol=0, atol=1e-4)
+    torch.testing.assert_close(change.flatten(1) @ projector, change.flatten(1), rtol=0, atol=1e-4)
+
+
 @LAYERS_ADAPTED
 def test_only_the_own_atoms_move(case: Case) -> None:
     """To the bit, also when all slots hold something; and the own ones do move."""

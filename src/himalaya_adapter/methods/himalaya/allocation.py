@@ -1,11 +1,11 @@
-"""Which elastic atoms a task owns: taken from the free slots, evicted from earlier tasks, grown inside a task."""
+"""Which elastic atoms a task owns, and which it borrows: free slots, slots of earlier tasks, growth inside a task."""
 
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .consolidation import fisher_projection, imprint
+from .consolidation import PARTNER_SHARE, StandIn, fisher_projection, imprint
 from .growth import principal_direction
 from .protection import reset_head
 from .router import OWN_GATE, UNUSED_GATE
@@ -13,6 +13,8 @@ from .router import OWN_GATE, UNUSED_GATE
 if TYPE_CHECKING:
     from .shared import SharedAdapter
 
+# A task that would lose more than this share of what it relies on keeps its atom.
+MOST_MISSED = 0.5
 # A grown atom starts with little weight: it turns r towards the residual without replacing what was learnt.
 GROWN_COEFFICIENT = 0.1
 
@@ -20,7 +22,8 @@ GROWN_COEFFICIENT = 0.1
 def allocate(shared: "SharedAdapter") -> list[dict[str, Any]]:
     """Give the task its share of the free elastic slots; when there is none, the slot that earlier tasks miss least.
 
-    The share is what all tasks so far would get alike, at most `atoms_per_task` and at least one.
+    The share is what all tasks so far would get alike, at most `atoms_per_task` and at least one. A task gets none
+    where every slot holds what some earlier task cannot do without: it then learns with borrowed atoms alone.
 
     Returns:
         The evictions.
@@ -28,7 +31,8 @@ def allocate(shared: "SharedAdapter") -> list[dict[str, Any]]:
     core = shared.config.core_atoms
     if shared.tasks_learnt == 0:
         shared.in_use[core:] = False
-    evictions = [evict(shared)] if shared.in_use[core:].all() else []
+    event = evict(shared) if shared.in_use[core:].all() else None
+    evictions = [] if event is None else [event]
     free = (~shared.in_use[core:]).nonzero().flatten()
     alike = shared.config.elastic_atoms // (int(shared.tasks_learnt) + 1)
     share = max(1, min(shared.config.atoms_per_task, alike))
@@ -38,37 +42,71 @@ def allocate(shared: "SharedAdapter") -> list[dict[str, Any]]:
     return evictions
 
 
-def evict(shared: "SharedAdapter") -> dict[str, Any]:
+def borrow(shared: "SharedAdapter", worth: Tensor) -> Tensor:
+    """Atoms of others for the places among the active ones that the task's own leave open: those worth most.
+
+    They stay as they are, and the task's head gives them coefficients of its own: that costs no storage, and earlier
+    tasks do not notice.
+
+    Args:
+        shared: The adapter.
+        worth: What each atom is worth to the task, ``(k,)``.
+
+    Returns:
+        Their mask, ``(k,)``.
+    """
+    places = max(0, shared.config.expected_active_atoms - int(shared.own.sum()))
+    candidates = shared.in_use & ~shared.own
+    best = worth.masked_fill(~candidates, -torch.inf).topk(min(places, int(candidates.sum()))).indices
+    return torch.zeros_like(candidates).index_fill_(0, best, True)
+
+
+def evict(shared: "SharedAdapter") -> dict[str, Any] | None:
     """Free the slot that earlier tasks miss least; what it did for them is handed over to other atoms.
 
-    What is missed is the importance (usage times Fisher information) times the share that no stand-in reproduces.
+    What is missed is the importance (usage times Fisher information, in shares of the task) times the share that no
+    stand-in reproduces. What a task loses makes its other atoms as much more important: its last one is not taken.
+
+    Returns:
+        The eviction; nothing if some task would miss too much, whichever slot is taken.
     """
     core, importance = shared.config.core_atoms, shared.importance
     slots = shared.in_use[core:].nonzero().flatten().tolist()
-    if shared.config.consolidate:
-        residuals = shared.growth.unit_residuals()
-        steps = shared.config.fisher_projection_steps
-        shared_use = shared.consolidation.shared_use()
-        stand_ins = {
-            slot: shared.consolidation.stand_in(
-                shared.dictionary.atoms(), core + slot, shared_use, shared.in_use, residuals, steps
-            )
-            for slot in slots
-        }
-        slot = min(slots, key=lambda one: importance[one].item() * (1 - stand_ins[one].survives))
+    stand_ins = _stand_ins(shared, slots) if shared.config.consolidate else {}
+    missed = {slot: importance[slot].item() for slot in slots}
+    for slot, stand_in in stand_ins.items():
+        missed[slot] *= 1 - stand_in.survives
+    slot = min(slots, key=lambda one: missed[one])
+    if missed[slot] > MOST_MISSED:
+        return None
+    together = shared.consolidation.shared_use()[core + slot, core:]
+    partners = shared.in_use[core:] & (together > PARTNER_SHARE * together[slot])
+    event = {"event": "eviction", "slot": slot, "importance": importance[slot].item()}
+    if slot in stand_ins:
         stand_in = stand_ins[slot]
         head = imprint(shared.router.head, core + slot, stand_in, shared.consolidation, OWN_GATE, UNUSED_GATE)
         shared.router.head.copy_(head)
         shared.consolidation.hand_over(core + slot, stand_in)
         if stand_in.newcomer >= core:
             importance[stand_in.newcomer - core] += importance[slot] * stand_in.survives
-        taken_over = {"newcomer": stand_in.newcomer, "survives": stand_in.survives}
-    else:
-        slot, taken_over = min(slots, key=lambda one: importance[one].item()), {}
-    event = {"event": "eviction", "slot": slot, "importance": importance[slot].item(), **taken_over}
+        event |= {"newcomer": stand_in.newcomer, "survives": stand_in.survives}
     importance[slot] = 0
+    partners[slot] = False
+    importance[partners] += missed[slot] / max(1, int(partners.sum()))
     shared.in_use[core + slot] = False
     return event
+
+
+def _stand_ins(shared: "SharedAdapter", slots: list[int]) -> dict[int, StandIn]:
+    """What could take the place of the atom in each slot."""
+    residuals, together = shared.growth.unit_residuals(), shared.consolidation.shared_use()
+    atoms, steps = shared.dictionary.atoms(), shared.config.fisher_projection_steps
+    return {
+        slot: shared.consolidation.stand_in(
+            atoms, shared.config.core_atoms + slot, together, shared.in_use, residuals, steps
+        )
+        for slot in slots
+    }
 
 
 def grow(shared: "SharedAdapter") -> dict[str, Any] | None:

@@ -64,7 +64,7 @@ class HimalayaModel(SharedStateModel):
                     continue
                 if shared.tasks_learnt == 0:
                     shared.fit_projection(inputs)
-                shared.promote(curvature)
+                shared.promote(name, curvature)
         return evictions
 
     def anneal(self, progress: float) -> None:

@@ -38,13 +38,32 @@ def shrink_projector(projector: Tensor, moment: Tensor, energy: float) -> Tensor
     return (wide - directions @ directions.T).to(projector.dtype)
 
 
+def lift(projector: Tensor, code: Tensor) -> Tensor:
+    r"""From a change of a task's own head to the smallest one of the shared head that makes it, off what is protected.
+
+    With :math:`A = I \otimes c` the task's own head is :math:`H A`; a change of it by ``S`` is lifted to
+    :math:`S (A^\top \Pi A)^{+} A^\top \Pi`, whose rows lie in the range of :math:`\Pi`. So a task learns at the same
+    speed however many were learnt before, as long as a share of each of its directions is free.
+
+    Args:
+        projector: :math:`\Pi`, ``(F, F)``, ``F = (p + 1) e``.
+        code: The task's code :math:`c`, ``(e,)``.
+
+    Returns:
+        The matrix ``(p + 1, F)`` to multiply ``S`` by, in 64 bits.
+    """
+    latent = len(projector) // len(code)
+    basis = torch.kron(torch.eye(latent, dtype=torch.float64, device=code.device), code.double()[:, None])
+    free = projector.double() @ basis
+    return torch.linalg.pinv(basis.T @ free, atol=SMALLEST_FREE_SHARE, rtol=0.0, hermitian=True) @ free.T
+
+
 def reset_head(head: Tensor, target: Tensor, projector: Tensor, code: Tensor) -> Tensor:
     r"""Give a new task a fresh head without moving what earlier tasks rely on.
 
     Codes of different tasks overlap a little, so an unseen task would inherit a random mixture of what others learnt.
     The head ``H`` (rows in :math:`\mathbb R^F`) is moved by the smallest change within the range of :math:`\Pi` for
-    which :math:`H (I \otimes c) = H_0`; with :math:`A = I \otimes c` that is
-    :math:`(H_0 - H A)(A^\top \Pi A)^{+} A^\top \Pi`.
+    which :math:`H (I \otimes c) = H_0` (`lift`).
 
     Args:
         head: ``(2k + 1, p + 1, e)``.
@@ -55,12 +74,8 @@ def reset_head(head: Tensor, target: Tensor, projector: Tensor, code: Tensor) ->
     Returns:
         The new head, of the same shape and precision.
     """
-    latent = target.shape[1]
-    basis = torch.kron(torch.eye(latent, dtype=torch.float64, device=head.device), code.double()[:, None])
-    free = projector.double() @ basis
     gap = target.double() - head.double() @ code.double()
-    change = gap @ torch.linalg.pinv(basis.T @ free, atol=SMALLEST_FREE_SHARE, rtol=0.0, hermitian=True) @ free.T
-    return (head.double() + change.view_as(head)).to(head.dtype)
+    return (head.double() + (gap @ lift(projector, code)).view_as(head)).to(head.dtype)
 
 
 def free_directions(projector: Tensor) -> int:

@@ -4,16 +4,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.release import INFERENCE_ONLY
 
-from .allocation import allocate, grow
+from .allocation import allocate, borrow, grow
 from .config import HimalayaConfig
 from .consolidation import Consolidation
 from .growth import Growth
-from .protection import free_directions, kronecker_moment, reset_head, shrink_projector
+from .protection import free_directions, kronecker_moment, lift, reset_head, shrink_projector
 from .router import FINAL_TEMPERATURE_SHARE, task_code
 from .statistics import share_maximum, sum_over_ranks
 from .task_memory import TaskMemory
@@ -118,13 +118,17 @@ class SharedAdapter(SharedUpdate):
         self.set_task(name)
         self.temperature = self.config.temperature_init
         evictions = allocate(self)
-        fresh = self.router.fresh_head(name, self.own, self.in_use)
-        self.router.head.copy_(reset_head(self.router.head, fresh, self.head_projector, self.code))
+        # Before anything is known about the task, what others rely on most is what it may borrow.
+        self._fresh_start(name, borrow(self, pad(self.importance, (self.config.core_atoms, 0), value=-1.0)))
         self.statistics.clear()
         self.growth.restart()
         self.memory.task_moment.zero_()
         self.rebuild_tree()
         return evictions
+
+    def _fresh_start(self, name: str, borrowed: Tensor) -> None:
+        fresh = self.router.fresh_head(name, self.own, borrowed, self.in_use)
+        self.router.head.copy_(reset_head(self.router.head, fresh, self.head_projector, self.code))
 
     @property
     def own_elastic(self) -> Tensor:
@@ -138,16 +142,23 @@ class SharedAdapter(SharedUpdate):
         self.rebuild_tree()
 
     @torch.no_grad()
-    def promote(self, curvature: Tensor) -> None:
-        """Point the task's atoms at the leading eigenvectors of its first residuals ``(d, d)``."""
+    def promote(self, name: str, curvature: Tensor) -> None:
+        """Point the atoms of task ``name`` at the leading eigenvectors of its first residuals ``(d, d)``.
+
+        Places that its own atoms leave open go to the atoms of others along which the loss falls fastest.
+        """
         count = int(self.own_elastic.sum())
         values, vectors = torch.linalg.eigh(curvature.double())
         # All of one sign: the atoms of a token share its gain.
-        leading = vectors[:, -count:] if values[-1] >= -values[0] else vectors[:, :count]
+        sign = 1.0 if values[-1] >= -values[0] else -1.0
+        leading = vectors[:, len(values) - count :] if sign > 0 else vectors[:, :count]
         # An eigenvector's sign is open; fix it, so that every machine starts alike.
         signs = leading.gather(0, leading.abs().argmax(0, keepdim=True)).sign()
         self.dictionary.elastic[self.own_elastic] = (leading * signs).T.to(self.dictionary.elastic.dtype)
         self.rebuild_tree()
+        if count < self.config.expected_active_atoms:
+            atoms = self.dictionary.atoms().double()
+            self._fresh_start(name, borrow(self, sign * ((atoms @ curvature.double()) * atoms).sum(1)))
 
     def anneal(self, progress: float) -> None:
         """Lower the gates' temperature linearly; ``progress`` in [0, 1] is the share of the task's steps done."""
@@ -212,11 +223,12 @@ class SharedAdapter(SharedUpdate):
         """
         self._forget_pass()
         head, elastic = self.router.head, self.dictionary.elastic
+        elastic.copy_(torch.lerp(before["elastic"], elastic, self.config.atom_step))
         if self.config.protect:
             elastic.copy_(torch.where(self.own_elastic[:, None], elastic, before["elastic"]))
             if self.tasks_learnt > 0:
-                step = (head - before["head"]).flatten(1)
-                head.copy_(before["head"] + (step @ self.head_projector).view_as(head))
+                own_step = self.router.task_head(self.code) - before["head"] @ self.code
+                head.copy_(before["head"] + (own_step.double() @ lift(self.head_projector, self.code)).view_as(head))
         self.dictionary.return_to_sphere((elastic != before["elastic"]).any(1))
         self.atom_norm_max.fill_(max(self.atom_norm_max.item(), self.dictionary.largest_norm()))
         return grow(self) if self.config.grow and self.growth.due else None
@@ -234,7 +246,8 @@ class SharedAdapter(SharedUpdate):
         # An atom that the task owned is never free again, even if its last gradients vanished.
         elastic_usage = usage[self.config.core_atoms :]
         used = self.own_elastic | (elastic_usage > 0)
-        self.importance += (elastic_usage * self.statistics.fisher).clamp_min(TINY) * used
+        missed = (elastic_usage * self.statistics.fisher).clamp_min(TINY) * used
+        self.importance += missed / missed.sum().clamp_min(TINY)  # in shares of a task, whatever its gradients' size
         self.tasks_learnt += 1
 
     # What is reported ------------------------------------------------------------------------------------------

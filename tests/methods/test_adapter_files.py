@@ -83,14 +83,14 @@ MISFITS = {
     "no tensors": ("adapter", lambda _: {}, "is nothing, expected"),
     "missing in a release": (
         "release",
-        without("dictionary.scale"),
-        r"'dictionary\.scale' is nothing, expected float16",
+        without("dictionary.elastic.scale"),
+        r"'dictionary\.elastic\.scale' is nothing, expected float16",
     ),
     "no checksum": ("release", without("checksum"), r"'checksum' is nothing, expected uint8 \[32\]"),
     "shape in a release": (
         "release",
-        changed("dictionary.codes", lambda tensor: tensor[:-3].contiguous()),
-        r"'dictionary\.codes' is uint8 \[957\], expected uint8 \[960\]",
+        changed("dictionary.elastic.codes", lambda tensor: tensor[:-3].contiguous()),
+        r"'dictionary\.elastic\.codes' is uint8 \[765\], expected uint8 \[768\]",
     ),
     "dtype in a release": (
         "release",

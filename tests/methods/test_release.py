@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from himalaya_adapter import HimalayaConfig, save_release
 from himalaya_adapter.errors import HimalayaError
@@ -20,18 +20,16 @@ from himalaya_adapter.methods.quantization import GROUP
 from himalaya_adapter.methods.release import seal
 
 WEIGHTS = "adapter_model.safetensors"
-ELASTIC = "dictionary.elastic"
 FILES = {"adapter_config.json", WEIGHTS, "README.md"}
 # All that a release may hold. Nothing of the training's state, no tokens, no text, nothing per task or layer.
 SCHEMA = {
-    "dictionary.codes": torch.uint8,
     "dictionary.smoothing": torch.float16,
-    "dictionary.scale": torch.float16,
-    "dictionary.minimum": torch.float16,
-    "dictionary.rest.codes": torch.uint8,
-    "dictionary.rest.smoothing": torch.float16,
-    "dictionary.rest.scale": torch.float16,
-    "dictionary.rest.minimum": torch.float16,
+    "dictionary.core.codes": torch.uint8,
+    "dictionary.core.scale": torch.float16,
+    "dictionary.core.minimum": torch.float16,
+    "dictionary.elastic.codes": torch.uint8,
+    "dictionary.elastic.scale": torch.float16,
+    "dictionary.elastic.minimum": torch.float16,
     "router.head.values": torch.int8,
     "router.head.scale": torch.float32,
     "router.projection.values": torch.int8,
@@ -169,20 +167,12 @@ def test_saving_a_loaded_release_writes_the_same_bytes(bits: int, tmp_path: Path
         assert torch.equal(tensor, shared_of(again).state_dict()[name]), name
 
 
-def test_a_release_of_the_first_format_is_read_and_written_as_it_was(tmp_path: Path) -> None:
-    """Its elastic atoms are rounded once; a training adapter of that time is released in the newest format."""
-    model = trained()
-    state = {name: tensor.clone() for name, tensor in shared_of(model).state_dict().items()}
-    first = HimalayaConfig(released=True, format_version=1)
-    save_release(model, tmp_path / "old")
-    tensors = {f"base_model.himalaya_shared.{name}": one for name, one in seal(pack(state, first)).items()}
-    save_file(tensors, tmp_path / "old" / WEIGHTS, metadata={"format": "pt"})
-    config = json.loads((tmp_path / "old" / "adapter_config.json").read_text())
-    (tmp_path / "old" / "adapter_config.json").write_text(json.dumps(config | {"format_version": 1}))
-    released = opened(tmp_path / "old")
-    assert torch.equal(shared_of(released).dictionary.elastic, unpack(pack(state, first), first, state)[ELASTIC])
-    released.save_pretrained(tmp_path / "again")
-    assert load_file(tmp_path / "again" / WEIGHTS).keys() == tensors.keys()
+def test_a_release_of_the_first_format_is_refused_and_a_training_adapter_is_not(tmp_path: Path) -> None:
+    save_release(trained(), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"format_version": 1}))
+    with pytest.raises(ValueError, match=r"^format_version=1 of a release is older than 2: save it anew from the ada"):
+        opened(tmp_path)
     assert HimalayaConfig(format_version=1).format_version == config["format_version"] == 2
 
 
@@ -267,9 +257,11 @@ def test_every_byte_is_accounted_for(bits: int, tmp_path: Path) -> None:
         assert parts["dictionary.core"] + parts["dictionary.elastic"] == 2 * atoms * WIDTH
         assert parts["router.head"] == 2 * head.numel()
     else:
-        assert parts["dictionary.codes"] == atoms * WIDTH * bits // 8
-        assert parts["dictionary.rest.codes"] == 16 * WIDTH * bits // 8
-        assert parts["dictionary.scale"] == parts["dictionary.minimum"] == 2 * atoms * WIDTH // GROUP
+        for tier, (count, width) in {"core": (24, bits), "elastic": (16, 2 * bits)}.items():
+            assert parts[f"dictionary.{tier}.codes"] == count * WIDTH * width // 8
+            assert (
+                parts[f"dictionary.{tier}.scale"] == parts[f"dictionary.{tier}.minimum"] == 2 * count * WIDTH // GROUP
+            )
         assert parts["router.head.values"] == head.numel()
         assert parts["router.projection.values"] == projection.numel()
     model.save_pretrained(tmp_path / "training")
@@ -285,7 +277,7 @@ def test_the_bytes_depend_on_neither_layers_nor_tasks(tmp_path: Path) -> None:
     assert save_release(many, tmp_path / "many") == parts
 
 
-@pytest.mark.parametrize(("width", "most"), [(576, 97_000), (4096, 235_000)])
+@pytest.mark.parametrize(("width", "most"), [(576, 92_000), (4096, 207_000)])
 def test_the_size_at_the_width_of_real_models(width: int, most: int, capsys: pytest.CaptureFixture[str]) -> None:
     config = HimalayaConfig()
     state = random_state(0, config, width)
@@ -299,7 +291,8 @@ def test_the_size_at_the_width_of_real_models(width: int, most: int, capsys: pyt
     with capsys.disabled():
         print(f"\nrelease at width {width}: {sum(sizes.values())} bytes, {sizes}")
         print(f"mean cosines: core {core.mean():.4f}, elastic {elastic.mean():.5f}")
-    assert sizes["dictionary.codes"] == 40 * width * 3 // 8
+    assert sizes["dictionary.core.codes"] == 24 * width * 3 // 8
+    assert sizes["dictionary.elastic.codes"] == 16 * width * 6 // 8
     assert sum(sizes.values()) < most
     assert core.mean() > 0.975
     assert core.min() > 0.95

@@ -53,7 +53,13 @@ def unpack_codes(packed: Tensor, count: int, bits: int) -> Tensor:
     return codes.to(torch.uint8).flatten()[:count]
 
 
-def quantise_matrix(matrix: Tensor, bits: int) -> dict[str, Tensor]:
+def column_smoothing(matrix: Tensor) -> Tensor:
+    r"""The smoothing :math:`s_j = \max_i |D_{ij}|^{1/2}` of a matrix, float16 ``(d,)``; 1 for a column of zeros."""
+    smoothing = matrix.float().abs().amax(0).pow(SMOOTHING).half()
+    return torch.where(smoothing > 0, smoothing, 1.0)
+
+
+def quantise_matrix(matrix: Tensor, bits: int, smoothing: Tensor | None = None) -> dict[str, Tensor]:
     r"""Smooth quantisation: :math:`D_{ij} \approx s_j (m_{ig} + q_{ij}\,\delta_{ig})`, ``g`` being the group of ``j``.
 
     The smoothing :math:`s_j = \max_i |D_{ij}|^{1/2}` keeps a column of large entries from widening the steps of its
@@ -63,6 +69,7 @@ def quantise_matrix(matrix: Tensor, bits: int) -> dict[str, Tensor]:
     Args:
         matrix: ``(k, d)``, entries of magnitude up to about 1.
         bits: Bits of a code, 2 to 8.
+        smoothing: That of a larger matrix to which the rows belong, ``(d,)``; by default their own.
 
     Returns:
         uint8 ``codes``, packed; float16 ``smoothing`` ``(d,)``, ``scale`` and ``minimum`` ``(k, ceil(d / GROUP))``.
@@ -71,10 +78,8 @@ def quantise_matrix(matrix: Tensor, bits: int) -> dict[str, Tensor]:
         ValueError: ``bits`` out of range.
     """
     _check_bits(bits)
-    wide = matrix.float()
-    smoothing = wide.abs().amax(0).pow(SMOOTHING).half()
-    smoothing = torch.where(smoothing > 0, smoothing, 1.0)
-    groups = _grouped(wide / smoothing)
+    smoothing = column_smoothing(matrix) if smoothing is None else smoothing
+    groups = _grouped(matrix.float() / smoothing)
     # The codes are computed from the rounded minimum and step, which are those that the reader has.
     minimum = groups.amin(-1).half()
     scale = ((groups.amax(-1) - minimum) / ((1 << bits) - 1)).half()

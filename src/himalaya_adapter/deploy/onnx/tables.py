@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from himalaya_adapter.methods.himalaya import HimalayaConfig, SharedAdapter
-from himalaya_adapter.methods.himalaya.release import pack, unpack
+from himalaya_adapter.methods.himalaya.release import ATOMS, SMOOTHING, atom_bits, pack, unpack
 from himalaya_adapter.methods.himalaya.router import FINAL_TEMPERATURE_SHARE, task_code
 from himalaya_adapter.methods.himalaya.tree import SMALLEST_WIDTH
 from himalaya_adapter.methods.quantization import GROUP, UNQUANTISED_BITS, unpack_codes
@@ -118,13 +118,14 @@ def make_tables(content: Mapping[str, Tensor], config: HimalayaConfig, tasks: Se
     kept = content["in_use"].nonzero().flatten()
     rows = torch.cat([kept, len(content["in_use"]) + kept, torch.tensor([2 * len(content["in_use"])])])
     if config.quantisation_bits == UNQUANTISED_BITS:
-        codes = torch.cat([content["dictionary.core"], content["dictionary.elastic"]])[:, :, None]
+        codes = torch.cat([content[name] for name in ATOMS])[:, :, None]
         scale, minimum = torch.ones_like(codes[..., :1].float()), torch.zeros_like(codes[..., :1].float())
         smoothing = torch.ones(codes.shape[1])
         projection, heads = content["router.projection"].float(), content["router.head"]
         head_scale = torch.ones(len(heads))
     else:
-        codes, scale, minimum, smoothing = _coded_atoms(content, config.quantisation_bits)
+        codes, scale, minimum = _coded_atoms(content, config)
+        smoothing = content[SMOOTHING].float()
         parts = split_by_prefix(content, "router.projection.")[0]
         projection = parts["values"].float() * parts["scale"][:, None]
         heads, head_scale = content["router.head.values"], content["router.head.scale"]
@@ -150,21 +151,25 @@ def make_tables(content: Mapping[str, Tensor], config: HimalayaConfig, tasks: Se
     )
 
 
-def _coded_atoms(content: Mapping[str, Tensor], bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """int8 codes ``(k, G, g)``, scale and minimum ``(k, G, 1)`` of all atoms, smoothing ``(d,)``.
+def _coded_atoms(content: Mapping[str, Tensor], config: HimalayaConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """int8 codes ``(k, G, g)``, scale and minimum ``(k, G, 1)`` of all atoms.
 
     A width that is no multiple of the group has a scale and a minimum for each column: all groups are then whole.
     """
-    parts = split_by_prefix(content, "dictionary.")[0]
-    count, width = len(parts["scale"]), len(parts["smoothing"])
-    codes = unpack_codes(parts["codes"], count * width, bits).view(count, width)
-    scale, minimum = parts["scale"].float(), parts["minimum"].float()
+    width = len(content[SMOOTHING])
     group = GROUP if width % GROUP == 0 else 1
-    if group == 1:
-        scale, minimum = (one.repeat_interleave(GROUP, 1)[:, :width] for one in (scale, minimum))
-    middle = 1 << bits - 1 if bits == 8 else 0  # the upper half of 8 bits does not fit into int8
-    signed = (codes.short() - middle).to(torch.int8).view(count, -1, group)
-    return signed, scale[..., None], (minimum + middle * scale)[..., None], parts["smoothing"].float()
+    tiers = []
+    for name, bits in zip(ATOMS, atom_bits(config), strict=True):
+        parts = split_by_prefix(content, f"{name}.")[0]
+        scale, minimum = parts["scale"].float(), parts["minimum"].float()
+        if group == 1:
+            scale, minimum = (one.repeat_interleave(GROUP, 1)[:, :width] for one in (scale, minimum))
+        codes = unpack_codes(parts["codes"], len(scale) * width, bits).view(len(scale), -1, group)
+        middle = 1 << bits - 1 if bits == 8 else 0  # the upper half of 8 bits does not fit into int8
+        signed = (codes.short() - middle).to(torch.int8)
+        tiers.append((signed, scale[..., None], (minimum + middle * scale)[..., None]))
+    codes, scale, minimum = (torch.cat(parts) for parts in zip(*tiers, strict=True))
+    return codes, scale, minimum
 
 
 def _tree_tables(content: Mapping[str, Tensor], config: HimalayaConfig, elastic: Tensor) -> TreeTables | None:

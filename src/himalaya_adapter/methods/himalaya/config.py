@@ -13,8 +13,8 @@ NORM_TARGETS = ("update", "residual")
 GAINS = ("learned", "fixed")
 INDICES = ("learnable_kd_tree", "scan")
 FANOUTS = (4, 8, 16)
-# Version of the adapter files that this code writes, and the newest that it reads. In a release of version 1 elastic
-# atoms are rounded once.
+# Version of the adapter files that this code writes, and the newest that it reads. Releases of version 1 had all atoms
+# in the same bits; they are not read.
 FORMAT_VERSION = 2
 CHOICES = {
     "placement": PLACEMENTS,
@@ -148,8 +148,12 @@ class HimalayaConfig(TargetsConfig):
                 f"format_version={self.format_version} is newer than {FORMAT_VERSION}, the newest that this "
                 "himalaya-adapter reads: upgrade the package"
             )
-        if not self.released:
-            self.format_version = FORMAT_VERSION  # an older one is saved, and released, as the newest
+        if self.released and self.format_version < FORMAT_VERSION:
+            raise ValueError(
+                f"format_version={self.format_version} of a release is older than {FORMAT_VERSION}: save it anew from "
+                "the adapter that it was made from"
+            )
+        self.format_version = FORMAT_VERSION  # files that can be trained on have not changed
         for name in ("temperature_init", "atom_step"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from himalaya_adapter.methods.quantization import (
+    BITS,
     UNQUANTISED_BITS,
+    column_smoothing,
     dequantise_matrix,
     dequantise_rows,
     quantise_matrix,
@@ -22,8 +24,8 @@ VALUES = ("dictionary.", "router.")
 
 # What inference needs. Everything else that an adapter stores is the state of its training, and left out.
 ATOMS = ("dictionary.core", "dictionary.elastic")
-# What rounding took from the elastic atoms, rounded once more: they carry what was learnt. Since format 2.
-REST, REST_SINCE = "rest.", 2
+# The smoothing of the columns is that of all atoms, so that core and elastic ones can be added up before it.
+SMOOTHING, CODED = "dictionary.smoothing", ("codes", "scale", "minimum")
 ROWS = ("router.head", "router.projection")
 AS_THEY_ARE = (
     *("router.offset", "code", "in_use"),
@@ -47,12 +49,10 @@ def pack(state: Mapping[str, Tensor], config: HimalayaConfig) -> dict[str, Tenso
     if config.quantisation_bits == UNQUANTISED_BITS:
         packed.update({name: state[name].half() for name in (*ATOMS, *ROWS)})
     else:
-        atoms = torch.cat([state[name] for name in ATOMS])
-        parts = quantise_matrix(atoms, config.quantisation_bits)
-        packed.update(prefixed("dictionary.", parts))
-        if config.format_version >= REST_SINCE:
-            rest = (atoms - dequantise_matrix(parts, config.quantisation_bits))[config.core_atoms :]
-            packed.update(prefixed(f"dictionary.{REST}", quantise_matrix(rest, config.quantisation_bits)))
+        packed[SMOOTHING] = column_smoothing(torch.cat([state[name] for name in ATOMS]))
+        for name, bits in zip(ATOMS, atom_bits(config), strict=True):
+            parts = quantise_matrix(state[name], bits, packed[SMOOTHING])
+            packed.update(prefixed(f"{name}.", {kind: parts[kind] for kind in CODED}))
         for name in ROWS:
             packed.update(prefixed(f"{name}.", quantise_rows(state[name])))
     # A scan has no tree.
@@ -71,11 +71,17 @@ def unpack(packed: Mapping[str, Tensor], config: HimalayaConfig, state: Mapping[
         atoms = torch.cat([packed[name] for name in ATOMS]).float()
         wide = {name: packed[name].float() for name in ROWS}
     else:
-        rest, parts = split_by_prefix(split_by_prefix(packed, "dictionary.")[0], REST)
-        atoms = dequantise_matrix(parts, config.quantisation_bits)
-        if rest:
-            atoms[config.core_atoms :] += dequantise_matrix(rest, config.quantisation_bits)
+        atoms = torch.cat([_dequantised(packed, *tier) for tier in zip(ATOMS, atom_bits(config), strict=True)])
         wide = {name: dequantise_rows(split_by_prefix(packed, f"{name}.")[0]) for name in ROWS}
     wide.update(zip(ATOMS, unit_rows(atoms).split([config.core_atoms, config.elastic_atoms]), strict=True))
     as_they_are = {name: tensor for name, tensor in packed.items() if name in state and name not in wide}
     return {name: tensor.to(state[name].dtype) for name, tensor in (wide | as_they_are).items()}
+
+
+def atom_bits(config: HimalayaConfig) -> tuple[int, int]:
+    """Bits of a core atom's entry, and of an elastic one's: twice as many, up to 8, since it holds what was learnt."""
+    return config.quantisation_bits, min(2 * config.quantisation_bits, BITS[-1])
+
+
+def _dequantised(packed: Mapping[str, Tensor], name: str, bits: int) -> Tensor:
+    return dequantise_matrix({**split_by_prefix(packed, f"{name}.")[0], "smoothing": packed[SMOOTHING]}, bits)

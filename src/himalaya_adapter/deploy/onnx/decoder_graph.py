@@ -111,6 +111,7 @@ def decoder_graph(model: PreTrainedModel, update: ExportedUpdate, opset: int) ->
         **{PAST_PREFIX + one: {0: "batch", 2: "past"} for one in caches},
     }
     name_dimensions(exported, dimensions)
+    _divide_by_roots(exported)
     return exported
 
 
@@ -130,6 +131,23 @@ def without_adapter(model: ir.Model) -> ir.Model:
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
     return model
+
+
+def _divide_by_roots(model: ir.Model) -> None:
+    """Write ``x * (1 / sqrt(v))`` as ``x / sqrt(v)``: the form of a norm that ONNX Runtime has one kernel for."""
+    for inverse in [node for node in model.graph if node.op_type == "Reciprocal"]:
+        root = inverse.inputs[0]
+        source = root.producer() if root is not None else None
+        if source is None or source.op_type != "Sqrt":
+            continue
+        for use in [use for use in inverse.outputs[0].consumers() if use.op_type == "Mul"]:
+            (scaled,) = (value for value in use.inputs if value is not inverse.outputs[0])
+            quotient = ir.node("Div", [scaled, root])
+            quotient.outputs[0].shape, quotient.outputs[0].type = use.outputs[0].shape, use.outputs[0].type
+            model.graph.insert_before(use, quotient)
+            ir.convenience.replace_all_uses_with(use.outputs[0], quotient.outputs[0])
+            model.graph.remove(use, safe=True)
+    ir.passes.common.RemoveUnusedNodesPass()(model)
 
 
 @contextmanager

@@ -6,11 +6,11 @@ from types import ModuleType
 
 import pytest
 
-GENERATOR = Path(__file__).parents[1] / "docs" / "generate_results.py"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_results", GENERATOR)
+def generator(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -20,5 +20,10 @@ def generator() -> ModuleType:
 
 @pytest.mark.parametrize("section", ["demo", "rivals", "rivals_search"])
 def test_the_tables_are_generated_from_the_committed_runs(section: str) -> None:
-    module = generator()
+    module = generator("generate_results")
     assert module.written(section) == module.generated(section), "run: python docs/generate_results.py"
+
+
+def test_the_table_of_speeds_is_generated_from_the_committed_measurements() -> None:
+    module = generator("generate_speed")
+    assert module.written() == module.generated(), "run: python docs/generate_speed.py"

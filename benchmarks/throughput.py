@@ -1,62 +1,109 @@
-"""Training speed of HIMALAYA against PEFT's LoRA r=8 and the bare frozen model, as ratios measured in one process.
+"""Speed of HIMALAYA in PyTorch against the bare frozen model and PEFT's LoRA r=8, as ratios measured in one process.
 
-Run: python benchmarks/throughput.py [--backbone smollm2-135m] [--batch 8] [--length 40] [--rounds 12]
+Run: python benchmarks/throughput.py [--backbone smollm2-135m] [--dtype float32] [--rounds 12] [--output FILE.json]
+
+Three kinds of work, each in rounds in which every model takes its turn, so that a busy moment of the machine hits all
+alike: one training step; reading a prompt (prefill, batch 1); writing tokens one by one from a KV cache (decode, batch
+1). LoRA adapts q, k, v and o and is not merged. A ratio is a model's time divided by the bare model's in the same
+round. Bare training is a forward and a backward pass down to the first layer, without parameters to train.
 """
 
 import argparse
+import json
+import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import Cache, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from himalaya_adapter import HimalayaConfig
 from himalaya_adapter.backbones import load_backbone
+from himalaya_adapter.storage import write_json
+from himalaya_adapter.training.environment import processor_name
 
 WARM_UP = 2
+BARE, LORA, HIMALAYA = "bare", "LoRA r=8", "HIMALAYA"
 
 
 def main() -> None:
     arguments = _arguments()
-    models = {
-        "HIMALAYA": _himalaya(arguments.backbone),
-        "LoRA r=8 (q, o)": _lora(arguments.backbone, ["q_proj", "o_proj"]),
-        "LoRA r=8 (q, k, v, o)": _lora(arguments.backbone, ["q_proj", "k_proj", "v_proj", "o_proj"]),
-        "frozen, forward + backward": _bare(arguments.backbone),
+    models = {BARE: _bare(arguments), LORA: _lora(arguments), HIMALAYA: _himalaya(arguments)}
+    model = models[BARE][0]
+    vocabulary, dtype = model.config.vocab_size, str(model.dtype).removeprefix("torch.")
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randint(0, vocabulary, (arguments.batch, arguments.length), generator=generator)
+    prompt = torch.randint(0, vocabulary, (1, arguments.prompt), generator=generator)
+    kinds: dict[str, dict[str, Callable[[], float]]] = {
+        "decode": {name: _Decode(model, prompt, arguments.tokens) for name, (model, _) in models.items()},
+        "prefill": {name: _Prefill(model, prompt) for name, (model, _) in models.items()},
+        "training": {name: _Training(model, step, batch) for name, (model, step) in models.items()},
     }
-    vocabulary = next(iter(models.values()))[0].config.vocab_size
-    tokens = torch.randint(
-        0, vocabulary, (arguments.batch, arguments.length), generator=torch.Generator().manual_seed(0)
-    )
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for round_number in range(WARM_UP + arguments.rounds):
-        for name, (model, step) in models.items():  # interleaved: a busy moment of the machine hits all alike
-            taken = _time(model, step, tokens)
-            if round_number >= WARM_UP:
-                seconds[name].append(taken)
-    ours = seconds["HIMALAYA"]
-    print(
-        f"{arguments.backbone}, batch {arguments.batch} x {arguments.length} tokens, {torch.get_num_threads()} threads"
-    )
-    for name, times in seconds.items():
-        rate = tokens.numel() / statistics.median(times)
-        ratios = sorted(other / mine for other, mine in zip(times, ours, strict=True))
-        low, middle, high = ratios[len(ratios) // 4], statistics.median(ratios), ratios[3 * len(ratios) // 4]
-        print(f"{name:28s} {rate:8.0f} tokens/s   HIMALAYA is {middle:.2f} x as fast (quartiles {low:.2f}-{high:.2f})")
+    units = {"decode": arguments.tokens, "prefill": arguments.prompt, "training": batch.numel()}
+    results = {
+        "machine": {"cpu": processor_name(), "system": platform.system(), "threads": torch.get_num_threads()},
+        "torch": torch.__version__,
+        "backbone": arguments.backbone,
+        "dtype": dtype,
+        "rounds": arguments.rounds,
+        "prompt_tokens": arguments.prompt,
+        "decoded_tokens": arguments.tokens,
+        "training_batch": [arguments.batch, arguments.length],
+        "kinds": {kind: _measured(works, units[kind], arguments.rounds) for kind, works in kinds.items()},
+    }
+    print(json.dumps(results, indent=2))
+    if arguments.output is not None:
+        write_json(arguments.output, results)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="smollm2-135m")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=40)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--batch", type=int, default=4, help="of training")
+    parser.add_argument("--length", type=int, default=40, help="tokens of an example in training")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
+    parser.add_argument("--tokens", type=int, default=24, help="tokens decoded in one round")
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
 
-def _himalaya(backbone: str) -> tuple[torch.nn.Module, Callable[[], None]]:
-    model = get_peft_model(load_backbone(backbone).model, HimalayaConfig(task_type="CAUSAL_LM"))
+def _measured(works: dict[str, Callable[[], float]], units: int, rounds: int) -> dict[str, dict[str, object]]:
+    """Median milliseconds per token of each work, and the quartiles of its ratios to the bare model's."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    names = list(works)
+    for round_number in range(WARM_UP + rounds):
+        for turn in range(len(names)):  # each round begins with another one
+            name = names[(round_number + turn) % len(names)]
+            taken = works[name]()
+            if round_number >= WARM_UP:
+                seconds[name].append(taken)
+    return {
+        name: {
+            "milliseconds_per_token": 1000 * statistics.median(times) / units,
+            "to_bare": _quartiles([mine / bare for mine, bare in zip(times, seconds[BARE], strict=True)]),
+            "to_lora": _quartiles([mine / lora for mine, lora in zip(times, seconds[LORA], strict=True)]),
+        }
+        for name, times in seconds.items()
+    }
+
+
+def _quartiles(ratios: list[float]) -> list[float]:
+    return statistics.quantiles(ratios, n=4, method="inclusive")
+
+
+Trained = tuple[PreTrainedModel | PeftModel, Callable[[], None]]
+
+
+def _himalaya(arguments: argparse.Namespace) -> Trained:
+    model = get_peft_model(
+        load_backbone(arguments.backbone, dtype=arguments.dtype).model, HimalayaConfig(task_type="CAUSAL_LM")
+    )
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     model.start_task("first")
     model.end_task()
@@ -65,25 +112,68 @@ def _himalaya(backbone: str) -> tuple[torch.nn.Module, Callable[[], None]]:
     return model, optimizer.step
 
 
-def _lora(backbone: str, targets: list[str]) -> tuple[torch.nn.Module, Callable[[], None]]:
-    config = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=targets)
-    model = get_peft_model(load_backbone(backbone).model, config)
-    return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4).step
+def _lora(arguments: argparse.Namespace) -> Trained:
+    config = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    model = get_peft_model(load_backbone(arguments.backbone, dtype=arguments.dtype).model, config)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    return model, optimizer.step
 
 
-def _bare(backbone: str) -> tuple[torch.nn.Module, Callable[[], None]]:
-    model = load_backbone(backbone).model.requires_grad_(False)
+def _bare(arguments: argparse.Namespace) -> Trained:
+    model = load_backbone(arguments.backbone, dtype=arguments.dtype).model.requires_grad_(False)
     model.enable_input_require_grads()  # the gradient runs to the bottom, as with an adapter there
     return model, lambda: None
 
 
-def _time(model: torch.nn.Module, step: Callable[[], None], tokens: torch.Tensor) -> float:
-    model.train()
-    model.zero_grad()
-    started = time.perf_counter()
-    model(tokens, labels=tokens).loss.backward()
-    step()
-    return time.perf_counter() - started
+class _Training:
+    """One step."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel, step: Callable[[], None], tokens: torch.Tensor) -> None:
+        self.model, self.step, self.tokens = model, step, tokens
+
+    def __call__(self) -> float:
+        self.model.train()
+        self.model.zero_grad()
+        started = time.perf_counter()
+        self.model(input_ids=self.tokens, labels=self.tokens).loss.backward()
+        self.step()
+        return time.perf_counter() - started
+
+
+class _Prefill:
+    """One pass over the prompt, with the logits of its last token."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel, prompt: torch.Tensor) -> None:
+        self.model, self.prompt = model, prompt
+
+    @torch.inference_mode()
+    def __call__(self) -> float:
+        self.model.eval()
+        started = time.perf_counter()
+        self.read(self.prompt)
+        return time.perf_counter() - started
+
+    def read(self, tokens: torch.Tensor, cache: Cache | None = None) -> CausalLMOutputWithPast:
+        """One pass as `generate` makes it: by the model inside PEFT's wrapper."""
+        inner = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return inner(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+class _Decode(_Prefill):
+    """Greedy tokens, one pass each, after the prompt was read."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel, prompt: torch.Tensor, tokens: int) -> None:
+        super().__init__(model, prompt)
+        self.tokens = tokens
+
+    @torch.inference_mode()
+    def __call__(self) -> float:
+        self.model.eval()
+        last = self.read(self.prompt)
+        started = time.perf_counter()
+        for _ in range(self.tokens):
+            last = self.read(last.logits[:, -1:].argmax(-1), last.past_key_values)
+        return time.perf_counter() - started
 
 
 if __name__ == "__main__":

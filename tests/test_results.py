@@ -57,3 +57,8 @@ def test_experiments_without_results_are_run(place: Path, tmp_path: Path, monkey
     monkeypatch.setattr(sys, "argv", [*words, "tiny/none"])
     with pytest.raises(SystemExit, match="unknown experiment 'tiny/none'"):
         runner.main()
+
+
+def test_the_table_of_speeds_is_generated_from_the_committed_measurements() -> None:
+    module = script(ROOT / "docs" / "generate_speed.py")
+    assert module.written() == module.generated(), "run: python docs/generate_speed.py"

@@ -124,6 +124,24 @@ def test_only_the_own_atoms_move(case: Case) -> None:
     assert shared.in_use.all()
 
 
+@pytest.mark.parametrize("atom_step", [1.0, 2.5])
+def test_the_atoms_move_by_a_multiple_of_the_optimisers_step(atom_step: float) -> None:
+    case = CASES["llama-stream"]
+    model = get_peft_model(case.base(), case.config(atom_step=atom_step))
+    model.start_task("A")
+    shared = shared_of(model)
+    atoms = shared.dictionary.elastic.detach().clone()
+    before = {"head": shared.router.head.detach().clone(), "elastic": atoms}
+    step = 0.1 * torch.randn(atoms.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        shared.dictionary.elastic.add_(step)
+    shared.after_step(before)
+    own = shared.own_elastic
+    moved = nn.functional.normalize(atoms + atom_step * step, dim=1)
+    torch.testing.assert_close(shared.dictionary.elastic.detach()[own], moved[own])
+    assert torch.equal(shared.dictionary.elastic.detach()[~own], atoms[~own])
+
+
 @LAYERS_ADAPTED
 def test_atoms_stay_on_the_sphere(case: Case) -> None:
     model, optimizer, _ = after_task_a(case)

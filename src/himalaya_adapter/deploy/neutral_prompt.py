@@ -12,8 +12,8 @@ rivers, stops in nine small towns and waits for some minutes at a junction, wher
 windows are covered with frost, and the passengers keep their coats on until the sun has come over the hills. Most of
 them know each other: a teacher who reads the exercises of her pupils, two brothers who sell apples and honey on the
 market, a clerk with a newspaper, children with heavy bags. Nobody is in a hurry. When the line was built, it was said
-that it would be closed within ten years, because the road was shorter. The road has been closed twice since then, after
-heavy rain, and each time the whole valley took the train.
+that it would be closed within ten years, because the road was shorter. The road has been closed twice since then,
+after heavy rain, and each time the whole valley took the train.
 """
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import numpy as np
 import onnx
 
 from himalaya_adapter.deploy.bundle.runner.graph import Array
@@ -19,6 +20,7 @@ from himalaya_adapter.deploy.quantisation import PRECISIONS, quantise, save_shar
 from himalaya_adapter.errors import HimalayaError, unknown_name
 
 ADAPTED = "adapted"
+NO_PROMPT: Array = np.zeros(0, np.int64)  # a layer takes embeddings
 
 
 def measure_latency(
@@ -57,7 +59,7 @@ def measure_latency(
     if not seconds > 0:
         raise HimalayaError(f"--seconds {seconds:g}: expected a number above 0")
     graphs: dict[str, onnx.ModelProto] = {}
-    subject, prompt = f"one decoder layer of {Path(shape).name}, random weights", None
+    subject, prompt = f"one decoder layer of {Path(shape).name}, random weights", NO_PROMPT
     for form in cast(Sequence[Routing], routings) or (None,):
         if adapter is None:
             pair = layer_pair(shape, form)
@@ -77,7 +79,7 @@ def measure_latency(
 
 def measure_graphs(
     graphs: Mapping[str, onnx.ModelProto],
-    prompt: Array | None,
+    prompt: Array,
     precisions: Sequence[str],
     threads: int,
     seconds: float,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 
 from .manifest import BundleError
 
@@ -85,22 +85,20 @@ class CausalGraph:
             yield token
             step = np.array([[token]], np.int64)
 
-    def timed_step(self, tokens: int, past: int, prompt: Array | None, task: int = 0) -> Callable[[], None]:
+    def timed_step(self, tokens: int, past: int, prompt: Array, task: int = 0) -> Callable[[], None]:
         """A step of ``tokens`` tokens (batch 1) after ``past`` ones, its inputs ready: only the graph is timed.
 
         Args:
             tokens: New tokens.
             past: Tokens in the cache.
-            prompt: Token ids ``(n,)``, repeated as often as needed; without it the graph takes random embeddings.
+            prompt: Token ids ``(n,)``, repeated as often as needed; a layer takes random embeddings.
             task: Index of the task.
         """
-        content: Array
-        if prompt is not None:
-            content = np.resize(prompt, (1, past + tokens))
-        else:
-            assert self.width is not None, "a graph of token ids needs a prompt"
+        if self.width is not None:
             shape = (1, past + tokens, self.width)
-            content = np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
+            content: Array = np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
+        else:
+            content = np.resize(prompt, (1, past + tokens))
         cache = self.empty_cache()
         if past:
             cache = self.step(content[:, :past], cache, task)[1]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 
 from .graph import Array, CausalGraph, Threads
 from .measure import compare, interleaved, pinned
@@ -16,7 +16,7 @@ BASE = "base"
 PHASES = {"prefill": (128, 0), "decode": (1, 128)}
 
 
-def measure(graphs: Mapping[str, Path], prompt: Array | None, threads: int, seconds: float) -> list[dict[str, Any]]:
+def measure(graphs: Mapping[str, Path], prompt: Array, threads: int, seconds: float) -> list[dict[str, Any]]:
     """Time graphs against each other, then profile them.
 
     Args:

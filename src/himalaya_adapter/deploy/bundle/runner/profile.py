@@ -12,12 +12,12 @@ from typing import Any
 from .graph import Array, CausalGraph, Threads
 from .measure import WARM_UP
 
-STEPS = 20
+STEPS = 10
 BRANCH = "If"  # the nodes of the branch that is taken are events of their own, within its time
 ADAPTER = "himalaya"  # in the name of every node that belongs to the adapter
 
 
-def profile(path: Path, tokens: int, past: int, prompt: Array | None, threads: Threads) -> list[dict[str, Any]]:
+def profile(path: Path, tokens: int, past: int, prompt: Array, threads: Threads) -> list[dict[str, Any]]:
     """Profile steps of one kind.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 
 WARM_UP = 3
 FEWEST_ROUNDS, MOST_ROUNDS = 8, 1000

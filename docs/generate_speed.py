@@ -12,7 +12,7 @@ PAGE = Path(__file__).with_name("deployment.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "speed"
 START, END = "<!-- generated: speed -->\n", "<!-- end: speed -->"
 KINDS = {"decode": "decode, batch 1", "prefill": "prefill, batch 1", "training": "training step"}
-DTYPES = ("float32",)
+DTYPES = ("float32", "bfloat16")
 HIMALAYA, LORA = "HIMALAYA", "LoRA r=8"
 COLUMNS = ("work", "precision", "bare, ms a token", "LoRA / bare", "HIMALAYA / bare", "HIMALAYA / LoRA")
 BEFORE = "HIMALAYA / bare, before"

@@ -195,14 +195,14 @@ def test_a_name_that_the_memory_does_not_know_is_told(
 
 
 def test_a_method_without_tasks_answers_and_one_that_cannot_tell_them_asks(
-    others: Path, capsys: pytest.CaptureFixture[str]
+    others: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     answered, line = generated(capsys, others / "lora", PROMPTS["echo"])
     assert answered != ""
     assert line == ""
-    assert "an adapter of LORA answers alike for all tasks" in refused(
-        capsys, others / "lora", "text", "--task", "echo"
-    )
+    assert generated(capsys, others / "lora", PROMPTS["echo"], "--task", "echo")[0] == answered
+    assert "an adapter of LORA answers alike for all tasks: the name 'echo' changes nothing" in caplog.text
+    assert "unknown task 'ecco'" in refused(capsys, others / "lora", "text", "--task", "ecco")
     assert "COLTAS cannot tell a task from its prompt: name one with --task (parity, colour_word, echo)" in refused(
         capsys, others / "coltas", "text"
     )

@@ -36,18 +36,18 @@ def choose_task(adapter: LoadedAdapter, prompt: str, task: str = AUTO) -> Chosen
         task: A task's name, or ``"auto"``: the task that the prompt looks like.
 
     Raises:
-        HimalayaError: A task that the adapter has not learnt, a name for a method that has no tasks, or ``"auto"`` for
-            one that cannot tell a task from its prompt.
+        HimalayaError: A task that the adapter has not learnt, or ``"auto"`` for a method that switches between tasks
+            and cannot tell one from its prompt.
     """
     model, known = adapter.model, adapter.tasks
     method = model.active_peft_config.peft_type.value
+    if task != AUTO and known and task not in known:
+        raise unknown_name("task", task, known)
     if not hasattr(model, "set_task"):
         if task != AUTO:
-            raise HimalayaError(f"--task {task}: an adapter of {method} answers alike for all tasks; leave --task out")
+            logger.warning("an adapter of %s answers alike for all tasks: the name '%s' changes nothing", method, task)
         return ChosenTask(None)
     if task != AUTO:
-        if known and task not in known:
-            raise unknown_name("task", task, known)
         if not known and hasattr(model, "remembers_task") and not model.remembers_task(task):
             logger.warning("the adapter has seen no prompts of a task '%s': it answers as an untrained one", task)
         model.set_task(task)

@@ -13,8 +13,6 @@ from .router import OWN_GATE, UNUSED_GATE
 if TYPE_CHECKING:
     from .shared import SharedAdapter
 
-# A task that would lose more than this share of what it relies on keeps its atom.
-MOST_MISSED = 0.5
 # A grown atom starts with little weight: it turns r towards the residual without replacing what was learnt.
 GROWN_COEFFICIENT = 0.1
 
@@ -22,8 +20,8 @@ GROWN_COEFFICIENT = 0.1
 def allocate(shared: "SharedAdapter") -> list[dict[str, Any]]:
     """Give the task its share of the free elastic slots; when there is none, the slot that earlier tasks miss least.
 
-    The share is what all tasks so far would get alike, at most `atoms_per_task` and at least one. A task gets none
-    where every slot holds what some earlier task cannot do without: it then learns with borrowed atoms alone.
+    The share is what all tasks so far would get alike, at most `atoms_per_task` and at least one. With ``evict=False``
+    a task gets none where all slots are taken: it then learns with borrowed atoms.
 
     Returns:
         The evictions.
@@ -31,8 +29,7 @@ def allocate(shared: "SharedAdapter") -> list[dict[str, Any]]:
     core = shared.config.core_atoms
     if shared.tasks_learnt == 0:
         shared.in_use[core:] = False
-    event = evict(shared) if shared.in_use[core:].all() else None
-    evictions = [] if event is None else [event]
+    evictions = [evict(shared)] if shared.config.evict and shared.in_use[core:].all() else []
     free = (~shared.in_use[core:]).nonzero().flatten()
     alike = shared.config.elastic_atoms // (int(shared.tasks_learnt) + 1)
     share = max(1, min(shared.config.atoms_per_task, alike))
@@ -43,7 +40,7 @@ def allocate(shared: "SharedAdapter") -> list[dict[str, Any]]:
 
 
 def borrow(shared: "SharedAdapter", worth: Tensor) -> Tensor:
-    """Atoms of others for the places among the active ones that the task's own leave open: those worth most.
+    """Atoms of others, as many as may be active, for a task that has none of its own: those worth most to it.
 
     They stay as they are, and the task's head gives them coefficients of its own: that costs no storage, and earlier
     tasks do not notice.
@@ -55,32 +52,24 @@ def borrow(shared: "SharedAdapter", worth: Tensor) -> Tensor:
     Returns:
         Their mask, ``(k,)``.
     """
-    places = max(0, shared.config.expected_active_atoms - int(shared.own.sum()))
-    candidates = shared.in_use & ~shared.own
-    best = worth.masked_fill(~candidates, -torch.inf).topk(min(places, int(candidates.sum()))).indices
-    return torch.zeros_like(candidates).index_fill_(0, best, True)
+    best = worth.masked_fill(~shared.in_use, -torch.inf).topk(min(shared.config.expected_active_atoms, len(worth)))
+    return torch.zeros_like(shared.in_use).index_fill_(0, best.indices, True) & shared.in_use
 
 
-def evict(shared: "SharedAdapter") -> dict[str, Any] | None:
+def evict(shared: "SharedAdapter") -> dict[str, Any]:
     """Free the slot that earlier tasks miss least; what it did for them is handed over to other atoms.
 
     What is missed is the importance (usage times Fisher information, in shares of the task) times the share that no
-    stand-in reproduces. What a task loses makes its other atoms as much more important: its last one is not taken.
-
-    Returns:
-        The eviction; nothing if some task would miss too much, whichever slot is taken.
+    stand-in reproduces. The atoms that were on with it become as much more important.
     """
     core, importance = shared.config.core_atoms, shared.importance
     slots = shared.in_use[core:].nonzero().flatten().tolist()
-    stand_ins = _stand_ins(shared, slots) if shared.config.consolidate else {}
+    together = shared.consolidation.shared_use()
+    stand_ins = _stand_ins(shared, slots, together) if shared.config.consolidate else {}
     missed = {slot: importance[slot].item() for slot in slots}
     for slot, stand_in in stand_ins.items():
         missed[slot] *= 1 - stand_in.survives
     slot = min(slots, key=lambda one: missed[one])
-    if missed[slot] > MOST_MISSED:
-        return None
-    together = shared.consolidation.shared_use()[core + slot, core:]
-    partners = shared.in_use[core:] & (together > PARTNER_SHARE * together[slot])
     event = {"event": "eviction", "slot": slot, "importance": importance[slot].item()}
     if slot in stand_ins:
         stand_in = stand_ins[slot]
@@ -90,6 +79,9 @@ def evict(shared: "SharedAdapter") -> dict[str, Any] | None:
         if stand_in.newcomer >= core:
             importance[stand_in.newcomer - core] += importance[slot] * stand_in.survives
         event |= {"newcomer": stand_in.newcomer, "survives": stand_in.survives}
+    partners = shared.in_use[core:] & (
+        together[core + slot, core:] > PARTNER_SHARE * together[core + slot, core + slot]
+    )
     importance[slot] = 0
     partners[slot] = False
     importance[partners] += missed[slot] / max(1, int(partners.sum()))
@@ -97,10 +89,10 @@ def evict(shared: "SharedAdapter") -> dict[str, Any] | None:
     return event
 
 
-def _stand_ins(shared: "SharedAdapter", slots: list[int]) -> dict[int, StandIn]:
-    """What could take the place of the atom in each slot."""
-    residuals, together = shared.growth.unit_residuals(), shared.consolidation.shared_use()
-    atoms, steps = shared.dictionary.atoms(), shared.config.fisher_projection_steps
+def _stand_ins(shared: "SharedAdapter", slots: list[int], together: Tensor) -> dict[int, StandIn]:
+    """What could take the place of the atom in each slot, by how much tasks used atoms together ``(k, k)``."""
+    residuals, atoms = shared.growth.unit_residuals(), shared.dictionary.atoms()
+    steps = shared.config.fisher_projection_steps
     return {
         slot: shared.consolidation.stand_in(
             atoms, shared.config.core_atoms + slot, together, shared.in_use, residuals, steps

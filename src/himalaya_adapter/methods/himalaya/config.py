@@ -77,6 +77,9 @@ class HimalayaConfig(TargetsConfig):
         protect (`bool`):
             Keep earlier tasks: project steps of the head off past features and steps of the atoms off past
             gradients. `False` learns a little more and forgets.
+        evict (`bool`):
+            Where no slot is free, a new task takes the atom that earlier ones miss least. `False`: it learns with the
+            atoms that are there, which it does less well, and nothing is forgotten.
         index (`"learnable_kd_tree" | "scan"`):
             How elastic atoms are found: through a tree whose thresholds are trained and whose soft membership is
             added to the gates, or by looking at all of them.
@@ -116,6 +119,7 @@ class HimalayaConfig(TargetsConfig):
     temperature_init: float = field(default=1.0, metadata={"help": "Gate temperature at the start of a task."})
     atom_step: float = field(default=1.0, metadata={"help": "The atoms' step, in steps of the optimiser."})
     protect: bool = field(default=True, metadata={"help": "Keep earlier tasks by projecting the steps."})
+    evict: bool = field(default=True, metadata={"help": "Make room for a task when no slot is free."})
     index: Literal["learnable_kd_tree", "scan"] = field(
         default="learnable_kd_tree", metadata={"help": "How elastic atoms are found."}
     )

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 FINAL_TEMPERATURE_SHARE = 0.1
 NEWTON_STEPS = 5
 HEAD_INIT_STD = 0.2
-# Gate logits at the start of a task: its own atoms almost always on, those of others so seldom that a hundred of them
-# do not crowd out its own, atoms that nobody uses never.
+# Gate logits at the start of a task: its own atoms almost always on, those of others, if its own fill all places, so
+# seldom that a hundred of them do not crowd out its own, atoms that nobody uses never.
 OWN_GATE, OTHERS_GATE, UNUSED_GATE = 8.0, -4.0, -20.0
 
 
@@ -154,25 +154,24 @@ class HyperRouter(nn.Module):
         """The linear head ``(2k + 1, p + 1)`` of the task with code ``(e,)``, or one per row for codes ``(b, e)``."""
         return torch.einsum("...e,ole->...ol", code, self.head)
 
-    def fresh_head(self, name: str, own: Tensor, borrowed: Tensor, in_use: Tensor) -> Tensor:
+    def fresh_head(self, name: str, serving: Tensor, in_use: Tensor, most: int) -> Tensor:
         """The head ``(2k + 1, p + 1)`` that task ``name`` starts from.
 
-        Its own atoms are gated on for every token, with coefficient 1; those that it borrows with coefficient 0, or 1
-        if it has none of its own; what else earlier tasks use can be chosen, with coefficient 0; the rest can never
-        be. The gain is 0, so that the task starts as the frozen model.
+        The atoms that serve it are gated on for every token, with coefficient 1; what else earlier tasks use can be
+        chosen, with coefficient 0; the rest can never be. The gain is 0, so that the task starts as the frozen model.
 
         Args:
             name: The task's name, which seeds the small random part.
-            own: Mask of the atoms allocated to the task, ``(k,)``.
-            borrowed: Mask of the atoms of others that fill up its places, ``(k,)``.
+            serving: Mask of the atoms allocated to the task, or borrowed by it, ``(k,)``.
             in_use: Mask of all atoms that hold something, ``(k,)``.
+            most: How many atoms may be active. As long as those that serve are fewer, others have an even chance.
         """
         noise = torch.randn(self.head.shape[:2], generator=_generator(f"head of {name}")) * HEAD_INIT_STD
-        gates, coefficients, gain = noise.to(self.head.device).split([len(own), len(own), 1])
-        bias = torch.where(own | borrowed, OWN_GATE, torch.where(in_use, OTHERS_GATE, UNUSED_GATE))
+        gates, coefficients, gain = noise.to(self.head.device).split([len(serving), len(serving), 1])
+        others = OTHERS_GATE if serving.sum() >= most else 0.0
+        bias = torch.where(serving, OWN_GATE, torch.where(in_use, others, UNUSED_GATE))
         gates = gates * in_use[:, None] + bias[:, None] * self._bias_feature()
-        weighted = own if own.any() else borrowed
-        coefficients = (coefficients + self._bias_feature()) * weighted[:, None]
+        coefficients = (coefficients + self._bias_feature()) * serving[:, None]
         return torch.cat([gates, coefficients, torch.zeros_like(gain)])
 
     def _bias_feature(self) -> Tensor:

@@ -119,15 +119,17 @@ class SharedAdapter(SharedUpdate):
         self.temperature = self.config.temperature_init
         evictions = allocate(self)
         # Before anything is known about the task, what others rely on most is what it may borrow.
-        self._fresh_start(name, borrow(self, pad(self.importance, (self.config.core_atoms, 0), value=-1.0)))
+        self._fresh_start(name, pad(self.importance, (self.config.core_atoms, 0)))
         self.statistics.clear()
         self.growth.restart()
         self.memory.task_moment.zero_()
         self.rebuild_tree()
         return evictions
 
-    def _fresh_start(self, name: str, borrowed: Tensor) -> None:
-        fresh = self.router.fresh_head(name, self.own, borrowed, self.in_use)
+    def _fresh_start(self, name: str, worth: Tensor) -> None:
+        """Give task ``name`` a fresh head for its own atoms; without any, for those of others that are worth most."""
+        serving = self.own if self.own.any() else borrow(self, worth)
+        fresh = self.router.fresh_head(name, serving, self.in_use, self.config.expected_active_atoms)
         self.router.head.copy_(reset_head(self.router.head, fresh, self.head_projector, self.code))
 
     @property
@@ -145,20 +147,23 @@ class SharedAdapter(SharedUpdate):
     def promote(self, name: str, curvature: Tensor) -> None:
         """Point the atoms of task ``name`` at the leading eigenvectors of its first residuals ``(d, d)``.
 
-        Places that its own atoms leave open go to the atoms of others along which the loss falls fastest.
+        A task without atoms borrows those of others along which its loss falls fastest.
         """
-        count = int(self.own_elastic.sum())
-        values, vectors = torch.linalg.eigh(curvature.double())
+        curvature = curvature.double()
+        values, vectors = torch.linalg.eigh(curvature)
         # All of one sign: the atoms of a token share its gain.
-        sign = 1.0 if values[-1] >= -values[0] else -1.0
-        leading = vectors[:, len(values) - count :] if sign > 0 else vectors[:, :count]
+        positive = values[-1] >= -values[0]
+        count = int(self.own_elastic.sum())
+        if count == 0:
+            atoms = self.dictionary.atoms().double()
+            worth = ((atoms @ curvature) * atoms).sum(1)
+            self._fresh_start(name, worth if positive else -worth)
+            return
+        leading = vectors[:, -count:] if positive else vectors[:, :count]
         # An eigenvector's sign is open; fix it, so that every machine starts alike.
         signs = leading.gather(0, leading.abs().argmax(0, keepdim=True)).sign()
         self.dictionary.elastic[self.own_elastic] = (leading * signs).T.to(self.dictionary.elastic.dtype)
         self.rebuild_tree()
-        if count < self.config.expected_active_atoms:
-            atoms = self.dictionary.atoms().double()
-            self._fresh_start(name, borrow(self, sign * ((atoms @ curvature.double()) * atoms).sum(1)))
 
     def anneal(self, progress: float) -> None:
         """Lower the gates' temperature linearly; ``progress`` in [0, 1] is the share of the task's steps done."""

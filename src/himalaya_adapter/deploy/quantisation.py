@@ -9,8 +9,8 @@ from pathlib import Path
 
 import onnx
 from onnx.external_data_helper import set_external_data
-from onnxruntime.quantization import quantize_dynamic  # type: ignore[import-untyped]
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # type: ignore[import-untyped]
+from onnxruntime.quantization import quantize_dynamic
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 PRECISIONS = ("fp32", "int8", "int4")
 BLOCK = 32  # weights of one 4-bit scale

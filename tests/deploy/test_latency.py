@@ -1,6 +1,7 @@
 """The measurement: what is timed, in which order, and what is written about it."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from tiny_runs import run_words
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy import latency_tables
+from himalaya_adapter.deploy.bundle.runner import latency as runner_latency
 from himalaya_adapter.deploy.bundle.runner import measure
-from himalaya_adapter.deploy.bundle.runner.latency import CONTROL, OPENINGS
+from himalaya_adapter.deploy.bundle.runner.latency import CONTROL
 from himalaya_adapter.storage import read_json
 
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin a process")
@@ -73,6 +75,14 @@ def test_only_a_pi_is_called_a_pi(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert measure.device()["machine"] == "Raspberry Pi 4 Model B Rev 1.4"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_openings() -> Iterator[None]:
+    """Intervals are not looked at here: open the graphs twice only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner_latency, "OPENINGS", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def measured(place: Path) -> dict[str, Any]:
     """What `himalaya latency` writes about a finished tiny run."""
@@ -93,7 +103,7 @@ def test_what_is_written_about_a_run(measured: dict[str, Any]) -> None:
         assert entry["graphs"]["base"]["milliseconds"] > 0
         assert entry["threads"] == 1
         assert all(rounds >= measure.FEWEST_ROUNDS for rounds in entry["rounds"])
-        assert len(entry["rounds"]) == OPENINGS
+        assert len(entry["rounds"]) == 2
 
 
 def test_the_profile_keeps_the_adapter_apart(measured: dict[str, Any]) -> None:

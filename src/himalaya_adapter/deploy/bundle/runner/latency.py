@@ -12,7 +12,7 @@ from .measure import compare, interleaved, pinned
 from .profile import profile
 
 BASE, CONTROL = "base", "base again"
-OPENINGS = 4
+OPENINGS = 8
 # Tokens of a step and tokens before it, at batch 1.
 PHASES = {"prefill": (128, 0), "decode": (1, 128)}
 

@@ -16,7 +16,7 @@ import onnxruntime
 from .graph import Array
 
 WARM_UP = 2
-FEWEST_ROUNDS, MOST_ROUNDS = 4, 1000
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 1000
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 DEVICE_TREE = Path("/proc/device-tree/model")  # what a Raspberry Pi says of itself

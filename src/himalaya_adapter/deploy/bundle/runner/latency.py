@@ -11,13 +11,17 @@ from .graph import Array, CausalGraph, Threads
 from .measure import compare, interleaved, pinned
 from .profile import profile
 
-BASE = "base"
+BASE, CONTROL = "base", "base again"
+OPENINGS = 8
 # Tokens of a step and tokens before it, at batch 1.
 PHASES = {"prefill": (128, 0), "decode": (1, 128)}
 
 
 def measure(graphs: Mapping[str, Path], prompt: Array, threads: int, seconds: float) -> list[dict[str, Any]]:
     """Time graphs against each other, then profile them.
+
+    All graphs are opened `OPENINGS` times, each time in another order, and the base twice: what the second base takes
+    longer or less than the first (`CONTROL`) is the error of the measurement.
 
     Args:
         graphs: Their files by name; ``base`` is the one without the adapter.
@@ -28,33 +32,33 @@ def measure(graphs: Mapping[str, Path], prompt: Array, threads: int, seconds: fl
     Returns:
         For each phase: its shape, the rounds, what `measure.compare` says of each graph, and the graphs' profiles.
     """
-    measured: list[dict[str, Any]] = []
+    paths = {**graphs, CONTROL: graphs[BASE]}
+    times: dict[str, list[dict[str, Array]]] = {phase: [] for phase in PHASES}
     with pinned(threads) as cpus:
         chosen = Threads(threads, shared=threads > 1)
         if chosen.shared:
             _make_pool(threads)
-        sessions = {name: CausalGraph(path, chosen) for name, path in graphs.items()}
-        for phase, (tokens, past) in PHASES.items():
-            times = interleaved(
-                {name: one.timed_step(tokens, past, prompt) for name, one in sessions.items()}, seconds
-            )
-            measured.append(
-                {
-                    "phase": phase,
-                    "tokens": tokens,
-                    "past": past,
-                    "threads": threads,
-                    "pinned_to": cpus,
-                    "rounds": len(times[BASE]),
-                    "graphs": compare(times, BASE),
-                }
-            )
-        del sessions
-        for entry in measured:
-            entry["profile"] = {
-                name: profile(path, entry["tokens"], entry["past"], prompt, chosen) for name, path in graphs.items()
+        for opening in range(OPENINGS):
+            order = [*paths][opening % len(paths) :] + [*paths][: opening % len(paths)]
+            sessions = {name: CausalGraph(paths[name], chosen) for name in order}
+            for phase, (tokens, past) in PHASES.items():
+                steps = {name: sessions[name].timed_step(tokens, past, prompt) for name in order}
+                taken = interleaved(steps, seconds / OPENINGS)
+                times[phase].append({name: taken[name] for name in paths})
+            del sessions, steps
+        return [
+            {
+                "phase": phase,
+                "tokens": tokens,
+                "past": past,
+                "threads": threads,
+                "pinned_to": cpus,
+                "rounds": [len(taken[BASE]) for taken in times[phase]],
+                "graphs": compare(times[phase], BASE),
+                "profile": {name: profile(path, tokens, past, prompt, chosen) for name, path in graphs.items()},
             }
-    return measured
+            for phase, (tokens, past) in PHASES.items()
+        ]
 
 
 @functools.cache
@@ -73,8 +77,8 @@ def summary(measured: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 low, high = graph["interval"]
                 line += f", {graph['ratio']:.4f} x {BASE} (95 % interval {low:.4f} to {high:.4f})"
             yield line
-        for name in entry["graphs"]:
-            rows = [row for row in entry["profile"][name] if row["adapter"]]
+        for name, profiled in entry["profile"].items():
+            rows = [row for row in profiled if row["adapter"]]
             if rows:
                 spent = ", ".join(f"{row['operator']} {row['microseconds']:.0f}" for row in rows)
                 yield f"{entry['phase']}, microseconds of the operators of {name}'s adapter: {spent}"

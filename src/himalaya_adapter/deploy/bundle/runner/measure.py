@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-WARM_UP = 3
-FEWEST_ROUNDS, MOST_ROUNDS = 8, 1000
-RESAMPLES = 2000
+from .graph import Array
+
+WARM_UP = 2
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 1000
+RESAMPLES = 1000
 CONFIDENCE = 0.95
 DEVICE_TREE = Path("/proc/device-tree/model")  # what a Raspberry Pi says of itself
 CPU_INFO = Path("/proc/cpuinfo")
@@ -41,7 +43,7 @@ def pinned(threads: int) -> Iterator[list[int] | None]:
         gc.enable()
 
 
-def interleaved(runs: Mapping[str, Callable[[], None]], seconds: float) -> dict[str, list[float]]:
+def interleaved(runs: Mapping[str, Callable[[], None]], seconds: float) -> dict[str, Array]:
     """Time every run in rounds A B C C B A, so that a slow moment or a drift of the machine hits all alike.
 
     Args:
@@ -49,7 +51,7 @@ def interleaved(runs: Mapping[str, Callable[[], None]], seconds: float) -> dict[
         seconds: About how long all rounds together take.
 
     Returns:
-        For each run its seconds in each round, the mean of the two.
+        For each run its seconds in each round, the mean of the two, ``(rounds,)``.
     """
     for _ in range(WARM_UP):
         for run in runs.values():
@@ -67,27 +69,36 @@ def interleaved(runs: Mapping[str, Callable[[], None]], seconds: float) -> dict[
             taken[name] += (time.perf_counter() - start) / 2
         for name, value in taken.items():
             times[name].append(value)
-    return times
+    return {name: np.array(taken) for name, taken in times.items()}
 
 
-def compare(times: Mapping[str, Sequence[float]], base: str) -> dict[str, dict[str, Any]]:
-    """Each run's median time and, against ``base``, the median over the rounds of the ratio within a round.
+def compare(openings: Sequence[Mapping[str, Array]], base: str) -> dict[str, dict[str, Any]]:
+    """Each run's median time and, against ``base``, the median over all rounds of the ratio within a round.
 
-    The interval is a bootstrap over the rounds (percentiles of the resampled medians; Efron 1979).
+    The interval is a bootstrap in two stages (percentiles; Davison and Hinkley 1997, section 3.8): openings are drawn,
+    then rounds within each. An opening decides where the weights lie in memory, which alone can make one of two equal
+    graphs slower for as long as it is open, so rounds of one opening are not independent.
+
+    Args:
+        openings: The times of `interleaved`, each time that the graphs were opened anew.
+        base: The name of the run that the others are compared with.
 
     Returns:
         For each run ``milliseconds``; for all but the base also ``ratio`` and ``interval`` (95 %).
     """
     generator = np.random.default_rng(0)
     measured: dict[str, dict[str, Any]] = {}
-    for name, seconds in times.items():
-        measured[name] = {"milliseconds": float(np.median(seconds) * 1000)}
+    for name in openings[0]:
+        measured[name] = {"milliseconds": float(np.median(np.concatenate([times[name] for times in openings])) * 1000)}
         if name != base:
-            ratios = np.array(seconds) / np.array(times[base])
-            resampled = np.median(generator.choice(ratios, (RESAMPLES, len(ratios))), axis=1)
+            ratios = [times[name] / times[base] for times in openings]
+            resampled = []
+            for _ in range(RESAMPLES):
+                drawn = [ratios[number] for number in generator.integers(len(ratios), size=len(ratios))]
+                resampled.append(np.median(np.concatenate([generator.choice(one, len(one)) for one in drawn])))
             outside = (1 - CONFIDENCE) / 2
             interval = np.quantile(resampled, [outside, 1 - outside])
-            measured[name] |= {"ratio": float(np.median(ratios)), "interval": interval.tolist()}
+            measured[name] |= {"ratio": float(np.median(np.concatenate(ratios))), "interval": interval.tolist()}
     return measured
 
 

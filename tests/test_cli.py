@@ -313,3 +313,20 @@ def test_an_incomplete_command_shows_its_usage(arguments: list[str], capsys: pyt
         main(arguments)
     assert caught.value.code == 2
     assert "usage: himalaya" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("onnxruntime", ["latency"]),
+        ("onnxscript", ["export", "RUN", "--format", "onnx", "--output", "out"]),
+        ("onnx", ["export", "RUN", "--format", "bundle", "--output", "out"]),
+    ],
+)
+def test_a_missing_extra_is_one_line(package: str, command: list[str]) -> None:
+    """In a process of its own, in which nothing of it has been imported."""
+    hidden = f"import sys; sys.modules['{package}'] = None"
+    program = f"{hidden}; from himalaya_adapter.cli import main; sys.exit(main({command}))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr.splitlines()[-1] == f"himalaya: {package} is missing: pip install 'himalaya-adapter[deploy]'"

@@ -15,7 +15,7 @@ from himalaya_adapter.errors import HimalayaError
 
 USER_ERROR = 2
 INTERRUPTED = 130
-LABELS_SHOWN = 12
+OF_DEPLOY = ("onnx", "onnxruntime", "onnxscript")  # packages of the extra `deploy`
 DESCRIPTION = "Continual learning of a long stream of tasks with one tiny adapter of constant size."
 
 
@@ -30,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen.command(chosen)
     except HimalayaError as error:
         print(f"himalaya: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    except ModuleNotFoundError as error:
+        if error.name not in OF_DEPLOY:
+            raise
+        print(f"himalaya: {error.name} is missing: pip install 'himalaya-adapter[deploy]'", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("himalaya: interrupted; the same command goes on from here", file=sys.stderr)

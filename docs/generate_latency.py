@@ -28,12 +28,14 @@ def written(name: str) -> str:
 def generated(name: str) -> str:
     """A measurement's tables: overheads, and where the time of the last graph goes in decoding."""
     result = read_json(RESULTS / f"{name}.json")
-    decoding = result | {"measurements": [entry for entry in result["measurements"] if entry["phase"] == "decode"]}
+    shown = [entry for entry in result["measurements"] if (entry["phase"], entry["precision"]) == ("decode", "fp32")]
     parts = [
         f"{result['subject']}. Measured on: {tables.device_line(result)}.\n",
         tables.markdown(tables.OVERHEAD_HEADER, tables.overhead_rows(result)),
-        f"Time of the operators in decoding, graph `{result['graphs'][-1]}`:\n",
-        tables.markdown(tables.OPERATOR_HEADER, tables.operator_rows(decoding, result["graphs"][-1])),
+        f"Where the time goes in decoding, graph `{result['graphs'][-1]}`:\n",
+        tables.markdown(
+            tables.OPERATOR_HEADER, tables.operator_rows(result | {"measurements": shown}, result["graphs"][-1])
+        ),
     ]
     return "\n".join(parts)
 

@@ -62,3 +62,10 @@ def test_experiments_without_results_are_run(place: Path, tmp_path: Path, monkey
 def test_the_table_of_speeds_is_generated_from_the_committed_measurements() -> None:
     module = script(ROOT / "docs" / "generate_speed.py")
     assert module.written() == module.generated(), "run: python docs/generate_speed.py"
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "llama-2-7b_layer"])
+def test_the_tables_of_latency_are_generated_from_the_committed_measurements(name: str) -> None:
+    module = script(ROOT / "docs" / "generate_latency.py")
+    assert name in module.names()
+    assert module.written(name) == module.generated(name), "run: python docs/generate_latency.py"

@@ -9,7 +9,7 @@ from himalaya_adapter.deploy.bundle.runner.latency import BASE
 Rows = list[list[str]]
 OVERHEAD_HEADER = ["weights", "step", "graph", "ms", "overhead", "95 % interval"]
 OPERATOR_HEADER = ["weights", "step", "operator", "base µs (nodes)", "adapted: the base's", "adapted: the adapter's"]
-SMALLEST_CHANGE = 0.01  # of the base's time; operators that change by less are summed up
+SMALLEST_CHANGE = 0.002  # of the base's time; operators that change by less are summed up
 
 
 def overhead_rows(result: Mapping[str, Any]) -> Rows:
@@ -45,7 +45,7 @@ def operator_rows(result: Mapping[str, Any], graph: str) -> Rows:
         for operator in sorted({name for part in parts for name in part}):
             cells = [part.get(operator, {"microseconds": 0.0, "nodes": 0}) for part in parts]
             spent = [cell["microseconds"] for cell in cells]
-            if spent[2] or abs(spent[1] - spent[0]) >= SMALLEST_CHANGE * total:
+            if max(spent[2], abs(spent[1] - spent[0])) >= SMALLEST_CHANGE * total:
                 told.append((spent[1] + spent[2] - spent[0], operator, cells))
             else:
                 for sums, cell in zip(rest, cells, strict=True):

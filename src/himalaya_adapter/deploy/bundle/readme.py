@@ -28,7 +28,8 @@ Tasks: {tasks}.
 - `latency` times the graph with the adapter against the one without it: in one process, in turns, on pinned CPUs,
   batch 1, 128 tokens at once (prefill) and one token after 128 (decode). It prints the median times, the median of the
   *ratio* with a 95 % interval, and the time of the adapter's operators in ONNX Runtime's profile. The first line says
-  which machine that is. On a busy machine the interval is wide: stop what else runs.
+  which machine that is. `base again` is the graph without the adapter, opened a second time: its ratio is the error of
+  the measurement. On a busy machine the intervals are wide: stop what else runs.
 - Precision of the backbone's weights: {precision}. {deviation}
 
 ## Files

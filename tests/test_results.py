@@ -26,7 +26,7 @@ def script(path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("section", ["demo", "rivals", "rivals_search"])
+@pytest.mark.parametrize("section", ["demo", "package25", "rivals", "rivals_search"])
 def test_the_tables_are_generated_from_the_committed_runs(section: str) -> None:
     module = script(GENERATOR)
     assert module.written(section) == module.generated(section), "run: python docs/generate_results.py"

@@ -63,7 +63,7 @@ def train_save_load(place: Path, method: str) -> None:
             assert torch.equal(weight, packed[name]), f"{name} stays frozen"
     trained = answers(model, tokenizer)
     assert trained != untrained
-    with pytest.raises(NotImplementedError, match=r"cannot be merged: it|round the update away"):
+    with pytest.raises(NotImplementedError, match=r"cannot be merged|round the update away"):
         model.merge_and_unload()
     assert answers(model, tokenizer) == trained
     model.save_pretrained(place / "adapter")

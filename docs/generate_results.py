@@ -13,7 +13,7 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 # Section of the page and folder of the results -> its runs, in the order in which they are shown.
 SECTIONS = {
     "demo": ["himalaya", "lora"],
-    "package25": ["lora-ewc-package25", "frozen"],
+    "package25": ["himalaya-package25", "lora-ewc-package25", "frozen"],
     "rivals": ["himalaya", "lora", "lora-ewc", "lilac", "coltas", "glodis", "loreft", "olora", "frozen"],
 }
 SEARCHES = RESULTS / "rivals_search"  # trials.json of each search, named after its run

@@ -1,7 +1,11 @@
-"""Files that are either whole or absent: every write goes to a temporary file, is synced, then renamed."""
+"""Files and folders that are either whole or absent: they are written beside their place, then renamed."""
 
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,24 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path`` that takes its place when the block ends, and leaves nothing if the block fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        folder = Path(temporary) / path.name
+        folder.mkdir()
+        yield folder
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(folder, path)
+
+
+def in_use(path: Path) -> bool:
+    """Whether ``path`` is anything but a new or an empty folder."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
 def write_json(path: Path, value: Any) -> None:

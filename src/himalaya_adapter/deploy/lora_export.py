@@ -1,10 +1,7 @@
 """One plain PEFT LoRA per task, for servers that know LoRA only, and what the task's score loses by it."""
 
 import logging
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +9,15 @@ from typing import Any, NamedTuple
 import yaml
 from peft import PeftModel, PeftType
 
+from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
 from himalaya_adapter.deploy.lora_fit import Fit, fit_lora
-from himalaya_adapter.deploy.lora_folder import public_name, write_card, write_lora
+from himalaya_adapter.deploy.lora_folder import write_card, write_lora
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.evaluation.batching import padding_token
 from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
 from himalaya_adapter.methods.himalaya import HimalayaLayer
-from himalaya_adapter.storage import write_json
+from himalaya_adapter.storage import in_use, whole_folder, write_json
 from himalaya_adapter.streams import Limits, Task, load_stream
 from himalaya_adapter.training.encoded_items import EncodedItems
 
@@ -87,7 +85,7 @@ def export_lora(run: Path, output: Path, tasks: Sequence[str] = ()) -> list[Task
     Raises:
         HimalayaError: No such run, task or stream, an adapter of another method, a folder that is not empty.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if in_use(output):
         raise HimalayaError(f"{output} is not an empty folder: choose a new one for the export")
     adapter = load_adapter(run)
     _check_method(adapter)
@@ -97,7 +95,7 @@ def export_lora(run: Path, output: Path, tasks: Sequence[str] = ()) -> list[Task
     settings = yaml.safe_load((adapter.folder.parent / "config.yaml").read_text(encoding="utf-8"))
     chosen = _load_tasks(settings, list(dict.fromkeys(tasks)) or list(adapter.tasks))
     backbone = public_name(adapter.backbone)
-    with _new_folder(output) as folder:
+    with whole_folder(output) as folder:
         converted = [_convert(adapter, task, folder / task.name, settings) for task in chosen]
         exports = _measure(adapter, converted, folder, settings)
         for export in exports:
@@ -201,14 +199,3 @@ def _fitted(adapter: LoadedAdapter, task: Task, max_length: int) -> list[Fit]:
     if len(items) < 2:
         raise HimalayaError(f"task '{task.name}' has too few training items to fit a LoRA to: 2 are needed at least")
     return fit_lora(adapter.model, [item["input_ids"] for item in items], padding_token(adapter.tokenizer))
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """A folder beside ``output`` that takes its place when all is written, and leaves nothing if something fails."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
-        folder = Path(temporary) / output.name
-        folder.mkdir()
-        yield folder
-        os.replace(folder, output)

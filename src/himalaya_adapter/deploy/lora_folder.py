@@ -71,11 +71,6 @@ def _target_modules(model: PeftModel, adapted: Sequence[str]) -> list[str]:
     return sorted(short) if sorted(matched) == sorted(adapted) else sorted(adapted)
 
 
-def public_name(backbone: str) -> str:
-    """A backbone's name on the hub or in the catalogue; of a local folder the last part, which tells no path."""
-    return Path(backbone).name if Path(backbone).is_dir() else backbone
-
-
 def write_card(folder: Path, backbone: str, scores: dict[str, Any], explained: float | None) -> None:
     """Write the model card: what the LoRA is, whether it is exact, and its scores.
 

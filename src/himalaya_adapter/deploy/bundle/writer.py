@@ -1,9 +1,8 @@
 """Writes a bundle: graphs, weights, runner, the answers that it must reproduce, and the hash of every file."""
 
 import contextlib
-import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from himalaya_adapter.deploy.neutral_prompt import neutral_prompt
 from himalaya_adapter.deploy.onnx.export import load_for_onnx
 from himalaya_adapter.deploy.quantisation import PRECISIONS, quantise, save_sharing, tensor_hashes
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.storage import write_json
+from himalaya_adapter.storage import in_use, whole_folder, write_json
 
 GRAPHS = {"base": "base.onnx", "adapted": "adapted.onnx"}
 WEIGHTS = "weights.bin"
@@ -49,13 +48,13 @@ def export_bundle(folder: Path, output: Path, *, tasks: Sequence[str] = (), prec
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if in_use(output):
         raise HimalayaError(f"--output {output} is not an empty folder: name a new one")
     adapter = load_for_onnx(folder, tasks)
     loaded, pair = adapter.loaded, backbone_pair(adapter)
     tokens = neutral_prompt(loaded.tokenizer)
     references = torch_answers(loaded, adapter.tasks, tokens)
-    with _whole_or_absent(output) as place:
+    with whole_folder(output) as place:
         weights = tensor_hashes(pair.base)
         graphs = {"base": pair.base, "adapted": pair.adapted}
         quantised = {place / GRAPHS[name]: quantise(graph, precision, weights) for name, graph in graphs.items()}
@@ -135,17 +134,3 @@ def _entry(path: Path) -> dict[str, Any]:
 def _end_tokens(loaded: LoadedAdapter) -> list[int]:
     ends = loaded.model.generation_config.eos_token_id
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-
-
-@contextlib.contextmanager
-def _whole_or_absent(output: Path) -> Iterator[Path]:
-    """A folder beside ``output`` that takes its name when all is written."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.replace(temporary, output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

@@ -1,8 +1,5 @@
 """A run's adapter as ONNX graphs in a folder."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +9,11 @@ import onnx_ir as ir
 import torch
 from peft import PeftModel
 
+from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.methods.himalaya import HimalayaConfig, SharedAdapter
-from himalaya_adapter.storage import write_json
+from himalaya_adapter.storage import whole_folder, write_json
 
 from .adapter_graph import adapter_cases, adapter_graph
 from .decoder_graph import decoder_graph, standing_in, without_adapter
@@ -97,7 +95,7 @@ def load_for_onnx(folder: Path, tasks: Sequence[str] = (), routing: Routing | No
     metadata = {
         "tasks": list(chosen),
         "method": config.peft_type.value,
-        "backbone": loaded.backbone if not Path(loaded.backbone).exists() else Path(loaded.backbone).name,
+        "backbone": public_name(loaded.backbone),
         "width": str(shared.width),
     }
     return OnnxAdapter(loaded, shared, config, chosen, exported_update(tables, routing), metadata)
@@ -133,19 +131,13 @@ def export_onnx(
     if output.exists() and not (output / PARITY_FILE).is_file():
         raise HimalayaError(f"{output} exists and holds no earlier export: choose another folder")
     adapter = load_for_onnx(folder, tasks, routing)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
-        place = Path(scratch) / output.name
-        place.mkdir()
+    with whole_folder(output) as place:
         found: Parity = {}
         for graph in graphs or GRAPHS:
             found |= WRITERS[graph](adapter, place, opset)
         for name, outputs in found.items():
             check_parity(name, outputs)
         write_json(place / PARITY_FILE, found)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(place, output)
     return found
 
 

@@ -8,7 +8,6 @@ Run: python benchmarks/evaluation.py [--items 24] [--rounds 3]
 """
 
 import argparse
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from himalaya_adapter.evaluation.generation import stop_tokens
 from himalaya_adapter.evaluation.scoring import answers_are_lines, encode_prompts, evaluate_task
 from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Task, load_stream
+from himalaya_adapter.training.environment import processor_name
 
 RESULT = Path(__file__).parent / "results" / "evaluation.json"
 MAX_LENGTH = 128
@@ -50,7 +50,7 @@ def main() -> None:
             ratios.append((time.perf_counter() - scored) / (scored - started))
         rows.append({"task": task.name, "kind": task.spec.kind, "items": len(task.test), "ratios": ratios})
         print(f"{task.name:24s} {statistics.median(ratios):6.2f} x  ({min(ratios):.2f}-{max(ratios):.2f})")
-    environment = {"torch": torch.__version__, "cpu": platform.processor(), "threads": torch.get_num_threads()}
+    environment = {"torch": torch.__version__, "cpu": processor_name(), "threads": torch.get_num_threads()}
     write_json(RESULT, {"environment": environment, "batch_size": BATCH_SIZE, "tasks": rows})
 
 

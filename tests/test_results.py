@@ -1,6 +1,7 @@
 """What the documentation says was measured is what the committed results say."""
 
 import importlib.util
+import statistics
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -69,3 +70,10 @@ def test_the_tables_of_latency_are_generated_from_the_committed_measurements(nam
     module = script(ROOT / "docs" / "generate_latency.py")
     assert name in module.names()
     assert module.written(name) == module.generated(name), "run: python docs/generate_latency.py"
+
+
+def test_what_evaluation_saves_is_what_was_measured() -> None:
+    tasks = read_json(ROOT / "benchmarks" / "results" / "evaluation.json")["tasks"]
+    medians = [statistics.median(task["ratios"]) for task in tasks]
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert f"{min(medians):.1f} to {max(medians):.1f} times as fast" in page

@@ -1,5 +1,6 @@
 """What an adapter costs, counted without weights, against what is saved and computed with them."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from himalaya_adapter.backbones import BACKBONES, load_backbone
-from himalaya_adapter.backbones.shape import backbone_shape
+from himalaya_adapter.backbones.shape import ShapeMode, backbone_shape
 from himalaya_adapter.budget import BYTES_PER_MB, TOKENS, ElementCounter, check_budget, check_size, count_budget
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import RunConfig, compose_run
@@ -214,6 +215,14 @@ def test_the_catalogue_knows_shapes_in_full() -> None:
     llama = backbone_shape("NousResearch/Llama-2-7b-hf")
     assert (llama.hidden_size, llama.num_hidden_layers, llama.intermediate_size) == (4096, 32, 11008)
     assert all(source.shape for source in BACKBONES.values())
+
+
+def test_a_copied_module_keeps_its_mode() -> None:
+    """The copy of a mode would free memory that it does not own; PEFT copies what it trains whole."""
+    mode = ShapeMode()
+    with mode:
+        embedding = nn.Embedding(3, 2)
+    assert copy.deepcopy(embedding).weight.fake_mode is mode
 
 
 # Refused -------------------------------------------------------------------------------------------------------

@@ -10,13 +10,12 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from himalaya_adapter.backbones.loading import DTYPES, native_dtype
-from himalaya_adapter.backbones.shape import empty_backbone
+from himalaya_adapter.backbones.shape import ShapeMode, empty_backbone
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.methods import HimalayaConfig
@@ -87,7 +86,7 @@ def count_budget(run: RunConfig) -> Budget:
     Raises:
         HimalayaError: An unknown backbone or method, wrong options, a method that needs the weights to begin.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = ShapeMode()
     model = _empty_model(run, mode)
     with model.disable_adapter():
         bare = _operations(model, mode)
@@ -115,7 +114,7 @@ def check_budget(run: RunConfig) -> None:
         HimalayaError: As said, or what `count_budget` raises.
     """
     if run.model.adapter.total_parameter_budget_mb is not None:
-        stored = _training_bytes(run, _empty_model(run, FakeTensorMode(allow_non_fake_inputs=True)))
+        stored = _training_bytes(run, _empty_model(run, ShapeMode()))
         check_size(stored, run.model.adapter.total_parameter_budget_mb)
 
 
@@ -136,7 +135,7 @@ def check_size(stored: Mapping[str, int], budget_mb: float) -> None:
         )
 
 
-def _empty_model(run: RunConfig, mode: FakeTensorMode) -> PeftModel:
+def _empty_model(run: RunConfig, mode: ShapeMode) -> PeftModel:
     dtype = native_dtype() if run.model.backbone.dtype == "auto" else DTYPES[run.model.backbone.dtype]
     backbone = empty_backbone(run.model.backbone.name, dtype, mode)
     try:
@@ -179,7 +178,7 @@ def _by_part(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
     return dict(parts)
 
 
-def _operations(model: PeftModel, mode: FakeTensorMode) -> Operations:
+def _operations(model: PeftModel, mode: ShapeMode) -> Operations:
     products, elements = FlopCounterMode(display=False), ElementCounter()
     with torch.no_grad(), mode:
         tokens = torch.zeros(1, TOKENS, dtype=torch.int64)

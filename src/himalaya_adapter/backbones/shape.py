@@ -1,6 +1,7 @@
 """A backbone's architecture without its weights: enough to count what an adapter on it would cost."""
 
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -39,7 +40,19 @@ def backbone_shape(name: str) -> PretrainedConfig:
         raise HimalayaError(f"the config of backbone '{name}' could not be read: {reason}") from error
 
 
-def empty_backbone(name: str, dtype: torch.dtype, mode: FakeTensorMode) -> PreTrainedModel:
+class ShapeMode(FakeTensorMode):
+    """Makes tensors that have a shape and no values; real tensors may take part in what is computed with them."""
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The mode itself. A tensor's copy takes its mode along, and a mode's copy would free the weak references to
+        storages that it does not own: a crash in some later garbage collection (torch 2.13)."""
+        return self
+
+
+def empty_backbone(name: str, dtype: torch.dtype, mode: ShapeMode) -> PreTrainedModel:
     """The model with fake tensors for weights: they have a shape, compute shapes on the meta device, and no values.
 
     Args:

@@ -19,7 +19,6 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from rich.progress import Progress
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import PrinterCallback
 
 from himalaya_adapter.backbones import Backbone, load_backbone
@@ -32,7 +31,7 @@ from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.methods.construction import adapt, run_method
 from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Stream, Task, load_stream
-from himalaya_adapter.streams.encoding import IGNORED_LABEL, count_truncated
+from himalaya_adapter.streams.encoding import count_truncated
 from himalaya_adapter.streams.plain_text import held_out_text
 from himalaya_adapter.training.arguments import training_arguments
 from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer, answer_log_likelihoods
@@ -179,10 +178,9 @@ class StreamRunner:
         events: list[dict[str, Any]] = []
         if hasattr(self.model, "start_task"):
             first = collator(examples.first(CALIBRATION_ITEMS))
-            prompt = first["input_ids"].shape[1] - first["labels"].shape[1]
-            first["labels"] = pad(first["labels"], (prompt, 0), value=IGNORED_LABEL)
-            first = {key: value.to(self.model.device) for key, value in first.items()}
-            events = [{**event, "step": 0} for event in self.model.start_task(task.name, first)]
+            inputs: dict[str, Any] = {key: value.to(self.model.device) for key, value in first.items()}
+            inputs |= {"logits_to_keep": first["labels"].shape[1], "use_cache": False}
+            events = [{**event, "step": 0} for event in self.model.start_task(task.name, inputs)]
         if hasattr(self.model, "observe_prompts"):
             for batch in self.scores.prompts(task, "train"):
                 self.model.observe_prompts(batch.input_ids, batch.attention_mask)

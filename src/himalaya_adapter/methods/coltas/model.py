@@ -60,7 +60,7 @@ class ColtasModel(LinearDeltaModel, SharedStateModel):
         for mask in self._active():
             mask.set_task(name)
 
-    def start_task(self, name: str, examples: Mapping[str, Tensor] | None = None) -> list[dict[str, Any]]:
+    def start_task(self, name: str, examples: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Begin to learn task ``name``: its components, in the state in which earlier tasks left them.
 
         Args:

@@ -1,7 +1,7 @@
 """HIMALAYA as a PEFT tuner."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -21,6 +21,7 @@ from .router import task_code
 from .shared import SharedAdapter
 
 logger = logging.getLogger(__name__)
+EXAMPLES_AT_ONCE = 4  # of those that a task starts from: the backward pass needs all that a forward pass computes
 HAS_MLP = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "gpt2")
 
 
@@ -38,7 +39,7 @@ class HimalayaModel(SharedStateModel):
 
     # The stream's life cycle -----------------------------------------------------------------------------------
 
-    def start_task(self, name: str, examples: Mapping[str, Tensor] | None = None) -> list[dict[str, Any]]:
+    def start_task(self, name: str, examples: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Begin to learn task ``name``: it gets its own atoms and a head that starts as a no-op.
 
         Args:
@@ -194,18 +195,19 @@ class HimalayaModel(SharedStateModel):
         """What the current task has used so far: active atoms per token, usage of each atom, head directions left."""
         return self._active()[0].task_statistics()
 
-    def _first_residuals(self, shared: SharedAdapter, examples: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _first_residuals(self, shared: SharedAdapter, examples: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         r"""One pass over a few examples: the layers' inputs, and how the loss falls with a shared rank-one update.
 
         Returns:
-            The inputs ``(n, d)`` of all adapted layers at all tokens that are not padding, and the ``(d, d)`` sum of
+            The inputs ``(n, d)`` of all adapted layers at all tokens that are not padding (none after the first task,
+            which alone needs them), and the ``(d, d)`` sum of
             :math:`-\tfrac12 (g \hat x^\top + \hat x g^\top)` over them, :math:`g` being the gradient of the loss by
             the layer's output. To first order, an update :math:`\gamma r r^\top` lowers the loss by
             :math:`\gamma r^\top C r` (docs/method.md, section 6).
         """
         inputs: list[Tensor] = []
         curvature: list[Tensor] = []
-        mask = examples.get("attention_mask", torch.ones_like(examples["input_ids"])).bool()
+        mask = torch.empty(0)
 
         def seen(states: Tensor) -> Tensor:  # some models flatten the batch before a module
             return states.detach().float().reshape(-1, states.shape[-1])[mask.flatten()]
@@ -216,7 +218,8 @@ class HimalayaModel(SharedStateModel):
         def record(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             hidden_states = seen(positional[0] if positional else named["hidden_states"])
             normalised = hidden_states / hidden_states.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
-            inputs.append(widen(normalised))
+            if shared.tasks_learnt == 0:
+                inputs.append(widen(normalised))
             acted_on = widen(hidden_states if shared.config.placement == "weights" else normalised)
             first = output[0] if isinstance(output, tuple) else output
 
@@ -232,14 +235,17 @@ class HimalayaModel(SharedStateModel):
         handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
         was_training = self.training
         try:
-            with torch.enable_grad():
-                self.eval()(**examples).loss.backward()
+            self.eval()
+            for batch, share in _batches(examples):
+                mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+                with torch.enable_grad():
+                    (share * self(**batch).loss).backward()
         finally:
             self.train(was_training)
             self.zero_grad()
             for handle in handles:
                 handle.remove()
-        return torch.cat(inputs), curvature[0]
+        return torch.cat(inputs) if inputs else torch.empty(0, shared.width), curvature[0]
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
@@ -286,6 +292,21 @@ class HimalayaModel(SharedStateModel):
         cls, packed: Mapping[str, Tensor], config: PeftConfig, state: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         return unpack(packed, cast(HimalayaConfig, config), state)
+
+
+def _batches(examples: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """The examples a few at a time, each time with the share that they have in the mean loss of them all.
+
+    What is no tensor of examples, such as ``logits_to_keep``, goes with each.
+    """
+    count = len(examples["input_ids"])
+    labelled = (examples["labels"][:, 1:] >= 0).sum()
+    for start in range(0, count, EXAMPLES_AT_ONCE):
+        batch = {
+            key: value[start : start + EXAMPLES_AT_ONCE] if torch.is_tensor(value) else value
+            for key, value in examples.items()
+        }
+        yield batch, (batch["labels"][:, 1:] >= 0).sum() / labelled
 
 
 def _width(module: nn.Module, model: nn.Module) -> int:

@@ -30,7 +30,7 @@ class OLoraModel(LinearDeltaModel):
 
     # The stream's life cycle -----------------------------------------------------------------------------------
 
-    def start_task(self, name: str, examples: Mapping[str, Tensor] | None = None) -> list[dict[str, Any]]:
+    def start_task(self, name: str, examples: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Freeze what the last task has learnt and start a fresh adapter, which changes no output.
 
         Nothing is frozen before the first task: an adapter whose B are all 0 has learnt nothing.

@@ -1,21 +1,47 @@
-"""Writes the generated tables of docs/results.md from the committed runs: ``python docs/generate_results.py``."""
+"""Writes the generated tables and pictures of docs/results.md from the committed runs.
 
+Run: python docs/generate_results.py
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 
+from matplotlib.figure import Figure
+
+from himalaya_adapter.budget import BYTES_PER_MB, count_budget
+from himalaya_adapter.experiments import compose_run
+from himalaya_adapter.report import figures
 from himalaya_adapter.report.comparison import compare
 from himalaya_adapter.report.expected_results import expected_results
 from himalaya_adapter.report.markdown import tables
-from himalaya_adapter.report.run_folder import read_comparable_runs
+from himalaya_adapter.report.method_groups import MethodGroup
+from himalaya_adapter.report.metric_table import format_value
+from himalaya_adapter.report.run_folder import RunRecord, read_comparable_runs, read_run
+from himalaya_adapter.report.style import PNG_DPI
 from himalaya_adapter.storage import read_json
 
 PAGE = Path(__file__).with_name("results.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-# Section of the page and folder of the results -> its runs, in the order in which they are shown.
+# Section of the page and folder of the results -> its runs, in the order in which they are shown; without those that
+# have a config and no results yet.
 SECTIONS = {
     "demo": ["himalaya", "lora"],
-    "package25": ["himalaya-package25", "lora-ewc-package25", "frozen"],
+    "package25": [
+        *("himalaya-package25", "himalaya-unprotected-package25", "himalaya-strict-package25", "lilac-package25"),
+        *("loreft-package25", "olora-package25", "lora-ewc-package25", "lora-package25", "frozen"),
+    ],
+    "ablations": [
+        *("whole", "unprotected", "no-eviction", "no-consolidation", "one-atom", "no-tree", "fixed-gain", "strict"),
+    ],
     "rivals": ["himalaya", "lora", "lora-ewc", "lilac", "coltas", "glodis", "loreft", "olora", "frozen"],
 }
+POSITIONS, FRESH = "positions", "lora-independent"  # a fresh LoRA for each task
+BLOCK = 5  # positions in the stream that are averaged
+LLAMA, SOURCE = "llama-2-7b", "proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
+EXPORTED = "guarded"  # the graph of `himalaya latency` that is exported
 SEARCHES = RESULTS / "rivals_search"  # trials.json of each search, named after its run
 END = "<!-- end -->"
 
@@ -30,13 +56,66 @@ def written(section: str) -> str:
     return PAGE.read_text(encoding="utf-8").split(start(section))[1].split(END)[0]
 
 
+def finished(section: str) -> list[RunRecord]:
+    """The runs of a section that have results."""
+    names = [name for name in SECTIONS[section] if (RESULTS / section / name / "metrics.json").is_file()]
+    return read_comparable_runs(RESULTS / section, names)
+
+
 def generated(section: str) -> str:
     """A section's tables as the committed runs have them; headings are one level lower than on a page of their own."""
-    if section == SEARCHES.name:
-        return searches()
-    comparison = compare(read_comparable_runs(RESULTS / section, SECTIONS[section]))
+    other = {SEARCHES.name: searches, POSITIONS: positions, LLAMA: at_llama_2}
+    if section in other:
+        return other[section]()
+    comparison = compare(finished(section))
     below_the_title = tables(comparison, expected_results(comparison)).split("\n", 1)[1]
     return f"{below_the_title.strip()}\n".replace("\n## ", "\n### ")
+
+
+def positions() -> str:
+    """How much better or worse tasks are learnt than by a fresh LoRA of their own, by their place in the stream."""
+    fresh = [cell["score"] for cell in read_run(RESULTS / "package25" / FRESH).after_learning]
+    starts = range(0, len(fresh), BLOCK)
+    lines = [
+        f"| method | {' | '.join(f'tasks {start + 1}–{start + BLOCK}' for start in starts)} | all |",
+        f"|---|{'---|' * (len(starts) + 1)}",
+    ]
+    for run in finished("package25"):
+        gains = [cell["score"] - alone for cell, alone in zip(run.after_learning, fresh, strict=True)]
+        means = [*(fmean(gains[start : start + BLOCK]) for start in starts), fmean(gains)]
+        cells = " | ".join(format_value(mean, "signed") for mean in means)
+        lines.append(f"| {run.metrics['method_name']} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def at_llama_2() -> str:
+    """What the source claims of costs at Llama-2-7B's shape: counted, and measured on one layer."""
+    budget = count_budget(compose_run([f"run={SOURCE}"]).run)
+    assert budget.overhead is not None
+    assert budget.element_overhead is not None
+    assert budget.released is not None
+    assert budget.router is not None
+    stored, released = sum(budget.stored.values()) / BYTES_PER_MB, sum(budget.released.values()) / BYTES_PER_MB
+    operations = budget.overhead + budget.element_overhead
+    layer = read_json(RESULTS / "latency" / "llama-2-7b_layer.json")
+    decode = {
+        entry["precision"]: entry["graphs"][EXPORTED]["ratio"] - 1
+        for entry in layer["measurements"]
+        if entry["phase"] == "decode"
+    }
+    latency = ", ".join(f"{100 * overhead:+.1f} % ({precision})" for precision, overhead in decode.items())
+    counted = "counted by `himalaya budget`"
+    one_layer = f"one layer, one token, one thread of {layer['device']['cpu']}, ONNX Runtime: **not tested on a Pi 4**"
+    rows = [
+        ("2.3 MB of extra storage", f"{stored:.2f} MB to learn further", stored <= 2.3, counted),
+        ("the release file: less than 1 MB", f"{released:.2f} MB", released < 1, counted),
+        ("router of 45 000 parameters", f"{budget.router:,}", budget.router <= 45_000, counted),
+        ("less than 4 % of extra FLOPs", f"{100 * operations:.2f} %", operations < 0.04, f"{counted}, 128 tokens"),
+        ("7 % of latency on a Raspberry Pi 4", latency, max(decode.values()) < 0.07, one_layer),
+    ]
+    lines = ["| expected | here | within | how |", "|---|---|---|---|"]
+    lines += [f"| {claim} | {here} | {'yes' if within else '**no**'} | {how} |" for claim, here, within, how in rows]
+    return "\n".join(lines) + "\n"
 
 
 def searches() -> str:
@@ -53,7 +132,31 @@ def searches() -> str:
     return "\n".join(lines) + "\n"
 
 
+# Name of the picture -> the section whose runs it shows, and how.
+Draw = Callable[[Sequence[MethodGroup]], Figure]
+PICTURES: dict[str, tuple[str, Draw]] = {
+    "retained_accuracy": ("package25", figures.retained_accuracy),
+    "learning_by_position": ("package25", figures.learning_by_position),
+}
+
+
+def shown(picture: str) -> str:
+    """A hash of what a picture shows, which its file carries: pixels differ from one matplotlib to the next."""
+    runs = [(run.metrics["method_name"], run.before, run.rows) for run in finished(PICTURES[picture][0])]
+    return hashlib.sha256(json.dumps(runs).encode()).hexdigest()
+
+
+def draw(picture: str) -> None:
+    """Write a picture."""
+    section, figure = PICTURES[picture]
+    path = PAGE.parent / "images" / f"{picture}.png"
+    methods = [group for group in compare(finished(section)).groups if not group.is_bound]
+    figure(methods).savefig(path, dpi=PNG_DPI, metadata={"Description": shown(picture)})
+
+
 if __name__ == "__main__":
-    for name in (*SECTIONS, SEARCHES.name):
+    for name in (*SECTIONS, POSITIONS, LLAMA, SEARCHES.name):
         before, rest = PAGE.read_text(encoding="utf-8").split(start(name))
         PAGE.write_text(before + start(name) + generated(name) + END + rest.split(END, 1)[1], encoding="utf-8")
+    for name in PICTURES:
+        draw(name)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 from tiny_runs import write_run
 
 from himalaya_adapter.experiments import compose_run
@@ -27,10 +28,19 @@ def script(path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("section", ["demo", "package25", "rivals", "rivals_search"])
+@pytest.mark.parametrize(
+    "section", ["demo", "package25", "positions", "llama-2-7b", "ablations", "rivals", "rivals_search"]
+)
 def test_the_tables_are_generated_from_the_committed_runs(section: str) -> None:
     module = script(GENERATOR)
     assert module.written(section) == module.generated(section), "run: python docs/generate_results.py"
+
+
+@pytest.mark.parametrize("picture", ["retained_accuracy", "learning_by_position"])
+def test_the_pictures_show_the_committed_runs(picture: str) -> None:
+    module = script(GENERATOR)
+    with Image.open(ROOT / "docs" / "images" / f"{picture}.png") as image:
+        assert image.info["Description"] == module.shown(picture), "run: python docs/generate_results.py"
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.parent.relative_to(path.parents[2])))

@@ -35,19 +35,22 @@ class TaskStatistics(nn.Module):
         self._pending: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def add(self, latents: Tensor, gates: Tensor, probabilities: Tensor) -> None:
+    def add(self, latents: Tensor, gates: Tensor, probabilities: Tensor, counted: Tensor) -> None:
         """Take note of one pass over tokens.
 
         Args:
             latents: ``[z; 1]``, ``(n, p + 1)``.
             gates: Zero-one gates, ``(n, k)``.
             probabilities: Gate probabilities, ``(n, k)``.
+            counted: False at padding, ``(n,)``.
         """
+        padding = ~counted[:, None]
+        latents, gates, probabilities = (one.masked_fill(padding, 0) for one in (latents, gates, probabilities))
         sums = {
             "latent_moment": latents.T @ latents,
             "atom_usage": gates.sum(0),
             "gate_total": probabilities.sum(),
-            "tokens_seen": torch.tensor(float(len(latents)), device=latents.device),
+            "tokens_seen": counted.sum().to(latents.dtype),
         }
         for name, value in sums.items():
             self._pending[name] = self._pending[name] + value if name in self._pending else value

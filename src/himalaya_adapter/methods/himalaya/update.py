@@ -205,11 +205,12 @@ class SharedUpdate(SharedState):
         noisy = shifted + self.temperature * torch.logit(uniform)  # a relaxed Bernoulli(pi) sample
         soft = torch.sigmoid(noisy / self.temperature)
         hard = hard_gates(noisy.detach(), most)
-        seen = [self.router.latent(projected), hard, probabilities]
-        seen = [one.detach().reshape(-1, one.shape[-1]) for one in seen]
-        if self._tokens is not None and self._tokens.numel() == len(seen[0]):
-            seen = [one[self._tokens.flatten()] for one in seen]
-        self.statistics.add(*seen)
+        noted = (self.router.latent(projected), hard, probabilities)
+        seen, gates, shares = (one.detach().reshape(-1, one.shape[-1]) for one in noted)
+        counted = torch.ones_like(seen[:, 0], dtype=torch.bool)
+        if self._tokens is not None and self._tokens.numel() == len(counted):
+            counted = self._tokens.flatten()
+        self.statistics.add(seen, gates, shares, counted)
         return (hard + soft - soft.detach()) * coefficients, gain
 
     def static_routing(self) -> tuple[Tensor, Tensor]:
@@ -223,10 +224,10 @@ class SharedUpdate(SharedState):
     @torch.no_grad()
     def _certify(self, gain: Tensor, unit_in: Tensor, unit_out: Tensor, maps: Maps) -> None:
         """Measure the norm of the strongest token's update on its dense vectors and keep the largest seen."""
-        strongest = gain.abs().argmax()
+        strongest = gain.abs().argmax()[None]  # taken by `index_select`, for which a GPU does not wait
         atoms_in = maps.inward[len(self.router.projection) :]
         dense = [
-            (unit.reshape(-1, unit.shape[-1])[strongest].double() @ atoms.double()).norm()
+            (unit.reshape(-1, unit.shape[-1]).index_select(0, strongest)[0].double() @ atoms.double()).norm()
             for unit, atoms in ((unit_in, atoms_in), (unit_out, maps.atoms_out))
         ]
         norm = gain.abs().amax() * dense[0] * dense[1]

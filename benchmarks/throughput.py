@@ -1,6 +1,7 @@
 """Speed of HIMALAYA in PyTorch against the bare frozen model and PEFT's LoRA r=8, as ratios measured in one process.
 
 Run: python benchmarks/throughput.py [--backbone smollm2-135m] [--dtype float32] [--rounds 12] [--output FILE.json]
+     python benchmarks/throughput.py --compile  (training steps of models that torch.compile has compiled)
 
 Three kinds of work, each in rounds in which every model takes its turn, so that a busy moment of the machine hits all
 alike: one training step; reading a prompt (prefill, batch 1); writing tokens one by one from a KV cache (decode, batch
@@ -39,16 +40,21 @@ def main() -> None:
     batch = torch.randint(0, vocabulary, (arguments.batch, arguments.length), generator=generator)
     prompt = torch.randint(0, vocabulary, (1, arguments.prompt), generator=generator)
     kinds: dict[str, dict[str, Callable[[], float]]] = {
-        "decode": {name: _Decode(model, prompt, arguments.tokens) for name, (model, _) in models.items()},
-        "prefill": {name: _Prefill(model, prompt) for name, (model, _) in models.items()},
         "training": {name: _Training(model, step, batch) for name, (model, step) in models.items()},
     }
+    if arguments.compile:
+        for compiled, _ in models.values():
+            compiled.compile()
+    else:  # from a cache that grows, each token would be compiled anew
+        kinds["decode"] = {name: _Decode(model, prompt, arguments.tokens) for name, (model, _) in models.items()}
+        kinds["prefill"] = {name: _Prefill(model, prompt) for name, (model, _) in models.items()}
     units = {"decode": arguments.tokens, "prefill": arguments.prompt, "training": batch.numel()}
     results = {
         "machine": {"cpu": processor_name(), "system": platform.system(), "threads": torch.get_num_threads()},
         "torch": torch.__version__,
         "backbone": arguments.backbone,
         "dtype": dtype,
+        "compiled": arguments.compile,
         "rounds": arguments.rounds,
         "prompt_tokens": arguments.prompt,
         "decoded_tokens": arguments.tokens,
@@ -69,6 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=24, help="tokens decoded in one round")
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--compile", action="store_true", help="torch.compile, training only")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 

@@ -17,7 +17,7 @@ from himalaya_adapter.report import figures
 from himalaya_adapter.report.comparison import compare
 from himalaya_adapter.report.expected_results import expected_results
 from himalaya_adapter.report.markdown import tables
-from himalaya_adapter.report.method_groups import MethodGroup
+from himalaya_adapter.report.method_groups import MethodGroup, group_by_method
 from himalaya_adapter.report.metric_table import format_value
 from himalaya_adapter.report.run_folder import RunRecord, read_comparable_runs, read_run
 from himalaya_adapter.report.style import PNG_DPI
@@ -32,6 +32,7 @@ SECTIONS = {
     "package25": [
         *("himalaya-package25", "himalaya-unprotected-package25", "himalaya-strict-package25", "lilac-package25"),
         *("loreft-package25", "olora-package25", "lora-ewc-package25", "lora-package25", "frozen"),
+        *("himalaya-package25-seed1", "lora-ewc-package25-seed1"),
     ],
     "ablations": [
         *("whole", "unprotected", "no-eviction", "no-consolidation", "one-atom", "no-tree", "fixed-gain", "strict"),
@@ -80,11 +81,11 @@ def positions() -> str:
         f"| method | {' | '.join(f'tasks {start + 1}–{start + BLOCK}' for start in starts)} | all |",
         f"|---|{'---|' * (len(starts) + 1)}",
     ]
-    for run in finished("package25"):
-        gains = [cell["score"] - alone for cell, alone in zip(run.after_learning, fresh, strict=True)]
+    for method in group_by_method(finished("package25")):
+        gains = [cell["score"] - alone for cell, alone in zip(method.after_learning, fresh, strict=True)]
         means = [*(fmean(gains[start : start + BLOCK]) for start in starts), fmean(gains)]
         cells = " | ".join(format_value(mean, "signed") for mean in means)
-        lines.append(f"| {run.metrics['method_name']} | {cells} |")
+        lines.append(f"| {method.label} | {cells} |")
     return "\n".join(lines) + "\n"
 
 

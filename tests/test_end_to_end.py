@@ -221,6 +221,11 @@ def test_every_way_of_training_runs_to_the_end(changes: list[str], steps: int, p
     assert [event["steps"] for event in task_ends(tmp_path / "himalaya")] == [steps] * 3
 
 
+def test_the_tasks_can_be_learnt_in_the_reversed_order(place: Path, tmp_path: Path) -> None:
+    run_stream(compose_run([*run_words(place, "LORA")[1:], "dataset.order=reversed", "mode=trial"]).run, tmp_path)
+    assert [event["task"] for event in task_ends(tmp_path / "lora")] == [*TASKS[::-1]]
+
+
 def test_accumulated_gradients_are_those_of_the_large_batch(place: Path, tmp_path: Path) -> None:
     tensors, losses = [], []
     for batch_size, steps in ((8, 1), (4, 2)):

@@ -21,6 +21,7 @@ class DatasetConfig:
         languages: The languages that are expected in it; ``multi`` stands for any others.
         tokenizer: The backbone's name, if given: a model reads no other tokens than its own.
         streaming: Always true: tasks come one after another, and none comes again.
+        order: The stream's tasks as they stand there (``given``) or from the last to the first (``reversed``).
     """
 
     name: str = MISSING
@@ -31,6 +32,7 @@ class DatasetConfig:
     languages: list[str] | None = None
     tokenizer: str | None = None
     streaming: bool | None = None
+    order: str = "given"
 
 
 @dataclass

@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
         *("forgetting", "average_anytime_accuracy", "retention"),
     ),
     "evaluation.split": ("test", "validation"),
+    "dataset.order": ("given", "reversed"),
     "evaluation.secondary_metric": (None, "cpu_latency_overhead"),
 }
 COUNTS = (

@@ -90,6 +90,8 @@ def run_stream(
     )
     with processes.local_main_process_first():  # it fills the cache
         stream = load_stream(config.dataset.name, limits=limits)
+    if config.dataset.order == "reversed":
+        stream = Stream(stream.name, stream.tasks[::-1])
     check_stream(config, stream)
     announce(config)
     quantisation = "4-bit" if config.model.backbone.quantisation else None

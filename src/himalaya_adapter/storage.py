@@ -31,12 +31,18 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside ``path`` that takes its place when the block ends, and leaves nothing if the block fails."""
+    """A new folder beside ``path`` that takes its place when the block ends, and leaves nothing if the block fails.
+
+    Its files can be read by whoever may enter it; safetensors alone writes files for nobody but their owner.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         folder = Path(temporary) / path.name
         folder.mkdir()
         yield folder
+        for file in folder.rglob("*"):
+            if file.is_file():
+                file.chmod(file.stat().st_mode | folder.stat().st_mode & 0o444)
         if path.exists():
             shutil.rmtree(path)
         os.replace(folder, path)

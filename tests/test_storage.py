@@ -1,0 +1,43 @@
+"""Folders are whole or absent, and others may read what is exported."""
+
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from himalaya_adapter.storage import whole_folder
+
+
+def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    place = tmp_path / "export"
+
+    def write(content: str, fails: bool = False) -> None:
+        with whole_folder(place) as folder:
+            (folder / "first.txt").write_text(content)
+            if fails:
+                raise KeyboardInterrupt
+            (folder / "second.txt").write_text(content)
+
+    with pytest.raises(KeyboardInterrupt):
+        write("one", fails=True)
+    assert list(tmp_path.iterdir()) == []
+    write("one")
+    with pytest.raises(KeyboardInterrupt):
+        write("two", fails=True)
+    assert {file.name: file.read_text() for file in place.iterdir()} == {"first.txt": "one", "second.txt": "one"}
+    write("two")
+    assert {file.name: file.read_text() for file in place.iterdir()} == {"first.txt": "two", "second.txt": "two"}
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_whoever_may_enter_a_folder_may_read_its_files(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "export") as folder:
+        (folder / "inner").mkdir()
+        (folder / "script.sh").touch(0o755)
+        save_file({"weight": torch.zeros(2)}, folder / "inner" / "model.safetensors")
+        folder.chmod(0o750)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "export").rglob("*.s*")}
+    assert modes["model.safetensors"] & 0o777 == 0o640
+    assert modes["script.sh"] & 0o100

@@ -18,13 +18,14 @@ from himalaya_adapter.report.comparison import compare
 from himalaya_adapter.report.expected_results import expected_results
 from himalaya_adapter.report.markdown import tables
 from himalaya_adapter.report.method_groups import MethodGroup, group_by_method
-from himalaya_adapter.report.metric_table import format_value
+from himalaya_adapter.report.metric_table import ARROWS, METRICS, format_value
 from himalaya_adapter.report.run_folder import RunRecord, read_comparable_runs, read_run
 from himalaya_adapter.report.style import PNG_DPI
 from himalaya_adapter.storage import read_json
 
-PAGE = Path(__file__).with_name("results.md")
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+ROOT = Path(__file__).parents[1]
+PAGE, README = Path(__file__).with_name("results.md"), ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
 # Section of the page and folder of the results -> its runs, in the order in which they are shown; without those that
 # have a config and no results yet.
 SECTIONS = {
@@ -39,7 +40,12 @@ SECTIONS = {
     ],
     "rivals": ["himalaya", "lora", "lora-ewc", "lilac", "coltas", "glodis", "loreft", "olora", "frozen"],
 }
+HEADLINE = "headline"  # in the README
 POSITIONS, FRESH = "positions", "lora-independent"  # a fresh LoRA for each task
+HEADLINE_METRICS = (
+    *("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "forgetting", "stored_bytes"),
+    "trainable_parameters",
+)
 BLOCK = 5  # positions in the stream that are averaged
 LLAMA, SOURCE = "llama-2-7b", "proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
 EXPORTED = "guarded"  # the graph of `himalaya latency` that is exported
@@ -52,9 +58,14 @@ def start(section: str) -> str:
     return f"<!-- generated: {section} -->\n"
 
 
+def page(section: str) -> Path:
+    """The page that a section stands in."""
+    return README if section == HEADLINE else PAGE
+
+
 def written(section: str) -> str:
-    """A section's tables as they stand in the page."""
-    return PAGE.read_text(encoding="utf-8").split(start(section))[1].split(END)[0]
+    """A section's tables as they stand in their page."""
+    return page(section).read_text(encoding="utf-8").split(start(section))[1].split(END)[0]
 
 
 def finished(section: str) -> list[RunRecord]:
@@ -65,12 +76,26 @@ def finished(section: str) -> list[RunRecord]:
 
 def generated(section: str) -> str:
     """A section's tables as the committed runs have them; headings are one level lower than on a page of their own."""
-    other = {SEARCHES.name: searches, POSITIONS: positions, LLAMA: at_llama_2}
+    other = {HEADLINE: headline, SEARCHES.name: searches, POSITIONS: positions, LLAMA: at_llama_2}
     if section in other:
         return other[section]()
     comparison = compare(finished(section))
     below_the_title = tables(comparison, expected_results(comparison)).split("\n", 1)[1]
     return f"{below_the_title.strip()}\n".replace("\n## ", "\n### ")
+
+
+def headline() -> str:
+    """What matters first of the methods that have learnt the 25 tasks, over their seeds."""
+    metrics = [metric for metric in METRICS if metric.key in HEADLINE_METRICS]
+    lines = [
+        f"| method | {' | '.join(f'{metric.title}{ARROWS[metric.better]}' for metric in metrics)} |",
+        f"|---|{'---|' * len(metrics)}",
+    ]
+    for method in group_by_method(finished("package25")):
+        means = [fmean(run.metrics[metric.key] for run in method.runs) for metric in metrics]
+        cells = [format_value(mean, metric.kind) for mean, metric in zip(means, metrics, strict=True)]
+        lines.append(f"| {method.label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def positions() -> str:
@@ -156,8 +181,8 @@ def draw(picture: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in (*SECTIONS, POSITIONS, LLAMA, SEARCHES.name):
-        before, rest = PAGE.read_text(encoding="utf-8").split(start(name))
-        PAGE.write_text(before + start(name) + generated(name) + END + rest.split(END, 1)[1], encoding="utf-8")
+    for name in (HEADLINE, *SECTIONS, POSITIONS, LLAMA, SEARCHES.name):
+        before, rest = page(name).read_text(encoding="utf-8").split(start(name))
+        page(name).write_text(before + start(name) + generated(name) + END + rest.split(END, 1)[1], encoding="utf-8")
     for name in PICTURES:
         draw(name)

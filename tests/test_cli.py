@@ -321,6 +321,7 @@ def test_an_incomplete_command_shows_its_usage(arguments: list[str], capsys: pyt
         ("onnxruntime", ["latency"]),
         ("onnxscript", ["export", "RUN", "--format", "onnx", "--output", "out"]),
         ("onnx", ["export", "RUN", "--format", "bundle", "--output", "out"]),
+        ("onnx_ir", ["export", "RUN", "--format", "onnx", "--output", "out"]),
     ],
 )
 def test_a_missing_extra_is_one_line(package: str, command: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -41,11 +40,17 @@ def shell_lines() -> list[str]:
     return [line for block in shown for line in block.splitlines() if line]
 
 
+def shell_words(line: str) -> list[str]:
+    """The words of a command as bash hands them on."""
+    told = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)
+    return told.stdout.split("\0")[:-1]
+
+
 def test_every_documented_command_is_known_here() -> None:
     lines = shell_lines()
     assert len(lines) >= 8
     for line in lines:
-        words = shlex.split(line)
+        words = shell_words(line)
         assert words[0] == "himalaya" or (words[0] == "make" and words[1] in MAKE_TARGETS), line
 
 
@@ -53,7 +58,7 @@ def test_himalaya_commands_run(fetched: None, tmp_path: Path, monkeypatch, capsy
     """All lines in their order, the runs as trials: train, compare, look at data, answer."""
     monkeypatch.chdir(tmp_path)
     for line in dict.fromkeys(shell_lines()):
-        words = shlex.split(line)
+        words = shell_words(line)
         if words[0] != "himalaya":
             continue
         if words[1] in ("run", "sweep", "search"):
@@ -62,7 +67,7 @@ def test_himalaya_commands_run(fetched: None, tmp_path: Path, monkeypatch, capsy
             words += ["dataset.max_samples_per_task=4", "dataset.max_test_samples_per_task=4"]
         if words[1] == "search":
             words += ["optuna.n_trials=1"]
-        assert cli.main([word.replace("\\n", "\n") for word in words[1:]]) == 0, line
+        assert cli.main(words[1:]) == 0, line
         assert capsys.readouterr().out.strip(), f"{line} printed nothing"
     for run in ("himalaya", "lora"):
         metrics = json.loads((tmp_path / "outputs" / "demo" / run / "metrics.json").read_text())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.storage import whole_folder
 
 
@@ -27,9 +28,23 @@ def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write("two", fails=True)
     assert {file.name: file.read_text() for file in place.iterdir()} == {"first.txt": "one", "second.txt": "one"}
-    write("two")
-    assert {file.name: file.read_text() for file in place.iterdir()} == {"first.txt": "two", "second.txt": "two"}
+    with pytest.raises(HimalayaError, match="export is not an empty folder"):
+        write("two")
+    assert {file.name: file.read_text() for file in place.iterdir()} == {"first.txt": "one", "second.txt": "one"}
     assert list(tmp_path.iterdir()) == [place]
+
+
+def test_an_empty_folder_is_filled_also_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "place")
+    with whole_folder(tmp_path / "link") as folder:
+        (folder / "file").touch()
+    assert [path.name for path in (tmp_path / "place").iterdir()] == ["file"]
+    with (
+        pytest.raises(HimalayaError, match="cannot be made: File exists"),
+        whole_folder(tmp_path / "place" / "file" / "export"),
+    ):
+        pass
 
 
 def test_whoever_may_enter_a_folder_may_read_its_files(tmp_path: Path) -> None:

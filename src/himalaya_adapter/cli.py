@@ -5,8 +5,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +16,7 @@ from himalaya_adapter.errors import HimalayaError
 
 USER_ERROR = 2
 INTERRUPTED = 130
-OF_DEPLOY = ("onnx", "onnxruntime", "onnxscript")  # packages of the extra `deploy`
+OF_DEPLOY = ("onnx", "onnx_ir", "onnxruntime", "onnxscript")  # packages of the extra `deploy`
 DESCRIPTION = "Continual learning of a long stream of tasks with one tiny adapter of constant size."
 
 
@@ -37,8 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"himalaya: {error.name} is missing: pip install 'himalaya-adapter[deploy]'", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("himalaya: interrupted; the same command goes on from here", file=sys.stderr)
+        goes_on = "; the same command goes on from here" if chosen.command in (_run, _sweep, _search) else ""
+        print(f"himalaya: interrupted{goes_on}", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has no reader either
+        return USER_ERROR
     return 0
 
 
@@ -109,19 +114,25 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(command=_generate)
 
     export = commands.add_parser("export", help="write a run's adapter as ONNX graphs, a bundle or plain LoRAs")
-    export.add_argument("adapter", type=Path, help="a run's folder or its adapter or release folder")
+    export.add_argument("adapter", type=Path, help="a run's folder, its adapter or release folder, or a copy of one")
     export.add_argument("--format", required=True, choices=sorted(EXPORTS), help="what to write")
     export.add_argument("--output", type=Path, required=True, help="the folder to write")
     export.add_argument("--task", action="append", default=[], help="a task to export (repeatable; default: all)")
-    export.add_argument("--opset", type=int, default=18, help="ONNX opset of the graphs (default: 18)")
+    export.add_argument("--backbone", help="name or folder, where it is not the one that the adapter names")
+    export.add_argument("--opset", type=int, help="ONNX opset of the graphs (onnx; default: 18)")
     export.add_argument(
-        "--graph", action="append", default=[], choices=("adapter", "layer", "model"), help="only this ONNX graph"
+        "--graph",
+        dest="graphs",
+        action="append",
+        choices=("adapter", "layer", "model"),
+        help="only this graph (onnx; repeatable)",
     )
-    export.add_argument("--precision", default="fp32", help="of a bundle's base: fp32, int8 or int4 (default: fp32)")
+    export.add_argument("--precision", help="of the base's weights: fp32, int8 or int4 (bundle; default: fp32)")
     export.set_defaults(command=_export)
 
     latency = commands.add_parser("latency", help="the adapter's overhead in ONNX Runtime on this machine")
     latency.add_argument("adapter", nargs="?", type=Path, help="a run's folder: its whole backbone is measured")
+    latency.add_argument("--backbone", help="name or folder, where it is not the one that the adapter names")
     latency.add_argument("--shape", metavar="BACKBONE", help="measure one decoder layer of this shape (default)")
     latency.add_argument("--precision", nargs="+", default=["fp32"], help="of the base's weights: fp32 int8 int4")
     latency.add_argument(
@@ -291,7 +302,10 @@ def _generate(chosen: argparse.Namespace) -> None:
     from himalaya_adapter.deploy.adapter_folder import load_adapter
     from himalaya_adapter.deploy.answering import AUTO, answer, check_request, choose_task
 
-    prompt = sys.stdin.read() if chosen.prompt == "-" else chosen.prompt
+    try:
+        prompt = sys.stdin.read() if chosen.prompt == "-" else chosen.prompt
+    except UnicodeDecodeError as error:
+        raise HimalayaError("standard input holds something else than text in UTF-8") from error
     check_request(prompt, chosen.max_new_tokens)  # before a model is loaded for nothing
     named = None if chosen.task == AUTO else chosen.task
     adapter = load_adapter(chosen.adapter, task=named, backbone=chosen.backbone)
@@ -303,13 +317,17 @@ def _generate(chosen: argparse.Namespace) -> None:
 
 
 def _export(chosen: argparse.Namespace) -> None:
-    EXPORTS[chosen.format](chosen)
+    write, options = EXPORTS[chosen.format]
+    for option in ("opset", "graphs", "precision"):
+        if getattr(chosen, option) is not None and option not in options:
+            raise HimalayaError(f"--{option.removesuffix('s')} says nothing to --format {chosen.format}: leave it out")
+    write(chosen, {option: value for option in options if (value := getattr(chosen, option)) is not None})
 
 
-def _export_lora(chosen: argparse.Namespace) -> None:
+def _export_lora(chosen: argparse.Namespace, options: Mapping[str, Any]) -> None:
     from himalaya_adapter.deploy.lora_export import export_lora
 
-    exports = export_lora(chosen.adapter, chosen.output, chosen.task)
+    exports = export_lora(chosen.adapter, chosen.output, chosen.task, **options)
     table = Table("task", "per token", "frozen", "LoRA", "loss", "explained")
     for one in exports:
         scores = [f"{score:.3f}" for score in (one.routed, one.frozen, one.lora, one.loss)]
@@ -319,10 +337,10 @@ def _export_lora(chosen: argparse.Namespace) -> None:
     print(chosen.output)
 
 
-def _export_onnx(chosen: argparse.Namespace) -> None:
+def _export_onnx(chosen: argparse.Namespace, options: Mapping[str, Any]) -> None:
     from himalaya_adapter.deploy.onnx import export_onnx
 
-    parity = export_onnx(chosen.adapter, chosen.output, tasks=chosen.task, opset=chosen.opset, graphs=chosen.graph)
+    parity = export_onnx(chosen.adapter, chosen.output, tasks=chosen.task, **options)
     table = Table("graph", "output", "difference from PyTorch", "of")
     for graph, outputs in parity.items():
         for name, entry in outputs.items():
@@ -331,13 +349,18 @@ def _export_onnx(chosen: argparse.Namespace) -> None:
     print(chosen.output)
 
 
-def _export_bundle(chosen: argparse.Namespace) -> None:
+def _export_bundle(chosen: argparse.Namespace, options: Mapping[str, Any]) -> None:
     from himalaya_adapter.deploy.bundle.writer import export_bundle
 
-    print(export_bundle(chosen.adapter, chosen.output, tasks=chosen.task, precision=chosen.precision))
+    print(export_bundle(chosen.adapter, chosen.output, tasks=chosen.task, **options))
 
 
-EXPORTS = {"bundle": _export_bundle, "lora": _export_lora, "onnx": _export_onnx}
+# What writes a format, and the options that it takes beside a task.
+EXPORTS = {
+    "bundle": (_export_bundle, ("backbone", "precision")),
+    "lora": (_export_lora, ("backbone",)),
+    "onnx": (_export_onnx, ("backbone", "opset", "graphs")),
+}
 
 
 def _latency(chosen: argparse.Namespace) -> None:
@@ -347,10 +370,14 @@ def _latency(chosen: argparse.Namespace) -> None:
 
     if chosen.adapter is not None and chosen.shape is not None:
         raise HimalayaError("give either the folder of an ADAPTER (its whole backbone) or --shape (one layer)")
-    if chosen.output is not None and not chosen.output.parent.is_dir():
-        raise HimalayaError(f"--output {chosen.output}: there is no folder {chosen.output.parent}")
-    shape = chosen.shape or "llama-2-7b"
-    result = measure_latency(chosen.adapter, shape, chosen.precision, chosen.routing, chosen.threads, chosen.seconds)
+    if chosen.output is not None and (chosen.output.is_dir() or not chosen.output.parent.is_dir()):
+        raise HimalayaError(f"--output {chosen.output}: expected a file in a folder that is there")
+    if chosen.adapter is None and chosen.backbone is not None:
+        raise HimalayaError("--backbone belongs to an ADAPTER; a layer's shape is named by --shape")
+    result = measure_latency(
+        *(chosen.adapter, chosen.shape or "llama-2-7b", chosen.precision, chosen.routing, chosen.threads),
+        *(chosen.seconds, chosen.backbone),
+    )
     console = Console()
     console.print(f"{result['subject']}. {tables.device_line(result)}", highlight=False)
     shown = {"overhead": (tables.OVERHEAD_HEADER, tables.overhead_rows(result))}

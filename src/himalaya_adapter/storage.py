@@ -2,13 +2,15 @@
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from himalaya_adapter.errors import HimalayaError
+
+IN_USE = "{} is not an empty folder: choose a new one"
 CACHE_VARIABLE = "HIMALAYA_CACHE"
 
 
@@ -31,21 +33,30 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside ``path`` that takes its place when the block ends, and leaves nothing if the block fails.
+    """A new folder that is at ``path`` when the block ends, and leaves nothing if the block fails.
 
     Its files can be read by whoever may enter it; safetensors alone writes files for nobody but their owner.
+
+    Raises:
+        HimalayaError: No folder can be made there, or the one that is there is no longer empty.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+    path = path.resolve()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise HimalayaError(f"{path} cannot be made: {error.strerror}") from error
+    with beside as temporary:
         folder = Path(temporary) / path.name
         folder.mkdir()
         yield folder
         for file in folder.rglob("*"):
             if file.is_file():
                 file.chmod(file.stat().st_mode | folder.stat().st_mode & 0o444)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(folder, path)
+        try:
+            os.replace(folder, path)  # an empty folder may be there, nothing else
+        except OSError as error:
+            raise HimalayaError(IN_USE.format(path)) from error
 
 
 def in_use(path: Path) -> bool:

@@ -213,12 +213,14 @@ def test_a_method_without_tasks_answers_and_one_that_cannot_tell_them_asks(
 
 
 class Arrivals(BaseStreamer):
-    """Notes how many tokens there are each time some come."""
+    """Notes the tokens, and how many there are each time some come."""
 
     def __init__(self) -> None:
+        self.tokens: list[int] = []
         self.sizes: list[int] = []
 
     def put(self, value: torch.Tensor) -> None:
+        self.tokens += value.flatten().tolist()
         self.sizes.append(value.numel())
 
     def end(self) -> None:
@@ -239,6 +241,24 @@ def test_tokens_come_one_by_one(loaded: LoadedAdapter) -> None:
     assert 1 <= len(tokens) <= 5
     assert end == -1
     assert text == answer(loaded, PROMPTS["echo"], 5)
+
+
+def test_the_backbones_own_generation_settings_change_no_answer(run: Path) -> None:
+    settings = {"repetition_penalty": 1.5, "num_beams": 3, "no_repeat_ngram_size": 2, "do_sample": True}
+    greedy, under_settings = Arrivals(), Arrivals()
+    for arrivals, changes in ((greedy, {}), (under_settings, settings)):
+        loaded = load_adapter(run, task="echo")
+        loaded.model.generation_config.update(eos_token_id=None, **changes)
+        answer(loaded, PROMPTS["echo"], 8, arrivals)
+    assert under_settings.tokens == greedy.tokens
+    assert len(greedy.tokens) > 8
+
+
+def test_what_is_no_text_is_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
+    assert "standard input holds something else than text in UTF-8" in refused(capsys, run, "-")
 
 
 def test_standard_input_is_the_prompt(
@@ -300,6 +320,35 @@ def test_other_weights_of_the_same_shape_are_told(
     caplog.clear()
     load_adapter(run)
     assert "is not what" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "environment.json"])
+def test_a_damaged_file_of_a_run_is_one_clear_line(
+    name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = shutil.copytree(run, tmp_path / "run")
+    content = (copied / name).read_text(encoding="utf-8")
+    for damaged in (content[: len(content) // 2] + "\n{", "[]"):
+        (copied / name).write_text(damaged, encoding="utf-8")
+        assert f"of the run in {copied} is damaged" in refused(capsys, copied, "text")
+
+
+@pytest.mark.parametrize("facts", ["{tasks: null}", "{tasks: [1]}", "{backbone: null}", "{backbone: name}"])
+def test_a_card_of_other_types_is_one_clear_line(
+    facts: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copytree(run / "release", tmp_path / "moved")
+    (moved / "README.md").write_text(f"---\nhimalaya: {facts}\n---\n", encoding="utf-8")
+    assert "README.md is damaged: 'himalaya' holds a list of tasks and a backbone" in refused(capsys, moved, "text")
+
+
+def test_a_slip_in_a_folders_name_is_not_looked_for_on_the_hub(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.parent.parent)
+    assert "out/himalya is not a finished run" in refused(capsys, "out/himalya", "text")
+    with pytest.raises(HimalayaError, match="owner/name is not a finished run"):
+        load_adapter(Path("owner/name"))
 
 
 def test_what_is_missing_or_damaged_is_one_clear_line(

@@ -18,6 +18,7 @@ from tiny_runs import TASKS, run_words
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.deploy.bundle.runner.command import main as runner_main
+from himalaya_adapter.deploy.bundle.runner.manifest import digest, sha256
 from himalaya_adapter.storage import read_json
 
 NEEDED = ("numpy", "onnxruntime")
@@ -93,7 +94,7 @@ def test_a_text_is_answered_as_by_pytorch(run: Path, bundle: Path, capsys: pytes
     expected = loaded.tokenizer.decode(tokens, skip_special_tokens=True)
     capsys.readouterr()
     assert runner_main(bundle, ["generate", "--task", "parity", "--max-new-tokens", "12", prompt]) == 0
-    assert capsys.readouterr().out.rstrip("\n") == expected.rstrip("\n�")
+    assert capsys.readouterr().out == f"{expected}\n"
 
 
 def test_every_file_is_listed_with_its_hash(bundle: Path) -> None:
@@ -146,6 +147,19 @@ def damaged(bundle: Path, folder: Path, name: str) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("name", ["runner/command.py", "runner/graph.py", "manifest.json"])
+def test_a_damaged_runner_is_one_line(name: str, bundle: Path, tmp_path: Path) -> None:
+    """Of a bundle that was cut while it was copied, in a process of its own."""
+    folder = tmp_path / "copy"
+    shutil.copytree(bundle, folder)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2] + b"(")
+    found = start(Path(sys.executable), str(folder / "run.py"), "check")
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1
+    assert "copy the bundle again" in found.stderr
+
+
 def one_line(folder: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The line that a command prints that cannot be done."""
     capsys.readouterr()
@@ -169,8 +183,10 @@ def test_what_is_no_bundle_is_told(bundle: Path, tmp_path: Path, capsys: pytest.
     manifest = read_json(bundle / "manifest.json")
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format": 2}), encoding="utf-8")
     assert "the bundle has format 2, this runner reads format 1" in one_line(tmp_path, ["check"], capsys)
-    (tmp_path / "manifest.json").write_text("{", encoding="utf-8")
-    assert "is damaged" in one_line(tmp_path, ["check"], capsys)
+    other = manifest | {"check": manifest["check"] | {"tolerance": 10.0}}
+    for damaged_manifest in ("{", "[]", '{"format": 1}', json.dumps(other)):
+        (tmp_path / "manifest.json").write_text(damaged_manifest, encoding="utf-8")
+        assert "is damaged" in one_line(tmp_path, ["check"], capsys)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +201,8 @@ def test_what_is_no_bundle_is_told(bundle: Path, tmp_path: Path, capsys: pytest.
         (["--task", "parity", "--tokens", "1,x"], "is not a list of token ids"),
         (["--task", "parity", "--tokens", "1,99999"], "token ids go from 0 to"),
         (["--task", "parity", ""], "the prompt is empty"),
+        (["--task", "parity", " \n"], "the prompt is empty"),
+        (["--task", "parity", "x", "--max-new-tokens", "9999"], "the backbone has 512 positions for both"),
         (["--task", "parity", "x", "--max-new-tokens", "0"], "expected a whole number of at least 1"),
         (["--task", "parity", "x", "--threads", "0"], "expected a whole number of at least 1"),
     ],
@@ -202,9 +220,8 @@ def test_other_answers_are_told(bundle: Path, tmp_path: Path, capsys: pytest.Cap
     logits[2, 7] += 0.1
     np.save(folder / "check" / "logits.npy", logits)
     manifest = read_json(folder / "manifest.json")
-    from himalaya_adapter.deploy.bundle.runner.manifest import sha256
-
     manifest["files"]["check/logits.npy"]["sha256"] = sha256(folder / "check" / "logits.npy")
+    manifest["digest"] = digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert "this machine computes something else: task colour_word" in one_line(folder, ["check"], capsys)
 

@@ -192,7 +192,10 @@ def test_mistakes_are_told_in_one_line(
 ) -> None:
     words = ["export", str(runs["stream"]), "--format", "lora", "--output", str(tmp_path / "new")]
     assert "unknown task 'ecko'; did you mean 'echo'?" in mistake([*words, "--task", "ecko"], capsys)
-    assert "is not a finished run" in mistake(["export", str(tmp_path / "none"), *words[2:]], capsys)
+    assert "none is no run's folder: a LoRA is fitted" in mistake(
+        ["export", str(tmp_path / "none"), *words[2:]], capsys
+    )
+    assert "--opset says nothing to --format lora" in mistake([*words, "--opset", "18"], capsys)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert "full is not an empty folder" in mistake([*words[:-1], str(tmp_path / "full")], capsys)

@@ -10,7 +10,14 @@ import pytest
 import torch
 from onnxruntime import InferenceSession
 from tiny_runs import TASKS, run_words
-from transformers import LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaForCausalLM,
+    MistralConfig,
+    Phi3Config,
+    PretrainedConfig,
+)
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
@@ -21,6 +28,7 @@ from himalaya_adapter.deploy.onnx.parity import TOLERANCE, check_parity, open_se
 from himalaya_adapter.deploy.onnx.tables import become_release, make_tables
 from himalaya_adapter.deploy.onnx.update import exported_update
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.release import save_release
 from himalaya_adapter.storage import read_json
 
 FILES = {
@@ -170,8 +178,53 @@ def test_a_folder_with_something_else_in_it_is_left_alone(run: Path, tmp_path: P
 
 def test_another_method_names_the_way_out(place: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([*run_words(place, "LORA"), f"results_dir={place / 'out'}"]) == 0
-    with pytest.raises(HimalayaError, match=r"LORA has no ONNX operator: merge .*merge_and_unload.*--format lora"):
+    with pytest.raises(HimalayaError, match=r"LORA has no ONNX operator: merge .*merge_and_unload"):
         load_for_onnx(place / "out" / "lora")
+
+
+def test_a_release_outside_of_a_run_is_exported_by_the_names_of_its_tasks(
+    run: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    save_release(load_adapter(run).model, tmp_path / "mine")
+    written = {path.name for path in (tmp_path / "mine").iterdir()}
+    assert written == {"adapter_config.json", "adapter_model.safetensors"}
+    assert str(place) not in (tmp_path / "mine" / "adapter_config.json").read_text(encoding="utf-8")
+    words = ["export", str(tmp_path / "mine"), "--backbone", str(place / "backbone")]
+    lora = [*words, "--format", "lora", "--output", str(tmp_path / "lora")]
+    assert main(lora) == 2
+    assert "is no run's folder" in capsys.readouterr().err
+    words += ["--format", "onnx", "--graph", "adapter", "--output", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "does not say what it has learnt: name it with --task" in capsys.readouterr().err
+    assert main([*words, "--task", "echo", "--task", "parity"]) == 0
+    model = onnx.load(tmp_path / "out" / "adapter.onnx")
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["himalaya.tasks"]) == ["echo", "parity"]
+
+
+def test_a_run_in_4_bits_is_exported_in_32(place: Path, tmp_path: Path) -> None:
+    words = [*run_words(place, "HIMALAYA", max_updates_per_task=1), "model.backbone.quantisation=4-bit"]
+    assert main([*words, f"results_dir={tmp_path / 'runs'}"]) == 0
+    words = ["export", str(tmp_path / "runs" / "himalaya"), "--format", "onnx", "--graph", "model"]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "model.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Phi3Config(sliding_window=128), "a phi3 with attention windows cannot be exported"),
+        (MistralConfig(sliding_window=128), "a mistral with attention windows cannot be exported"),
+        (GPT2Config(), "a gpt2 cannot be exported: its cache is not"),
+    ],
+)
+def test_another_attention_is_refused(config: PretrainedConfig, message: str) -> None:
+    shared, adapter, tasks = random_adapter(config.hidden_size)
+    update = exported_update(make_tables(become_release(shared, adapter), adapter, tasks))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(HimalayaError, match=message):
+        decoder_graph(model, update, 18)
 
 
 def test_an_adapter_of_another_width_is_refused(tiny_model: Callable[..., LlamaForCausalLM]) -> None:

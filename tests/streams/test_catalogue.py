@@ -1,6 +1,7 @@
 """A user's own stream from local files, and every mistake that one can make in it."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,10 +263,14 @@ def test_unknown_stream_and_task(write: Writer, tmp_path: Path) -> None:
         ("taks: 1\ntasks: [3]", "unknown key .* 'taks'; did you mean 'tasks'"),
         ("archives: {mine: {requirement: a==1}}\ntasks: [ENTRY]", "archive 'mine' needs exactly requirement"),
         ("tasks: [ENTRY, ENTRY]", "two tasks named 'parity'"),
+        ("tasks: [NAMED ../parity]", "task '../parity' .*: the name must do for a folder: letters, digits and '_'"),
+        ("tasks: [NAMED .parity]", "the name must do for a folder"),
+        ("tasks: [NAMED de/en]", "the name must do for a folder"),
     ],
 )
 def test_mistakes_in_a_stream_file(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.yaml"
+    text = re.sub(r"NAMED ([^]]+)", lambda found: json.dumps(ENTRY | {"name": found[1]}), text)
     path.write_text(text.replace("ENTRY", json.dumps(ENTRY)), encoding="utf-8")
     with pytest.raises(HimalayaError, match=message) as error:
         load_stream(str(path))

@@ -1,6 +1,7 @@
 """A saved adapter on its backbone, ready to answer: from a run, from a folder of its own, or from the hub."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from himalaya_adapter.backbones import Backbone, load_backbone
-from himalaya_adapter.backbones.shape import sizes_of
+from himalaya_adapter.backbones.shape import SIZES, sizes_of
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from himalaya_adapter.storage import read_json
@@ -40,6 +41,20 @@ class LoadedAdapter:
     backbone: str
     folder: Path
 
+    def chosen_tasks(self, names: Sequence[str]) -> tuple[str, ...]:
+        """These tasks without repetitions; all that the adapter has learnt if none is named.
+
+        Raises:
+            HimalayaError: A task that it has not learnt, or none is named and nobody wrote down which it has learnt.
+        """
+        for name in names:
+            if self.tasks and name not in self.tasks:
+                raise unknown_name("task", name, self.tasks)
+        chosen = tuple(dict.fromkeys(names)) or self.tasks
+        if not chosen:
+            raise HimalayaError(f"the adapter in {self.folder} does not say what it has learnt: name it with --task")
+        return chosen
+
 
 @dataclass(frozen=True)
 class _Saved:
@@ -61,9 +76,9 @@ def load_adapter(
 
     Args:
         folder: A run's folder, or the ``adapter`` or ``release`` folder inside it (``adapter`` is the default); a copy
-            of one of these two anywhere else; or the id ``owner/name`` of one on the hub.
+            of one of these two anywhere else; or, as a string, the id ``owner/name`` of one on the hub.
         task: The task to switch to, if the method knows tasks; later calls of ``model.set_task`` switch again.
-        dtype: Precision of the backbone; that of the run by default.
+        dtype: Precision of the backbone, without quantisation; by default it is loaded as for the run.
         backbone: The backbone's name or folder, where it is another one than the adapter names.
 
     Raises:
@@ -72,8 +87,9 @@ def load_adapter(
     saved = _find(folder)
     if task is not None and saved.tasks and task not in saved.tasks:
         raise unknown_name("task", task, saved.tasks)
+    quantisation = saved.quantisation if dtype is None else None
     try:
-        loaded = load_backbone(backbone or saved.backbone, quantisation=saved.quantisation, dtype=dtype or saved.dtype)
+        loaded = load_backbone(backbone or saved.backbone, quantisation=quantisation, dtype=dtype or saved.dtype)
     except HimalayaError as error:
         if backbone is not None:
             raise
@@ -98,7 +114,8 @@ def _find(folder: str | Path) -> _Saved:
     if (run / "metrics.json").is_file() and (run / "config.yaml").is_file():
         return _in_run(run, name)
     if not (place / CONFIG_FILE).is_file():
-        if place.exists() or len(place.parts) != 2 or place.is_absolute():
+        on_hub = isinstance(folder, str) and len(place.parts) == 2 and not place.is_absolute()
+        if not on_hub or place.parent.exists():  # a slip in the name of a folder here is no stranger's adapter there
             raise HimalayaError(
                 f"{folder} is not a finished run: it has no {name}/ beside metrics.json; nor is it an adapter's "
                 f"folder: it has no {CONFIG_FILE}"
@@ -111,25 +128,30 @@ def _in_run(run: Path, name: str) -> _Saved:
     if not (run / name).is_dir():
         raise HimalayaError(f"{run / name} is not a finished run's: it has no {name}/ beside metrics.json")
     _check_weights(run / name)
-    tasks = tuple(entry["name"] for entry in read_json(run / "metrics.json")["tasks"])
-    written = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]["backbone"]
-    environment = read_json(run / "environment.json") if (run / "environment.json").is_file() else {}
-    return _Saved(
-        folder=run / name,
-        tasks=tasks,
-        backbone=written["name"],
-        revision=environment.get("backbone_revision"),
-        quantisation="4-bit" if written["quantisation"] else None,
-        dtype=written["dtype"],
-        sizes=environment.get("backbone_sizes", {}),
-    )
+    try:
+        written = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]["backbone"]
+        environment = read_json(run / "environment.json") if (run / "environment.json").is_file() else {}
+        return _Saved(
+            folder=run / name,
+            tasks=tuple(entry["name"] for entry in read_json(run / "metrics.json")["tasks"]),
+            backbone=written["name"],
+            revision=environment.get("backbone_revision"),
+            quantisation="4-bit" if written["quantisation"] else None,
+            dtype=written["dtype"],
+            sizes=environment.get("backbone_sizes", {}),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise HimalayaError(
+            f"metrics.json, config.yaml or environment.json of the run in {run} is damaged: give {run / name}, copied "
+            "out of the run, or repeat the run with overwrite=true"
+        ) from error
 
 
 def _alone(folder: Path) -> _Saved:
     """What the folder says of itself: its model card, else PEFT's config, which names the backbone only."""
     _check_weights(folder)
     facts = _facts(folder / CARD_FILE)
-    told = facts.get("backbone", {})
+    told = facts["backbone"]
     try:
         config = read_json(folder / CONFIG_FILE)
         name = told.get("name") or config["base_model_name_or_path"]
@@ -141,21 +163,25 @@ def _alone(folder: Path) -> _Saved:
         )
     return _Saved(
         folder=folder,
-        tasks=tuple(facts.get("tasks", ())),
+        tasks=tuple(facts["tasks"]),
         backbone=name,
         revision=told.get("revision", config.get("revision")),
         quantisation="4-bit" if told.get("quantisation") else None,
-        sizes={size: told[size] for size in told.keys() - {"name", "revision", "quantisation"}},
+        sizes={size: told[size] for size in SIZES if size in told},
     )
 
 
 def _facts(card: Path) -> dict[str, Any]:
-    """The part of a model card's front matter that the run has written, if it is one of ours."""
+    """``tasks`` and ``backbone`` out of a model card's front matter; empty if the card is not one of ours."""
     try:
-        facts = ModelCard.load(card).data.to_dict().get(CARD_FACTS, {}) if card.is_file() else {}
+        facts = ModelCard.load(card).data.to_dict().get(CARD_FACTS) if card.is_file() else None
     except (ValueError, yaml.YAMLError) as error:
         raise HimalayaError(f"the model card {card} is damaged: {' '.join(str(error).split())}") from error
-    return facts if isinstance(facts, dict) else {}
+    told: dict[str, Any] = {"tasks": [], "backbone": {}} | (facts if isinstance(facts, dict) else {})
+    named = isinstance(told["tasks"], list) and all(isinstance(name, str) for name in told["tasks"])
+    if not named or not isinstance(told["backbone"], dict):
+        raise HimalayaError(f"the model card {card} is damaged: '{CARD_FACTS}' holds a list of tasks and a backbone")
+    return told
 
 
 def _from_hub(repository: str) -> Path:

@@ -8,6 +8,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.evaluation.generation import GREEDY
 from himalaya_adapter.streams.encoding import encode_prompt
 
 logger = logging.getLogger(__name__)
@@ -85,9 +86,9 @@ def answer(adapter: LoadedAdapter, prompt: str, max_new_tokens: int, streamer: B
         input_ids=inputs,
         attention_mask=torch.ones_like(inputs),
         max_new_tokens=max_new_tokens,
-        do_sample=False,
         pad_token_id=adapter.tokenizer.pad_token_id,
         streamer=streamer,
+        **GREEDY,
     )
     return str(adapter.tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True))
 

@@ -30,16 +30,18 @@ def measure_latency(
     routings: Sequence[str],
     threads: int | None,
     seconds: float,
+    backbone: str | None = None,
 ) -> dict[str, Any]:
     """Time a decoder with the adapter against the same without it.
 
     Args:
-        adapter: A run's folder: its whole backbone is measured. Without it, one decoder layer.
+        adapter: An adapter's folder (`load_for_onnx`): its whole backbone is measured. Without it, one decoder layer.
         shape: The layer's backbone (`layer_pair`).
         precisions: Of the base's weights, names of `PRECISIONS`.
         routings: Forms of the operator (`exported_update`), each measured; if there is none, the default form.
         threads: Threads of one operator; by default as many as the process may use CPUs.
         seconds: About how long the rounds of one phase and precision take.
+        backbone: As for `load_adapter`.
 
     Returns:
         ``subject``, ``device``, the names of the ``graphs`` with the adapter, and the ``measurements``
@@ -64,7 +66,7 @@ def measure_latency(
         if adapter is None:
             pair = layer_pair(shape, form)
         else:
-            loaded = load_for_onnx(adapter, routing=form)
+            loaded = load_for_onnx(adapter, routing=form, backbone=backbone)
             pair, prompt = backbone_pair(loaded), neutral_prompt(loaded.loaded.tokenizer)
             subject = f"{loaded.metadata['backbone']} with the adapter of the run {loaded.loaded.folder.parent.name}"
         graphs.setdefault(BASE, pair.base)

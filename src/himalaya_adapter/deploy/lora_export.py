@@ -10,14 +10,14 @@ import yaml
 from peft import PeftModel, PeftType
 
 from himalaya_adapter.backbones.catalogue import public_name
-from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
+from himalaya_adapter.deploy.adapter_folder import IN_A_RUN, LoadedAdapter, load_adapter
 from himalaya_adapter.deploy.lora_fit import Fit, fit_lora
 from himalaya_adapter.deploy.lora_folder import write_card, write_lora
-from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.batching import padding_token
 from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
 from himalaya_adapter.methods.himalaya import HimalayaLayer
-from himalaya_adapter.storage import in_use, whole_folder, write_json
+from himalaya_adapter.storage import IN_USE, in_use, whole_folder, write_json
 from himalaya_adapter.streams import Limits, Task, load_stream
 from himalaya_adapter.training.encoded_items import EncodedItems
 
@@ -70,7 +70,7 @@ class Converted(NamedTuple):
     fits: list[Fit]
 
 
-def export_lora(run: Path, output: Path, tasks: Sequence[str] = ()) -> list[TaskExport]:
+def export_lora(run: Path, output: Path, tasks: Sequence[str] = (), backbone: str | None = None) -> list[TaskExport]:
     """Write one LoRA per task of a finished HIMALAYA run, each in a folder of the task's name, and a table of scores.
 
     With ``placement="weights"`` a LoRA is the frozen adapter, exactly (rank 1); with ``"residual_stream"`` it is
@@ -81,26 +81,28 @@ def export_lora(run: Path, output: Path, tasks: Sequence[str] = ()) -> list[Task
         run: The run's folder, or its ``adapter`` or ``release`` folder.
         output: A new or empty folder.
         tasks: Which tasks; all that the run has learnt by default.
+        backbone: As for `load_adapter`.
 
     Raises:
         HimalayaError: No such run, task or stream, an adapter of another method, a folder that is not empty.
     """
     if in_use(output):
-        raise HimalayaError(f"{output} is not an empty folder: choose a new one for the export")
-    adapter = load_adapter(run)
+        raise HimalayaError(IN_USE.format(output))
+    config = (run.parent if run.name in IN_A_RUN else run) / "config.yaml"
+    if not config.is_file():
+        raise HimalayaError(f"{run} is no run's folder: a LoRA is fitted to items of the run's stream")
+    adapter = load_adapter(run, backbone=backbone)
     _check_method(adapter)
-    for name in tasks:
-        if name not in adapter.tasks:
-            raise unknown_name("task", name, adapter.tasks)
-    settings = yaml.safe_load((adapter.folder.parent / "config.yaml").read_text(encoding="utf-8"))
-    chosen = _load_tasks(settings, list(dict.fromkeys(tasks)) or list(adapter.tasks))
-    backbone = public_name(adapter.backbone)
+    names = adapter.chosen_tasks(tasks)
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    chosen = _load_tasks(settings, names)
+    told = public_name(adapter.backbone)
     with whole_folder(output) as folder:
         converted = [_convert(adapter, task, folder / task.name, settings) for task in chosen]
         exports = _measure(adapter, converted, folder, settings)
         for export in exports:
-            write_card(folder / export.task, backbone, asdict(export), export.mean_explained)
-        write_json(folder / TABLE_FILE, {"backbone": backbone, "tasks": [asdict(export) for export in exports]})
+            write_card(folder / export.task, told, asdict(export), export.mean_explained)
+        write_json(folder / TABLE_FILE, {"backbone": told, "tasks": [asdict(export) for export in exports]})
     return exports
 
 
@@ -116,7 +118,7 @@ def _check_method(adapter: LoadedAdapter) -> None:
         )
 
 
-def _load_tasks(settings: dict[str, Any], names: list[str]) -> list[Task]:
+def _load_tasks(settings: dict[str, Any], names: Sequence[str]) -> list[Task]:
     dataset, split = settings["dataset"], settings["evaluation"]["split"]
     scored = dataset["max_test_samples_per_task"]
     limits = Limits(

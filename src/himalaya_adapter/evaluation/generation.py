@@ -7,6 +7,8 @@ from typing import Any
 from himalaya_adapter.evaluation.batching import batches, padding_token
 
 NEWLINE = "\n"
+# Arguments of every ``generate``: a model's own settings fill what is left out, and some would change greedy decoding.
+GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 @lru_cache(maxsize=4)
@@ -57,11 +59,7 @@ def generate_texts(
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(stop),
             pad_token_id=padding,
-            # The model's own generation settings fill what is left out, and some of them would change greedy decoding.
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
+            **GREEDY,
         )
         for index, row in zip(batch.indices, written[:, batch.input_ids.shape[1] :].tolist(), strict=True):
             texts[index] = answer_text(tokenizer, row, stop, newline_ends)

@@ -13,6 +13,7 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.storage import read_json, write_atomic
 
@@ -45,8 +46,8 @@ def save_release(
         model: A model with an adapter of a method that has a release file: HIMALAYA, LILAC.
         folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are written; made if needed.
         adapter_name: Which of the model's adapters.
-        base_model: What the frozen model is called elsewhere, which the config then says in place of the folder that
-            it was loaded from. PEFT's card, which names that folder, is left out.
+        base_model: What the frozen model is called elsewhere; by default a folder's last part, for no file names a
+            place of this machine. PEFT's card, which would, is left out.
         revision: What exactly that model is.
 
     Returns:
@@ -71,10 +72,12 @@ def save_release(
         with tempfile.TemporaryDirectory() as temporary:
             model.save_pretrained(temporary, selected_adapters=[adapter_name])
             files = {path.name: path.read_bytes() for path in Path(temporary).rglob("*") if path.is_file()}
-        if base_model is not None:
-            told = json.loads(files[CONFIG_FILE]) | {"base_model_name_or_path": base_model, "revision": revision}
-            files[CONFIG_FILE] = json.dumps(told, indent=2, sort_keys=True).encode()
-            del files[CARD_FILE]
+        told = json.loads(files[CONFIG_FILE])
+        place = told["base_model_name_or_path"]
+        told["base_model_name_or_path"] = base_model or (place and public_name(place))
+        told["revision"] = revision or told["revision"]
+        files[CONFIG_FILE] = json.dumps(told, indent=2, sort_keys=True).encode()
+        del files[CARD_FILE]
         for name in sorted(files, reverse=True):  # the weights before the config
             write_atomic(folder / name, files[name])
     finally:

@@ -17,6 +17,7 @@ OPTIONAL_TASK_KEYS = {"labels", "caps", *TASK_KEYS[-6:]}
 SOURCE_KEYS = ("archive", "files", "hub", "reader", "options", "where", "group", "part")
 HUB_KEYS = ("id", "config", "revision", "train", "held_out", "fields", "rows", "licence")
 OPTIONAL_HUB_KEYS = {"config", "held_out", "rows"}
+FILE_NAME = re.compile(r"\w[\w.-]*")  # exports name a folder after the task
 PART = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 
 
@@ -45,8 +46,11 @@ def read_task(entry: Any, stream: str) -> TaskSpec:
     labels, label_of = _labels(entry.get("labels"), here)
     if (kind == "classification") != bool(labels):
         raise HimalayaError(f"{here} is of kind '{kind}'; labels belong to kind 'classification', which needs them")
+    name = _text(entry, "name", here)
+    if not FILE_NAME.fullmatch(name):
+        raise HimalayaError(f"{here}: the name must do for a folder: letters, digits and '_', inside it '-' and '.'")
     return TaskSpec(
-        name=_text(entry, "name", here),
+        name=name,
         language=_text(entry, "language", here),
         kind=kind,
         source=_source(entry["source"], here),

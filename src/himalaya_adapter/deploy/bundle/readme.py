@@ -22,9 +22,9 @@ Tasks: {tasks}.
 
 ## What the commands tell
 
-- `check` compares every file with its hash in `manifest.json`, then the logits after a fixed prompt and the greedy
-  text that follows, without the adapter and as each task, with those that {reference} computed at export
-  (`check/*.npy`). Allowed difference of a logit: {tolerance}.
+- Every command first compares `manifest.json` and every file with its hash. `check` then compares the logits after a
+  fixed prompt and the greedy text that follows, without the adapter and as each task, with those that
+  {reference} computed at export (`check/*.npy`). Allowed difference of a logit: {tolerance}.
 - `latency` times the graph with the adapter against the one without it: in one process, in turns, on pinned CPUs,
   batch 1, 128 tokens at once (prefill) and one token after 128 (decode). It prints the median times, the median of the
   *ratio* with a 95 % interval, and the time of the adapter's operators in ONNX Runtime's profile. The first line says

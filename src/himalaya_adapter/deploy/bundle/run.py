@@ -3,10 +3,12 @@
 import sys
 from pathlib import Path
 
+if sys.version_info < (3, 11):  # noqa: UP036  (this file is copied to machines whose Python may be older)
+    sys.exit("run.py: it needs Python 3.11 or newer; this is Python {}.{}".format(*sys.version_info))
 try:
     from runner.command import main  # type: ignore[import-not-found]
-except ImportError as error:
-    print(f"run.py: {error}; it needs Python 3.11 or newer and the bundle's folder runner/ beside it", file=sys.stderr)
+except (ImportError, SyntaxError) as error:
+    print(f"run.py: the folder runner/ beside it is damaged ({error}): copy the bundle again", file=sys.stderr)
     sys.exit(2)
 
 sys.exit(main(Path(__file__).resolve().parent))

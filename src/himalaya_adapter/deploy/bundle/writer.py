@@ -1,6 +1,7 @@
 """Writes a bundle: graphs, weights, runner, the answers that it must reproduce, and the hash of every file."""
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -14,43 +15,61 @@ import torch
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
 from himalaya_adapter.deploy.bundle import runner
 from himalaya_adapter.deploy.bundle.readme import readme
-from himalaya_adapter.deploy.bundle.runner.check import GREEDY, LOGITS, NO_TOKEN, PROMPT, answers
+from himalaya_adapter.deploy.bundle.runner.check import LOGITS, NO_TOKEN, PROMPT, TEXT, answers, check
 from himalaya_adapter.deploy.bundle.runner.graph import Array
-from himalaya_adapter.deploy.bundle.runner.manifest import FORMAT, MANIFEST, Bundle, sha256
+from himalaya_adapter.deploy.bundle.runner.manifest import (
+    DIGEST,
+    FORMAT,
+    MANIFEST,
+    Bundle,
+    BundleError,
+    digest,
+    open_bundle,
+    sha256,
+)
 from himalaya_adapter.deploy.graph_pairs import backbone_pair
 from himalaya_adapter.deploy.neutral_prompt import neutral_prompt
 from himalaya_adapter.deploy.onnx.export import load_for_onnx
 from himalaya_adapter.deploy.quantisation import PRECISIONS, quantise, save_sharing, tensor_hashes
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.storage import in_use, whole_folder, write_json
+from himalaya_adapter.evaluation.generation import GREEDY
+from himalaya_adapter.storage import IN_USE, in_use, whole_folder, write_json
+from himalaya_adapter.streams.encoding import encode_prompt
 
+logger = logging.getLogger(__name__)
 GRAPHS = {"base": "base.onnx", "adapted": "adapted.onnx"}
 WEIGHTS = "weights.bin"
 README = "README.md"
 NEW_TOKENS = 16
+MOST_START_TOKENS = 8  # a tokenizer adds one or none
 # Logits of 32-bit graphs differ by 1e-5 or so; another CPU sums in another order.
 TOLERANCE = 1e-3
 # Quantised activations turn such a difference into one of a whole step: this part of the logits' spread.
 QUANTISED_TOLERANCE = 0.1
 
 
-def export_bundle(folder: Path, output: Path, *, tasks: Sequence[str] = (), precision: str = "fp32") -> Path:
+def export_bundle(
+    folder: Path, output: Path, *, tasks: Sequence[str] = (), precision: str = "fp32", backbone: str | None = None
+) -> Path:
     """Write a self-contained folder that runs on any machine with Python, numpy and ONNX Runtime.
 
     Args:
-        folder: A run's folder, or the ``adapter`` or ``release`` folder in it; the release file's values are used.
-        output: The folder to write; it is there as a whole or not at all.
+        folder: A run's folder, the ``adapter`` or ``release`` folder in it, or a copy of one of these; the release
+            file's values are used.
+        output: A new or empty folder; the bundle is there as a whole or not at all.
         tasks: The tasks that the graphs know; all by default.
         precision: Of the backbone's weights, one of `PRECISIONS`; the adapter stays as it is.
+        backbone: As for `load_adapter`.
 
     Raises:
-        HimalayaError: An unknown precision, a folder that is in use, or an adapter that cannot be exported.
+        HimalayaError: An unknown precision, a folder that is in use, or an adapter that cannot be exported,
+            or graphs that do not answer as PyTorch does.
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
     if in_use(output):
-        raise HimalayaError(f"--output {output} is not an empty folder: name a new one")
-    adapter = load_for_onnx(folder, tasks)
+        raise HimalayaError(IN_USE.format(output))
+    adapter = load_for_onnx(folder, tasks, backbone=backbone)
     loaded, pair = adapter.loaded, backbone_pair(adapter)
     tokens = neutral_prompt(loaded.tokenizer)
     references = torch_answers(loaded, adapter.tasks, tokens)
@@ -70,7 +89,9 @@ def export_bundle(folder: Path, output: Path, *, tasks: Sequence[str] = (), prec
             **{name: adapter.metadata[name] for name in ("method", "backbone", "tasks")},
             "precision": precision,
             "vocabulary": loaded.model.config.vocab_size,
+            "start_tokens": encode_prompt(loaded.tokenizer, "", MOST_START_TOKENS),
             "end_tokens": _end_tokens(loaded),
+            "positions": getattr(loaded.model.config, "max_position_embeddings", None),
             "graphs": GRAPHS,
         }
         manifest["check"] = _write_answers(Bundle(place, manifest), tokens, references)
@@ -78,7 +99,13 @@ def export_bundle(folder: Path, output: Path, *, tasks: Sequence[str] = (), prec
         manifest["files"] = {path.relative_to(place).as_posix(): _entry(path) for path in files}
         (place / README).write_text(readme(manifest), encoding="utf-8")
         manifest["files"][README] = _entry(place / README)
+        manifest[DIGEST] = digest(manifest)
         write_json(place / MANIFEST, manifest)
+        try:
+            for line in check(open_bundle(place), threads=1):
+                logger.info("%s", line)
+        except BundleError as error:
+            raise HimalayaError(f"the bundle does not compute what PyTorch does: {error}") from error
     return output
 
 
@@ -95,8 +122,8 @@ def torch_answers(loaded: LoadedAdapter, tasks: Sequence[str], tokens: Array) ->
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=NEW_TOKENS,
-                do_sample=False,
                 pad_token_id=loaded.tokenizer.pad_token_id,
+                **GREEDY,
             )[0, len(tokens) :].tolist()
         ends = [place for place, token in enumerate(text) if token in _end_tokens(loaded)]
         text = text[: ends[0]] if ends else text
@@ -123,7 +150,7 @@ def _write_answers(bundle: Bundle, tokens: Array, references: list[tuple[Array, 
     (bundle.folder / PROMPT).parent.mkdir()
     np.save(bundle.folder / PROMPT, tokens)
     np.save(bundle.folder / LOGITS, np.stack([logits for logits, _ in kept]))
-    np.save(bundle.folder / GREEDY, np.stack([greedy for _, greedy in kept]))
+    np.save(bundle.folder / TEXT, np.stack([greedy for _, greedy in kept]))
     return entry
 
 

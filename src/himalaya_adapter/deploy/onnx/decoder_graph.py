@@ -72,7 +72,7 @@ def decoder_graph(model: PreTrainedModel, update: ExportedUpdate, opset: int) ->
     """
     config = model.config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or (getattr(config, "sliding_window", None) and config.model_type == "mistral"):
+    if kinds != {"full_attention"} or (not hasattr(config, "layer_types") and getattr(config, "sliding_window", None)):
         raise HimalayaError(
             f"a {config.model_type} with attention windows cannot be exported: only full attention can"
         )
@@ -81,6 +81,8 @@ def decoder_graph(model: PreTrainedModel, update: ExportedUpdate, opset: int) ->
             f"the adapter is {update.width} wide, the model's hidden states are {config.hidden_size}: it was trained "
             "on another backbone"
         )
+    if not hasattr(config, "num_key_value_heads"):
+        raise HimalayaError(f"a {config.model_type} cannot be exported: its cache is not that of a Llama's kin")
     heads, layers = config.num_key_value_heads, config.num_hidden_layers
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     graph = DecoderGraph(model, update)

@@ -11,9 +11,9 @@ from peft import PeftModel
 
 from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
-from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.himalaya import HimalayaConfig, SharedAdapter
-from himalaya_adapter.storage import whole_folder, write_json
+from himalaya_adapter.storage import IN_USE, in_use, whole_folder, write_json
 
 from .adapter_graph import adapter_cases, adapter_graph
 from .decoder_graph import decoder_graph, standing_in, without_adapter
@@ -64,33 +64,32 @@ class OnnxAdapter:
     metadata: dict[str, Any]
 
 
-def load_for_onnx(folder: Path, tasks: Sequence[str] = (), routing: Routing | None = None) -> OnnxAdapter:
-    """Load a run's adapter for export, in 32 bits and with the values of its release file.
+def load_for_onnx(
+    folder: Path, tasks: Sequence[str] = (), routing: Routing | None = None, backbone: str | None = None
+) -> OnnxAdapter:
+    """Load an adapter for export, in 32 bits and with the values of its release file.
 
     Args:
-        folder: A run's folder, or the ``adapter`` or ``release`` folder in it.
+        folder: A run's folder, the ``adapter`` or ``release`` folder in it, or a copy of one of these.
         tasks: The tasks to export; all by default.
         routing: See `exported_update`.
+        backbone: As for `load_adapter`.
 
     Raises:
         HimalayaError: As `load_adapter`; an unknown task; a method or placement that has no operator.
     """
-    loaded = load_adapter(folder, dtype="float32")
-    for name in tasks:
-        if name not in loaded.tasks:
-            raise unknown_name("task", name, loaded.tasks)
+    loaded = load_adapter(folder, dtype="float32", backbone=backbone)
+    chosen = loaded.chosen_tasks(tasks)
     config = loaded.model.peft_config["default"]
     if not isinstance(config, HimalayaConfig):
         raise HimalayaError(
-            f"{config.peft_type.value} has no ONNX operator: merge the adapter into the weights (merge_and_unload) or "
-            "export it with --format lora"
+            f"{config.peft_type.value} has no ONNX operator: merge the adapter into the weights (merge_and_unload)"
         )
     if config.placement != "residual_stream":
         raise HimalayaError(
             f"placement '{config.placement}' has no ONNX operator, only 'residual_stream' has: use --format lora"
         )
     shared = loaded.model.base_model.himalaya_shared["default"]
-    chosen = tuple(dict.fromkeys(tasks)) or loaded.tasks
     tables = make_tables(become_release(shared, config), config, chosen)
     metadata = {
         "tasks": list(chosen),
@@ -109,28 +108,30 @@ def export_onnx(
     opset: int = DEFAULT_OPSET,
     routing: Routing | None = None,
     graphs: Sequence[Graph] = (),
+    backbone: str | None = None,
 ) -> Parity:
-    """Write a run's adapter as ONNX graphs, each compared with PyTorch before the folder appears.
+    """Write an adapter as ONNX graphs, each compared with PyTorch before the folder appears.
 
     Args:
-        folder: A run's folder, or the ``adapter`` or ``release`` folder in it.
-        output: The folder to write; an earlier export there is replaced.
+        folder: A run's folder, the ``adapter`` or ``release`` folder in it, or a copy of one of these.
+        output: A new or empty folder.
         tasks: The tasks that the graphs know, numbered in this order; all by default.
         opset: Of the graphs.
         routing: See `exported_update`.
         graphs: Which graphs; all by default.
+        backbone: As for `load_adapter`.
 
     Returns:
         How far each graph's outputs are from PyTorch's, by graph and output: what ``parity.json`` holds.
 
     Raises:
-        HimalayaError: As `load_for_onnx`; an opset that is not supported; a folder that holds something else; a graph
-            that computes something else than PyTorch.
+        HimalayaError: As `load_for_onnx`; an opset that is not supported; a folder that is not empty; a graph that
+            computes something else than PyTorch.
     """
     check_opset(opset)
-    if output.exists() and not (output / PARITY_FILE).is_file():
-        raise HimalayaError(f"{output} exists and holds no earlier export: choose another folder")
-    adapter = load_for_onnx(folder, tasks, routing)
+    if in_use(output):
+        raise HimalayaError(IN_USE.format(output))
+    adapter = load_for_onnx(folder, tasks, routing, backbone)
     with whole_folder(output) as place:
         found: Parity = {}
         for graph in graphs or GRAPHS:
@@ -146,7 +147,7 @@ def _write_adapter(adapter: OnnxAdapter, place: Path, opset: int) -> Parity:
     graph = finish(adapter_graph(adapter.update, width, opset), adapter.metadata)
     write_model(graph, place / ADAPTER_FILE)
     states = torch.randn(PARITY_TOKENS, width, generator=torch.Generator().manual_seed(0))
-    return _compared([ADAPTER_FILE], place, adapter_cases(adapter.shared, adapter.tasks, states))
+    return _compared(ADAPTER_FILE, place, adapter_cases(adapter.shared, adapter.tasks, states))
 
 
 def _write_layer(adapter: OnnxAdapter, place: Path, opset: int) -> Parity:
@@ -190,14 +191,13 @@ def _decoder_parity(
     with standing_in(model, adapter.shared) as inner:
         tasks = adapter.tasks
         cases = decoder_cases(inner, len(tasks), inputs, names, lambda row: adapter.shared.set_task(tasks[row]))
-    found = _compared([files.adapted], place, cases)
+    found = _compared(files.adapted, place, cases)
     with model.disable_adapter():
         cases = decoder_cases(model, 2, inputs, names, lambda row: None)
     return found | {files.base: compare(open_session(place / files.base), cases)}
 
 
-def _compared(files: Sequence[str], place: Path, cases: Sequence[Case]) -> Parity:
-    """The parity of graphs and of their copies without functions, which are written here."""
-    for file in files:
-        write_function_free(place / file, place / function_free(file))
-    return {name: compare(open_session(place / name), cases) for file in files for name in (file, function_free(file))}
+def _compared(file: str, place: Path, cases: Sequence[Case]) -> Parity:
+    """The parity of a graph and of its copy without functions, which is written here."""
+    write_function_free(place / file, place / function_free(file))
+    return {name: compare(open_session(place / name), cases) for name in (file, function_free(file))}

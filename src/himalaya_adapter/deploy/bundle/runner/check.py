@@ -8,7 +8,7 @@ import numpy as np
 from .graph import Array, CausalGraph, Threads
 from .manifest import Bundle, BundleError
 
-PROMPT, LOGITS, GREEDY = "check/prompt.npy", "check/logits.npy", "check/greedy.npy"
+PROMPT, LOGITS, TEXT = "check/prompt.npy", "check/logits.npy", "check/greedy.npy"
 NO_TOKEN = -1  # after the end of a text
 
 
@@ -40,7 +40,7 @@ def check(bundle: Bundle, threads: int) -> Iterator[str]:
     Raises:
         BundleError: An answer differs.
     """
-    prompt, logits, greedy = (_read(bundle.folder / name) for name in (PROMPT, LOGITS, GREEDY))
+    prompt, logits, greedy = (_read(bundle.folder / name) for name in (PROMPT, LOGITS, TEXT))
     tolerance = bundle.manifest["check"]["tolerance"]
     names = ["without the adapter", *(f"task {name}" for name in bundle.tasks)]
     for number, found in enumerate(answers(bundle, prompt, greedy.shape[1], threads)):

@@ -85,9 +85,15 @@ def _generate(bundle: Bundle, chosen: argparse.Namespace) -> None:
     elif importlib.util.find_spec("tokenizers") is None:
         raise BundleError("a text needs the package tokenizers (pip install tokenizers); --tokens takes token ids")
     else:
-        prompt = _tokenizer(bundle).encode(chosen.text).ids
-        if not prompt:
+        if not chosen.text.strip():
             raise BundleError("the prompt is empty: give the text that is to be answered")
+        prompt = bundle.manifest["start_tokens"] + _tokenizer(bundle).encode(chosen.text, add_special_tokens=False).ids
+    positions = bundle.manifest["positions"]
+    if positions is not None and len(prompt) + chosen.max_new_tokens > positions:
+        raise BundleError(
+            f"{len(prompt)} tokens of prompt and --max-new-tokens {chosen.max_new_tokens}: the backbone has "
+            f"{positions} positions for both"
+        )
     graph = CausalGraph(bundle.graph("adapted"), Threads(chosen.threads))
     found = graph.greedy(prompt, task, chosen.max_new_tokens, bundle.manifest["end_tokens"])
     for piece in map(str, found) if chosen.tokens is not None else _pieces(bundle, found):
@@ -103,13 +109,14 @@ def _tokenizer(bundle: Bundle) -> "Tokenizer":
 
 def _pieces(bundle: Bundle, tokens: Iterable[int]) -> Iterator[str]:
     """The text token by token; a character of several tokens comes with its last one."""
-    tokenizer, seen, told = _tokenizer(bundle), [], 0
+    tokenizer, seen, text, told = _tokenizer(bundle), [], "", 0
     for token in tokens:
         seen.append(token)
         text = tokenizer.decode(seen)
         if not text.endswith("�"):
             yield text[told:]
             told = len(text)
+    yield text[told:]
 
 
 def _latency(bundle: Bundle, chosen: argparse.Namespace) -> None:
@@ -117,8 +124,10 @@ def _latency(bundle: Bundle, chosen: argparse.Namespace) -> None:
     from .latency import measure, summary
     from .measure import device
 
-    if chosen.output is not None and not chosen.output.parent.is_dir():
-        raise BundleError(f"--output {chosen.output}: there is no folder {chosen.output.parent}")
+    if not chosen.seconds > 0:
+        raise BundleError(f"--seconds {chosen.seconds:g}: expected a number above 0")
+    if chosen.output is not None and (chosen.output.is_dir() or not chosen.output.parent.is_dir()):
+        raise BundleError(f"--output {chosen.output}: expected a file in a folder that is there")
     graphs = {name: bundle.graph(name) for name in ("base", "adapted")}
     measured = {"device": device(), "precision": bundle.manifest["precision"]}
     print(", ".join(f"{name} {value}" for name, value in measured["device"].items()))

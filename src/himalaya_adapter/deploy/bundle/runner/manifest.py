@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
-MANIFEST = "manifest.json"
+MANIFEST, DIGEST = "manifest.json", "digest"
 BLOCK = 2**20
 
 
@@ -51,27 +51,36 @@ class Bundle:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Read a bundle's manifest and compare every file with its hash.
+    """Read a bundle's manifest and compare it and every file with their hashes.
 
     Raises:
         BundleError: No bundle there, one of a newer format, a file that is missing or has other content.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        written, files = manifest["format"], manifest["files"]
+        written = manifest["format"]
+        whole = written != FORMAT or manifest[DIGEST] == digest(manifest)
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{folder / MANIFEST} is damaged: copy the bundle again") from error
+    if not whole:
+        raise BundleError(f"{folder / MANIFEST} is damaged (its hash differs): copy the bundle again")
     if written != FORMAT:
         raise BundleError(f"the bundle has format {written}, this runner reads format {FORMAT}: export it again")
-    for name, expected in files.items():
+    for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
             raise BundleError(f"the bundle has lost its file {name}: copy the bundle again")
         if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
             raise BundleError(f"the bundle's file {name} is damaged (its hash differs): copy the bundle again")
     return Bundle(folder, manifest)
+
+
+def digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its own digest, in hexadecimal digits."""
+    content = {key: value for key, value in manifest.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

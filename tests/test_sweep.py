@@ -9,6 +9,7 @@ import yaml
 from tiny_runs import write_backbone, write_run, write_stream
 
 from himalaya_adapter.cli import main
+from himalaya_adapter.sweep import _run_id as run_id
 
 
 @pytest.fixture
@@ -26,6 +27,20 @@ def test_every_combination_is_a_run_of_its_own(words: list[str], tmp_path: Path)
     assert [config["training"]["seed"] for config in configs] == [0, 1]
     assert all(config["model"]["adapter"]["options"]["r"] == 2 for config in configs)
     assert all((folder / "report.html").is_file() for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("swept", "names"),
+    [
+        (["training.learning_rate=0.5,1.5"], ["lora_learning_rate=0.5", "lora_learning_rate=1.5"]),
+        (["dataset.name=/d/a.yaml,/e/a.yaml"], ["lora_name=-d-a.yaml", "lora_name=-e-a.yaml"]),
+        (["backbone=/m/x,y"], ["lora_backbone=-m-x", "lora_backbone=y"]),
+    ],
+)
+def test_no_two_runs_of_a_line_share_a_folder(words: list[str], swept: list[str], names: list[str]) -> None:
+    lines = [swept[0].partition("=")[0] + "=" + value for value in swept[0].partition("=")[2].split(",")]
+    found = [run_id([*words[1:], *swept], [*words[1:], line]) for line in lines]
+    assert found == [[f"run_id={name}"] for name in names]
 
 
 def test_a_mistake_in_one_run_does_not_stop_the_others(

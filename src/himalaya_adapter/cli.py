@@ -231,7 +231,9 @@ def _data_list(chosen: argparse.Namespace) -> None:
 
 def _data_fetch(chosen: argparse.Namespace) -> None:
     from himalaya_adapter.streams.catalogue import fetch_stream
+    from himalaya_adapter.streams.plain_text import held_out_text
 
+    held_out_text()  # every run measures its base model's drift on it
     for path in fetch_stream(chosen.stream).values():
         print(path)
 

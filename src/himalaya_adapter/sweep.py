@@ -1,5 +1,7 @@
 """Many runs from one line: Hydra's sweeper makes the jobs, its launcher runs them, here or on a cluster."""
 
+import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +16,7 @@ from himalaya_adapter.experiments.composition import CONF
 from himalaya_adapter.report import write_run_report
 from himalaya_adapter.training import run_stream
 
+NO_NAME = re.compile(r"[^\w.+-]")  # what a folder's name is better without
 COMMAND_KEYS = ("run", "results_dir", "mode", "overwrite")  # words that tell two jobs apart by themselves, or never
 
 
@@ -30,6 +33,7 @@ def sweep(words: Sequence[str]) -> list[str]:
     # The keys only: whether values fit them is `compose_run`'s to say, job by job.
     ConfigStore.instance().store("run_config", node=OmegaConf.to_container(OmegaConf.structured(RunConfig)))
     failures: list[str] = []
+    here = os.getpid()
 
     def job(_: DictConfig) -> None:
         chosen = [word.removeprefix("+") for word in HydraConfig.get().overrides.task]
@@ -40,6 +44,8 @@ def sweep(words: Sequence[str]) -> list[str]:
                 write_run_report(folder)
             print(folder / "report.html")
         except HimalayaError as error:
+            if os.getpid() != here:
+                raise  # in another process, or on another machine: Hydra's launcher tells of it
             failures.append(f"{' '.join(chosen)}: {error}")
 
     arguments, sys.argv = sys.argv, ["himalaya sweep", "--multirun", *words]  # Hydra reads them there
@@ -52,9 +58,11 @@ def sweep(words: Sequence[str]) -> list[str]:
 
 def _run_id(words: Sequence[str], chosen: Sequence[str]) -> list[str]:
     """A run id of its own for each job, if the line names none: the run's, and what others of the line do not have."""
-    given = dict(word.split("=", 1) for word in chosen)
-    swept = [word for word in chosen if not {word, f"+{word}"} & set(words)]
-    parts = [word.rpartition(".")[2] for word in swept if word.split("=", 1)[0] not in COMMAND_KEYS]
-    if not parts or "run_id" in given:
+    parts = []
+    for word in chosen:
+        key, _, value = word.partition("=")
+        if not {word, f"+{word}"} & set(words) and key not in COMMAND_KEYS:
+            parts.append(f"{key.rpartition('.')[2]}={NO_NAME.sub('-', value)}")
+    if not parts or any(word.startswith("run_id=") for word in chosen):
         return []
     return [f"run_id={'_'.join([compose_run(chosen).run.run_id, *parts])}"]

@@ -1,6 +1,7 @@
 """From the words of a command line to a run config; every mistake is one line that names the nearest right word."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation import metrics
 from himalaya_adapter.experiments import compose_run, run_names
+from himalaya_adapter.experiments.keys import first_difference
 from himalaya_adapter.experiments.validation import CHOICES, check_run
 
 RUN = "run=demo-himalaya"
@@ -165,3 +167,13 @@ def test_a_silly_value_is_one_clear_line(word: str, message: str) -> None:
 
 def test_the_primary_metric_is_one_that_is_computed() -> None:
     assert all(callable(getattr(metrics, str(name))) for name in CHOICES["evaluation.primary_metric"])
+
+
+def test_a_key_that_a_written_config_does_not_have_is_at_its_default() -> None:
+    run = asdict(compose_run(["run=demo-lora"]).run)
+    older = {section: dict(content) if isinstance(content, dict) else content for section, content in run.items()}
+    del older["dataset"]["order"]
+    assert first_difference(older, run) is None
+    assert first_difference(older, run | {"dataset": run["dataset"] | {"order": "reversed"}}) == (
+        *("dataset.order", "given", "reversed"),
+    )

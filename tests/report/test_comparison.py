@@ -58,6 +58,17 @@ def test_any_other_setting_makes_another_method(two_methods: Path) -> None:
     assert [group.seeds for group in groups] == [(0, 1), (2,)]
 
 
+def test_a_config_from_before_a_key_is_that_of_the_keys_default(two_methods: Path) -> None:
+    path = two_methods / "h2" / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config.setdefault("dataset", {})["order"] = "given"
+    write_atomic(path, yaml.safe_dump(config))
+    assert len(group_by_method(read_comparable_runs(two_methods, ["h0", "h1", "h2"]))) == 1
+    config["dataset"]["order"] = "reversed"
+    write_atomic(path, yaml.safe_dump(config))
+    assert len(group_by_method(read_comparable_runs(two_methods, ["h0", "h1", "h2"]))) == 2
+
+
 def test_the_same_method_with_the_same_seed_twice_is_refused(two_methods: Path) -> None:
     shutil.copytree(two_methods / "h1", two_methods / "again")
     with pytest.raises(HimalayaError, match=r"'h1' and 'again' are the same method .* training\.seed=1") as caught:

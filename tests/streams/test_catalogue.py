@@ -162,6 +162,7 @@ def test_card_tells_origin_labels_and_examples(write: Writer) -> None:
         ({"caps": {"dev": 3}}, "unknown key in 'caps' .* 'dev'"),
         ({"caps": 5}, "'caps' .* is 5; expected keys"),
         ({"source": {"files": "rows.jsonl"}}, "needs 'files' .* and 'group'"),
+        ({"source": {"files": "**.jsonl", "group": "id"}}, "'\\*\\*.jsonl' is no pattern of file names"),
         ({"source": {"files": "none*.jsonl", "group": "id"}}, "no file matches 'none\\*.jsonl' in /"),
         ({"source": {"files": "rows.jsonl", "group": "id", "reader": "tables"}}, "did you mean 'table'"),
         ({"source": {"files": "rows.jsonl", "group": "id", "archive": "djngo"}}, "did you mean 'django'"),
@@ -262,6 +263,10 @@ def test_unknown_stream_and_task(write: Writer, tmp_path: Path) -> None:
         ("tasks: [3]", "a task of stream .* is 3; expected keys"),
         ("taks: 1\ntasks: [3]", "unknown key .* 'taks'; did you mean 'tasks'"),
         ("archives: {mine: {requirement: a==1}}\ntasks: [ENTRY]", "archive 'mine' needs exactly requirement"),
+        (
+            "archives: {mine: {requirement: a==1, sha256: b, megabytes: many, licence: c}}\ntasks: [ENTRY]",
+            "megabytes is 'many'; expected a number",
+        ),
         ("tasks: [ENTRY, ENTRY]", "two tasks named 'parity'"),
         ("tasks: [NAMED ../parity]", "task '../parity' .*: the name must do for a folder: letters, digits and '_'"),
         ("tasks: [NAMED .parity]", "the name must do for a folder"),

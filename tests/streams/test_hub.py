@@ -121,6 +121,8 @@ def test_only_the_tasks_that_are_missing_are_named(write: Writer, mirror: Path, 
         ({"revision": 7}, "'revision' of 'hub' .* expected non-empty text"),
         ({"streaming": True}, "unknown key in 'hub' .* 'streaming'"),
         ({"rows": 0}, "'rows' of .* is 0"),
+        ({"config": "../../mine"}, "'config' of .* is no name of a configuration or a split"),
+        ({"train": "/etc/train"}, "'train' of .* is no name of a configuration or a split"),
     ],
 )
 def test_mistakes_in_an_entry(write: Writer, hub: dict[str, Any], message: str) -> None:

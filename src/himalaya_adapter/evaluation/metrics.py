@@ -151,8 +151,7 @@ def bootstrap_retained_accuracy(
     vary from seed to seed is not in these intervals.
 
     A resampled cell is ``a[i][j]`` plus the change that resampling makes to the mean of its item scores. For a metric
-    that is that mean, this is the resampled mean; for one of the whole test set (BLEU, macro-F1) it is the first-order
-    stand-in.
+    that is that mean, this is the resampled mean; one of the whole test set (BLEU, macro-F1) is taken to vary as much.
 
     Args:
         a: The accuracy matrix, T rows.

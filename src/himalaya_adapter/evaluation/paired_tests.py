@@ -45,8 +45,9 @@ class ScoredRun:
     def items(self, row: int, task: int) -> Array:
         """Item scores of one cell, ``(items,)``, shifted so that their mean is the cell's score.
 
-        For a metric that is the mean of its item scores nothing moves; for one of the whole test set (BLEU, macro-F1)
-        the items are the first-order stand-in, as in ``metrics.bootstrap_retained_accuracy``.
+        For a metric that is the mean of its item scores nothing moves. One of the whole test set (BLEU, macro-F1) is
+        taken to vary as the mean of its item scores does, as in ``metrics.bootstrap_retained_accuracy``; by how much
+        it does vary is not known from the items' scores.
         """
         scores = np.asarray(self.item_scores[row][task], dtype=np.float64)
         return scores - scores.mean() + np.float64(self.matrix[row][task])

@@ -161,7 +161,8 @@ def _task_differences(pairs: Sequence[_Pair], kept: Mapping[str, ScoredRun]) -> 
     tasks = pairs[0].ours[0].tasks
     found = []
     for index, task in enumerate(tasks):
-        items = {run_id: run.items(len(tasks) - 1, index) for run_id, run in kept.items()}
+        # The items' own scores, also where the metric belongs to the whole set: only they can be swapped.
+        items = {run_id: np.asarray(run.item_scores[-1][index], np.float64) for run_id, run in kept.items()}
         gaps = np.stack([_gap(items, pair.ours, pair.theirs) for pair in pairs])
         for pair, test in zip(pairs, item_tests(gaps, seed=SEED), strict=True):
             found.append(Difference(pair.other, task, pair.seeds, test, test.p))

@@ -1,6 +1,6 @@
 """Runs that differ in nothing but their seed are one method, seen several times."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.keys import completed
 from himalaya_adapter.report.run_folder import Cell, RunRecord
 
 SEQUENTIAL = "sequential"  # the protocol of a stream
@@ -164,15 +165,16 @@ def group_by_method(runs: Sequence[RunRecord]) -> list[MethodGroup]:
 
 def _settings(run: RunRecord) -> dict[str, Any]:
     """The resolved config without what may differ between the seeds of a method."""
+    path = run.folder / "config.yaml"
     try:
-        settings = yaml.safe_load(run.config) or {}
-        settings.pop("run_id", None)
-        settings.get("training", {}).pop("seed", None)
-    except (yaml.YAMLError, AttributeError) as error:
+        written = yaml.safe_load(run.config) or {}
+    except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        path = run.folder / "config.yaml"
         raise HimalayaError(f"{path} is damaged ({reason}); run again with overwrite=true") from error
-    return dict(settings)
+    if not isinstance(written, Mapping):
+        raise HimalayaError(f"{path} is damaged (it holds no keys); run again with overwrite=true")
+    settings = completed(written)
+    return {key: value for key, value in settings.items() if key not in ("run_id", "training.seed")}
 
 
 def _whiskers(name: str, values: Sequence[float]) -> dict[str, float]:

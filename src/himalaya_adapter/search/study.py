@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.keys import flattened
+from himalaya_adapter.experiments.keys import first_difference, flattened
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.search.journal import open_journal
 from himalaya_adapter.search.pruning import LatestMedianPruner
@@ -195,13 +195,13 @@ class SharedStudy:
         now = {key: value for key, value in config.items() if key not in MAY_CHANGE}
         if CONFIG not in self.study.user_attrs:
             self.study.set_user_attr(CONFIG, now)
-        before = self.study.user_attrs[CONFIG]
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
-                raise HimalayaError(
-                    f"the study of {self.folder} was begun with {key}={before.get(key)!r}, this search has "
-                    f"{now.get(key)!r}: choose another run_id or results_dir, or delete it with overwrite=true"
-                )
+        difference = first_difference(self.study.user_attrs[CONFIG], now)
+        if difference is not None:
+            key, before, wanted = difference
+            raise HimalayaError(
+                f"the study of {self.folder} was begun with {key}={before!r}, this search has {wanted!r}: choose "
+                "another run_id or results_dir, or delete it with overwrite=true"
+            )
 
     def _delete_folder(self) -> None:
         for path in self._locks.glob("trial_*.lock"):

@@ -217,7 +217,11 @@ def _archive(name: str, entry: Any) -> Archive:
     keys = ("requirement", "sha256", "megabytes", "licence")
     if not isinstance(entry, Mapping) or set(entry) != set(keys):
         raise HimalayaError(f"archive '{name}' needs exactly {', '.join(keys)}; got {entry!r}")
-    return Archive(str(entry["requirement"]), str(entry["sha256"]), float(entry["megabytes"]), str(entry["licence"]))
+    try:
+        megabytes = float(entry["megabytes"])
+    except (TypeError, ValueError) as error:
+        raise HimalayaError(f"archive '{name}': megabytes is {entry['megabytes']!r}; expected a number") from error
+    return Archive(str(entry["requirement"]), str(entry["sha256"]), megabytes, str(entry["licence"]))
 
 
 def _load_task(spec: TaskSpec, definition: StreamDefinition, limits: Limits, *, offline: bool) -> Task:

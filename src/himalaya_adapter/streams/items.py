@@ -92,9 +92,11 @@ def _files(
     if spec.source.archive is None:
         for pattern in spec.source.files:
             start = Path(Path(pattern).anchor) if Path(pattern).is_absolute() else folder
-            found = sorted(
-                path for path in start.glob(str(Path(pattern).relative_to(Path(pattern).anchor))) if path.is_file()
-            )
+            try:
+                matching = start.glob(str(Path(pattern).relative_to(Path(pattern).anchor)))
+                found = sorted(path for path in matching if path.is_file())
+            except (ValueError, IndexError) as error:
+                raise HimalayaError(f"task '{spec.name}': '{pattern}' is no pattern of file names") from error
             if not found:
                 raise HimalayaError(f"task '{spec.name}': no file matches '{pattern}' in {start.resolve()}")
             yield from ((path.relative_to(start).as_posix(), path.read_bytes()) for path in found)

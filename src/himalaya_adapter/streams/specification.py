@@ -169,6 +169,9 @@ def _hub(value: Any, task: str) -> HubSource:
     fields = hub["fields"]
     if not isinstance(fields, Mapping) or not fields or not all(isinstance(path, str) for path in fields.values()):
         raise HimalayaError(f"'fields' of {here} is {fields!r}; expected field names, each with a path in a row")
+    for key in ("config", "train", "held_out"):
+        if key in hub and not FILE_NAME.fullmatch(_text(hub, key, here)):
+            raise HimalayaError(f"'{key}' of {here} is {hub[key]!r}: that is no name of a configuration or a split")
     return HubSource(
         id=_text(hub, "id", here),
         config=_text(hub, "config", here) if "config" in hub else None,

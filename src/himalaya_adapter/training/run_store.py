@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from himalaya_adapter.budget import EWC_PART
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.keys import flattened
+from himalaya_adapter.experiments.keys import first_difference
 from himalaya_adapter.packages import file_sha256
 from himalaya_adapter.storage import read_json, write_atomic, write_json
 from himalaya_adapter.training.online_ewc import EWC_FILE
@@ -132,13 +132,13 @@ class RunStore:
             ) from error
 
     def _check_same(self, found: Any, wanted: Mapping[str, Any]) -> None:
-        before, now = flattened(found), flattened(wanted)
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
-                raise HimalayaError(
-                    f"{self.folder} was begun with {key}={before.get(key)!r}, this run has {now.get(key)!r}: "
-                    "choose another run_id or results_dir, or delete it with overwrite=true"
-                )
+        difference = first_difference(found, wanted)
+        if difference is not None:
+            key, before, now = difference
+            raise HimalayaError(
+                f"{self.folder} was begun with {key}={before!r}, this run has {now!r}: choose another run_id or "
+                "results_dir, or delete it with overwrite=true"
+            )
 
     @property
     def finished(self) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import resource
 import shutil
 import sys
@@ -50,6 +51,7 @@ CALIBRATION_ITEMS = 16
 DRIFT_TOKENS = 128
 # The other processes wait while the first one scores; one that has died is torchrun's to notice.
 PATIENCE = timedelta(days=7)
+OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 AfterTask = Callable[[list[list[float | None]]], None]
 
 
@@ -72,6 +74,8 @@ def run_stream(
         HimalayaError: Anything a user can mend, in one line.
     """
     check_run(config)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # of a run before this one in the same process
     processes = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     if not processes.is_main_process:
         logging.getLogger("himalaya_adapter").setLevel(logging.ERROR)  # the first process says it all
@@ -90,6 +94,7 @@ def run_stream(
     )
     with processes.local_main_process_first():  # it fills the cache
         stream = load_stream(config.dataset.name, limits=limits)
+        held_out_text()  # what the drift is measured on: better missed now than after the last task
     if config.dataset.order == "reversed":
         stream = Stream(stream.name, stream.tasks[::-1])
     check_stream(config, stream)
@@ -106,7 +111,16 @@ def run_stream(
         if processes.is_main_process:
             store.begin(describe_environment(config, stream, backbone))
         processes.wait_for_everyone()
-        StreamRunner(config, store, stream, backbone, model).run(after_task)
+        try:
+            StreamRunner(config, store, stream, backbone, model).run(after_task)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not OUT_OF_MEMORY.search(str(error)):
+                raise
+            raise HimalayaError(
+                f"out of memory ({str(error).splitlines()[0]}): lower training.batch_size and raise "
+                "training.grad_accum_steps, set training.gradient_checkpointing=true, or lower "
+                "evaluation.eval_batch_size, under a new run_id"
+            ) from error
         processes.wait_for_everyone()
     return folder
 

@@ -86,6 +86,15 @@ def test_best_is_marked_in_the_right_direction(pair: list[Path]) -> None:
     }
 
 
+def test_of_runs_that_measured_other_rows_none_is_best_in_what_depends_on_them(pair: list[Path]) -> None:
+    set_metrics(pair[0], forgetting=0.1, average_accuracy=0.6, measured_rows=[0, 1])
+    set_metrics(pair[1], forgetting=0.2, average_accuracy=0.5, measured_rows=[1])
+    assert not any(entry.best for entry in row_of(pair, "forgetting").entries)
+    assert [entry.best for entry in row_of(pair, "average_accuracy").entries] == [True, False]
+    set_metrics(pair[1], measured_rows=[0, 1])
+    assert [entry.best for entry in row_of(pair, "forgetting").entries] == [True, False]
+
+
 def test_a_bound_is_never_best(pair: list[Path], make_run: MakeRun) -> None:
     """A frozen model forgets nothing and needs no bytes, which is no merit."""
     frozen = make_run("c", tasks=["x", "y"], method="lora", method_name="Frozen", protocol="frozen")

@@ -79,6 +79,10 @@ MANY_METHODS = 5  # from here on tables hold a line, not a column, per method
 UNRANKED = {"update_norm_max", "atom_norm_max", "frozen_accuracy", "ewc_lambda"}
 
 
+# What depends on how many rows of the matrix were measured: best of runs that measured the same ones only.
+OF_ALL_ROWS = {"retained_accuracy_auc", "forgetting", "retention", "average_anytime_accuracy"}
+
+
 @dataclass(frozen=True)
 class Entry:
     """One value of the table as it is printed.
@@ -108,13 +112,17 @@ class Row:
 
 def metric_rows(groups: Sequence[MethodGroup]) -> list[Row]:
     """The rows of the headline table; a metric that no method has is left out."""
+    alike = len({str(run.metrics.get("measured_rows")) for group in groups for run in group.runs}) == 1
     rows = []
     for metric in METRICS:
         values = [_value(group, metric) for group in groups]
         if all(value is None for value in values):
             continue
         intervals = [metric_interval(group.first, metric.key) if len(group.runs) == 1 else None for group in groups]
-        ranked = [None if group.is_bound else value for group, value in zip(groups, values, strict=True)]
+        comparable = alike or metric.key not in OF_ALL_ROWS
+        ranked = [
+            value if comparable and not group.is_bound else None for group, value in zip(groups, values, strict=True)
+        ]
         best, clear = _best(metric, ranked, intervals)
         entries = tuple(
             Entry(

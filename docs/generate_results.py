@@ -26,6 +26,7 @@ from himalaya_adapter.storage import read_json
 ROOT = Path(__file__).parents[1]
 PAGE, README = Path(__file__).with_name("results.md"), ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
+ABLATIONS = "ablations"
 # Section of the page and folder of the results -> its runs, in the order in which they are shown; without those that
 # have a config and no results yet.
 SECTIONS = {
@@ -35,7 +36,7 @@ SECTIONS = {
         *("loreft-package25", "olora-package25", "lora-ewc-package25", "lora-package25", "frozen"),
         *("himalaya-package25-seed1", "lora-ewc-package25-seed1"),
     ],
-    "ablations": [
+    ABLATIONS: [
         *("whole", "unprotected", "no-eviction", "no-consolidation", "one-atom", "no-tree", "fixed-gain", "strict"),
     ],
     "rivals": ["himalaya", "lora", "lora-ewc", "lilac", "coltas", "glodis", "loreft", "olora", "frozen"],
@@ -81,6 +82,8 @@ def generated(section: str) -> str:
         return other[section]()
     comparison = compare(finished(section))
     below_the_title = tables(comparison, expected_results(comparison)).split("\n", 1)[1]
+    if section == ABLATIONS:  # as a whole, not task by task
+        below_the_title = below_the_title.split("\n## Task by task")[0]
     return f"{below_the_title.strip()}\n".replace("\n## ", "\n### ")
 
 

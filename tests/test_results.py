@@ -29,7 +29,7 @@ def script(path: Path) -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    "section", ["demo", "package25", "positions", "llama-2-7b", "ablations", "rivals", "rivals_search"]
+    "section", ["headline", "demo", "package25", "positions", "llama-2-7b", "ablations", "rivals", "rivals_search"]
 )
 def test_the_tables_are_generated_from_the_committed_runs(section: str) -> None:
     module = script(GENERATOR)

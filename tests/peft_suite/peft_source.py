@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from filelock import FileLock
 
 from himalaya_adapter.packages import NETWORK_SIGNS, file_sha256
 from himalaya_adapter.storage import cache_folder
@@ -47,8 +48,10 @@ def tests_folder() -> Path | None:
     if version not in SDIST_SHA256:
         pytest.fail(f"no hash is pinned for the source of peft {version}: add it to SDIST_SHA256", pytrace=False)
     folder = cache_folder() / f"peft-{version}-{SDIST_SHA256[version][:12]}" / PACKAGE
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # several workers collect at the same time
+        if folder.is_dir():
+            return folder
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
             sdist = _download(version, Path(scratch))
             if sdist is None:

@@ -20,7 +20,7 @@ from himalaya_adapter.methods.quantization import GROUP
 from himalaya_adapter.methods.release import seal
 
 WEIGHTS = "adapter_model.safetensors"
-FILES = {"adapter_config.json", WEIGHTS, "README.md"}
+FILES = {"adapter_config.json", WEIGHTS}
 # All that a release may hold. Nothing of the training's state, no tokens, no text, nothing per task or layer.
 SCHEMA = {
     "dictionary.smoothing": torch.float16,

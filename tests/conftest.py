@@ -26,6 +26,11 @@ TOKENIZER_TEXTS = [
 TOKENIZER_SIZE = 384
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest comes first, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of 300 to 384 tokens over a few sentences, with EOS and padding and no BOS (as SmolLM2)."""

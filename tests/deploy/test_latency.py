@@ -149,7 +149,7 @@ def test_one_layer_of_any_shape(place: Path, measured: dict[str, Any], tmp_path:
         (["--seconds", "0"], "--seconds 0"),
         (["nowhere", "--shape", "llama-2-7b"], "give either"),
         (["nowhere"], "nowhere is not a finished run"),
-        (["--output", "nowhere/latency.json"], "there is no folder nowhere"),
+        (["--output", "nowhere/latency.json"], "nowhere/latency.json: expected a file in a folder that is there"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,8 @@ Run: python benchmarks/throughput.py [--backbone smollm2-135m] [--dtype float32]
 Three kinds of work, each in rounds in which every model takes its turn, so that a busy moment of the machine hits all
 alike: one training step; reading a prompt (prefill, batch 1); writing tokens one by one from a KV cache (decode, batch
 1). LoRA adapts q, k, v and o and is not merged. A ratio is a model's time divided by the bare model's in the same
-round. Bare training is a forward and a backward pass down to the first layer, without parameters to train.
+round. Bare training is a forward and a backward pass down to the first layer, without parameters to train. On a CUDA
+device, which is used where there is one, the memory that a training step takes on top of the weights is given too.
 """
 
 import argparse
@@ -27,7 +28,8 @@ from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.storage import write_json
 from himalaya_adapter.training.environment import processor_name
 
-WARM_UP = 2
+WARM_UP = 3
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BARE, LORA, HIMALAYA = "bare", "LoRA r=8", "HIMALAYA"
 
 
@@ -37,20 +39,27 @@ def main() -> None:
     model = models[BARE][0]
     vocabulary, dtype = model.config.vocab_size, str(model.dtype).removeprefix("torch.")
     generator = torch.Generator().manual_seed(0)
-    batch = torch.randint(0, vocabulary, (arguments.batch, arguments.length), generator=generator)
-    prompt = torch.randint(0, vocabulary, (1, arguments.prompt), generator=generator)
+    batch = torch.randint(0, vocabulary, (arguments.batch, arguments.length), generator=generator).to(DEVICE)
+    prompt = torch.randint(0, vocabulary, (1, arguments.prompt), generator=generator).to(DEVICE)
     kinds: dict[str, dict[str, Callable[[], float]]] = {
         "training": {name: _Training(model, step, batch) for name, (model, step) in models.items()},
     }
     if arguments.compile:
-        for compiled, _ in models.values():
-            compiled.compile()
+        for adapted, _ in models.values():
+            inner = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
+            for block in inner.get_decoder().layers:  # all are the same code, which is compiled once
+                block.compile()
     else:  # from a cache that grows, each token would be compiled anew
         kinds["decode"] = {name: _Decode(model, prompt, arguments.tokens) for name, (model, _) in models.items()}
         kinds["prefill"] = {name: _Prefill(model, prompt) for name, (model, _) in models.items()}
     units = {"decode": arguments.tokens, "prefill": arguments.prompt, "training": batch.numel()}
     results = {
-        "machine": {"cpu": processor_name(), "system": platform.system(), "threads": torch.get_num_threads()},
+        "machine": {
+            "cpu": processor_name(),
+            "system": platform.system(),
+            "threads": torch.get_num_threads(),
+            "accelerator": torch.cuda.get_device_name() if DEVICE == "cuda" else None,
+        },
         "torch": torch.__version__,
         "backbone": arguments.backbone,
         "dtype": dtype,
@@ -61,6 +70,8 @@ def main() -> None:
         "training_batch": [arguments.batch, arguments.length],
         "kinds": {kind: _measured(works, units[kind], arguments.rounds) for kind, works in kinds.items()},
     }
+    if DEVICE == "cuda":
+        results["training_step_bytes"] = {name: _peak_bytes(work) for name, work in kinds["training"].items()}
     print(json.dumps(results, indent=2))
     if arguments.output is not None:
         write_json(arguments.output, results)
@@ -100,6 +111,21 @@ def _measured(works: dict[str, Callable[[], float]], units: int, rounds: int) ->
     }
 
 
+def _peak_bytes(work: Callable[[], float]) -> int:
+    """The most memory that one call takes on top of what is there before it."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _now() -> float:
+    """The time when all that was asked of the device is done, in seconds."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def _quartiles(ratios: list[float]) -> list[float]:
     return statistics.quantiles(ratios, n=4, method="inclusive")
 
@@ -107,10 +133,12 @@ def _quartiles(ratios: list[float]) -> list[float]:
 Trained = tuple[PreTrainedModel | PeftModel, Callable[[], None]]
 
 
+def _backbone(arguments: argparse.Namespace) -> PreTrainedModel:
+    return load_backbone(arguments.backbone, dtype=arguments.dtype).model.to(DEVICE)
+
+
 def _himalaya(arguments: argparse.Namespace) -> Trained:
-    model = get_peft_model(
-        load_backbone(arguments.backbone, dtype=arguments.dtype).model, HimalayaConfig(task_type="CAUSAL_LM")
-    )
+    model = get_peft_model(_backbone(arguments), HimalayaConfig(task_type="CAUSAL_LM"))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     model.start_task("first")
     model.end_task()
@@ -121,13 +149,13 @@ def _himalaya(arguments: argparse.Namespace) -> Trained:
 
 def _lora(arguments: argparse.Namespace) -> Trained:
     config = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
-    model = get_peft_model(load_backbone(arguments.backbone, dtype=arguments.dtype).model, config)
+    model = get_peft_model(_backbone(arguments), config)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     return model, optimizer.step
 
 
 def _bare(arguments: argparse.Namespace) -> Trained:
-    model = load_backbone(arguments.backbone, dtype=arguments.dtype).model.requires_grad_(False)
+    model = _backbone(arguments).requires_grad_(False)
     model.enable_input_require_grads()  # the gradient runs to the bottom, as with an adapter there
     return model, lambda: None
 
@@ -141,10 +169,10 @@ class _Training:
     def __call__(self) -> float:
         self.model.train()
         self.model.zero_grad()
-        started = time.perf_counter()
-        self.model(input_ids=self.tokens, labels=self.tokens).loss.backward()
+        started = _now()
+        self.model(input_ids=self.tokens, labels=self.tokens, use_cache=False).loss.backward()
         self.step()
-        return time.perf_counter() - started
+        return _now() - started
 
 
 class _Prefill:
@@ -156,9 +184,9 @@ class _Prefill:
     @torch.inference_mode()
     def __call__(self) -> float:
         self.model.eval()
-        started = time.perf_counter()
+        started = _now()
         self.read(self.prompt)
-        return time.perf_counter() - started
+        return _now() - started
 
     def read(self, tokens: torch.Tensor, cache: Cache | None = None) -> CausalLMOutputWithPast:
         """One pass as `generate` makes it: by the model inside PEFT's wrapper."""
@@ -177,10 +205,10 @@ class _Decode(_Prefill):
     def __call__(self) -> float:
         self.model.eval()
         last = self.read(self.prompt)
-        started = time.perf_counter()
+        started = _now()
         for _ in range(self.tokens):
             last = self.read(last.logits[:, -1:].argmax(-1), last.past_key_values)
-        return time.perf_counter() - started
+        return _now() - started
 
 
 if __name__ == "__main__":

@@ -28,3 +28,17 @@ def test_a_compiled_model_is_one_graph_with_the_same_outputs(name: str) -> None:
         assert len(found) >= 3
         for one, other in zip(wanted, found, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+
+
+def test_a_compiled_layer_that_is_the_first_to_run_can_be_trained_step_after_step() -> None:
+    model = CASES["llama-stream"].adapted().train()
+    for block in model.get_base_model().get_decoder().layers:
+        block.compile(backend="aot_eager")
+    for seed, progress in enumerate((0.0, 0.3, 0.6)):
+        model.anneal(progress)
+        tokens = random_tokens(seed)
+        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        gradients = [one.grad for one in model.parameters() if one.grad is not None]
+        assert gradients
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        model.zero_grad()

@@ -104,7 +104,8 @@ def run_stream(
     with processes.local_main_process_first():
         backbone = load_backbone(name, quantisation=quantisation, dtype=dtype)
     check_backbone(config, backbone)
-    model = adapt(backbone.model, adapter, config.training.seed)
+    # Scores are measured before the Trainer would move it.
+    model = adapt(backbone.model, adapter, config.training.seed).to(processes.device)
     check_protocol(config, model)
     # From here on the folder is written to: whatever could be wrong with the config has been found by now.
     with store.locked() if processes.is_main_process else nullcontext():

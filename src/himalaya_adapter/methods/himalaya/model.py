@@ -176,7 +176,8 @@ class HimalayaModel(SharedStateModel):
     def remembers_task(self, name: str) -> bool:
         """Whether the memory of prompts has a slot of this task; those of the oldest of very many are taken again."""
         memory = self._active()[0].memory
-        return bool((memory.codes[: memory.tasks] == (task_code(name, memory.codes.shape[1]) > 0)).all(1).any())
+        positive = (task_code(name, memory.codes.shape[1]) > 0).to(memory.codes.device)
+        return bool((memory.codes[: memory.tasks] == positive).all(1).any())
 
     def _embedded(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         embeddings = cast(nn.Embedding, cast(PreTrainedModel, self.model).get_input_embeddings())(input_ids)

@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +100,42 @@ def hard_gates(scores: Tensor, most: int) -> Tensor:
     on = top.values > 0
     on[..., 0] = True
     return torch.zeros_like(scores).scatter_(-1, top.indices, on.to(scores.dtype))
+
+
+def relaxed_gates(logits: Tensor, noise: Tensor, most: int, temperature: float) -> tuple[Tensor, Tensor]:
+    r"""The gates of training: a sample of relaxed Bernoulli(:math:`\pi`) gates, of which at most ``most`` are open.
+
+    On a CUDA device it is one Triton kernel, where there is Triton.
+
+    Args:
+        logits: Gate logits ``a``, ``(..., k)``.
+        noise: Logistic noise ``(k,)``: the logit of uniform numbers.
+        most: ``B``.
+        temperature: ``T``.
+
+    Returns:
+        Zero-one gates ``(..., k)``, whose gradient is that of the relaxed ones (straight-through), and
+        :math:`\sum_i \pi_i` ``(..., 1)``, without a gradient.
+    """
+    if logits.is_cuda and logits.dtype == torch.float32 and most < logits.shape[-1] and _kernel_serves():
+        from . import gate_kernel
+
+        return gate_kernel.relaxed_gates(logits, noise, most, temperature, NEWTON_STEPS)
+    shifted, probabilities = gate_probabilities(logits, most, temperature)
+    noisy = shifted + temperature * noise
+    soft = torch.sigmoid(noisy / temperature)
+    hard = hard_gates(noisy.detach(), most)
+    return hard + (soft - soft.detach()), probabilities.detach().sum(-1, keepdim=True)
+
+
+def _kernel_serves() -> bool:
+    """Not for a compiler, which makes kernels of its own."""
+    return not torch.compiler.is_compiling() and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def final_gates(logits: Tensor, most: int, temperature: float) -> Tensor:

@@ -35,21 +35,21 @@ class TaskStatistics(nn.Module):
         self._pending: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def add(self, latents: Tensor, gates: Tensor, probabilities: Tensor, counted: Tensor) -> None:
+    def add(self, latents: Tensor, gates: Tensor, expected: Tensor, counted: Tensor) -> None:
         """Take note of one pass over tokens.
 
         Args:
             latents: ``[z; 1]``, ``(n, p + 1)``.
             gates: Zero-one gates, ``(n, k)``.
-            probabilities: Gate probabilities, ``(n, k)``.
+            expected: Expected number of open gates, ``(n, 1)``.
             counted: False at padding, ``(n,)``.
         """
         padding = ~counted[:, None]
-        latents, gates, probabilities = (one.masked_fill(padding, 0) for one in (latents, gates, probabilities))
+        latents, gates, expected = (one.masked_fill(padding, 0) for one in (latents, gates, expected))
         sums = {
             "latent_moment": latents.T @ latents,
             "atom_usage": gates.sum(0),
-            "gate_total": probabilities.sum(),
+            "gate_total": expected.sum(),
             "tokens_seen": counted.sum().to(latents.dtype),
         }
         for name, value in sums.items():

@@ -14,9 +14,8 @@ from .router import (
     FINAL_TEMPERATURE_SHARE,
     HyperRouter,
     final_gates,
-    gate_probabilities,
-    hard_gates,
     latent_width,
+    relaxed_gates,
 )
 from .statistics import TaskStatistics
 from .tree import KDTree, Leaves
@@ -96,6 +95,8 @@ class SharedUpdate(SharedState):
             tokens: Mask of the tokens that are not padding, ``(batch, length)``; ``None`` if all count.
         """
         self._tokens = tokens
+        if self._growing:
+            self._set_up_probe()  # a compiled layer could not make a leaf
         with torch.autocast(self.code.device.type, enabled=False):  # as in `forward`
             self._maps = {shape: self._make_maps(*shape) for shape in self._shapes}
             self._routes = self._make_routes()
@@ -157,15 +158,18 @@ class SharedUpdate(SharedState):
     def _growing(self) -> bool:
         return self.training and self.config.grow and self.dictionary.elastic.requires_grad
 
+    def _set_up_probe(self) -> Tensor:
+        like = self.dictionary.elastic
+        if self._probe is None or (self._probe.device, self._probe.dtype) != (like.device, like.dtype):
+            self._probe = like.new_zeros(self.width, requires_grad=True)
+        return self._probe
+
     def _make_maps(self, width: int, output_width: int, dtype: torch.dtype) -> Maps:
         # Rounded to the input's precision before anything is computed from them: the norms then hold exactly.
         atoms = self.dictionary.atoms().to(dtype)
         count = len(atoms)
         if self._growing:
-            like = self.dictionary.elastic
-            if self._probe is None or (self._probe.device, self._probe.dtype) != (like.device, like.dtype):
-                self._probe = like.new_zeros(self.width, requires_grad=True)
-            atoms = torch.cat([atoms, self._probe[None].to(dtype)])
+            atoms = torch.cat([atoms, self._set_up_probe()[None].to(dtype)])
         inward = torch.cat([self.router.projection[:, :width].to(dtype), atoms[:, :width]])
         gram_in = gram(atoms[:count, :width])
         if width == output_width:  # one copy in memory: a decoded token finds it in no cache
@@ -199,19 +203,16 @@ class SharedUpdate(SharedState):
         if not self.training or self.frozen:
             temperature = self.config.temperature_init * FINAL_TEMPERATURE_SHARE
             return final_gates(logits, most, temperature) * coefficients, gain
-        shifted, probabilities = gate_probabilities(logits, most, self.temperature)
         # One draw per atom and layer, for all tokens: it is the same however a batch is spread over processes.
-        uniform = torch.rand(atoms, device=shifted.device).clamp_(1e-6, 1 - 1e-6)
-        noisy = shifted + self.temperature * torch.logit(uniform)  # a relaxed Bernoulli(pi) sample
-        soft = torch.sigmoid(noisy / self.temperature)
-        hard = hard_gates(noisy.detach(), most)
-        noted = (self.router.latent(projected), hard, probabilities)
-        seen, gates, shares = (one.detach().reshape(-1, one.shape[-1]) for one in noted)
+        uniform = torch.rand(atoms, device=logits.device).clamp_(1e-6, 1 - 1e-6)
+        gates, expected = relaxed_gates(logits, torch.logit(uniform), most, self.temperature)
+        noted = (self.router.latent(projected), gates, expected)
+        seen, on, shares = (one.detach().reshape(-1, one.shape[-1]) for one in noted)
         counted = torch.ones_like(seen[:, 0], dtype=torch.bool)
         if self._tokens is not None and self._tokens.numel() == len(counted):
             counted = self._tokens.flatten()
-        self.statistics.add(seen, gates, shares, counted)
-        return (hard + soft - soft.detach()) * coefficients, gain
+        self.statistics.add(seen, on, shares, counted)
+        return gates * coefficients, gain
 
     def static_routing(self) -> tuple[Tensor, Tensor]:
         """What `route` says at the centre of the latent space, z = 0, where the head's biases decide alone.

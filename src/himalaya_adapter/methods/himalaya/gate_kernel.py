@@ -1,4 +1,4 @@
-"""The gates of training as one Triton kernel: the hundred small operations that they take cost a GPU their launches."""
+"""The gates of training as one Triton kernel: a GPU waits for the launches of the hundred small operations otherwise."""
 
 import math
 from typing import Any

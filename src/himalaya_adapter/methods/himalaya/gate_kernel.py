@@ -1,4 +1,4 @@
-"""The gates of training as one Triton kernel: a GPU waits for the launches of the hundred small operations otherwise."""
+"""The gates of training as one Triton kernel: a hundred small operations otherwise, each a launch on a GPU."""
 
 import math
 from typing import Any

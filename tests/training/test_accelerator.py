@@ -1,0 +1,51 @@
+"""A run whose model lies on another device than the CPU, on a machine without one (`far_device`)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from far_device import DEVICE, FarDevice
+from tiny_runs import results, run_words
+
+from himalaya_adapter.experiments import compose_run
+from himalaya_adapter.training import run_stream
+
+METHODS = ("HIMALAYA", "LORA_EWC", "LILAC", "COLTAS", "GLODIS", "O_LORA")
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def far_runs(place: Path) -> Path:
+    """Folder of finished runs, made in a process of their own: accelerate keeps one device for the whole process."""
+    command = [sys.executable, str(TESTS / "far_device.py"), str(place), *METHODS]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return place / "far"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_on_an_accelerator_ends_as_on_the_cpu(method: str, far_runs: Path, place: Path) -> None:
+    words = run_words(place, method, save_steps=1000)
+    here = results(run_stream(compose_run(words[1:]).run, place / "near"))
+    there = results(far_runs / method.lower())
+
+    def losses(run: dict) -> list[float]:
+        return [line[name] for line in run["events"] for name in ("loss_first", "loss_last") if name in line]
+
+    assert losses(there) == pytest.approx(losses(here), rel=1e-3)
+    assert there["metrics"]["stored_bytes"] == here["metrics"]["stored_bytes"]
+    assert there["metrics"]["base_drift"] == pytest.approx(here["metrics"]["base_drift"], rel=1e-2, abs=1e-4)
+
+
+def test_tensors_of_two_devices_do_not_meet() -> None:
+    with FarDevice():
+        far = torch.ones(3).to(DEVICE)
+        assert (far + torch.tensor(1.0)).sum().item() == 6
+        with pytest.raises(RuntimeError, match="both devices"):
+            far + torch.ones(3)
+        with pytest.raises(RuntimeError, match="both devices"):
+            far.add_(torch.ones(3))

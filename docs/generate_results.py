@@ -27,17 +27,25 @@ ROOT = Path(__file__).parents[1]
 PAGE, README = Path(__file__).with_name("results.md"), ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 ABLATIONS = "ablations"
+HIMALAYAS, BOUNDS = ("himalaya", "unprotected"), ("lora-independent", "lora-independent-fast", "frozen")
+IN_SHORT = (ABLATIONS, "first10", "first15", "last15")  # as a whole, not task by task
 # Section of the page and folder of the results -> its runs, in the order in which they are shown; without those that
 # have a config and no results yet.
 SECTIONS = {
     "demo": ["himalaya", "lora"],
     "package25": [
         *("himalaya-package25", "himalaya-unprotected-package25", "himalaya-strict-package25", "lilac-package25"),
-        *("loreft-package25", "olora-package25", "lora-ewc-package25", "lora-package25", "frozen"),
+        *("loreft-package25", "olora-package25", "ia3-package25", "lora-ewc-package25", "lora-package25", "frozen"),
         *("himalaya-package25-seed1", "lora-ewc-package25-seed1"),
     ],
     ABLATIONS: [
         *("whole", "unprotected", "no-eviction", "no-consolidation", "one-atom", "no-tree", "fixed-gain", "strict"),
+    ],
+    "first15": [*HIMALAYAS, "loreft", "olora", "ia3", "lora", *BOUNDS, "himalaya-seed1"],
+    "last15": ["himalaya", "lora-ewc"],
+    "first10": [
+        *(*HIMALAYAS, "himalaya-slow", "strict", "lilac", "loreft", "olora", "ia3", "lora-ewc", "lora", *BOUNDS),
+        *("himalaya-seed1", "lora-ewc-seed1"),
     ],
     "rivals": ["himalaya", "lora", "lora-ewc", "lilac", "coltas", "glodis", "loreft", "olora", "frozen"],
 }
@@ -50,7 +58,7 @@ HEADLINE_METRICS = (
 BLOCK = 5  # positions in the stream that are averaged
 LLAMA, SOURCE = "llama-2-7b", "proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
 EXPORTED = "guarded"  # the graph of `himalaya latency` that is exported
-SEARCHES = RESULTS / "rivals_search"  # trials.json of each search, named after its run
+SEARCHES = RESULTS / "learning_rates"  # trials.json of each search, named after its run
 END = "<!-- end -->"
 
 
@@ -82,7 +90,7 @@ def generated(section: str) -> str:
         return other[section]()
     comparison = compare(finished(section))
     below_the_title = tables(comparison, expected_results(comparison)).split("\n", 1)[1]
-    if section == ABLATIONS:  # as a whole, not task by task
+    if section in IN_SHORT:
         below_the_title = below_the_title.split("\n## Task by task")[0]
     return f"{below_the_title.strip()}\n".replace("\n## ", "\n### ")
 

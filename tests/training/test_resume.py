@@ -12,8 +12,9 @@ from tiny_runs import in_own_process, results, run_words
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.experiments import compose_run
-from himalaya_adapter.storage import read_json
+from himalaya_adapter.storage import read_json, write_json
 from himalaya_adapter.training import run_stream
+from himalaya_adapter.training.run_store import mark_complete
 
 KILLED = -9
 both_methods = pytest.mark.parametrize("method", ["HIMALAYA", "LORA"], indirect=True)
@@ -143,6 +144,24 @@ def test_a_resumed_task_starts_at_its_checkpoint(
     records = [read_json(folder / "checkpoints" / f"record_{index}.json") for index in range(3)]
     assert [record["resumed"] for record in records] == [False, True, False]
     assert [record["steps"] for record in records] == [12, 12, 12]
+
+
+def test_the_time_of_training_is_that_of_all_processes(
+    killed_in_second_task: Path, words: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / killed_in_second_task.name
+    shutil.copytree(killed_in_second_task, folder)
+    checkpoint = folder / "checkpoints" / "task_1" / "checkpoint-4"
+    state = read_json(checkpoint / "trainer_state.json")
+    for entry in state["log_history"]:  # those of events have no time
+        entry |= {key: entry[key] + 1000 for key in entry.keys() & {"seconds_of_steps"}}
+    write_json(checkpoint / "trainer_state.json", state)
+    mark_complete(checkpoint)
+    finish(words, tmp_path)
+    seconds = [read_json(folder / "checkpoints" / f"record_{index}.json")["train_seconds"] for index in range(3)]
+    assert 1000 < seconds[1] < 1000 + 600
+    assert 0 < seconds[0] < 600 > seconds[2] > 0
+    assert read_json(folder / "metrics.json")["train_seconds"] == pytest.approx(sum(seconds))
 
 
 def test_a_damaged_adapter_of_a_learned_task_is_one_clear_line(

@@ -1,6 +1,7 @@
 """What happens around the optimiser's steps of a task. The callback holds no state that a checkpoint would need."""
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from himalaya_adapter.training.run_store import mark_complete
 
 logger = logging.getLogger(__name__)
 SKIPPED_STEP = "skipped_step"
+SECONDS = "seconds_of_steps"
 # So many steps in a row without a finite gradient are no accident.
 MOST_SKIPPED = 10
 
@@ -32,11 +34,13 @@ class StreamCallback(TrainerCallback):
         self.model = model
         self.task = task
         self.handles: list[Any] = []
+        self.clock = time.perf_counter()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Hook the method into the optimiser."""
+        """Hook the method into the optimiser, and go on with the time that earlier processes have taken."""
+        self.clock = time.perf_counter() - seconds_of_steps(state)
         if hasattr(self.model, "protect"):
             optimizer = kwargs["optimizer"]
             self.handles = self.model.protect(
@@ -77,6 +81,10 @@ class StreamCallback(TrainerCallback):
                 "(the same command goes on from the last checkpoint)"
             )
 
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note the time beside what the Trainer has just logged of a step."""
+        state.log_history[-1][SECONDS] = time.perf_counter() - self.clock
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint as whole, once every process has written its part of it."""
         PartialState().wait_for_everyone()
@@ -95,6 +103,11 @@ class StreamCallback(TrainerCallback):
 def noted_events(state: TrainerState) -> list[dict[str, Any]]:
     """What happened in a task so far, in order: promotions and skipped steps, each with its step's number from 1."""
     return [entry for entry in state.log_history if "event" in entry]
+
+
+def seconds_of_steps(state: TrainerState) -> float:
+    """Seconds from a task's first step to the last one logged, over all processes that have worked on it."""
+    return next((entry[SECONDS] for entry in reversed(state.log_history) if SECONDS in entry), 0.0)
 
 
 def step_losses(state: TrainerState) -> list[float]:

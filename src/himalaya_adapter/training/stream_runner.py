@@ -36,7 +36,13 @@ from himalaya_adapter.streams.encoding import count_truncated
 from himalaya_adapter.streams.plain_text import held_out_text
 from himalaya_adapter.training.arguments import training_arguments
 from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer, answer_log_likelihoods
-from himalaya_adapter.training.callback import SKIPPED_STEP, StreamCallback, noted_events, step_losses
+from himalaya_adapter.training.callback import (
+    SKIPPED_STEP,
+    StreamCallback,
+    noted_events,
+    seconds_of_steps,
+    step_losses,
+)
 from himalaya_adapter.training.encoded_items import EncodedItems
 from himalaya_adapter.training.environment import describe_environment
 from himalaya_adapter.training.online_ewc import FISHER_ITEMS, OnlineEWC
@@ -214,9 +220,7 @@ class StreamRunner:
         )
         trainer.remove_callback(PrinterCallback)  # without a terminal it would fill standard output
         logger.info("task %d of %d: learning %s", index + 1, len(self.stream.tasks), task.name)
-        started = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        seconds = time.perf_counter() - started
         # Mixed precision wraps `forward`. A run that is resumed after this task scores without that wrapper, so this
         # one must too.
         trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -225,7 +229,7 @@ class StreamRunner:
         record = {
             "steps": trainer.state.global_step,
             "resumed": checkpoint is not None,
-            "train_seconds": seconds,
+            "train_seconds": seconds_of_steps(trainer.state),
             "skipped_steps": sum(event["event"] == SKIPPED_STEP for event in events),
             "loss_first": losses[0] if losses else None,
             "loss_last": losses[-1] if losses else None,

@@ -49,7 +49,7 @@ SECTIONS = {
     ],
     "rivals": ["himalaya", "lora", "lora-ewc", "lilac", "coltas", "glodis", "loreft", "olora", "frozen"],
 }
-HEADLINE = "headline"  # in the README
+HEADLINES = {"headline": "package25", "headline15": "first15"}  # tables of the README -> sections that they are of
 POSITIONS, FRESH = "positions", "lora-independent"  # a fresh LoRA for each task
 HEADLINE_METRICS = (
     *("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "forgetting", "stored_bytes"),
@@ -69,7 +69,7 @@ def start(section: str) -> str:
 
 def page(section: str) -> Path:
     """The page that a section stands in."""
-    return README if section == HEADLINE else PAGE
+    return README if section in HEADLINES else PAGE
 
 
 def written(section: str) -> str:
@@ -85,7 +85,9 @@ def finished(section: str) -> list[RunRecord]:
 
 def generated(section: str) -> str:
     """A section's tables as the committed runs have them; headings are one level lower than on a page of their own."""
-    other = {HEADLINE: headline, SEARCHES.name: searches, POSITIONS: positions, LLAMA: at_llama_2}
+    other = {SEARCHES.name: searches, POSITIONS: positions, LLAMA: at_llama_2}
+    if section in HEADLINES:
+        return headline(HEADLINES[section])
     if section in other:
         return other[section]()
     comparison = compare(finished(section))
@@ -95,14 +97,14 @@ def generated(section: str) -> str:
     return f"{below_the_title.strip()}\n".replace("\n## ", "\n### ")
 
 
-def headline() -> str:
-    """What matters first of the methods that have learnt the 25 tasks, over their seeds."""
+def headline(section: str) -> str:
+    """What matters first of a section's methods, over their seeds."""
     metrics = [metric for metric in METRICS if metric.key in HEADLINE_METRICS]
     lines = [
         f"| method | {' | '.join(f'{metric.title}{ARROWS[metric.better]}' for metric in metrics)} |",
         f"|---|{'---|' * len(metrics)}",
     ]
-    for method in group_by_method(finished("package25")):
+    for method in group_by_method(finished(section)):
         means = [fmean(run.metrics[metric.key] for run in method.runs) for metric in metrics]
         cells = [format_value(mean, metric.kind) for mean, metric in zip(means, metrics, strict=True)]
         lines.append(f"| {method.label} | {' | '.join(cells)} |")
@@ -192,7 +194,7 @@ def draw(picture: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in (HEADLINE, *SECTIONS, POSITIONS, LLAMA, SEARCHES.name):
+    for name in (*HEADLINES, *SECTIONS, POSITIONS, LLAMA, SEARCHES.name):
         before, rest = page(name).read_text(encoding="utf-8").split(start(name))
         page(name).write_text(before + start(name) + generated(name) + END + rest.split(END, 1)[1], encoding="utf-8")
     for name in PICTURES:

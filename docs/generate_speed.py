@@ -12,10 +12,11 @@ PAGE = Path(__file__).with_name("deployment.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "speed"
 START, END = "<!-- generated: speed -->\n", "<!-- end: speed -->"
 KINDS = {"decode": "decode, batch 1", "prefill": "prefill, batch 1", "training": "training step"}
-DTYPES = ("float32", "bfloat16")
 HIMALAYA, LORA = "HIMALAYA", "LoRA r=8"
-COLUMNS = ("work", "precision", "bare, ms a token", "LoRA / bare", "HIMALAYA / bare", "HIMALAYA / LoRA")
-BEFORE = "HIMALAYA / bare, before"
+COLUMNS = (
+    *("device", "work", "precision", "torch.compile", "bare, ms a token"),
+    *("LoRA / bare", "HIMALAYA / bare", "HIMALAYA / LoRA"),
+)
 
 
 def written() -> str:
@@ -24,17 +25,26 @@ def written() -> str:
 
 
 def generated() -> str:
-    """The table as the measurements have it."""
-    columns = (*COLUMNS, BEFORE)
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for kind, title in KINDS.items():
-        for dtype in DTYPES:
-            now, before = (read_json(RESULTS / f"{when}_{dtype}.json")["kinds"][kind] for when in ("after", "before"))
-            bare = f"{now['bare']['milliseconds_per_token']:.1f}"
-            ratios = [now[LORA]["to_bare"], now[HIMALAYA]["to_bare"], now[HIMALAYA]["to_lora"]]
-            cells = [title, dtype, bare, *map(_ratio, [*ratios, before[HIMALAYA]["to_bare"]])]
-            lines.append(f"| {' | '.join(cells)} |")
+    """The table as the measurements have it, a row for each kind of work in each file."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for path in sorted(RESULTS.glob("*.json")):
+        measured = read_json(path)
+        lines += [f"| {' | '.join(_cells(measured, kind))} |" for kind in KINDS if kind in measured["kinds"]]
     return "\n".join(lines) + "\n"
+
+
+def _cells(measured: dict[str, Any], kind: str) -> list[str]:
+    machine, works = measured["machine"], measured["kinds"][kind]
+    rows, columns = measured["training_batch"]
+    training = kind == "training"
+    return [
+        machine["accelerator"] or f"{machine['cpu']}, threads: {machine['threads']}",
+        f"{KINDS[kind]}, {rows} × {columns} tokens" if training else KINDS[kind],
+        measured["dtype"],
+        "yes" if measured["compiled"] else "no",
+        f"{works['bare']['milliseconds_per_token']:.3g}",
+        *map(_ratio, [works[LORA]["to_bare"], works[HIMALAYA]["to_bare"], works[HIMALAYA]["to_lora"]]),
+    ]
 
 
 def _ratio(quartiles: list[Any]) -> str:

@@ -31,8 +31,8 @@ def script(path: Path) -> ModuleType:
 @pytest.mark.parametrize(
     "section",
     [
-        *("headline", "demo", "package25", "positions", "first15", "last15", "first10", "llama-2-7b", "ablations"),
-        *("rivals", "learning_rates"),
+        *("headline", "headline15", "demo", "package25", "positions", "first15", "last15", "first10"),
+        *("llama-2-7b", "ablations", "rivals", "learning_rates"),
     ],
 )
 def test_the_tables_are_generated_from_the_committed_runs(section: str) -> None:

@@ -175,6 +175,7 @@ def searches() -> str:
 Draw = Callable[[Sequence[MethodGroup]], Figure]
 PICTURES: dict[str, tuple[str, Draw]] = {
     "retained_accuracy": ("package25", figures.retained_accuracy),
+    "retained_accuracy_15": ("first15", figures.retained_accuracy),
     "learning_by_position": ("package25", figures.learning_by_position),
 }
 

@@ -12,10 +12,12 @@ from tiny_runs import write_run
 
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.storage import read_json
+from himalaya_adapter.streams.catalogue import read_definition
 
 ROOT = Path(__file__).parents[1]
 GENERATOR = ROOT / "docs" / "generate_results.py"
 RUNNER = ROOT / "benchmarks" / "run_missing.py"
+STREAMS = sorted((ROOT / "benchmarks" / "streams").glob("*.yaml"))
 CONFIGS = sorted((ROOT / "benchmarks" / "results").glob("*/*/config.yaml"))
 
 
@@ -40,7 +42,7 @@ def test_the_tables_are_generated_from_the_committed_runs(section: str) -> None:
     assert module.written(section) == module.generated(section), "run: python docs/generate_results.py"
 
 
-@pytest.mark.parametrize("picture", ["retained_accuracy", "learning_by_position"])
+@pytest.mark.parametrize("picture", ["retained_accuracy", "retained_accuracy_15", "learning_by_position"])
 def test_the_pictures_show_the_committed_runs(picture: str) -> None:
     module = script(GENERATOR)
     with Image.open(ROOT / "docs" / "images" / f"{picture}.png") as image:
@@ -50,6 +52,16 @@ def test_the_pictures_show_the_committed_runs(picture: str) -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.parent.relative_to(path.parents[2])))
 def test_one_command_repeats_each_row(config: Path) -> None:
     assert compose_run([f"run={config}"]).run.run_id == config.parent.name
+
+
+def test_the_shorter_streams_are_parts_of_the_longer_one() -> None:
+    whole = [task.name for task in read_definition("package_stream_25").tasks]
+    found = {path.stem: [task.name for task in read_definition(str(path)).tasks] for path in STREAMS}
+    assert found == {
+        "package_stream_first_10": whole[:10],
+        "package_stream_first_15": whole[:15],
+        "package_stream_last_15": whole[:9:-1],
+    }
 
 
 def test_experiments_without_results_are_run(place: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 # The relaxation ends close to hard gates, so that training's last steps see what inference sees.
 FINAL_TEMPERATURE_SHARE = 0.1
 NEWTON_STEPS = 5
+HAS_TRITON = find_spec("triton") is not None  # torch for CUDA brings it along
 HEAD_INIT_STD = 0.2
 # Gate logits at the start of a task: its own atoms almost always on, those of others, if its own fill all places, so
 # seldom that a hundred of them do not crowd out its own, atoms that nobody uses never.
@@ -117,7 +117,8 @@ def relaxed_gates(logits: Tensor, noise: Tensor, most: int, temperature: float) 
         Zero-one gates ``(..., k)``, whose gradient is that of the relaxed ones (straight-through), and
         :math:`\sum_i \pi_i` ``(..., 1)``, without a gradient.
     """
-    if logits.is_cuda and logits.dtype == torch.float32 and most < logits.shape[-1] and _kernel_serves():
+    served = HAS_TRITON and logits.is_cuda and logits.dtype == torch.float32 and most < logits.shape[-1]
+    if served and not torch.compiler.is_compiling():  # a compiler makes kernels of its own
         from . import gate_kernel
 
         return gate_kernel.relaxed_gates(logits, noise, most, temperature, NEWTON_STEPS)
@@ -126,16 +127,6 @@ def relaxed_gates(logits: Tensor, noise: Tensor, most: int, temperature: float) 
     soft = torch.sigmoid(noisy / temperature)
     hard = hard_gates(noisy.detach(), most)
     return hard + (soft - soft.detach()), probabilities.detach().sum(-1, keepdim=True)
-
-
-def _kernel_serves() -> bool:
-    """Not for a compiler, which makes kernels of its own."""
-    return not torch.compiler.is_compiling() and _has_triton()
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 def final_gates(logits: Tensor, most: int, temperature: float) -> Tensor:

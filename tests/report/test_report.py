@@ -213,12 +213,15 @@ def test_comparison_refuses_runs_that_were_not_measured_alike(make_run: MakeRun,
     hashes["sarcasm"]["test"] = "0" * 64
     change(environment, data_hashes=hashes)
     change(make_run("no_hashes", tasks=SIX_TASKS) / "environment.json", data_hashes={})
+    config = make_run("other_length", tasks=SIX_TASKS) / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8") + "dataset.max_seq_length: 64\n", encoding="utf-8")
     for run_id, reason in {
         "other_backbone": "backbone 'smollm2-135m' against 'llama-2-7b'",
         "other_stream": "stream 'demo_stream_6' against 'full_stream_25'",
         "other_order": "same order",
         "other_data": "test items of 'sarcasm' differ",
         "no_hashes": "'no_hashes' has no hash",
+        "other_length": "dataset.max_seq_length 512 against 64",
     }.items():
         with pytest.raises(HimalayaError, match=reason) as caught:
             write_comparison(tmp_path, ["a", run_id], tmp_path / "out")

@@ -1,14 +1,11 @@
 """Runs that differ in nothing but their seed are one method, seen several times."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-import yaml
-
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.keys import completed
 from himalaya_adapter.report.run_folder import Cell, RunRecord
 
 SEQUENTIAL = "sequential"  # the protocol of a stream
@@ -165,16 +162,7 @@ def group_by_method(runs: Sequence[RunRecord]) -> list[MethodGroup]:
 
 def _settings(run: RunRecord) -> dict[str, Any]:
     """The resolved config without what may differ between the seeds of a method."""
-    path = run.folder / "config.yaml"
-    try:
-        written = yaml.safe_load(run.config) or {}
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise HimalayaError(f"{path} is damaged ({reason}); run again with overwrite=true") from error
-    if not isinstance(written, Mapping):
-        raise HimalayaError(f"{path} is damaged (it holds no keys); run again with overwrite=true")
-    settings = completed(written)
-    return {key: value for key, value in settings.items() if key not in ("run_id", "training.seed")}
+    return {key: value for key, value in run.settings.items() if key not in ("run_id", "training.seed")}
 
 
 def _whiskers(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -1,14 +1,17 @@
 """Reads a finished run from its folder and refuses to compare runs that were not measured alike."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.evaluation.item_scores import read_item_scores
 from himalaya_adapter.evaluation.paired_tests import ScoredRun
+from himalaya_adapter.experiments.keys import completed
 from himalaya_adapter.storage import read_json
 
 FORMAT = 1
@@ -75,6 +78,25 @@ class RunRecord:
         return None if items is None else ScoredRun(self.scores, items)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The values of ``config.yaml`` by their dotted names, also of keys that came later; empty if there is none.
+
+        Raises:
+            HimalayaError: It is damaged.
+        """
+        path = self.folder / "config.yaml"
+        try:
+            written = yaml.safe_load(self.config)
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise HimalayaError(f"{path} is damaged ({reason}); run again with overwrite=true") from error
+        if written is None:
+            return {}
+        if not isinstance(written, Mapping):
+            raise HimalayaError(f"{path} is damaged (it holds no keys); run again with overwrite=true")
+        return completed(written)
+
+    @property
     def split(self) -> str:
         """The items that the run's tasks were scored on."""
         return str(self.metrics.get("split", "test"))
@@ -130,7 +152,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def read_comparable_runs(results_dir: Path, run_ids: Sequence[str]) -> list[RunRecord]:
-    """Read runs that may stand in one table: same backbone, stream, task order, split and items of it.
+    """Read runs that may stand in one table: same backbone, stream, task order, prompt length, split and items of it.
 
     Raises:
         HimalayaError: No or repeated run ids, an unknown or unfinished run, or runs that differ in one of the above.
@@ -159,6 +181,11 @@ def _check_comparable(first: RunRecord, other: RunRecord) -> None:
             raise HimalayaError(
                 f"{pair}: {key} '{first.metrics[key]}' against '{other.metrics[key]}'; give runs of one {key}"
             )
+    lengths = [run.settings.get("dataset.max_seq_length") for run in (first, other)]
+    if None not in lengths and lengths[0] != lengths[1]:
+        raise HimalayaError(
+            f"{pair}: dataset.max_seq_length {lengths[0]} against {lengths[1]}; give runs whose prompts were cut alike"
+        )
     if first.split != other.split:
         raise HimalayaError(
             f"{pair}: evaluation.split {first.split} against {other.split}; give runs that were scored on one split"

@@ -6,8 +6,8 @@ Run: python benchmarks/throughput.py [--backbone smollm2-135m] [--dtype float32]
 Three kinds of work, each in rounds in which every model takes its turn, so that a busy moment of the machine hits all
 alike: one training step; reading a prompt (prefill, batch 1); writing tokens one by one from a KV cache (decode, batch
 1). LoRA adapts q, k, v and o and is not merged. A ratio is a model's time divided by the bare model's in the same
-round. Bare training is a forward and a backward pass down to the first layer, without parameters to train. On a CUDA
-device, which is used where there is one, the memory that a training step takes on top of the weights is given too.
+round. Bare training is a forward and a backward pass down to the first layer, without parameters to train. A CUDA
+device is used where there is one.
 """
 
 import argparse
@@ -70,8 +70,6 @@ def main() -> None:
         "training_batch": [arguments.batch, arguments.length],
         "kinds": {kind: _measured(works, units[kind], arguments.rounds) for kind, works in kinds.items()},
     }
-    if DEVICE == "cuda":
-        results["training_step_bytes"] = {name: _peak_bytes(work) for name, work in kinds["training"].items()}
     print(json.dumps(results, indent=2))
     if arguments.output is not None:
         write_json(arguments.output, results)
@@ -109,14 +107,6 @@ def _measured(works: dict[str, Callable[[], float]], units: int, rounds: int) ->
         }
         for name, times in seconds.items()
     }
-
-
-def _peak_bytes(work: Callable[[], float]) -> int:
-    """The most memory that one call takes on top of what is there before it."""
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def _now() -> float:

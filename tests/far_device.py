@@ -130,6 +130,8 @@ class FarDevice(ExitStack):
         for place, name, value in replaced:
             self.enter_context(mock.patch.object(place, name, value))
         self.enter_context(mock.patch.dict(os.environ, {"ACCELERATE_TORCH_DEVICE": str(DEVICE)}))
+        swapped = torch.__future__.get_swap_module_params_on_conversion()
+        self.callback(torch.__future__.set_swap_module_params_on_conversion, swapped)
         torch.__future__.set_swap_module_params_on_conversion(True)
         self.enter_context(Functions())
         self.enter_context(Operations())

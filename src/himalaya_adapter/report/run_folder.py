@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class RunRecord:
         items = read_item_scores(self.folder, sizes)
         return None if items is None else ScoredRun(self.scores, items)
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """The values of ``config.yaml`` by their dotted names, also of keys that came later; empty if there is none.
 

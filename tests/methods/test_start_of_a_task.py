@@ -130,9 +130,9 @@ def test_a_task_without_atoms_learns_with_those_along_which_its_loss_falls_faste
     batch = {"input_ids": tokens, "labels": tokens}
     assert model.start_task("second", batch) == []
     assert not shared.own.any()
-    _, curvature = model.base_model._first_residuals(shared, batch)
-    values = torch.linalg.eigvalsh(curvature.double())
-    falls = torch.einsum("ki,ij,kj->k", atoms, curvature, atoms) * (1 if values[-1] >= -values[0] else -1)
+    _, curvature = model.base_model._first_residuals("default", batch)
+    values = torch.linalg.eigvalsh(curvature[0].double())
+    falls = torch.einsum("ki,ij,kj->k", atoms, curvature[0], atoms) * (1 if values[-1] >= -values[0] else -1)
     gates = shared.router.task_head(shared.code)[: len(atoms), -1]
     assert set(gates.topk(3).indices.tolist()) == set(falls.topk(3).indices.tolist())
     with torch.no_grad(), model.disable_adapter():
@@ -160,8 +160,8 @@ def test_promoted_atoms_lower_the_loss_as_fast_as_predicted() -> None:
     model = model.double().eval()
     model.start_task("task", batch)
     shared = shared_of(model)
-    _, curvature = model.base_model._first_residuals(shared, batch)
-    curvature = curvature.double()
+    _, curvature = model.base_model._first_residuals("default", batch)
+    curvature = curvature[0].double()
 
     def fall(atom: torch.Tensor, gain: float) -> tuple[float, float]:
         probe = copy.deepcopy(model)

@@ -53,7 +53,7 @@ class ExportedUpdate(nn.Module):
         """The operator's inputs, after x, that depend on the tasks ``(b,)``."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, output_width: int) -> Tensor:
+    def forward(self, x: Tensor, output_width: int, group: int = 0) -> Tensor:  # one group is exported
         """The update ``(b, s, d)``."""
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{self.function}",

@@ -39,6 +39,19 @@ def allocate(shared: "SharedAdapter") -> list[dict[str, Any]]:
     return evictions
 
 
+def serving_groups(shared: "SharedAdapter") -> Tensor:
+    """In which groups of layers each of the task's own atoms serves, ``(k, g)``: as evenly as they can be dealt out.
+
+    With fewer atoms than groups one atom serves neighbouring groups.
+    """
+    own, groups = shared.own.nonzero().flatten(), shared.groups
+    serving = shared.own.new_zeros(len(shared.own), groups)
+    places = max(len(own), groups)
+    for place in range(places):
+        serving[own[place * len(own) // places], place * groups // places] = True
+    return serving
+
+
 def borrow(shared: "SharedAdapter", worth: Tensor) -> Tensor:
     """Atoms of others, as many as may be active, for a task that has none of its own: those worth most to it.
 
@@ -65,6 +78,9 @@ def evict(shared: "SharedAdapter") -> dict[str, Any]:
     core, importance = shared.config.core_atoms, shared.importance
     slots = shared.in_use[core:].nonzero().flatten().tolist()
     together = shared.consolidation.shared_use()
+    if shared.groups > 1:
+        serving = shared.consolidation.serving_groups(shared.router.head, shared.groups).to(together.dtype)
+        together = together * (serving @ serving.T > 0)
     stand_ins = _stand_ins(shared, slots, together) if shared.config.consolidate else {}
     missed = {slot: importance[slot].item() for slot in slots}
     for slot, stand_in in stand_ins.items():
@@ -73,7 +89,8 @@ def evict(shared: "SharedAdapter") -> dict[str, Any]:
     event = {"event": "eviction", "slot": slot, "importance": importance[slot].item()}
     if slot in stand_ins:
         stand_in = stand_ins[slot]
-        head = imprint(shared.router.head, core + slot, stand_in, shared.consolidation, OWN_GATE, UNUSED_GATE)
+        gates = (OWN_GATE, UNUSED_GATE)
+        head = imprint(shared.router.head, core + slot, stand_in, shared.consolidation, *gates, shared.groups)
         shared.router.head.copy_(head)
         shared.consolidation.hand_over(core + slot, stand_in)
         if stand_in.newcomer >= core:
@@ -129,8 +146,11 @@ def grow(shared: "SharedAdapter") -> dict[str, Any] | None:
     else:
         return None  # what is left belongs to other tasks
     direction = principal_direction(residuals)
+    gate = target[core + slot, -shared.groups :].clone()
+    serving = gate > 0 if slot in own and (gate > 0).any() else torch.ones_like(gate, dtype=torch.bool)
     target[core + slot], coefficients[core + slot] = 0, 0
-    target[core + slot, -1], coefficients[core + slot, -1] = OWN_GATE, GROWN_COEFFICIENT
+    target[core + slot, -shared.groups :] = torch.where(serving, OWN_GATE, gate)
+    coefficients[core + slot, -shared.groups :] = GROWN_COEFFICIENT
     shared.router.head.copy_(reset_head(shared.router.head, target, shared.head_projector, shared.code))
     shared.dictionary.elastic[slot] = direction
     shared.in_use[core + slot] = shared.own[core + slot] = True

@@ -58,8 +58,9 @@ class HimalayaModel(SharedStateModel):
         refuse_if_merged(self.model, f"start_task('{name}')")
         evictions = [event for shared in self._active() for event in shared.start_task(name)]
         if examples is not None:
-            for shared in self._active():
-                inputs, curvature = self._first_residuals(shared, examples)
+            for adapter_name in self.active_adapters:
+                shared = cast(SharedAdapter, self._shared[adapter_name])
+                inputs, curvature = self._first_residuals(adapter_name, examples)
                 if not (inputs.isfinite().all() and curvature.isfinite().all()):
                     logger.warning("task %s: its first residuals are not finite, so it starts at random", name)
                     continue
@@ -135,7 +136,7 @@ class HimalayaModel(SharedStateModel):
             shared.set_task(name)
 
     def freeze_routing(self, name: str) -> None:
-        r"""Answer as task ``name`` with one update :math:`\gamma\,r_m r_n^\top` for all tokens and layers.
+        r"""Answer as task ``name`` with one update :math:`\gamma\,r_m r_n^\top` for all tokens of a group of layers.
 
         The routing is the one at the centre of the latent space, so no data is needed, and what differs from token to
         token is lost: measure the score before you rely on it. With ``placement="weights"`` the adapter can then be
@@ -196,18 +197,19 @@ class HimalayaModel(SharedStateModel):
         """What the current task has used so far: active atoms per token, usage of each atom, head directions left."""
         return self._active()[0].task_statistics()
 
-    def _first_residuals(self, shared: SharedAdapter, examples: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def _first_residuals(self, adapter_name: str, examples: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         r"""One pass over a few examples: the layers' inputs, and how the loss falls with a shared rank-one update.
 
         Returns:
             The inputs ``(n, d)`` of all adapted layers at all tokens that are not padding (none after the first task,
-            which alone needs them), and the ``(d, d)`` sum of
+            which alone needs them), and the ``(d, d)`` sums of
             :math:`-\tfrac12 (g \hat x^\top + \hat x g^\top)` over them, :math:`g` being the gradient of the loss by
             the layer's output. To first order, an update :math:`\gamma r r^\top` lowers the loss by
-            :math:`\gamma r^\top C r` (docs/method.md, section 6).
+            :math:`\gamma r^\top C r` (docs/method.md, section 6). One for each group of layers: ``(g, d, d)``.
         """
+        shared = cast(SharedAdapter, self._shared[adapter_name])
         inputs: list[Tensor] = []
-        curvature: list[Tensor] = []
+        curvature = shared.code.new_zeros(shared.groups, shared.width, shared.width)
         mask = torch.empty(0)
 
         def seen(states: Tensor) -> Tensor:  # some models flatten the batch before a module
@@ -216,23 +218,22 @@ class HimalayaModel(SharedStateModel):
         def widen(states: Tensor) -> Tensor:  # narrower modules use the leading slices of the atoms
             return nn.functional.pad(states, (0, shared.width - states.shape[-1]))
 
-        def record(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        def record(layer: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             hidden_states = seen(positional[0] if positional else named["hidden_states"])
             normalised = hidden_states / hidden_states.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
             if shared.tasks_learnt == 0:
                 inputs.append(widen(normalised))
             acted_on = widen(hidden_states if shared.config.placement == "weights" else normalised)
             first = output[0] if isinstance(output, tuple) else output
+            curvature_here = curvature[cast(HimalayaLayer, layer).group[adapter_name]]
 
             def add(gradient: Tensor) -> None:
                 product = widen(seen(gradient)).T @ acted_on
-                curvature.append(-(product + product.T) / 2)
-                if len(curvature) > 1:
-                    curvature[0] += curvature.pop()
+                curvature_here.sub_(((product + product.T) / 2).to(curvature.device))
 
             first.register_hook(add)
 
-        layers = [layer for layer in self.modules() if isinstance(layer, HimalayaLayer)]
+        layers = self._layers(adapter_name)
         handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
         was_training = self.training
         try:
@@ -246,7 +247,7 @@ class HimalayaModel(SharedStateModel):
             self.zero_grad()
             for handle in handles:
                 handle.remove()
-        return torch.cat(inputs) if inputs else torch.empty(0, shared.width), curvature[0]
+        return torch.cat(inputs) if inputs else torch.empty(0, shared.width), curvature
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
@@ -255,6 +256,14 @@ class HimalayaModel(SharedStateModel):
         if not hasattr(self, "_hook"):
             self._hook = model.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        layers = self._layers(adapter_name)
+        groups = cast(HimalayaConfig, self.peft_config[adapter_name]).depth_groups
+        for number, layer in enumerate(layers):
+            layer.group[adapter_name] = number * groups // len(layers)
+
+    def _layers(self, adapter_name: str) -> list[HimalayaLayer]:
+        """The layers of an adapter, the first one first."""
+        return [one for one in self.modules() if isinstance(one, HimalayaLayer) and adapter_name in one.shared]
 
     def _new_shared_state(self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module) -> SharedAdapter:
         return SharedAdapter(config, max(_width(module, model) for module in targets), _embedding_width(model))

@@ -1,5 +1,6 @@
 """What the adapter adds to a token, the same for all layers (docs/method.md, sections 1 to 4)."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -39,7 +40,7 @@ class Routes(NamedTuple):
     """What routes the tokens of all layers, made once per pass of the model: one head, or one per row of the batch."""
 
     head: Tensor  # (2k + 1, p) or (b, 2k + 1, p)
-    bias: Tensor  # (2k + 1,) or (b, 1, 2k + 1): the constant feature's column; atoms not in use are closed
+    biases: Sequence[Tensor]  # of each group of layers, (2k + 1,) or (b, 1, 2k + 1); atoms not in use are closed
     leaves: Leaves | None
 
 
@@ -59,18 +60,19 @@ class SharedUpdate(SharedState):
         super().__init__()
         core, elastic = config.core_atoms, config.elastic_atoms
         atoms = core + elastic
-        latent = latent_width(width, atoms, config.code_width, config.hidden_params)
+        groups = config.depth_groups
+        latent = latent_width(width, atoms, config.code_width, config.hidden_params, groups)
         self.config = config
         self.width = width
         self.temperature = config.temperature_init
         self.dictionary = Dictionary(core, elastic, width, config.seed)
-        self.router = HyperRouter(atoms, width, latent, config.code_width, config.seed)
+        self.router = HyperRouter(atoms, width, latent, config.code_width, config.seed, groups)
         self.tree = KDTree(elastic, latent, config.fanout, config.leaf_size) if config.index != "scan" else None
-        self.statistics = TaskStatistics(atoms, elastic, latent + 1)
+        self.statistics = TaskStatistics(atoms, elastic, latent + groups)
         self.register_buffer("in_use", torch.arange(atoms) < core)
         self.register_buffer("code", torch.zeros(config.code_width))
         self.register_buffer("update_norm_max", torch.zeros(()))
-        self.frozen = False  # one routing for all tokens and layers (freezing.py); not stored
+        self.frozen = False  # one routing for all tokens of a group of layers (freezing.py); not stored
         # The codes inferred from the prompts of the batch, ``(batch, e)``; nothing if the task is named.
         self._row_codes: Tensor | None = None
         # A zero vector added to r: its gradient is that of the loss by r, summed over tokens and layers.
@@ -104,10 +106,11 @@ class SharedUpdate(SharedState):
     def _make_routes(self) -> Routes:
         head = self.router.task_head(self.code if self._row_codes is None else self._row_codes)
         open_rows = pad(self.in_use, (0, len(self.in_use) + 1), value=True)
-        bias = head[..., -1].masked_fill(~open_rows, MASKED)
+        latent = len(self.router.projection)
+        biases = head[..., latent:].masked_fill(~open_rows[:, None], MASKED).unbind(-1)
         return Routes(
-            head[..., :-1].masked_fill(~open_rows[:, None], 0),
-            bias if head.dim() == 2 else bias[:, None],
+            head[..., :latent].masked_fill(~open_rows[:, None], 0),
+            biases if head.dim() == 2 else [bias[:, None] for bias in biases],
             None if self.tree is None else self.tree.as_leaves(),
         )
 
@@ -120,15 +123,21 @@ class SharedUpdate(SharedState):
         """Make anew what the layers share: it has changed, and a part of the model may be called by itself."""
         self._maps, self._routes = {}, None
 
-    def forward(self, hidden_states: Tensor, output_width: int) -> Tensor:
-        """The update for inputs ``(..., n)`` of a module with ``output_width`` outputs: ``(..., output_width)``."""
+    def forward(self, hidden_states: Tensor, output_width: int, group: int = 0) -> Tensor:
+        """The update of a module's output: ``(..., output_width)``.
+
+        Args:
+            hidden_states: The module's inputs ``(..., n)``.
+            output_width: How many outputs it has.
+            group: The group of layers that it belongs to.
+        """
         device = hidden_states.device.type
         if not torch.is_autocast_enabled(device):  # a context for each layer and token takes longer than a product
-            return self._update(hidden_states, output_width)
+            return self._update(hidden_states, output_width, group)
         with torch.autocast(device, enabled=False):  # the norms need the precision chosen here
-            return self._update(hidden_states, output_width)
+            return self._update(hidden_states, output_width, group)
 
-    def _update(self, hidden_states: Tensor, output_width: int) -> Tensor:
+    def _update(self, hidden_states: Tensor, output_width: int, group: int) -> Tensor:
         width, dtype = hidden_states.shape[-1], hidden_states.dtype
         if self._routes is not None and self._routes.head.requires_grad and not torch.is_grad_enabled():
             self._forget_pass()  # reentrant checkpointing: each layer will want a graph of its own
@@ -141,7 +150,7 @@ class SharedUpdate(SharedState):
         projected = linear(hidden_states, maps.inward).to(wide)
         normalised = projected / rms.clamp_min(TINY)
         latent = len(self.router.projection)
-        coefficients, gain = self.static_routing() if self.frozen else self.route(normalised[..., :latent])
+        coefficients, gain = self.static_routing(group) if self.frozen else self.route(normalised[..., :latent], group)
         # A weight acts on its input as it is, the skip path on the normalised one.
         projections = (projected if self.config.placement == "weights" else normalised)[..., latent:]
         if self.config.norm_target == "residual":
@@ -176,7 +185,7 @@ class SharedUpdate(SharedState):
             return Maps(inward, inward[len(self.router.projection) :], gram_in, gram_in)
         return Maps(inward, atoms[:, :output_width], gram_in, gram(atoms[:count, :output_width]))
 
-    def route(self, projected: Tensor) -> tuple[Tensor, Tensor]:
+    def route(self, projected: Tensor, group: int = 0) -> tuple[Tensor, Tensor]:
         r"""Which atoms serve tokens whose normalised input has the projections :math:`P \hat x` ``(..., p)``.
 
         Returns:
@@ -186,11 +195,12 @@ class SharedUpdate(SharedState):
         routes = self._routes or self._make_routes()
         centred = projected - self.router.offset
         latents = torch.tanh(centred)
+        bias = routes.biases[group].to(latents.dtype)
         if routes.head.dim() == 2:
-            outputs = linear(latents, routes.head.to(latents.dtype), routes.bias.to(latents.dtype))
+            outputs = linear(latents, routes.head.to(latents.dtype), bias)
         else:  # one head per row of the batch, which some models flatten
             rows = latents.reshape(len(routes.head), -1, latents.shape[-1])
-            outputs = torch.baddbmm(routes.bias.to(latents.dtype), rows, routes.head.mT.to(latents.dtype))
+            outputs = torch.baddbmm(bias, rows, routes.head.mT.to(latents.dtype))
             outputs = outputs.reshape(*latents.shape[:-1], -1)
         atoms = outputs.shape[-1] // 2
         logits, coefficients, raw_gain = outputs[..., :atoms], outputs[..., atoms:-1], outputs[..., -1:]
@@ -206,7 +216,7 @@ class SharedUpdate(SharedState):
         # One draw per atom and layer, for all tokens: it is the same however a batch is spread over processes.
         uniform = torch.rand(atoms, device=logits.device).clamp_(1e-6, 1 - 1e-6)
         gates, expected = relaxed_gates(logits, torch.logit(uniform), most, self.temperature)
-        noted = (self.router.latent(projected), gates, expected)
+        noted = (self.router.latent(projected, group), gates, expected)
         seen, on, shares = (one.detach().reshape(-1, one.shape[-1]) for one in noted)
         counted = torch.ones_like(seen[:, 0], dtype=torch.bool)
         if self._tokens is not None and self._tokens.numel() == len(counted):
@@ -214,13 +224,13 @@ class SharedUpdate(SharedState):
         self.statistics.add(seen, on, shares, counted)
         return gates * coefficients, gain
 
-    def static_routing(self) -> tuple[Tensor, Tensor]:
+    def static_routing(self, group: int = 0) -> tuple[Tensor, Tensor]:
         """What `route` says at the centre of the latent space, z = 0, where the head's biases decide alone.
 
         Returns:
             Coefficients ``(1, k)`` and gain ``(1, 1)``.
         """
-        return self.route(self.router.offset[None])
+        return self.route(self.router.offset[None], group)
 
     @torch.no_grad()
     def _certify(self, gain: Tensor, unit_in: Tensor, unit_out: Tensor, maps: Maps) -> None:

@@ -65,6 +65,8 @@ def test_himalaya_commands_run(fetched: None, tmp_path: Path, monkeypatch, capsy
             words += ["mode=trial"]
         if words[1] in ("sweep", "search"):  # whether they work is other tests' to say
             words += ["dataset.max_samples_per_task=4", "dataset.max_test_samples_per_task=4"]
+        if words[1] == "sweep":
+            words += ["dataset.name=ablation_stream_3"]
         if words[1] == "search":
             words += ["optuna.n_trials=1"]
         assert cli.main(words[1:]) == 0, line

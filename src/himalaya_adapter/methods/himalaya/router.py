@@ -15,7 +15,7 @@ HEAD_INIT_STD = 0.2
 # Gate logits at the start of a task: its own atoms almost always on, those of others, if its own fill all places, so
 # seldom that a hundred of them do not crowd out its own, atoms that nobody uses never.
 OWN_GATE, OTHERS_GATE, UNUSED_GATE = 8.0, -4.0, -20.0
-HUNDRED = 100
+MANY_ATOMS = 100
 
 
 def task_code(name: str, width: int) -> Tensor:
@@ -203,7 +203,7 @@ class HyperRouter(nn.Module):
         """
         noise = torch.randn(self.head.shape[:2], generator=_generator(f"head of {name}")) * HEAD_INIT_STD
         gates, coefficients, gain = noise.to(self.head.device).split([len(serving), len(serving), 1])
-        seldom = OTHERS_GATE - math.log(max(1, int(in_use.sum()) / HUNDRED))
+        seldom = OTHERS_GATE - math.log(max(1, int(in_use.sum()) / MANY_ATOMS))
         others = torch.where(serving.sum(0) >= most, seldom, 0.0)
         gates = gates * in_use[:, None]
         gates[:, -self.groups :] += torch.where(serving, OWN_GATE, torch.where(in_use[:, None], others, UNUSED_GATE))

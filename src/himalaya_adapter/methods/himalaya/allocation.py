@@ -89,8 +89,9 @@ def evict(shared: "SharedAdapter") -> dict[str, Any]:
     event = {"event": "eviction", "slot": slot, "importance": importance[slot].item()}
     if slot in stand_ins:
         stand_in = stand_ins[slot]
-        gates = (OWN_GATE, UNUSED_GATE)
-        head = imprint(shared.router.head, core + slot, stand_in, shared.consolidation, *gates, shared.groups)
+        head = imprint(
+            shared.router.head, core + slot, stand_in, shared.consolidation, OWN_GATE, UNUSED_GATE, shared.groups
+        )
         shared.router.head.copy_(head)
         shared.consolidation.hand_over(core + slot, stand_in)
         if stand_in.newcomer >= core:

@@ -66,8 +66,9 @@ class HimalayaConfig(TargetsConfig):
             Width of a task's code. Tasks beyond about this number share head directions; larger leaves fewer latent
             dimensions within `hidden_params`. Start from 32.
         atoms_per_task (`int`):
-            Elastic atoms that a task may move. More learn a task better (up to `expected_active_atoms`); when
-            `elastic_atoms / atoms_per_task` tasks have been learnt, further ones must reuse atoms. Start from 3.
+            Elastic atoms that a task may move. More learn a task better (up to `expected_active_atoms` for each of the
+            `depth_groups`); when `elastic_atoms / atoms_per_task` tasks have been learnt, further ones must reuse
+            atoms. Start from 3.
         depth_groups (`int`):
             Groups of consecutive layers that route for themselves: a task's atoms are dealt out to them, and each has
             its own biases in the router. More learn a task better, if `atoms_per_task` grows with them (three for each

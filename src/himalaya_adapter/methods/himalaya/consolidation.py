@@ -161,7 +161,7 @@ def imprint(
     consolidation: Consolidation,
     on: float,
     off: float,
-    groups: int = 1,
+    groups: int,
 ) -> Tensor:
     """Rewrite the router's head for the past tasks, so that the stand-in serves where atom ``slot`` did.
 

@@ -18,7 +18,7 @@ BESIDE_THE_WEIGHTS = (
 )
 
 
-def static_factors(shared: SharedUpdate, width: int, output_width: int, group: int = 0) -> tuple[Tensor, Tensor]:
+def static_factors(shared: SharedUpdate, width: int, output_width: int, group: int) -> tuple[Tensor, Tensor]:
     r"""The frozen update :math:`\gamma\,r_m r_n^\top` of a linear module as the factors of a LoRA of rank 1.
 
     Args:

@@ -15,7 +15,7 @@ HEAD_INIT_STD = 0.2
 # Gate logits at the start of a task: its own atoms almost always on, those of others, if its own fill all places, so
 # seldom that a hundred of them do not crowd out its own, atoms that nobody uses never.
 OWN_GATE, OTHERS_GATE, UNUSED_GATE = 8.0, -4.0, -20.0
-MANY_ATOMS = 100
+MANY_ATOMS = 100  # of more than these each is on so much less often
 
 
 def task_code(name: str, width: int) -> Tensor:

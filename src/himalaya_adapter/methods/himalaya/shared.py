@@ -174,7 +174,9 @@ class SharedAdapter(SharedUpdate):
             leading = vectors[:, -count:] if values[-1] >= -values[0] else vectors[:, :count]
             # An eigenvector's sign is open; fix it, so that every machine starts alike.
             signs = leading.gather(0, leading.abs().argmax(0, keepdim=True)).sign()
-            self.dictionary.elastic[alike[self.config.core_atoms :]] = (leading * signs).T.to(self.code.dtype)
+            self.dictionary.elastic[alike[self.config.core_atoms :]] = (leading * signs).T.to(
+                self.dictionary.elastic.dtype
+            )
         self.rebuild_tree()
 
     def anneal(self, progress: float) -> None:

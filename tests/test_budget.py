@@ -139,19 +139,26 @@ def test_matrix_products_are_counted_as_the_formula_says(run: Callable[..., RunC
 
 
 def test_an_adapter_computes_what_was_counted(run: Callable[..., RunConfig]) -> None:
-    """The same counters around a forward pass with real weights."""
+    """The same counters around a forward pass with real weights; less where no token has a choice of atoms."""
     config = run()
     budget = count_budget(config)
     loaded = load_backbone(config.model.backbone.name, dtype="float32").model
     loaded.set_attn_implementation("eager")
     model = adapt(loaded, run_method(config), 0).eval()
-    products = FlopCounterMode(display=False)
     tokens = torch.zeros(1, TOKENS, dtype=torch.int64)
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def products() -> int:
         model(input_ids=tokens)
-        with products:
+        with FlopCounterMode(display=False) as counter:
             model(input_ids=tokens)
-    assert products.get_total_flops() == budget.adapted.products
+        return counter.get_total_flops()
+
+    shared = model.base_model.himalaya_shared["default"]
+    assert budget.bare.products < products() < budget.adapted.products
+    with torch.no_grad():
+        shared.router.head.zero_()  # all gates are alike
+    assert products() == budget.adapted.products
 
 
 def test_other_operations_are_counted_by_the_numbers_they_touch() -> None:

@@ -55,7 +55,8 @@ class Budget:
         released: The same of the release file, for a method that has one.
         router: Parameters of HIMALAYA's router, trained and frozen.
         bare: Operations of the backbone alone.
-        adapted: Operations of the backbone with the adapter; None if they depend on the values of weights.
+        adapted: Operations of the backbone with the adapter, of HIMALAYA where each token chooses its atoms; None if
+            they depend on the values of weights.
     """
 
     trainable: Mapping[str, int]

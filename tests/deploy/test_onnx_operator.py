@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from himalaya_adapter.deploy.onnx.active_set import active_set
 from himalaya_adapter.deploy.onnx.adapter_graph import adapter_cases, adapter_graph
 from himalaya_adapter.deploy.onnx.parity import compare, open_session
 from himalaya_adapter.deploy.onnx.tables import Tables, become_release, make_tables
@@ -14,6 +13,7 @@ from himalaya_adapter.deploy.onnx.update import exported_update
 from himalaya_adapter.deploy.onnx.writing import finish, function_free, write_function_free, write_model
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.himalaya import HimalayaConfig, SharedAdapter
+from himalaya_adapter.methods.himalaya.active_set import active_set
 
 TASKS = ("first", "second", "third")
 SMALL = {"core_atoms": 4, "elastic_atoms": 9, "leaf_size": 3, "hidden_params": 4000}
@@ -96,7 +96,7 @@ def test_positive_margins_mean_the_usual_atoms(noise: float) -> None:
     latents = torch.cat([torch.tanh(projected - tables.offset), torch.ones(2000, 1)], dim=1)
     held = torch.zeros(2000, dtype=torch.bool)
     for task, name in enumerate(TASKS):
-        usual = active_set(tables, task)
+        usual = active_set(tables.task_heads[task, : len(kept)], tables.most, tables.temperature, tables.core_atoms)
         shared.set_task(name)
         with torch.no_grad():
             coefficients, _ = shared.route(projected)

@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 from himalaya_adapter import HimalayaConfig
 from himalaya_adapter.methods.himalaya import SharedAdapter
+from himalaya_adapter.methods.himalaya.active_set import LARGEST_TREE_BONUS
 from himalaya_adapter.methods.himalaya.router import FINAL_TEMPERATURE_SHARE, budget_shift, task_code
-from himalaya_adapter.methods.himalaya.update import LARGEST_TREE_BONUS
 
 WIDTH = 48
 SEEDS = st.integers(0, 2**32 - 1)

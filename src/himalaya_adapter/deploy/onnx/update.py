@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.himalaya.active_set import LARGEST_TREE_BONUS, ActiveSet, active_set
 from himalaya_adapter.methods.himalaya.tree import LOWEST_LOG_MEMBERSHIP
-from himalaya_adapter.methods.himalaya.update import LARGEST_TREE_BONUS
 
-from .active_set import ActiveSet, active_set
 from .operator import DOMAIN, VERSION
 from .tables import SATURATED, Tables, no_tree
 
@@ -246,7 +245,8 @@ def exported_update(tables: Tables, routing: Routing | None = None) -> ExportedU
     Raises:
         HimalayaError: The form asked for would compute something else for a task.
     """
-    sets = [active_set(tables, task) for task in range(len(tables.task_codes))]
+    count, first_elastic = len(tables.codes), None if tables.tree is None else tables.core_atoms
+    sets = [active_set(head[:count], tables.most, tables.temperature, first_elastic) for head in tables.task_heads]
     unproved = [number for number, one in enumerate(sets) if len(one.margins) > 0]
     if unproved and (routing == "static" or (routing == "dynamic" and tables.tree is not None)):
         raise HimalayaError(

@@ -94,7 +94,8 @@ class SharedAdapter(SharedUpdate):
             embeddings: Input embeddings of the prompts, ``(b, s, d)``.
             mask: 0 at padding, ``(b, s)``.
         """
-        self._row_codes, _ = self.memory.infer(self.memory.features(embeddings, mask))
+        codes, _ = self.memory.infer(self.memory.features(embeddings, mask))
+        self._row_codes = codes[0] if bool((codes == codes[0]).all()) else codes
 
     @torch.no_grad()
     def observe_prompts(self, embeddings: Tensor, mask: Tensor) -> None:

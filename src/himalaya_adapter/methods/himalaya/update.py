@@ -5,10 +5,12 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import linear, pad
 
 from himalaya_adapter.methods.shared_state import SharedState
 
+from .active_set import LARGEST_TREE_BONUS, active_set
 from .config import HimalayaConfig
 from .dictionary import Dictionary, gram, rank_one_update, unit_coefficients
 from .router import (
@@ -21,19 +23,28 @@ from .router import (
 from .statistics import TaskStatistics
 from .tree import KDTree, Leaves
 
-# The tree may raise one atom's gate over another's by this much (in logits), too little to undo a task's own choice.
-LARGEST_TREE_BONUS = 0.5
 MASKED = -1e4
 TINY = torch.finfo(torch.float32).tiny
 
 
 class Maps(NamedTuple):
-    """What all layers of one shape compute with, made once per pass of the model (``k`` counts a probe row too)."""
+    """What all layers of one shape compute with, made once per pass of the model.
+
+    ``k`` atoms: all, and in training a probe row, or those of a `FixedRoute`.
+    """
 
     inward: Tensor  # latent directions, then atoms: (p + k, n)
     atoms_out: Tensor  # (k, m)
     gram_in: Tensor
     gram_out: Tensor
+
+
+class FixedRoute(NamedTuple):
+    """The route of a group of layers where it is certain that all tokens use the same ``m`` atoms."""
+
+    atoms: Tensor  # (m,)
+    head: Tensor  # (m + 1, p): the rows of their coefficients, and of the gain
+    bias: Tensor  # (m + 1,)
 
 
 class Routes(NamedTuple):
@@ -42,6 +53,7 @@ class Routes(NamedTuple):
     head: Tensor  # (2k + 1, p) or (b, 2k + 1, p)
     biases: Sequence[Tensor]  # of each group of layers, (2k + 1,) or (b, 1, 2k + 1); atoms not in use are closed
     leaves: Leaves | None
+    fixed: Sequence[FixedRoute | None]  # of each group of layers
 
 
 class SharedUpdate(SharedState):
@@ -73,13 +85,13 @@ class SharedUpdate(SharedState):
         self.register_buffer("code", torch.zeros(config.code_width))
         self.register_buffer("update_norm_max", torch.zeros(()))
         self.frozen = False  # one routing for all tokens of a group of layers (freezing.py); not stored
-        # The codes inferred from the prompts of the batch, ``(batch, e)``; nothing if the task is named.
+        # The codes inferred from a batch's prompts, ``(batch, e)``, or that of all, ``(e,)``; none for a named task.
         self._row_codes: Tensor | None = None
         # A zero vector added to r: its gradient is that of the loss by r, summed over tokens and layers.
         self._probe: Tensor | None = None
         self._shapes: set[tuple[int, int, torch.dtype]] = set()
-        # Made anew for each pass of the model.
-        self._maps: dict[tuple[int, int, torch.dtype], Maps] = {}
+        # Made anew for each pass of the model; the maps of a group of layers with a fixed route by its number, too.
+        self._maps: dict[tuple[int, int, torch.dtype, int | None], Maps] = {}
         self._routes: Routes | None = None
         self._tokens: Tensor | None = None
 
@@ -100,19 +112,45 @@ class SharedUpdate(SharedState):
         if self._growing:
             self._set_up_probe()  # a compiled layer could not make a leaf
         with torch.autocast(self.code.device.type, enabled=False):  # as in `forward`
-            self._maps = {shape: self._make_maps(*shape) for shape in self._shapes}
             self._routes = self._make_routes()
+            kinds = {group if fixed else None: fixed for group, fixed in enumerate(self._routes.fixed)}
+            self._maps = {
+                (*shape, group): self._make_maps(*shape, fixed)
+                for shape in self._shapes
+                for group, fixed in kinds.items()
+            }
 
     def _make_routes(self) -> Routes:
         head = self.router.task_head(self.code if self._row_codes is None else self._row_codes)
         open_rows = pad(self.in_use, (0, len(self.in_use) + 1), value=True)
         latent = len(self.router.projection)
         biases = head[..., latent:].masked_fill(~open_rows[:, None], MASKED).unbind(-1)
+        head = head[..., :latent].masked_fill(~open_rows[:, None], 0)
         return Routes(
-            head[..., :latent].masked_fill(~open_rows[:, None], 0),
+            head,
             biases if head.dim() == 2 else [bias[:, None] for bias in biases],
             None if self.tree is None else self.tree.as_leaves(),
+            [self._fixed_route(head, bias) for bias in biases],
         )
+
+    def _fixed_route(self, head: Tensor, bias: Tensor) -> FixedRoute | None:
+        """The route of one task's tokens in inference, if it is certain that all use the same atoms."""
+        if self.training or self.frozen or head.dim() > 2:
+            return None
+        if torch.compiler.is_compiling() or isinstance(head, FakeTensor):  # the atoms' places are not known
+            return None
+        count = len(self.in_use)
+        gates = torch.cat([head, bias[:, None]], dim=1)[:count].detach()
+        first_elastic = None if self.tree is None else self.config.core_atoms
+        found = active_set(gates, self.config.expected_active_atoms, self._final_temperature, first_elastic)
+        if len(found.margins) > 0:
+            return None
+        rows = pad(found.atoms + count, (0, 1), value=2 * count)
+        return FixedRoute(found.atoms, head[rows], bias[rows])
+
+    @property
+    def _final_temperature(self) -> float:
+        return self.config.temperature_init * FINAL_TEMPERATURE_SHARE
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation, as for every module."""
@@ -143,14 +181,23 @@ class SharedUpdate(SharedState):
             self._forget_pass()  # reentrant checkpointing: each layer will want a graph of its own
         # A layer shape is new in the very first pass only. It is not kept then: gradient checkpointing runs a layer
         # twice and wants the same operations both times.
-        maps = self._maps.get((width, output_width, dtype)) or self._make_maps(width, output_width, dtype)
-        self._shapes.add((width, output_width, dtype))
+        fixed = self._routes.fixed[group] if self._routes is not None else None
+        shape = (width, output_width, dtype)
+        maps = self._maps.get((*shape, group if fixed else None)) or self._make_maps(*shape, fixed)
+        self._shapes.add(shape)
         wide = torch.promote_types(dtype, torch.float32)
         rms = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=wide) / width**0.5
         projected = linear(hidden_states, maps.inward).to(wide)
         normalised = projected / rms.clamp_min(TINY)
         latent = len(self.router.projection)
-        coefficients, gain = self.static_routing(group) if self.frozen else self.route(normalised[..., :latent], group)
+        if self.frozen:
+            coefficients, gain = self.static_routing(group)
+        elif fixed is not None:
+            latents = torch.tanh(normalised[..., :latent] - self.router.offset)
+            outputs = linear(latents, fixed.head.to(wide), fixed.bias.to(wide))
+            coefficients, gain = outputs[..., :-1], self._gain(outputs[..., -1:])
+        else:
+            coefficients, gain = self.route(normalised[..., :latent], group)
         # A weight acts on its input as it is, the skip path on the normalised one.
         projections = (projected if self.config.placement == "weights" else normalised)[..., latent:]
         if self.config.norm_target == "residual":
@@ -173,9 +220,11 @@ class SharedUpdate(SharedState):
             self._probe = like.new_zeros(self.width, requires_grad=True)
         return self._probe
 
-    def _make_maps(self, width: int, output_width: int, dtype: torch.dtype) -> Maps:
+    def _make_maps(self, width: int, output_width: int, dtype: torch.dtype, fixed: FixedRoute | None) -> Maps:
         # Rounded to the input's precision before anything is computed from them: the norms then hold exactly.
         atoms = self.dictionary.atoms().to(dtype)
+        if fixed is not None:
+            atoms = atoms[fixed.atoms]
         count = len(atoms)
         if self._growing:
             atoms = torch.cat([atoms, self._set_up_probe()[None].to(dtype)])
@@ -209,10 +258,9 @@ class SharedUpdate(SharedState):
             below = membership.amax(-1, keepdim=True) - membership
             # The bonus -x / (1 + 2x): bounded, and with a gradient everywhere.
             logits[..., core:].addcdiv_(below, torch.rsub(below, 1, alpha=-1 / LARGEST_TREE_BONUS), value=-1)
-        gain = torch.ones_like(raw_gain) if self.config.gain == "fixed" else torch.tanh(raw_gain)
+        gain = self._gain(raw_gain)
         if not self.training or self.frozen:
-            temperature = self.config.temperature_init * FINAL_TEMPERATURE_SHARE
-            return final_gates(logits, most, temperature) * coefficients, gain
+            return final_gates(logits, most, self._final_temperature) * coefficients, gain
         # One draw per atom and layer, for all tokens: it is the same however a batch is spread over processes.
         uniform = torch.rand(atoms, device=logits.device).clamp_(1e-6, 1 - 1e-6)
         gates, expected = relaxed_gates(logits, torch.logit(uniform), most, self.temperature)
@@ -223,6 +271,9 @@ class SharedUpdate(SharedState):
             counted = self._tokens.flatten()
         self.statistics.add(seen, on, shares, counted)
         return gates * coefficients, gain
+
+    def _gain(self, raw: Tensor) -> Tensor:
+        return torch.ones_like(raw) if self.config.gain == "fixed" else torch.tanh(raw)
 
     def static_routing(self, group: int = 0) -> tuple[Tensor, Tensor]:
         """What `route` says at the centre of the latent space, z = 0, where the head's biases decide alone.

@@ -52,6 +52,7 @@ def learn(model: PeftModel, task: str, seed: int, steps: int = 6) -> list[dict]:
     handles = model.protect(optimizer)
     tokens = random_tokens(seed, batch=8)
     evictions = model.start_task(task, {"input_ids": tokens, "labels": tokens})
+    model.observe_prompts(tokens)
     model.train()
     for _ in range(steps):
         model(input_ids=tokens, labels=tokens).loss.backward()
@@ -213,3 +214,52 @@ def test_padding_does_not_take_part_in_the_start_of_a_task() -> None:
         base = model.unload()
     for unpadded, padded in zip(*starts, strict=True):
         torch.testing.assert_close(padded, unpadded, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"depth_groups": 2, "atoms_per_task": 6}], ids=["one-group", "two-groups"])
+def test_a_warm_start_is_the_function_of_the_earlier_task_that_fits_best(changes: dict) -> None:
+    small = {"core_atoms": 4, "elastic_atoms": 18, "code_width": 8, "hidden_params": 3_000, "grow": False}
+    model = get_peft_model(llama(), HimalayaConfig(task_type="CAUSAL_LM", warm_start=True, **small, **changes))
+    batches = {}
+    for index, name in enumerate(("first", "second")):
+        tokens = random_tokens(index, batch=8)
+        batches[name] = {"input_ids": tokens, "labels": tokens}
+        learn(model, name, seed=index, steps=30)
+    shared = shared_of(model)
+    before = {}
+    for name, batch in batches.items():
+        model.set_task(name)
+        before[name] = model(**batch).logits.detach()
+    events = model.start_task("third", batches["first"])
+    assert [event["event"] for event in events] == ["warm_start"]
+    assert events[0]["from"] == 0
+    assert events[0]["loss"] < events[0]["frozen_loss"]
+    inherited = model(**batches["first"])
+    torch.testing.assert_close(inherited.logits, before["first"], rtol=0, atol=2e-3)
+    with torch.no_grad():
+        shared.dictionary.elastic[shared.own_elastic] *= -1
+        shared.dictionary.elastic[shared.own_elastic] += 0.1
+    for name, logits in before.items():
+        model.set_task(name)
+        torch.testing.assert_close(model(**batches[name]).logits, logits, rtol=0, atol=1e-3)
+
+
+def test_a_task_that_no_earlier_one_fits_starts_as_the_frozen_model() -> None:
+    model = get_peft_model(llama(), HimalayaConfig(task_type="CAUSAL_LM", warm_start=True))
+    tokens = random_tokens(0)
+    examples = {"input_ids": tokens, "labels": tokens}
+    assert model.start_task("first", examples) == []  # there is no earlier one
+    model.observe_prompts(tokens)
+    shared = shared_of(model)
+
+    def harm(gain: float) -> float:
+        with torch.no_grad():
+            shared.router.head[-1] = gain * shared.code
+            loss = model(**examples).loss
+            with model.disable_adapter():
+                return (loss - model(**examples).loss).item()
+
+    assert max(harm(gain) for gain in (-2.0, 2.0)) > 0
+    harm(-2.0 if harm(-2.0) > 0 else 2.0)
+    model.end_task()
+    assert model.start_task("second", examples) == []

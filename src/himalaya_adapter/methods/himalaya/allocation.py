@@ -69,6 +69,26 @@ def borrow(shared: "SharedAdapter", worth: Tensor) -> Tensor:
     return torch.zeros_like(shared.in_use).index_fill_(0, best.indices, True) & shared.in_use
 
 
+def inherit(shared: "SharedAdapter", code: Tensor) -> None:
+    """Let the task start from what the task with ``code`` ``(e,)`` has learnt: its routing, and copies of its atoms.
+
+    The copies lie in the task's own slots, so the earlier task does not notice what becomes of them. Where these are
+    fewer than its open gates, the atoms whose gates are most open are copied.
+    """
+    count, core = len(shared.own), shared.config.core_atoms
+    source, target = shared.router.task_head(code), shared.router.task_head(shared.code).clone()
+    atoms, coefficients = shared.dictionary.atoms(), target[count:]  # a view
+    for group, serving in enumerate(serving_groups(shared).unbind(1)):
+        own = serving.nonzero().flatten()
+        gates = source[:count, group - shared.groups].masked_fill(~shared.in_use | shared.own, UNUSED_GATE)
+        most_open = gates.topk(len(own)).indices
+        coefficients[own] = source[count + most_open] * (gates[most_open] > 0)[:, None]
+        shared.dictionary.elastic[own - core] = atoms[most_open]
+    coefficients[-1] = source[-1]
+    shared.router.head.copy_(reset_head(shared.router.head, target, shared.head_projector, shared.code))
+    shared.rebuild_tree()
+
+
 def evict(shared: "SharedAdapter") -> dict[str, Any]:
     """Free the slot that earlier tasks miss least; what it did for them is handed over to other atoms.
 

@@ -74,6 +74,9 @@ class HimalayaConfig(TargetsConfig):
             its own biases in the router. More learn a task better, if `atoms_per_task` grows with them (three for each
             group), and cost storage, which still depends on neither layers nor tasks. Start from 1.
         expected_active_atoms (`int`): Most atoms a token may use, in expectation (gates) and in fact (top-k).
+        warm_start (`bool`):
+            Start a task from what the earlier task has learnt under whose name the loss of its first examples is
+            lowest, if that is lower than the frozen model's. `False`: every task starts as the frozen model.
         temperature_init (`float`):
             Temperature of the relaxed gates at the start of a task; annealed linearly to a tenth of it. Higher
             explores more atoms, learns slower. Start from 1.0.
@@ -123,6 +126,7 @@ class HimalayaConfig(TargetsConfig):
     expected_active_atoms: int = field(default=3, metadata={"help": "Most atoms a token may use."})
     atoms_per_task: int = field(default=3, metadata={"help": "Elastic atoms that a task may move."})
     depth_groups: int = field(default=1, metadata={"help": "Groups of layers that route for themselves."})
+    warm_start: bool = field(default=False, metadata={"help": "Start from the earlier task that fits best."})
     temperature_init: float = field(default=1.0, metadata={"help": "Gate temperature at the start of a task."})
     atom_step: float = field(default=1.0, metadata={"help": "The atoms' step, in steps of the optimiser."})
     protect: bool = field(default=True, metadata={"help": "Keep earlier tasks by projecting the steps."})

@@ -1,6 +1,7 @@
 """HIMALAYA as a PEFT tuner."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.shared_state import SharedStateModel
 
-from .allocation import forget_moments
+from .allocation import forget_moments, inherit
 from .config import HimalayaConfig
 from .layer import HimalayaLayer
 from .release import VALUES, pack, unpack
@@ -51,12 +52,14 @@ class HimalayaModel(SharedStateModel):
 
         Returns:
             The evictions that made room for the task: slot, importance, which atom stands in, what share survives.
+            With `warm_start` also which earlier task it starts from: that task's place in the memory of prompts, and
+            the loss of the first examples with what it has learnt and with the frozen model.
 
         Raises:
             HimalayaError: The adapter is merged, or was loaded from a release file.
         """
         refuse_if_merged(self.model, f"start_task('{name}')")
-        evictions = [event for shared in self._active() for event in shared.start_task(name)]
+        events = [event for shared in self._active() for event in shared.start_task(name)]
         if examples is not None:
             for adapter_name in self.active_adapters:
                 shared = cast(SharedAdapter, self._shared[adapter_name])
@@ -67,7 +70,9 @@ class HimalayaModel(SharedStateModel):
                 if shared.tasks_learnt == 0:
                     shared.fit_projection(inputs)
                 shared.promote(name, curvature)
-        return evictions
+                if shared.config.warm_start and shared.own.any():
+                    events += self._warm_start(shared, examples)
+        return events
 
     def anneal(self, progress: float) -> None:
         """Lower the gates' temperature; ``progress`` in [0, 1] is the share of the task's steps done."""
@@ -248,6 +253,24 @@ class HimalayaModel(SharedStateModel):
             for handle in handles:
                 handle.remove()
         return torch.cat(inputs) if inputs else torch.empty(0, shared.width), curvature
+
+    @torch.no_grad()
+    def _warm_start(self, shared: SharedAdapter, examples: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Let the task start from the earlier one that fits a few of its examples best, if any fits at all."""
+        batch, _ = next(_batches(examples))
+        code, known, was_training = shared.code.clone(), shared.memory.known_codes(), self.training
+        self.eval()
+        losses = []
+        for candidate in (code, *known):
+            shared.code.copy_(candidate)
+            losses.append(self(**batch).loss.item())
+        shared.code.copy_(code)
+        self.train(was_training)
+        loss, place = min((loss, place) for place, loss in enumerate(losses, start=-1) if math.isfinite(loss))
+        if place < 0:
+            return []
+        inherit(shared, known[place])
+        return [{"event": "warm_start", "from": place, "loss": loss, "frozen_loss": losses[0]}]
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 

@@ -92,6 +92,11 @@ class TaskMemory(nn.Module):
         self.closed += 1
         self.task_moment.zero_()
 
+    def known_codes(self) -> Tensor:
+        """The codes ``(n, e)`` of the tasks that have a slot."""
+        slots, width = self.codes.shape
+        return (self.codes[: min(int(self.tasks), slots)].float() * 2 - 1) / width**0.5
+
     @torch.no_grad()
     def infer(self, features: Tensor) -> tuple[Tensor, Tensor]:
         r"""The codes of the tasks that prompts come from.
@@ -101,13 +106,11 @@ class TaskMemory(nn.Module):
             distance to the task's mean, on average ``q`` for the task's own prompts. All are 0 as long as no task has
             been learnt.
         """
-        slots, width = self.codes.shape
-        known = min(int(self.tasks), slots)
-        if known == 0:
-            return features.new_zeros(len(features), width), features.new_zeros(len(features))
+        known = self.known_codes().to(features.dtype)
+        if len(known) == 0:
+            return features.new_zeros(len(features), known.shape[1]), features.new_zeros(len(features))
         variances, directions = torch.linalg.eigh(self.covariance.double() / self.closed)
         whitening = directions / (variances.clamp_min(0) + RIDGE).sqrt()  # clamped: rounding can make them negative
-        gaps = features.double()[:, None] - self.means[:known].double()
+        gaps = features.double()[:, None] - self.means[: len(known)].double()
         distance, nearest = (gaps @ whitening).square().mean(-1).min(dim=1)
-        codes = (self.codes[nearest].to(features.dtype) * 2 - 1) / width**0.5
-        return codes, (TYPICAL / distance.clamp_min(TYPICAL)).to(features.dtype)
+        return known[nearest], (TYPICAL / distance.clamp_min(TYPICAL)).to(features.dtype)

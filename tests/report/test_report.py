@@ -108,11 +108,15 @@ def test_events_are_counted_task_by_task(make_run: MakeRun) -> None:
     names = [f"{number}. {task}" for number, task in enumerate(SIX_TASKS, start=1)]
     assert [row[0] for row in rows] == names
     # added, replaced, similarity (0.25 and 0.5), evicted, survives (0.875), dropped, free atoms and directions
-    assert rows[0][1:] == ["1", "1", "0.375", "0", "0.875", "0", "13", "231"]
-    assert rows[2][1:] == ["1", "1", "0.385", "0", "0.875", "1", "7", "213"]
-    assert rows[5][1:] == ["1", "1", "0.400", "1", "0.500", "0", "0", "186"]
+    assert rows[0][1:] == ["1", "1", "0.375", "0", "0.875", "0", "13", "231", "–"]
+    assert rows[2][1:] == ["1", "1", "0.385", "0", "0.875", "1", "7", "213", "–"]
+    assert rows[5][1:] == ["1", "1", "0.400", "1", "0.500", "0", "0", "186", "–"]
+    text = (folder / "events.jsonl").read_text(encoding="utf-8")
+    warm = {"event": "warm_start", "index": 2, "task": SIX_TASKS[2], "step": 0, "from": 1, "loss": 2.0}
+    (folder / "events.jsonl").write_text(json.dumps(warm) + "\n" + text, encoding="utf-8")
+    assert [row[9] for row in growth_table(read_run(folder))] == ["–", "–", names[1], "–", "–", "–"]
     page = read_page(write_run_report(folder))
-    assert all(text in page.text for text in ("Events, task by task", "0.385", "213"))
+    assert all(text in page.text for text in ("Events, task by task", "0.385", "213", "Warm start from"))
 
 
 def test_dropped_steps_are_shown_for_every_method(make_run: MakeRun) -> None:

@@ -14,7 +14,7 @@ from himalaya_adapter.report.run_folder import RunRecord
 
 TABLE_HEADER = (
     *("Task", "Atoms added", "Own atoms replaced", "Similarity", "Atoms evicted", "Survives", "Steps dropped"),
-    *("Free atoms", "Free directions"),
+    *("Free atoms", "Free directions", "Warm start from"),
 )
 MARKS = {  # label, marker and colour of what the timeline shows
     "added": ("atom added", "o", "#0072B2"),
@@ -39,6 +39,7 @@ def growth_table(run: RunRecord) -> list[list[str]]:
             _mean([event["survives"] for event in _events(run, end["index"]) if "survives" in event]),
             str(len(_of_kind(run, "dropped", end["index"]))),
             *(str(end[key]) if end.get(key) is not None else "–" for key in ("free_atoms", "head_directions_left")),
+            _start(run, end["index"]),
         ]
         for end in run.task_ends
     ]
@@ -133,6 +134,12 @@ def _of_kind(run: RunRecord, kind: str, index: int) -> list[dict[str, Any]]:
         return [event for event in _promotions(run, index) if ("evicted" in event) == (kind == "replaced")]
     name = {"evicted": "eviction", "dropped": "skipped_step"}[kind]
     return [event for event in _events(run, index) if event["event"] == name]
+
+
+def _start(run: RunRecord, index: int) -> str:
+    """Which earlier task a task started from, if it did; the event names it by its place among those learnt."""
+    starts = [event["from"] for event in _events(run, index) if event["event"] == "warm_start"]
+    return f"{starts[0] + 1}. {run.task_ends[starts[0]]['task']}" if starts else "–"
 
 
 def _mean(values: Sequence[float]) -> str:

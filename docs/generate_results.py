@@ -34,9 +34,10 @@ IN_SHORT = (ABLATIONS, "first10", "first15", "last15")  # as a whole, not task b
 SECTIONS = {
     "demo": ["himalaya", "lora"],
     "package25": [
-        *("himalaya-package25", "himalaya-groups-package25", "himalaya-unprotected-package25"),
-        *("himalaya-strict-package25", "lilac-package25"),
-        *("loreft-package25", "olora-package25", "ia3-package25", "lora-ewc-package25", "lora-package25", "frozen"),
+        *("himalaya-package25", "himalaya-warm-package25", "himalaya-groups-package25"),
+        *("himalaya-unprotected-package25", "himalaya-strict-package25", "lilac-package25"),
+        *("loreft-package25", "olora-package25", "ia3-package25", "lora-ewc-package25", "lora-package25", "loreft-independent-package25"),
+        "frozen",
         *("himalaya-package25-seed1", "lora-ewc-package25-seed1"),
     ],
     ABLATIONS: [

@@ -36,8 +36,8 @@ SECTIONS = {
     "package25": [
         *("himalaya-package25", "himalaya-warm-package25", "himalaya-groups-package25"),
         *("himalaya-unprotected-package25", "himalaya-strict-package25", "lilac-package25"),
-        *("loreft-package25", "olora-package25", "ia3-package25", "lora-ewc-package25", "lora-package25", "loreft-independent-package25"),
-        "frozen",
+        *("loreft-package25", "olora-package25", "ia3-package25", "lora-ewc-package25", "lora-package25"),
+        *("loreft-independent-package25", "frozen"),
         *("himalaya-package25-seed1", "lora-ewc-package25-seed1"),
     ],
     ABLATIONS: [

@@ -39,7 +39,8 @@ def script(path: Path) -> ModuleType:
 )
 def test_the_tables_are_generated_from_the_committed_runs(section: str) -> None:
     module = script(GENERATOR)
-    assert module.written(section) == module.generated(section), "run: python docs/generate_results.py"
+    for name in (section, section + module.IN_DETAIL) if section in module.DETAILED else (section,):
+        assert module.written(name) == module.generated(name), "run: python docs/generate_results.py"
 
 
 @pytest.mark.parametrize("picture", ["retained_accuracy", "retained_accuracy_15", "learning_by_position"])
@@ -52,6 +53,25 @@ def test_the_pictures_show_the_committed_runs(picture: str) -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.parent.relative_to(path.parents[2])))
 def test_one_command_repeats_each_row(config: Path) -> None:
     assert compose_run([f"run={config}"]).run.run_id == config.parent.name
+
+
+def test_what_needs_no_learning_scores_what_the_page_says() -> None:
+    """The better of the constant answer and the copied prompt, as the page of streams has them."""
+    page = (ROOT / "docs" / "streams.md").read_text(encoding="utf-8").split("### package_stream_25")[1]
+    rows = [line.split("|") for line in page.split("| archive | MB")[0].splitlines() if line.startswith("| ")]
+    constant, copied = (rows[0].index(f" {name} ") for name in ("constant", "copy"))
+    floors = [max(float(row[constant].strip() or 0), float(row[copied].strip() or 0)) for row in rows[1:]]
+    assert len(floors) == 25
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert f"scores {statistics.mean(floors):.2f} on average" in " ".join(results.split())
+    above = {}
+    for name in ("himalaya", "loreft", "lilac", "lora-ewc", "lora"):
+        last = read_json(ROOT / "benchmarks" / "results" / "package25" / f"{name}-package25" / "matrix.json")["rows"][
+            -1
+        ]
+        above[name] = sum(cell["score"] > floor for cell, floor in zip(last, floors, strict=True))
+    told = "HIMALAYA is above that on {himalaya} tasks, LoReFT on {loreft}, LILAC on {lilac}, LoRA + EWC on {lora-ewc}"
+    assert told.format_map(above) in " ".join(results.split())
 
 
 def test_the_shorter_streams_are_parts_of_the_longer_one() -> None:

@@ -39,8 +39,8 @@ PAIRED, EXPECTED = "Paired tests", "The source's expected results"
 SECTIONS = {
     "demo": ["himalaya", "lora"],
     "package25": [
-        *("himalaya-package25", "himalaya-warm-package25", "himalaya-groups-package25"),
-        *("himalaya-unprotected-package25", "himalaya-strict-package25", "lilac-package25"),
+        *("himalaya-package25", "himalaya-warm-package25", "himalaya-unprotected-package25"),
+        *("himalaya-strict-package25", "lilac-package25"),
         *("loreft-package25", "olora-package25", "ia3-package25", "lora-ewc-package25", "lora-package25"),
         *("loreft-independent-package25", "frozen"),
         *("himalaya-package25-seed1", "lora-ewc-package25-seed1"),

@@ -9,7 +9,6 @@ import onnx
 import pytest
 import torch
 from onnxruntime import InferenceSession
-from peft import get_peft_model
 from tiny_runs import TASKS, run_words
 from transformers import (
     AutoModelForCausalLM,
@@ -20,7 +19,6 @@ from transformers import (
     PretrainedConfig,
 )
 
-from himalaya_adapter import HimalayaConfig
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.deploy.onnx.decoder_graph import decoder_graph
@@ -182,13 +180,6 @@ def test_another_method_names_the_way_out(place: Path, capsys: pytest.CaptureFix
     assert main([*run_words(place, "LORA"), f"results_dir={place / 'out'}"]) == 0
     with pytest.raises(HimalayaError, match=r"LORA has no ONNX operator: merge .*merge_and_unload"):
         load_for_onnx(place / "out" / "lora")
-
-
-def test_groups_of_layers_name_the_way_out(place: Path, tmp_path: Path) -> None:
-    base = AutoModelForCausalLM.from_pretrained(place / "backbone")
-    get_peft_model(base, HimalayaConfig(task_type="CAUSAL_LM", depth_groups=2)).save_pretrained(tmp_path)
-    with pytest.raises(HimalayaError, match=r"depth_groups=2 has no ONNX operator.*--format lora"):
-        load_for_onnx(tmp_path, ["echo"], backbone=str(place / "backbone"))
 
 
 def test_a_release_outside_of_a_run_is_exported_by_the_names_of_its_tasks(

@@ -82,8 +82,8 @@ CASES = {
     "llama-oblong": Case(llama, OBLONG),
     "llama-fixed-gain": Case(llama, {"gain": "fixed"}),
     "llama-residual-norm": Case(llama, SQUARE | {"norm_target": "residual"}),
-    "qwen2-stream": Case(qwen2, {"depth_groups": 2}),
-    "qwen2-oblong": Case(qwen2, OBLONG | {"depth_groups": 3}),
+    "qwen2-stream": Case(qwen2),
+    "qwen2-oblong": Case(qwen2, OBLONG),
     "opt-weights": Case(opt, OF_OPT),
 }
 # Methods whose update is one matrix per module, the same for all tokens.

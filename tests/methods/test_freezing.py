@@ -31,35 +31,27 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
 
 
 @every_case
-def test_frozen_all_tokens_and_layers_of_a_group_have_the_same_update(case: Case) -> None:
+def test_frozen_all_tokens_and_layers_have_the_same_update(case: Case) -> None:
     """The oracle: the routing at z = 0, r and its slices as dense vectors, γ r_m r_nᵀ times each layer's input."""
     model = adapted(case)
     model.freeze_routing("a")
     shared = model.base_model.himalaya_shared["default"]
-
-    @torch.no_grad()
-    def route(group: int) -> tuple[torch.Tensor, torch.Tensor]:
-        head = torch.einsum("e,ole->ol", shared.code, shared.router.head)[:, len(shared.router.projection) + group]
+    with torch.no_grad():
+        head = torch.einsum("e,ole->ol", shared.code, shared.router.head)[:, -1]
         gates, coefficients, gain = head[:40], head[40:80], head[80]
         if shared.tree is not None:
             membership = shared.tree.log_membership(torch.zeros(1, len(shared.router.projection)).double())[0]
             below = membership.max() - membership
             gates[24:] -= below / (1 + below / 0.5)
-        gates = gates.masked_fill(~shared.in_use, -1e4)
-        top = gates.topk(3).indices
-        expected = torch.sigmoid((gates - gates[top][:, None]) / 0.1).sum(1)
-        on = torch.zeros(40).double()
-        on[top[(gates[top] > 0) & (expected < 3)]] = 1
-        on[top[0]] = 1
+        on = torch.zeros(40).double().index_fill(0, gates.masked_fill(~shared.in_use, -1e4).topk(3).indices, 1)
+        direction = (on * coefficients) @ shared.dictionary.atoms()
         gamma = torch.tanh(gain) if shared.config.gain == "learned" else torch.ones(())
         if shared.config.norm_target == "residual":
             gamma = gamma / shared.width**0.5
-        return (on * coefficients) @ shared.dictionary.atoms(), gamma
-
     updates = []
 
     def compare(layer: HimalayaLayer, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        x, (direction, gamma) = inputs[0], route(layer.group["default"])
+        x = inputs[0]
         inward, outward = direction[: x.shape[-1]], direction[: output.shape[-1]]
         if shared.config.placement == "residual_stream":
             x = x / x.square().mean(-1, keepdim=True).sqrt()

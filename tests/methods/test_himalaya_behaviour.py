@@ -16,7 +16,7 @@ def test_the_trainable_parameters_are_the_head_the_elastic_atoms_and_the_thresho
     model = case.adapted()
     shared = model.base_model.himalaya_shared["default"]
     latent = len(shared.router.projection)
-    head = (2 * 40 + 1) * (latent + shared.groups) * 32
+    head = (2 * 40 + 1) * (latent + 1) * 32
     assert model.get_nb_trainable_parameters()[0] == head + 16 * shared.width + shared.tree.thresholds.numel()
     assert head + latent * shared.width <= 45_000
 
@@ -69,8 +69,8 @@ def test_a_token_uses_at_most_three_atoms(case: Case, monkeypatch) -> None:
     shared = model.base_model.himalaya_shared["default"]
     route, used = shared.route, []
 
-    def count(projected: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-        coefficients, gain = route(projected, group)
+    def count(projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        coefficients, gain = route(projected)
         used.append((coefficients != 0).sum(-1))
         return coefficients, gain
 

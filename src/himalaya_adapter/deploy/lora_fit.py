@@ -200,7 +200,7 @@ def _observe(
     def count(number: int) -> Any:
         def add(layer: Any, positional: tuple[Tensor, ...], named: dict[str, Tensor], _: Any) -> None:
             hidden_states = positional[0] if positional else named["hidden_states"]
-            update = layer.update(model.active_adapter, hidden_states, len(bases[number]))
+            update = layer.shared[model.active_adapter](hidden_states, len(bases[number]))
             seen = [one.reshape(-1, one.shape[-1])[tokens].float() for one in (inputs.pop(number), update)]
             moments[number].add(seen[0], seen[1] @ bases[number])
 

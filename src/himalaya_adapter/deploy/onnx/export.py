@@ -76,8 +76,7 @@ def load_for_onnx(
         backbone: As for `load_adapter`.
 
     Raises:
-        HimalayaError: As `load_adapter`; an unknown task; a method, placement or `depth_groups` that has no
-            operator.
+        HimalayaError: As `load_adapter`; an unknown task; a method or placement that has no operator.
     """
     loaded = load_adapter(folder, dtype="float32", backbone=backbone)
     chosen = loaded.chosen_tasks(tasks)
@@ -89,10 +88,6 @@ def load_for_onnx(
     if config.placement != "residual_stream":
         raise HimalayaError(
             f"placement '{config.placement}' has no ONNX operator, only 'residual_stream' has: use --format lora"
-        )
-    if config.depth_groups > 1:
-        raise HimalayaError(
-            f"depth_groups={config.depth_groups} has no ONNX operator, only one group of layers has: use --format lora"
         )
     shared = loaded.model.base_model.himalaya_shared["default"]
     tables = make_tables(become_release(shared, config), config, chosen)

@@ -52,7 +52,7 @@ class ExportedUpdate(nn.Module):
         """The operator's inputs, after x, that depend on the tasks ``(b,)``."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, output_width: int, group: int = 0) -> Tensor:  # one group is exported
+    def forward(self, x: Tensor, output_width: int) -> Tensor:
         """The update ``(b, s, d)``."""
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{self.function}",

@@ -39,19 +39,6 @@ def allocate(shared: "SharedAdapter") -> list[dict[str, Any]]:
     return evictions
 
 
-def serving_groups(shared: "SharedAdapter") -> Tensor:
-    """In which groups of layers each of the task's own atoms serves, ``(k, g)``: as evenly as they can be dealt out.
-
-    With fewer atoms than groups one atom serves neighbouring groups.
-    """
-    own, groups = shared.own.nonzero().flatten(), shared.groups
-    serving = shared.own.new_zeros(len(shared.own), groups)
-    places = max(len(own), groups)
-    for place in range(places):
-        serving[own[place * len(own) // places], place * groups // places] = True
-    return serving
-
-
 def borrow(shared: "SharedAdapter", worth: Tensor) -> Tensor:
     """Atoms of others, as many as may be active, for a task that has none of its own: those worth most to it.
 
@@ -72,19 +59,17 @@ def borrow(shared: "SharedAdapter", worth: Tensor) -> Tensor:
 def inherit(shared: "SharedAdapter", code: Tensor) -> None:
     """Let the task start from what the task with ``code`` ``(e,)`` has learnt: its routing, and copies of its atoms.
 
-    The copies lie in the task's own slots, so the earlier task does not notice what becomes of them. Where these are
-    fewer than its open gates, the atoms whose gates are most open are copied.
+    The copies lie in the task's own slots, at least as many as a token may use, so the earlier task does not notice
+    what becomes of them.
     """
-    count, core = len(shared.own), shared.config.core_atoms
+    count, own = len(shared.own), shared.own.nonzero().flatten()
     source, target = shared.router.task_head(code), shared.router.task_head(shared.code).clone()
-    atoms, coefficients = shared.dictionary.atoms(), target[count:]  # a view
-    for group, serving in enumerate(serving_groups(shared).unbind(1)):
-        own = serving.nonzero().flatten()
-        gates = source[:count, group - shared.groups].masked_fill(~shared.in_use | shared.own, UNUSED_GATE)
-        most_open = gates.topk(len(own)).indices
-        coefficients[own] = source[count + most_open] * (gates[most_open] > 0)[:, None]
-        shared.dictionary.elastic[own - core] = atoms[most_open]
-    coefficients[-1] = source[-1]
+    most_open = source[:count, -1].masked_fill(~shared.in_use | shared.own, UNUSED_GATE).topk(len(own)).indices
+    is_open = source[most_open, -1] > 0
+    target[own] = torch.where(is_open[:, None], source[most_open], target[own])
+    target[count + own] = source[count + most_open] * is_open[:, None]
+    target[-1] = source[-1]
+    shared.dictionary.elastic[own - shared.config.core_atoms] = shared.dictionary.atoms()[most_open]
     shared.router.head.copy_(reset_head(shared.router.head, target, shared.head_projector, shared.code))
     shared.rebuild_tree()
 
@@ -98,9 +83,6 @@ def evict(shared: "SharedAdapter") -> dict[str, Any]:
     core, importance = shared.config.core_atoms, shared.importance
     slots = shared.in_use[core:].nonzero().flatten().tolist()
     together = shared.consolidation.shared_use()
-    if shared.groups > 1:
-        serving = shared.consolidation.serving_groups(shared.router.head, shared.groups).to(together.dtype)
-        together = together * (serving @ serving.T > 0)
     stand_ins = _stand_ins(shared, slots, together) if shared.config.consolidate else {}
     missed = {slot: importance[slot].item() for slot in slots}
     for slot, stand_in in stand_ins.items():
@@ -109,9 +91,7 @@ def evict(shared: "SharedAdapter") -> dict[str, Any]:
     event = {"event": "eviction", "slot": slot, "importance": importance[slot].item()}
     if slot in stand_ins:
         stand_in = stand_ins[slot]
-        head = imprint(
-            shared.router.head, core + slot, stand_in, shared.consolidation, OWN_GATE, UNUSED_GATE, shared.groups
-        )
+        head = imprint(shared.router.head, core + slot, stand_in, shared.consolidation, OWN_GATE, UNUSED_GATE)
         shared.router.head.copy_(head)
         shared.consolidation.hand_over(core + slot, stand_in)
         if stand_in.newcomer >= core:
@@ -167,11 +147,8 @@ def grow(shared: "SharedAdapter") -> dict[str, Any] | None:
     else:
         return None  # what is left belongs to other tasks
     direction = principal_direction(residuals)
-    gate = target[core + slot, -shared.groups :].clone()
-    serving = gate > 0 if slot in own and (gate > 0).any() else torch.ones_like(gate, dtype=torch.bool)
     target[core + slot], coefficients[core + slot] = 0, 0
-    target[core + slot, -shared.groups :] = torch.where(serving, OWN_GATE, gate)
-    coefficients[core + slot, -shared.groups :] = GROWN_COEFFICIENT
+    target[core + slot, -1], coefficients[core + slot, -1] = OWN_GATE, GROWN_COEFFICIENT
     shared.router.head.copy_(reset_head(shared.router.head, target, shared.head_projector, shared.code))
     shared.dictionary.elastic[slot] = direction
     shared.in_use[core + slot] = shared.own[core + slot] = True

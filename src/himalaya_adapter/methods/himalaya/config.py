@@ -31,7 +31,6 @@ AT_LEAST_ONE = (
     "atoms_per_task",
     "expected_active_atoms",
     "leaf_size",
-    "depth_groups",
     "growth_window",
     "fisher_projection_steps",
 )
@@ -66,17 +65,13 @@ class HimalayaConfig(TargetsConfig):
             Width of a task's code. Tasks beyond about this number share head directions; larger leaves fewer latent
             dimensions within `hidden_params`. Start from 32.
         atoms_per_task (`int`):
-            Elastic atoms that a task may move. More learn a task better (up to `expected_active_atoms` for each of the
-            `depth_groups`); when `elastic_atoms / atoms_per_task` tasks have been learnt, further ones must reuse
-            atoms. Start from 3.
-        depth_groups (`int`):
-            Groups of consecutive layers that route for themselves: a task's atoms are dealt out to them, and each has
-            its own biases in the router. More learn a task better, if `atoms_per_task` grows with them (three for each
-            group), and cost storage, which still depends on neither layers nor tasks. Start from 1.
+            Elastic atoms that a task may move. More learn a task better (up to `expected_active_atoms`); when
+            `elastic_atoms / atoms_per_task` tasks have been learnt, further ones must reuse atoms. Start from 3.
         expected_active_atoms (`int`): Most atoms a token may use, in expectation (gates) and in fact (top-k).
         warm_start (`bool`):
             Start a task from what the earlier task has learnt under whose name the loss of its first examples is
-            lowest, if that is lower than the frozen model's. `False`: every task starts as the frozen model.
+            lowest, if that is lower than the frozen model's and the task has as many atoms as a token may use.
+            `False`: every task starts as the frozen model.
         temperature_init (`float`):
             Temperature of the relaxed gates at the start of a task; annealed linearly to a tenth of it. Higher
             explores more atoms, learns slower. Start from 1.0.
@@ -125,7 +120,6 @@ class HimalayaConfig(TargetsConfig):
     code_width: int = field(default=32, metadata={"help": "Width of a task's code."})
     expected_active_atoms: int = field(default=3, metadata={"help": "Most atoms a token may use."})
     atoms_per_task: int = field(default=3, metadata={"help": "Elastic atoms that a task may move."})
-    depth_groups: int = field(default=1, metadata={"help": "Groups of layers that route for themselves."})
     warm_start: bool = field(default=False, metadata={"help": "Start from the earlier task that fits best."})
     temperature_init: float = field(default=1.0, metadata={"help": "Gate temperature at the start of a task."})
     atom_step: float = field(default=1.0, metadata={"help": "The atoms' step, in steps of the optimiser."})

@@ -104,16 +104,6 @@ class Consolidation(nn.Module):
         """How much tasks used atoms together, ``(k, k)``: the sum over past tasks of the products of their shares."""
         return self.users() @ self.code_use.T
 
-    def serving_groups(self, head: Tensor, groups: int) -> Tensor:
-        """In which of the ``g`` groups of layers each atom was on for those who used it, ``(k, g)``.
-
-        Args:
-            head: ``(2k + 1, p + g, e)``.
-            groups: How many groups there are.
-        """
-        gates = head[: len(self.code_use), -groups:]
-        return torch.einsum("kge,ke->kg", gates, self.code_use) > 0
-
     def stand_in(
         self, atoms: Tensor, slot: int, shared_use: Tensor, usable: Tensor, residuals: Tensor, steps: int
     ) -> StandIn:
@@ -154,45 +144,35 @@ class Consolidation(nn.Module):
         self.code_use[slot] = 0
 
 
-def imprint(
-    head: Tensor,
-    slot: int,
-    stand_in: StandIn,
-    consolidation: Consolidation,
-    on: float,
-    off: float,
-    groups: int,
-) -> Tensor:
+def imprint(head: Tensor, slot: int, stand_in: StandIn, consolidation: Consolidation, on: float, off: float) -> Tensor:
     """Rewrite the router's head for the past tasks, so that the stand-in serves where atom ``slot`` did.
 
     Coefficients of the stand-in take over those of the atom; the newcomer's gate opens for the tasks that used the
     atom; the atom itself is closed to all past tasks, so that what overwrites it cannot reach them.
 
     Args:
-        head: ``(2k + 1, p + g, e)``.
+        head: ``(2k + 1, p + 1, e)``.
         slot: The atom that is to be overwritten.
         stand_in: What takes its place.
         consolidation: Who has used which atom.
         on: Logit of an open gate.
         off: Logit of a closed gate.
-        groups: Groups of layers ``g``.
 
     Returns:
         The new head.
     """
     head = head.clone()
     atoms = len(stand_in.weights)
-    serving = consolidation.serving_groups(head, groups)[slot]
     every = torch.zeros_like(head[0, 0])
     every[0] = len(every) ** 0.5  # 1 for every code: their first entry is always positive
     head[atoms : 2 * atoms] += stand_in.weights[:, None, None] * head[atoms + slot]
     times_used = every @ consolidation.code_use[slot]
     if times_used > 0:
-        users = consolidation.users()[slot]
-        for group, gate in enumerate(head[stand_in.newcomer, -groups:]):
-            if groups == 1 or serving[group]:
-                mean = gate @ consolidation.code_use[slot] / times_used
-                gate += (on - mean.clamp(off, on)) * users  # more tasks than codes: the mean is no mean any more
+        gate = head[stand_in.newcomer, -1]
+        mean = gate @ consolidation.code_use[slot] / times_used
+        gate += (on - mean.clamp(off, on)) * consolidation.users()[
+            slot
+        ]  # more tasks than codes: the mean is no mean any more
     head[[slot, atoms + slot]] = 0
-    head[slot, -groups:] = off * every
+    head[slot, -1] = off * every
     return head

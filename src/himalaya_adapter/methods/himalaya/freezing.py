@@ -18,20 +18,19 @@ BESIDE_THE_WEIGHTS = (
 )
 
 
-def static_factors(shared: SharedUpdate, width: int, output_width: int, group: int) -> tuple[Tensor, Tensor]:
+def static_factors(shared: SharedUpdate, width: int, output_width: int) -> tuple[Tensor, Tensor]:
     r"""The frozen update :math:`\gamma\,r_m r_n^\top` of a linear module as the factors of a LoRA of rank 1.
 
     Args:
         shared: A frozen adapter.
         width: Inputs ``n`` of the module.
         output_width: Its outputs ``m``.
-        group: The group of layers that it belongs to.
 
     Returns:
         ``A = r_n``, ``(1, n)``, and ``B = γ r_m``, ``(m, 1)``, in at least 32 bits.
     """
     with torch.no_grad():
-        coefficients, gain = shared.static_routing(group)
+        coefficients, gain = shared.static_routing()
         direction = coefficients @ shared.dictionary.atoms().to(coefficients.dtype)
         if shared.config.norm_target == "residual":
             gain = gain / shared.width**0.5

@@ -20,7 +20,6 @@ class HimalayaLayer(nn.Module, MergeableLayer):
 
     # A plain dictionary, so that torch does not register the shared modules once per layer.
     adapter_layer_names = ("shared",)
-    other_param_names = ("group",)
 
     extra_repr = quantization_extra_repr
 
@@ -32,7 +31,6 @@ class HimalayaLayer(nn.Module, MergeableLayer):
         self.out_features = getattr(base_layer, "out_features", None)
         self.merged_adapters: list[str] = []
         self.shared: dict[str, SharedAdapter] = {}
-        self.group: dict[str, int] = {}
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """``A``, ``(1, in)``, and ``B``, ``(out, 1)``, of the frozen update of a linear module's weight, ``B A``.
@@ -47,7 +45,7 @@ class HimalayaLayer(nn.Module, MergeableLayer):
             raise NotImplementedError(BESIDE_THE_WEIGHTS.format(type(base).__name__))
         if not shared.frozen:
             raise NotImplementedError(PER_TOKEN)
-        return static_factors(shared, base.in_features, base.out_features, self.group[name])
+        return static_factors(shared, base.in_features, base.out_features)
 
     def get_delta_weight(self, name: str) -> Tensor:
         """The frozen update of the weight, ``(out, in)``.
@@ -63,10 +61,6 @@ class HimalayaLayer(nn.Module, MergeableLayer):
         shared = self.shared.get(adapter_name)
         return shared is not None and shared.frozen and shared.config.placement == "weights"
 
-    def update(self, name: str, hidden_states: Tensor, output_width: int) -> Tensor:
-        """What adapter ``name`` adds to the output ``(..., output_width)`` for inputs ``(..., n)``."""
-        return self.shared[name](hidden_states, output_width, self.group[name])
-
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the base layer and add the updates; a tuple's first element is the one that is updated."""
         if self.disable_adapters and self.merged:
@@ -78,5 +72,5 @@ class HimalayaLayer(nn.Module, MergeableLayer):
         output = first
         for name in self.active_adapters:
             if name in self.shared:
-                output = output + self.update(name, hidden_states, output.shape[-1]).to(output.dtype)
+                output = output + self.shared[name](hidden_states, output.shape[-1]).to(output.dtype)
         return (output, *result[1:]) if isinstance(result, tuple) else output

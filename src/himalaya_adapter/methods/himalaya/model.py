@@ -1,7 +1,6 @@
 """HIMALAYA as a PEFT tuner."""
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -53,7 +52,7 @@ class HimalayaModel(SharedStateModel):
         Returns:
             The evictions that made room for the task: slot, importance, which atom stands in, what share survives.
             With `warm_start` also which earlier task it starts from: that task's place in the memory of prompts, and
-            the loss of the first examples with what it has learnt and with the frozen model.
+            the loss of the first examples with what it has learnt and with a fresh start.
 
         Raises:
             HimalayaError: The adapter is merged, or was loaded from a release file.
@@ -70,7 +69,7 @@ class HimalayaModel(SharedStateModel):
                 if shared.tasks_learnt == 0:
                     shared.fit_projection(inputs)
                 shared.promote(name, curvature)
-                if shared.config.warm_start and shared.own.any():
+                if shared.config.warm_start and shared.own.sum() >= shared.config.expected_active_atoms:
                     events += self._warm_start(shared, examples)
         return events
 
@@ -141,7 +140,7 @@ class HimalayaModel(SharedStateModel):
             shared.set_task(name)
 
     def freeze_routing(self, name: str) -> None:
-        r"""Answer as task ``name`` with one update :math:`\gamma\,r_m r_n^\top` for all tokens of a group of layers.
+        r"""Answer as task ``name`` with one update :math:`\gamma\,r_m r_n^\top` for all tokens and layers.
 
         The routing is the one at the centre of the latent space, so no data is needed, and what differs from token to
         token is lost: measure the score before you rely on it. With ``placement="weights"`` the adapter can then be
@@ -207,14 +206,14 @@ class HimalayaModel(SharedStateModel):
 
         Returns:
             The inputs ``(n, d)`` of all adapted layers at all tokens that are not padding (none after the first task,
-            which alone needs them), and the ``(d, d)`` sums of
+            which alone needs them), and the ``(d, d)`` sum of
             :math:`-\tfrac12 (g \hat x^\top + \hat x g^\top)` over them, :math:`g` being the gradient of the loss by
             the layer's output. To first order, an update :math:`\gamma r r^\top` lowers the loss by
-            :math:`\gamma r^\top C r` (docs/method.md, section 6). One for each group of layers: ``(g, d, d)``.
+            :math:`\gamma r^\top C r` (docs/method.md, section 6).
         """
         shared = cast(SharedAdapter, self._shared[adapter_name])
         inputs: list[Tensor] = []
-        curvature = shared.code.new_zeros(shared.groups, shared.width, shared.width)
+        curvature = shared.code.new_zeros(shared.width, shared.width)
         mask = torch.empty(0)
 
         def seen(states: Tensor) -> Tensor:  # some models flatten the batch before a module
@@ -223,22 +222,21 @@ class HimalayaModel(SharedStateModel):
         def widen(states: Tensor) -> Tensor:  # narrower modules use the leading slices of the atoms
             return nn.functional.pad(states, (0, shared.width - states.shape[-1]))
 
-        def record(layer: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        def record(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             hidden_states = seen(positional[0] if positional else named["hidden_states"])
             normalised = hidden_states / hidden_states.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
             if shared.tasks_learnt == 0:
                 inputs.append(widen(normalised))
             acted_on = widen(hidden_states if shared.config.placement == "weights" else normalised)
             first = output[0] if isinstance(output, tuple) else output
-            curvature_here = curvature[cast(HimalayaLayer, layer).group[adapter_name]]
 
             def add(gradient: Tensor) -> None:
                 product = widen(seen(gradient)).T @ acted_on
-                curvature_here.sub_(((product + product.T) / 2).to(curvature.device))
+                curvature.sub_(((product + product.T) / 2).to(curvature.device))
 
             first.register_hook(add)
 
-        layers = self._layers(adapter_name)
+        layers = [one for one in self.modules() if isinstance(one, HimalayaLayer) and adapter_name in one.shared]
         handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
         was_training = self.training
         try:
@@ -256,21 +254,26 @@ class HimalayaModel(SharedStateModel):
 
     @torch.no_grad()
     def _warm_start(self, shared: SharedAdapter, examples: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Let the task start from the earlier one that fits a few of its examples best, if any fits at all."""
+        """Let the task start from the earlier one that fits a few of its examples best, if one does."""
         batch, _ = next(_batches(examples))
-        code, known, was_training = shared.code.clone(), shared.memory.known_codes(), self.training
-        self.eval()
-        losses = []
-        for candidate in (code, *known):
-            shared.code.copy_(candidate)
-            losses.append(self(**batch).loss.item())
-        shared.code.copy_(code)
-        self.train(was_training)
-        loss, place = min((loss, place) for place, loss in enumerate(losses, start=-1) if math.isfinite(loss))
-        if place < 0:
+        code, was_training = shared.code.clone(), self.training
+        known = shared.memory.known_codes().to(code.dtype)
+        if (known == code).all(1).any():  # it is learnt again, and has its own head already
             return []
-        inherit(shared, known[place])
-        return [{"event": "warm_start", "from": place, "loss": loss, "frozen_loss": losses[0]}]
+        losses = []
+        try:
+            self.eval()
+            for candidate in (code, *known):
+                shared.code.copy_(candidate)
+                losses.append(self(**batch).loss.item())
+        finally:
+            shared.code.copy_(code)
+            self.train(was_training)
+        best = min(range(len(losses)), key=lambda number: losses[number])  # the fresh start, if that is not a number
+        if best == 0:
+            return []
+        inherit(shared, known[best - 1])
+        return [{"event": "warm_start", "from": best - 1, "loss": losses[best], "fresh_loss": losses[0]}]
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
@@ -279,14 +282,6 @@ class HimalayaModel(SharedStateModel):
         if not hasattr(self, "_hook"):
             self._hook = model.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        layers = self._layers(adapter_name)
-        groups = cast(HimalayaConfig, self.peft_config[adapter_name]).depth_groups
-        for number, layer in enumerate(layers):
-            layer.group[adapter_name] = number * groups // len(layers)
-
-    def _layers(self, adapter_name: str) -> list[HimalayaLayer]:
-        """The layers of an adapter, the first one first."""
-        return [one for one in self.modules() if isinstance(one, HimalayaLayer) and adapter_name in one.shared]
 
     def _new_shared_state(self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module) -> SharedAdapter:
         return SharedAdapter(config, max(_width(module, model) for module in targets), _embedding_width(model))

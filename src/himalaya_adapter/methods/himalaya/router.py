@@ -15,7 +15,6 @@ HEAD_INIT_STD = 0.2
 # Gate logits at the start of a task: its own atoms almost always on, those of others, if its own fill all places, so
 # seldom that a hundred of them do not crowd out its own, atoms that nobody uses never.
 OWN_GATE, OTHERS_GATE, UNUSED_GATE = 8.0, -4.0, -20.0
-MANY_ATOMS = 100  # of more than these each is on so much less often
 
 
 def task_code(name: str, width: int) -> Tensor:
@@ -34,16 +33,16 @@ def _generator(text: str) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def latent_width(width: int, atoms: int, code_width: int, hidden_params: int, depth_groups: int = 1) -> int:
-    """The largest latent width ``p`` with ``d p + (2k + 1)(p + g) e <= hidden_params``, ``g`` groups of layers.
+def latent_width(width: int, atoms: int, code_width: int, hidden_params: int) -> int:
+    """The largest latent width ``p`` with ``d p + (2k + 1)(p + 1) e <= hidden_params``.
 
     Raises:
         ValueError: If not even ``p = 1`` fits.
     """
     outputs = (2 * atoms + 1) * code_width
-    latent = (hidden_params - depth_groups * outputs) // (width + outputs)
+    latent = (hidden_params - outputs) // (width + outputs)
     if latent < 1:
-        smallest = width + (1 + depth_groups) * outputs
+        smallest = width + 2 * outputs
         raise ValueError(f"hidden_params={hidden_params} is too small for width {width}: at least {smallest} needed")
     return min(latent, width)
 
@@ -153,9 +152,8 @@ def final_gates(logits: Tensor, most: int, temperature: float) -> Tensor:
 class HyperRouter(nn.Module):
     """Task-conditional routing out of one shared tensor.
 
-    The head ``(2k + 1, p + g, e)`` contracted with a task's code gives that task's own linear map from the latent
-    ``[z; o]`` to ``k`` gate logits, ``k`` coefficients and one gain. ``o`` is 1 at the layer's group and 0 at the
-    ``g - 1`` other groups of layers: with a single group the constant feature.
+    The head ``(2k + 1, p + 1, e)`` contracted with a task's code gives that task's own linear map from the latent
+    ``[z; 1]`` to ``k`` gate logits, ``k`` coefficients and one gain.
 
     Args:
         atoms: Number of atoms ``k``.
@@ -163,53 +161,51 @@ class HyperRouter(nn.Module):
         latent: Latent width ``p``.
         code_width: Width ``e`` of a task code.
         seed: Seed of the initial projection and head.
-        groups: Groups of layers ``g``.
     """
 
     projection: Tensor
     offset: Tensor
 
-    def __init__(self, atoms: int, width: int, latent: int, code_width: int, seed: int, groups: int = 1) -> None:
+    def __init__(self, atoms: int, width: int, latent: int, code_width: int, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         projection = torch.randn(latent, width, generator=generator)
         self.register_buffer("projection", nn.functional.normalize(projection, dim=-1))
         self.register_buffer("offset", torch.zeros(latent))
-        self.groups = groups
-        self.head = nn.Parameter(torch.zeros(2 * atoms + 1, latent + groups, code_width))
+        self.head = nn.Parameter(torch.zeros(2 * atoms + 1, latent + 1, code_width))
 
-    def latent(self, projected: Tensor, group: int = 0) -> Tensor:
-        """``[tanh(P x̂ - offset); o]`` from the projections ``P x̂`` ``(..., p)``: shape ``(..., p + g)``."""
+    def latent(self, projected: Tensor) -> Tensor:
+        """``[tanh(P x̂ - offset); 1]`` from the projections ``P x̂`` ``(..., p)``: shape ``(..., p + 1)``."""
         z = torch.tanh(projected - self.offset)
-        place = torch.zeros(self.groups, dtype=z.dtype, device=z.device)
-        place[group] = 1
-        return torch.cat([z, place.expand(*z.shape[:-1], self.groups)], dim=-1)
+        return torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
 
     def task_head(self, code: Tensor) -> Tensor:
-        """The linear head ``(2k + 1, p + g)`` of the task with code ``(e,)``, or one per row for codes ``(b, e)``."""
+        """The linear head ``(2k + 1, p + 1)`` of the task with code ``(e,)``, or one per row for codes ``(b, e)``."""
         return torch.einsum("...e,ole->...ol", code, self.head)
 
     def fresh_head(self, name: str, serving: Tensor, in_use: Tensor, most: int) -> Tensor:
-        """The head ``(2k + 1, p + g)`` that task ``name`` starts from.
+        """The head ``(2k + 1, p + 1)`` that task ``name`` starts from.
 
         The atoms that serve it are gated on for every token, with coefficient 1; what else earlier tasks use can be
         chosen, with coefficient 0; the rest can never be. The gain is 0, so that the task starts as the frozen model.
 
         Args:
             name: The task's name, which seeds the small random part.
-            serving: In which groups of layers the atoms allocated to the task, or borrowed by it, serve, ``(k, g)``.
+            serving: Mask of the atoms allocated to the task, or borrowed by it, ``(k,)``.
             in_use: Mask of all atoms that hold something, ``(k,)``.
-            most: How many atoms may be active. Where those that serve are fewer, others have an even chance.
+            most: How many atoms may be active. As long as those that serve are fewer, others have an even chance.
         """
         noise = torch.randn(self.head.shape[:2], generator=_generator(f"head of {name}")) * HEAD_INIT_STD
         gates, coefficients, gain = noise.to(self.head.device).split([len(serving), len(serving), 1])
-        seldom = OTHERS_GATE - math.log(max(1, int(in_use.sum()) / MANY_ATOMS))
-        others = torch.where(serving.sum(0) >= most, seldom, 0.0)
-        gates = gates * in_use[:, None]
-        gates[:, -self.groups :] += torch.where(serving, OWN_GATE, torch.where(in_use[:, None], others, UNUSED_GATE))
-        coefficients[:, -self.groups :] += 1
-        coefficients = coefficients * serving.any(1)[:, None]
+        others = OTHERS_GATE if serving.sum() >= most else 0.0
+        bias = torch.where(serving, OWN_GATE, torch.where(in_use, others, UNUSED_GATE))
+        gates = gates * in_use[:, None] + bias[:, None] * self._bias_feature()
+        coefficients = (coefficients + self._bias_feature()) * serving[:, None]
         return torch.cat([gates, coefficients, torch.zeros_like(gain)])
+
+    def _bias_feature(self) -> Tensor:
+        """The unit vector of the constant feature of ``[z; 1]``: ``(p + 1,)``."""
+        return torch.eye(self.head.shape[1], device=self.head.device)[-1]
 
     @torch.no_grad()
     def fit_projection(self, inputs: Tensor) -> None:

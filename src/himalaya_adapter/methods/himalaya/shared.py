@@ -9,7 +9,7 @@ from torch.nn.functional import normalize, pad
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.release import INFERENCE_ONLY
 
-from .allocation import allocate, borrow, grow, serving_groups
+from .allocation import allocate, borrow, grow
 from .config import HimalayaConfig
 from .consolidation import Consolidation
 from .growth import Growth
@@ -62,7 +62,7 @@ class SharedAdapter(SharedUpdate):
         if not config.init_weights:
             nn.init.normal_(self.router.head, generator=torch.Generator().manual_seed(config.seed))
 
-    def forward(self, hidden_states: Tensor, output_width: int, group: int = 0) -> Tensor:
+    def forward(self, hidden_states: Tensor, output_width: int) -> Tensor:
         """The update of a layer's output, as in `SharedUpdate`.
 
         Raises:
@@ -73,7 +73,7 @@ class SharedAdapter(SharedUpdate):
                 raise HimalayaError(INFERENCE_ONLY)  # saving would not write what is learnt
             if self.frozen:
                 raise HimalayaError("the routing is frozen: call set_task(name) before you train on")
-        return super().forward(hidden_states, output_width, group)
+        return super().forward(hidden_states, output_width)
 
     # The stream's life cycle -----------------------------------------------------------------------------------
 
@@ -95,6 +95,7 @@ class SharedAdapter(SharedUpdate):
             mask: 0 at padding, ``(b, s)``.
         """
         codes, _ = self.memory.infer(self.memory.features(embeddings, mask))
+        codes = codes.to(self.code.dtype)
         self._row_codes = codes[0] if bool((codes == codes[0]).all()) else codes
 
     @torch.no_grad()
@@ -129,14 +130,9 @@ class SharedAdapter(SharedUpdate):
 
     def _fresh_start(self, name: str, worth: Tensor) -> None:
         """Give task ``name`` a fresh head for its own atoms; without any, for those of others that are worth most."""
-        serving = serving_groups(self) if self.own.any() else borrow(self, worth)[:, None].expand(-1, self.groups)
+        serving = self.own if self.own.any() else borrow(self, worth)
         fresh = self.router.fresh_head(name, serving, self.in_use, self.config.expected_active_atoms)
         self.router.head.copy_(reset_head(self.router.head, fresh, self.head_projector, self.code))
-
-    @property
-    def groups(self) -> int:
-        """How many groups of layers route for themselves."""
-        return self.router.groups
 
     @property
     def own_elastic(self) -> Tensor:
@@ -151,33 +147,24 @@ class SharedAdapter(SharedUpdate):
 
     @torch.no_grad()
     def promote(self, name: str, curvature: Tensor) -> None:
-        """Point the atoms of task ``name`` at the leading eigenvectors of the first residuals where they serve.
+        """Point the atoms of task ``name`` at the leading eigenvectors of its first residuals ``(d, d)``.
 
         A task without atoms borrows those of others along which its loss falls fastest.
-
-        Args:
-            name: The task's.
-            curvature: Of each group of layers, ``(g, d, d)``.
         """
         curvature = curvature.double()
-        if not self.own.any():
-            atoms, curvature = self.dictionary.atoms().double(), curvature.sum(0)
-            values = torch.linalg.eigvalsh(curvature)
+        values, vectors = torch.linalg.eigh(curvature)
+        # All of one sign: the atoms of a token share its gain.
+        positive = values[-1] >= -values[0]
+        count = int(self.own_elastic.sum())
+        if count == 0:
+            atoms = self.dictionary.atoms().double()
             worth = ((atoms @ curvature) * atoms).sum(1)
-            self._fresh_start(name, worth if values[-1] >= -values[0] else -worth)
+            self._fresh_start(name, worth if positive else -worth)
             return
-        serving = serving_groups(self)
-        for served in serving[self.own].unique(dim=0):
-            values, vectors = torch.linalg.eigh(curvature[served].sum(0))
-            alike = (serving == served).all(1) & self.own
-            count = int(alike.sum())
-            # All of one sign: the atoms of a token share its gain.
-            leading = vectors[:, -count:] if values[-1] >= -values[0] else vectors[:, :count]
-            # An eigenvector's sign is open; fix it, so that every machine starts alike.
-            signs = leading.gather(0, leading.abs().argmax(0, keepdim=True)).sign()
-            self.dictionary.elastic[alike[self.config.core_atoms :]] = (leading * signs).T.to(
-                self.dictionary.elastic.dtype
-            )
+        leading = vectors[:, -count:] if positive else vectors[:, :count]
+        # An eigenvector's sign is open; fix it, so that every machine starts alike.
+        signs = leading.gather(0, leading.abs().argmax(0, keepdim=True)).sign()
+        self.dictionary.elastic[self.own_elastic] = (leading * signs).T.to(self.dictionary.elastic.dtype)
         self.rebuild_tree()
 
     def anneal(self, progress: float) -> None:

@@ -1,6 +1,5 @@
 """What the adapter adds to a token, the same for all layers (docs/method.md, sections 1 to 4)."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -30,7 +29,7 @@ TINY = torch.finfo(torch.float32).tiny
 class Maps(NamedTuple):
     """What all layers of one shape compute with, made once per pass of the model.
 
-    ``k`` atoms: all, and in training a probe row, or those of a `FixedRoute`.
+    ``k`` atoms: all, and in training a probe row, or those that are certain.
     """
 
     inward: Tensor  # latent directions, then atoms: (p + k, n)
@@ -39,21 +38,16 @@ class Maps(NamedTuple):
     gram_out: Tensor
 
 
-class FixedRoute(NamedTuple):
-    """The route of a group of layers where it is certain that all tokens use the same ``m`` atoms."""
-
-    atoms: Tensor  # (m,)
-    head: Tensor  # (m + 1, p): the rows of their coefficients, and of the gain
-    bias: Tensor  # (m + 1,)
-
-
 class Routes(NamedTuple):
-    """What routes the tokens of all layers, made once per pass of the model: one head, or one per row of the batch."""
+    """What routes the tokens of all layers, made once per pass of the model: one head, or one per row of the batch.
 
-    head: Tensor  # (2k + 1, p) or (b, 2k + 1, p)
-    biases: Sequence[Tensor]  # of each group of layers, (2k + 1,) or (b, 1, 2k + 1); atoms not in use are closed
+    Where it is certain that all tokens use the same ``m`` atoms, only these: no gates and no tree are needed then.
+    """
+
+    head: Tensor  # (2k + 1, p) or (b, 2k + 1, p); with certain atoms the rows of coefficients and gain, (m + 1, p)
+    bias: Tensor  # (2k + 1,) or (b, 1, 2k + 1), atoms not in use are closed; (m + 1,)
     leaves: Leaves | None
-    fixed: Sequence[FixedRoute | None]  # of each group of layers
+    certain: Tensor | None  # the atoms' positions, (m,)
 
 
 class SharedUpdate(SharedState):
@@ -72,26 +66,25 @@ class SharedUpdate(SharedState):
         super().__init__()
         core, elastic = config.core_atoms, config.elastic_atoms
         atoms = core + elastic
-        groups = config.depth_groups
-        latent = latent_width(width, atoms, config.code_width, config.hidden_params, groups)
+        latent = latent_width(width, atoms, config.code_width, config.hidden_params)
         self.config = config
         self.width = width
         self.temperature = config.temperature_init
         self.dictionary = Dictionary(core, elastic, width, config.seed)
-        self.router = HyperRouter(atoms, width, latent, config.code_width, config.seed, groups)
+        self.router = HyperRouter(atoms, width, latent, config.code_width, config.seed)
         self.tree = KDTree(elastic, latent, config.fanout, config.leaf_size) if config.index != "scan" else None
-        self.statistics = TaskStatistics(atoms, elastic, latent + groups)
+        self.statistics = TaskStatistics(atoms, elastic, latent + 1)
         self.register_buffer("in_use", torch.arange(atoms) < core)
         self.register_buffer("code", torch.zeros(config.code_width))
         self.register_buffer("update_norm_max", torch.zeros(()))
-        self.frozen = False  # one routing for all tokens of a group of layers (freezing.py); not stored
+        self.frozen = False  # one routing for all tokens and layers (freezing.py); not stored
         # The codes inferred from a batch's prompts, ``(batch, e)``, or that of all, ``(e,)``; none for a named task.
         self._row_codes: Tensor | None = None
         # A zero vector added to r: its gradient is that of the loss by r, summed over tokens and layers.
         self._probe: Tensor | None = None
         self._shapes: set[tuple[int, int, torch.dtype]] = set()
-        # Made anew for each pass of the model; the maps of a group of layers with a fixed route by its number, too.
-        self._maps: dict[tuple[int, int, torch.dtype, int | None], Maps] = {}
+        # Made anew for each pass of the model.
+        self._maps: dict[tuple[int, int, torch.dtype], Maps] = {}
         self._routes: Routes | None = None
         self._tokens: Tensor | None = None
 
@@ -112,41 +105,36 @@ class SharedUpdate(SharedState):
         if self._growing:
             self._set_up_probe()  # a compiled layer could not make a leaf
         with torch.autocast(self.code.device.type, enabled=False):  # as in `forward`
-            self._routes = self._make_routes()
-            kinds = {group if fixed else None: fixed for group, fixed in enumerate(self._routes.fixed)}
-            self._maps = {
-                (*shape, group): self._make_maps(*shape, fixed)
-                for shape in self._shapes
-                for group, fixed in kinds.items()
-            }
+            self._routes = self._certain_routes() or self._make_routes()
+            self._maps = {shape: self._make_maps(*shape) for shape in self._shapes}
 
-    def _make_routes(self) -> Routes:
+    def _task_head(self) -> tuple[Tensor, Tensor]:
+        """The task's head ``(2k + 1, p)`` and its bias, or one per row; atoms not in use are closed."""
         head = self.router.task_head(self.code if self._row_codes is None else self._row_codes)
         open_rows = pad(self.in_use, (0, len(self.in_use) + 1), value=True)
-        latent = len(self.router.projection)
-        biases = head[..., latent:].masked_fill(~open_rows[:, None], MASKED).unbind(-1)
-        head = head[..., :latent].masked_fill(~open_rows[:, None], 0)
-        return Routes(
-            head,
-            biases if head.dim() == 2 else [bias[:, None] for bias in biases],
-            None if self.tree is None else self.tree.as_leaves(),
-            [self._fixed_route(head, bias) for bias in biases],
-        )
+        return head[..., :-1].masked_fill(~open_rows[:, None], 0), head[..., -1].masked_fill(~open_rows, MASKED)
 
-    def _fixed_route(self, head: Tensor, bias: Tensor) -> FixedRoute | None:
-        """The route of one task's tokens in inference, if it is certain that all use the same atoms."""
-        if self.training or self.frozen or head.dim() > 2:
+    def _make_routes(self) -> Routes:
+        head, bias = self._task_head()
+        bias = bias if head.dim() == 2 else bias[:, None]
+        return Routes(head, bias, None if self.tree is None else self.tree.as_leaves(), None)
+
+    def _certain_routes(self) -> Routes | None:
+        """The routes of one task in inference, if its head proves that all tokens use the same atoms."""
+        if self.training or self.frozen:
             return None
-        if torch.compiler.is_compiling() or isinstance(head, FakeTensor):  # the atoms' places are not known
+        head, bias = self._task_head()
+        if head.dim() > 2 or torch.compiler.is_compiling() or isinstance(head, FakeTensor):  # positions are not known
             return None
         count = len(self.in_use)
         gates = torch.cat([head, bias[:, None]], dim=1)[:count].detach()
+        gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
         first_elastic = None if self.tree is None else self.config.core_atoms
         found = active_set(gates, self.config.expected_active_atoms, self._final_temperature, first_elastic)
         if len(found.margins) > 0:
             return None
         rows = pad(found.atoms + count, (0, 1), value=2 * count)
-        return FixedRoute(found.atoms, head[rows], bias[rows])
+        return Routes(head[rows], bias[rows], None, found.atoms)
 
     @property
     def _final_temperature(self) -> float:
@@ -161,43 +149,28 @@ class SharedUpdate(SharedState):
         """Make anew what the layers share: it has changed, and a part of the model may be called by itself."""
         self._maps, self._routes = {}, None
 
-    def forward(self, hidden_states: Tensor, output_width: int, group: int = 0) -> Tensor:
-        """The update of a module's output: ``(..., output_width)``.
-
-        Args:
-            hidden_states: The module's inputs ``(..., n)``.
-            output_width: How many outputs it has.
-            group: The group of layers that it belongs to.
-        """
+    def forward(self, hidden_states: Tensor, output_width: int) -> Tensor:
+        """The update for inputs ``(..., n)`` of a module with ``output_width`` outputs: ``(..., output_width)``."""
         device = hidden_states.device.type
         if not torch.is_autocast_enabled(device):  # a context for each layer and token takes longer than a product
-            return self._update(hidden_states, output_width, group)
+            return self._update(hidden_states, output_width)
         with torch.autocast(device, enabled=False):  # the norms need the precision chosen here
-            return self._update(hidden_states, output_width, group)
+            return self._update(hidden_states, output_width)
 
-    def _update(self, hidden_states: Tensor, output_width: int, group: int) -> Tensor:
+    def _update(self, hidden_states: Tensor, output_width: int) -> Tensor:
         width, dtype = hidden_states.shape[-1], hidden_states.dtype
         if self._routes is not None and self._routes.head.requires_grad and not torch.is_grad_enabled():
             self._forget_pass()  # reentrant checkpointing: each layer will want a graph of its own
         # A layer shape is new in the very first pass only. It is not kept then: gradient checkpointing runs a layer
         # twice and wants the same operations both times.
-        fixed = self._routes.fixed[group] if self._routes is not None else None
-        shape = (width, output_width, dtype)
-        maps = self._maps.get((*shape, group if fixed else None)) or self._make_maps(*shape, fixed)
-        self._shapes.add(shape)
+        maps = self._maps.get((width, output_width, dtype)) or self._make_maps(width, output_width, dtype)
+        self._shapes.add((width, output_width, dtype))
         wide = torch.promote_types(dtype, torch.float32)
         rms = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=wide) / width**0.5
         projected = linear(hidden_states, maps.inward).to(wide)
         normalised = projected / rms.clamp_min(TINY)
         latent = len(self.router.projection)
-        if self.frozen:
-            coefficients, gain = self.static_routing(group)
-        elif fixed is not None:
-            latents = torch.tanh(normalised[..., :latent] - self.router.offset)
-            outputs = linear(latents, fixed.head.to(wide), fixed.bias.to(wide))
-            coefficients, gain = outputs[..., :-1], self._gain(outputs[..., -1:])
-        else:
-            coefficients, gain = self.route(normalised[..., :latent], group)
+        coefficients, gain = self.static_routing() if self.frozen else self.route(normalised[..., :latent])
         # A weight acts on its input as it is, the skip path on the normalised one.
         projections = (projected if self.config.placement == "weights" else normalised)[..., latent:]
         if self.config.norm_target == "residual":
@@ -220,11 +193,11 @@ class SharedUpdate(SharedState):
             self._probe = like.new_zeros(self.width, requires_grad=True)
         return self._probe
 
-    def _make_maps(self, width: int, output_width: int, dtype: torch.dtype, fixed: FixedRoute | None) -> Maps:
+    def _make_maps(self, width: int, output_width: int, dtype: torch.dtype) -> Maps:
         # Rounded to the input's precision before anything is computed from them: the norms then hold exactly.
         atoms = self.dictionary.atoms().to(dtype)
-        if fixed is not None:
-            atoms = atoms[fixed.atoms]
+        if self._routes is not None and self._routes.certain is not None:
+            atoms = atoms[self._routes.certain]
         count = len(atoms)
         if self._growing:
             atoms = torch.cat([atoms, self._set_up_probe()[None].to(dtype)])
@@ -234,23 +207,25 @@ class SharedUpdate(SharedState):
             return Maps(inward, inward[len(self.router.projection) :], gram_in, gram_in)
         return Maps(inward, atoms[:, :output_width], gram_in, gram(atoms[:count, :output_width]))
 
-    def route(self, projected: Tensor, group: int = 0) -> tuple[Tensor, Tensor]:
+    def route(self, projected: Tensor) -> tuple[Tensor, Tensor]:
         r"""Which atoms serve tokens whose normalised input has the projections :math:`P \hat x` ``(..., p)``.
 
         Returns:
-            Coefficients :math:`u` ``(..., k)``, at most `expected_active_atoms` not 0, and the gain ``(..., 1)``.
+            Coefficients :math:`u` ``(..., k)``, at most `expected_active_atoms` not 0, and the gain ``(..., 1)``. In a
+            pass whose atoms are certain, theirs only, ``(..., m)``.
         """
         most, core = self.config.expected_active_atoms, self.config.core_atoms
         routes = self._routes or self._make_routes()
         centred = projected - self.router.offset
         latents = torch.tanh(centred)
-        bias = routes.biases[group].to(latents.dtype)
         if routes.head.dim() == 2:
-            outputs = linear(latents, routes.head.to(latents.dtype), bias)
+            outputs = linear(latents, routes.head.to(latents.dtype), routes.bias.to(latents.dtype))
         else:  # one head per row of the batch, which some models flatten
             rows = latents.reshape(len(routes.head), -1, latents.shape[-1])
-            outputs = torch.baddbmm(bias, rows, routes.head.mT.to(latents.dtype))
+            outputs = torch.baddbmm(routes.bias.to(latents.dtype), rows, routes.head.mT.to(latents.dtype))
             outputs = outputs.reshape(*latents.shape[:-1], -1)
+        if routes.certain is not None:
+            return outputs[..., :-1], self._gain(outputs[..., -1:])
         atoms = outputs.shape[-1] // 2
         logits, coefficients, raw_gain = outputs[..., :atoms], outputs[..., atoms:-1], outputs[..., -1:]
         if routes.leaves is not None:
@@ -264,7 +239,7 @@ class SharedUpdate(SharedState):
         # One draw per atom and layer, for all tokens: it is the same however a batch is spread over processes.
         uniform = torch.rand(atoms, device=logits.device).clamp_(1e-6, 1 - 1e-6)
         gates, expected = relaxed_gates(logits, torch.logit(uniform), most, self.temperature)
-        noted = (self.router.latent(projected, group), gates, expected)
+        noted = (self.router.latent(projected), gates, expected)
         seen, on, shares = (one.detach().reshape(-1, one.shape[-1]) for one in noted)
         counted = torch.ones_like(seen[:, 0], dtype=torch.bool)
         if self._tokens is not None and self._tokens.numel() == len(counted):
@@ -275,13 +250,13 @@ class SharedUpdate(SharedState):
     def _gain(self, raw: Tensor) -> Tensor:
         return torch.ones_like(raw) if self.config.gain == "fixed" else torch.tanh(raw)
 
-    def static_routing(self, group: int = 0) -> tuple[Tensor, Tensor]:
+    def static_routing(self) -> tuple[Tensor, Tensor]:
         """What `route` says at the centre of the latent space, z = 0, where the head's biases decide alone.
 
         Returns:
             Coefficients ``(1, k)`` and gain ``(1, 1)``.
         """
-        return self.route(self.router.offset[None], group)
+        return self.route(self.router.offset[None])
 
     @torch.no_grad()
     def _certify(self, gain: Tensor, unit_in: Tensor, unit_out: Tensor, maps: Maps) -> None:

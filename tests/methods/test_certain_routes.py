@@ -12,7 +12,6 @@ from himalaya_adapter.methods.himalaya.update import SharedUpdate
 KINDS = {
     "tree": {},
     "scan": {"index": "scan"},
-    "groups": {"depth_groups": 2, "elastic_atoms": 6, "atoms_per_task": 6},
     "weights": {"placement": "weights", "target_modules": ["q_proj", "down_proj"]},
     "fixed-gain": {"gain": "fixed"},
 }
@@ -43,9 +42,9 @@ def test_the_answers_are_those_of_the_whole_router(kind: str, inferred: bool, mo
     with torch.no_grad():
         model(**batch)  # the first pass meets the layers' shapes
         fixed = model(**batch).logits
-        assert all(route is not None and len(route.atoms) == 3 for route in shared._routes.fixed)
+        assert len(shared._routes.certain) == 3
         assert {len(maps.atoms_out) for maps in shared._maps.values()} == {3}
-        monkeypatch.setattr(SharedUpdate, "_fixed_route", lambda *_: None)
+        monkeypatch.setattr(SharedUpdate, "_certain_routes", lambda _: None)
         routed = model(**batch).logits
         assert {len(maps.atoms_out) for maps in shared._maps.values()} == {len(shared.own)}
         with model.disable_adapter():
@@ -59,15 +58,15 @@ def test_nothing_is_taken_for_certain_that_is_not() -> None:
     with torch.no_grad():
         shared.router.head += 3 * torch.randn(shared.router.head.shape[:2])[..., None] * shared.code
         model(**examples())
-    assert shared._routes.fixed == [None]
+    assert shared._routes.certain is None
 
 
 def test_training_and_batches_of_several_tasks_choose_for_each_token() -> None:
     model, shared = learnt()
     model.train()(**examples())
-    assert shared._routes.fixed == [None]
+    assert shared._routes.certain is None
     model.eval().set_task(None)
     shared.read_prompts = lambda *_: setattr(shared, "_row_codes", torch.stack([shared.code, -shared.code]))
     with torch.no_grad():
         model(input_ids=examples()["input_ids"][:2])
-    assert shared._routes.fixed == [None]
+    assert shared._routes.certain is None

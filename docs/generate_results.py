@@ -24,8 +24,8 @@ from himalaya_adapter.report.run_folder import RunRecord, read_comparable_runs, 
 from himalaya_adapter.report.style import PNG_DPI
 from himalaya_adapter.storage import read_json
 
-ROOT = Path(__file__).parents[1]
 DOCS = Path(__file__).parent
+ROOT = DOCS.parent
 PAGE, TABLES, README = DOCS / "results.md", DOCS / "results-tables.md", ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 ABLATIONS = "ablations"
@@ -101,7 +101,8 @@ def generated(section: str) -> str:
         return other[section]()
     whole = section.removesuffix(IN_DETAIL)
     first, *others = parts(whole)
-    shown, is_main = (PAIRED, EXPECTED) if whole == "package25" else (PAIRED,), section == whole
+    shown = (PAIRED, EXPECTED) if whole == "package25" else (PAIRED,)
+    is_main = section == whole
     if whole in DETAILED:
         others = [part for part in others if (part.split("\n", 1)[0] in shown) == is_main]
     kept = [f"### {part}" for part in others]
@@ -211,7 +212,7 @@ def shown(picture: str) -> str:
 def draw(picture: str) -> None:
     """Write a picture."""
     section, figure = PICTURES[picture]
-    path = PAGE.parent / "images" / f"{picture}.png"
+    path = DOCS / "images" / f"{picture}.png"
     methods = [group for group in compare(finished(section)).groups if not group.is_bound]
     figure(methods).savefig(path, dpi=PNG_DPI, metadata={"Description": shown(picture)})
 

@@ -105,7 +105,8 @@ class SharedUpdate(SharedState):
         if self._growing:
             self._set_up_probe()  # a compiled layer could not make a leaf
         with torch.autocast(self.code.device.type, enabled=False):  # as in `forward`
-            self._routes = self._certain_routes() or self._make_routes()
+            head, bias = self._task_head()
+            self._routes = self._certain_routes(head, bias) or self._routes_by_gates(head, bias)
             self._maps = {shape: self._make_maps(*shape) for shape in self._shapes}
 
     def _task_head(self) -> tuple[Tensor, Tensor]:
@@ -114,17 +115,15 @@ class SharedUpdate(SharedState):
         open_rows = pad(self.in_use, (0, len(self.in_use) + 1), value=True)
         return head[..., :-1].masked_fill(~open_rows[:, None], 0), head[..., -1].masked_fill(~open_rows, MASKED)
 
-    def _make_routes(self) -> Routes:
-        head, bias = self._task_head()
+    def _routes_by_gates(self, head: Tensor, bias: Tensor) -> Routes:
         bias = bias if head.dim() == 2 else bias[:, None]
         return Routes(head, bias, None if self.tree is None else self.tree.as_leaves(), None)
 
-    def _certain_routes(self) -> Routes | None:
+    def _certain_routes(self, head: Tensor, bias: Tensor) -> Routes | None:
         """The routes of one task in inference, if its head proves that all tokens use the same atoms."""
-        if self.training or self.frozen:
+        if self.training or self.frozen or head.dim() > 2:
             return None
-        head, bias = self._task_head()
-        if head.dim() > 2 or torch.compiler.is_compiling() or isinstance(head, FakeTensor):  # positions are not known
+        if torch.compiler.is_compiling() or isinstance(head, FakeTensor):  # positions are not known
             return None
         count = len(self.in_use)
         gates = torch.cat([head, bias[:, None]], dim=1)[:count].detach()
@@ -215,7 +214,7 @@ class SharedUpdate(SharedState):
             pass whose atoms are certain, theirs only, ``(..., m)``.
         """
         most, core = self.config.expected_active_atoms, self.config.core_atoms
-        routes = self._routes or self._make_routes()
+        routes = self._routes or self._routes_by_gates(*self._task_head())
         centred = projected - self.router.offset
         latents = torch.tanh(centred)
         if routes.head.dim() == 2:

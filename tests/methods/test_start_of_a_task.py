@@ -12,6 +12,7 @@ from himalaya_adapter import HimalayaConfig
 from himalaya_adapter.methods.himalaya import SharedAdapter
 from himalaya_adapter.methods.himalaya.protection import kronecker_moment, reset_head, shrink_projector
 from himalaya_adapter.methods.himalaya.router import task_code
+from himalaya_adapter.methods.himalaya.task_start import first_residuals
 
 LATENT, CODE, OUTPUTS = 5, 12, 7
 
@@ -131,7 +132,7 @@ def test_a_task_without_atoms_learns_with_those_along_which_its_loss_falls_faste
     batch = {"input_ids": tokens, "labels": tokens}
     assert model.start_task("second", batch) == []
     assert not shared.own.any()
-    _, curvature = model.base_model._first_residuals("default", batch)
+    _, curvature = first_residuals(model.base_model, shared, batch)
     values = torch.linalg.eigvalsh(curvature.double())
     falls = torch.einsum("ki,ij,kj->k", atoms, curvature, atoms) * (1 if values[-1] >= -values[0] else -1)
     gates = shared.router.task_head(shared.code)[: len(atoms), -1]
@@ -161,7 +162,7 @@ def test_promoted_atoms_lower_the_loss_as_fast_as_predicted() -> None:
     model = model.double().eval()
     model.start_task("task", batch)
     shared = shared_of(model)
-    _, curvature = model.base_model._first_residuals("default", batch)
+    _, curvature = first_residuals(model.base_model, shared, batch)
     curvature = curvature.double()
 
     def fall(atom: torch.Tensor, gain: float) -> tuple[float, float]:

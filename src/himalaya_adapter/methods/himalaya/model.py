@@ -1,7 +1,7 @@
 """HIMALAYA as a PEFT tuner."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,15 +13,15 @@ from transformers import PreTrainedModel
 from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.shared_state import SharedStateModel
 
-from .allocation import forget_moments, inherit
+from .allocation import forget_moments
 from .config import HimalayaConfig
 from .layer import HimalayaLayer
 from .release import VALUES, pack, unpack
 from .router import task_code
 from .shared import SharedAdapter
+from .task_start import first_residuals, warm_start
 
 logger = logging.getLogger(__name__)
-EXAMPLES_AT_ONCE = 4  # of those that a task starts from: the backward pass needs all that a forward pass computes
 HAS_MLP = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "gpt2")
 
 
@@ -60,9 +60,8 @@ class HimalayaModel(SharedStateModel):
         refuse_if_merged(self.model, f"start_task('{name}')")
         events = [event for shared in self._active() for event in shared.start_task(name)]
         if examples is not None:
-            for adapter_name in self.active_adapters:
-                shared = cast(SharedAdapter, self._shared[adapter_name])
-                inputs, curvature = self._first_residuals(adapter_name, examples)
+            for shared in self._active():
+                inputs, curvature = first_residuals(self, shared, examples)
                 if not (inputs.isfinite().all() and curvature.isfinite().all()):
                     logger.warning("task %s: its first residuals are not finite, so it starts at random", name)
                     continue
@@ -70,7 +69,7 @@ class HimalayaModel(SharedStateModel):
                     shared.fit_projection(inputs)
                 shared.promote(name, curvature)
                 if shared.config.warm_start and shared.own.sum() >= shared.config.expected_active_atoms:
-                    events += self._warm_start(shared, examples)
+                    events += warm_start(self, shared, examples)
         return events
 
     def anneal(self, progress: float) -> None:
@@ -201,80 +200,6 @@ class HimalayaModel(SharedStateModel):
         """What the current task has used so far: active atoms per token, usage of each atom, head directions left."""
         return self._active()[0].task_statistics()
 
-    def _first_residuals(self, adapter_name: str, examples: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        r"""One pass over a few examples: the layers' inputs, and how the loss falls with a shared rank-one update.
-
-        Returns:
-            The inputs ``(n, d)`` of all adapted layers at all tokens that are not padding (none after the first task,
-            which alone needs them), and the ``(d, d)`` sum of
-            :math:`-\tfrac12 (g \hat x^\top + \hat x g^\top)` over them, :math:`g` being the gradient of the loss by
-            the layer's output. To first order, an update :math:`\gamma r r^\top` lowers the loss by
-            :math:`\gamma r^\top C r` (docs/method.md, section 6).
-        """
-        shared = cast(SharedAdapter, self._shared[adapter_name])
-        inputs: list[Tensor] = []
-        curvature = shared.code.new_zeros(shared.width, shared.width)
-        mask = torch.empty(0)
-
-        def seen(states: Tensor) -> Tensor:  # some models flatten the batch before a module
-            return states.detach().float().reshape(-1, states.shape[-1])[mask.flatten()]
-
-        def widen(states: Tensor) -> Tensor:  # narrower modules use the leading slices of the atoms
-            return nn.functional.pad(states, (0, shared.width - states.shape[-1]))
-
-        def record(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-            hidden_states = seen(positional[0] if positional else named["hidden_states"])
-            normalised = hidden_states / hidden_states.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
-            if shared.tasks_learnt == 0:
-                inputs.append(widen(normalised))
-            acted_on = widen(hidden_states if shared.config.placement == "weights" else normalised)
-            first = output[0] if isinstance(output, tuple) else output
-
-            def add(gradient: Tensor) -> None:
-                product = widen(seen(gradient)).T @ acted_on
-                curvature.sub_(((product + product.T) / 2).to(curvature.device))
-
-            first.register_hook(add)
-
-        layers = [one for one in self.modules() if isinstance(one, HimalayaLayer) and adapter_name in one.shared]
-        handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
-        was_training = self.training
-        try:
-            self.eval()
-            for batch, share in _batches(examples):
-                mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-                with torch.enable_grad():
-                    (share * self(**batch).loss).backward()
-        finally:
-            self.train(was_training)
-            self.zero_grad()
-            for handle in handles:
-                handle.remove()
-        return torch.cat(inputs) if inputs else torch.empty(0, shared.width), curvature
-
-    @torch.no_grad()
-    def _warm_start(self, shared: SharedAdapter, examples: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Let the task start from the earlier one that fits a few of its examples best, if one does."""
-        batch, _ = next(_batches(examples))
-        code, was_training = shared.code.clone(), self.training
-        known = shared.memory.known_codes().to(code.dtype)
-        if (known == code).all(1).any():  # it is learnt again, and has its own head already
-            return []
-        losses = []
-        try:
-            self.eval()
-            for candidate in (code, *known):
-                shared.code.copy_(candidate)
-                losses.append(self(**batch).loss.item())
-        finally:
-            shared.code.copy_(code)
-            self.train(was_training)
-        best = min(range(len(losses)), key=lambda number: losses[number])  # the fresh start, if that is not a number
-        if best == 0:
-            return []
-        inherit(shared, known[best - 1])
-        return [{"event": "warm_start", "from": best - 1, "loss": losses[best], "fresh_loss": losses[0]}]
-
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -320,21 +245,6 @@ class HimalayaModel(SharedStateModel):
         cls, packed: Mapping[str, Tensor], config: PeftConfig, state: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         return unpack(packed, cast(HimalayaConfig, config), state)
-
-
-def _batches(examples: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """The examples a few at a time, each time with the share that they have in the mean loss of them all.
-
-    What is no tensor of examples, such as ``logits_to_keep``, goes with each.
-    """
-    count = len(examples["input_ids"])
-    labelled = (examples["labels"][:, 1:] >= 0).sum()
-    for start in range(0, count, EXAMPLES_AT_ONCE):
-        batch = {
-            key: value[start : start + EXAMPLES_AT_ONCE] if torch.is_tensor(value) else value
-            for key, value in examples.items()
-        }
-        yield batch, (batch["labels"][:, 1:] >= 0).sum() / labelled
 
 
 def _width(module: nn.Module, model: nn.Module) -> int:

@@ -1,0 +1,103 @@
+"""How a task begins: from its first residuals, or from what an earlier task has learnt (docs/method.md, section 6)."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .allocation import inherit
+from .layer import HimalayaLayer
+from .shared import SharedAdapter
+
+EXAMPLES_AT_ONCE = 4  # the backward pass needs all that a forward pass computes
+
+
+def first_residuals(model: nn.Module, shared: SharedAdapter, examples: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    r"""One pass over a few examples: the layers' inputs, and how the loss falls with a shared rank-one update.
+
+    Returns:
+        The inputs ``(n, d)`` of all adapted layers at all tokens that are not padding (none after the first task,
+        which alone needs them), and the ``(d, d)`` sum of
+        :math:`-\tfrac12 (g \hat x^\top + \hat x g^\top)` over them, :math:`g` being the gradient of the loss by
+        the layer's output. To first order, an update :math:`\gamma r r^\top` lowers the loss by
+        :math:`\gamma r^\top C r` (docs/method.md, section 6).
+    """
+    inputs: list[Tensor] = []
+    curvature = shared.code.new_zeros(shared.width, shared.width)
+    mask = torch.empty(0)
+
+    def seen(states: Tensor) -> Tensor:  # some models flatten the batch before a module
+        return states.detach().float().reshape(-1, states.shape[-1])[mask.flatten()]
+
+    def widen(states: Tensor) -> Tensor:  # narrower modules use the leading slices of the atoms
+        return nn.functional.pad(states, (0, shared.width - states.shape[-1]))
+
+    def record(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        hidden_states = seen(positional[0] if positional else named["hidden_states"])
+        normalised = hidden_states / hidden_states.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+        if shared.tasks_learnt == 0:
+            inputs.append(widen(normalised))
+        acted_on = widen(hidden_states if shared.config.placement == "weights" else normalised)
+        first = output[0] if isinstance(output, tuple) else output
+
+        def add(gradient: Tensor) -> None:
+            product = widen(seen(gradient)).T @ acted_on
+            curvature.sub_(((product + product.T) / 2).to(curvature.device))
+
+        first.register_hook(add)
+
+    layers = [one for one in model.modules() if isinstance(one, HimalayaLayer) and shared in one.shared.values()]
+    handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
+    was_training = model.training
+    try:
+        model.eval()
+        for batch, share in _batches(examples):
+            mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+            with torch.enable_grad():
+                (share * model(**batch).loss).backward()
+    finally:
+        model.train(was_training)
+        model.zero_grad()
+        for handle in handles:
+            handle.remove()
+    return torch.cat(inputs) if inputs else torch.empty(0, shared.width), curvature
+
+
+@torch.no_grad()
+def warm_start(model: nn.Module, shared: SharedAdapter, examples: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Let the task start from the earlier one that fits a few of its examples best, if one does."""
+    batch, _ = next(_batches(examples))
+    code, was_training = shared.code.clone(), model.training
+    known = shared.memory.known_codes().to(code.dtype)
+    if (known == code).all(1).any():  # it is learnt again, and has its own head already
+        return []
+    losses = []
+    try:
+        model.eval()
+        for candidate in (code, *known):
+            shared.code.copy_(candidate)
+            losses.append(model(**batch).loss.item())
+    finally:
+        shared.code.copy_(code)
+        model.train(was_training)
+    best = min(range(len(losses)), key=lambda number: losses[number])  # the fresh start, if that is not a number
+    if best == 0:
+        return []
+    inherit(shared, known[best - 1])
+    return [{"event": "warm_start", "from": best - 1, "loss": losses[best], "fresh_loss": losses[0]}]
+
+
+def _batches(examples: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """The examples a few at a time, each time with the share that they have in the mean loss of them all.
+
+    What is no tensor of examples, such as ``logits_to_keep``, goes with each.
+    """
+    count = len(examples["input_ids"])
+    labelled = (examples["labels"][:, 1:] >= 0).sum()
+    for start in range(0, count, EXAMPLES_AT_ONCE):
+        batch = {
+            key: value[start : start + EXAMPLES_AT_ONCE] if torch.is_tensor(value) else value
+            for key, value in examples.items()
+        }
+        yield batch, (batch["labels"][:, 1:] >= 0).sum() / labelled

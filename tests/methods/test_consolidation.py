@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from himalaya_adapter import HimalayaConfig
 from himalaya_adapter.methods.himalaya import SharedAdapter
@@ -152,7 +152,8 @@ def after_tasks(seed: int, tasks: int, atoms_per_task: int, index: str) -> tuple
 def routing(shared: SharedAdapter, name: str, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Coefficients after the gates, and all gate logits and coefficients before them."""
     shared.set_task(name)
-    outputs = shared.router.latent(projected) @ shared.router.task_head(shared.code).T
+    latents = pad(torch.tanh(projected - shared.router.offset), (0, 1), value=1.0)
+    outputs = latents @ shared.router.task_head(shared.code).T
     return shared.route(projected)[0], outputs[:, :-1]
 
 

@@ -39,8 +39,7 @@ def test_gates_expectation_and_gradient_are_those_of_the_plain_operations(
     logits = start.to(DEVICE).requires_grad_()
     found, total = gate_kernel.relaxed_gates(logits, noise.to(DEVICE), most, temperature, router.NEWTON_STEPS)
     (found * weights.to(DEVICE)).sum().backward()
-    shifted, _ = router.gate_probabilities(start.double(), most, temperature)
-    noisy = shifted + temperature * noise.double()
+    noisy = start.double() - router.budget_shift(start.double(), most, temperature) + temperature * noise.double()
     ranked = noisy.sort(dim=-1, descending=True).values
     # Rounding may decide for scores that are almost 0, or for the last place among almost equal ones.
     clear = (noisy.abs().amin(-1) > 1e-3) & ((ranked[..., most - 1] - ranked[..., most]) > 1e-3)

@@ -19,11 +19,12 @@ def random_pass(seed: int, tokens: int = 20) -> tuple[torch.Tensor, torch.Tensor
     """Latents, gates and probabilities of one pass, not a number at padding, and the mask of what counts."""
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(tokens, LATENT, generator=generator, dtype=torch.float64)
+    latents[:, -1] = 1
     gates = (torch.rand(tokens, ATOMS, generator=generator) < 0.4).double()
-    probabilities = torch.rand(tokens, ATOMS, generator=generator, dtype=torch.float64)
+    expected = torch.rand(tokens, 1, generator=generator, dtype=torch.float64)
     counted = torch.rand(tokens, generator=generator) < 0.8
     latents[~counted] = torch.nan
-    return latents, gates, probabilities, counted
+    return latents, gates, expected, counted
 
 
 @given(actions=st.lists(st.sampled_from(["pass", "fold", "discard"]), max_size=12), seed=st.integers(0, 10_000))
@@ -41,12 +42,12 @@ def test_only_what_is_folded_counts(actions: list[str], seed: int) -> None:
         else:
             statistics.discard()
             pending = []
-    empty = [torch.zeros(0, width, dtype=torch.float64) for width in (LATENT, ATOMS, ATOMS)]
+    empty = [torch.zeros(0, width, dtype=torch.float64) for width in (LATENT, ATOMS, 1)]
     kept = [[part[mask] for part in parts] for *parts, mask in counted]
-    latents, gates, probabilities = (torch.cat(part) for part in zip(empty, *kept, strict=True))
+    latents, gates, expected = (torch.cat(part) for part in zip(empty, *kept, strict=True))
     torch.testing.assert_close(statistics.latent_moment, latents.T @ latents)
     torch.testing.assert_close(statistics.atom_usage, gates.sum(0))
-    torch.testing.assert_close(statistics.gate_total, probabilities.sum())
+    torch.testing.assert_close(statistics.gate_total, expected.sum())
     assert statistics.tokens_seen == len(latents)
     torch.testing.assert_close(statistics.usage, gates.mean(0) if len(gates) else torch.zeros(ATOMS).double())
 

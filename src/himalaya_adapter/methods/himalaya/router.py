@@ -6,10 +6,12 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 # The relaxation ends close to hard gates, so that training's last steps see what inference sees.
 FINAL_TEMPERATURE_SHARE = 0.1
 NEWTON_STEPS = 5
+SMALLEST_EXCESS = 5e-6  # of expected open gates over the budget: the search for the shift may end there
 HAS_TRITON = find_spec("triton") is not None  # torch for CUDA brings it along
 HEAD_INIT_STD = 0.2
 # Gate logits at the start of a task: its own atoms almost always on, those of others, if its own fill all places, so
@@ -47,6 +49,11 @@ def latent_width(width: int, atoms: int, code_width: int, hidden_params: int) ->
     return min(latent, width)
 
 
+def values_are_known(tensor: Tensor) -> bool:
+    """Whether Python may look at a tensor's values: not while a model is compiled, or counted without weights."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
 @torch.no_grad()
 def budget_shift(logits: Tensor, budget: float, temperature: float) -> Tensor:
     r"""The smallest :math:`\tau_0 \ge 0` with :math:`\sum_i \sigma((a_i - \tau_0)/T) \le` ``budget``.
@@ -60,7 +67,7 @@ def budget_shift(logits: Tensor, budget: float, temperature: float) -> Tensor:
         temperature: ``T``.
 
     Returns:
-        The shift, shape ``(..., 1)``. The budget holds to about 1e-5 in 32 bits; `gate_probabilities` makes it exact.
+        The shift, shape ``(..., 1)``. The budget holds to about 1e-5 in 32 bits.
     """
     scaled = logits / temperature
     count = scaled.shape[-1]
@@ -70,28 +77,22 @@ def budget_shift(logits: Tensor, budget: float, temperature: float) -> Tensor:
     low = (first_out - math.log(budget)).clamp_min(0)
     high = torch.maximum(last_in, first_out + math.log(2 * count)).clamp_min(0)
     slack = torch.sigmoid(scaled).sum(-1, keepdim=True) <= budget
+    may_stop = scaled.device.type == "cpu" and values_are_known(scaled)  # an accelerator would have to wait
+    if may_stop and slack.all():
+        return torch.zeros_like(last_in)
     shift = ((last_in + first_out) / 2).clamp(low, high)
     for _ in range(NEWTON_STEPS):
         gates = torch.sigmoid(scaled - shift)
         excess = gates.sum(-1, keepdim=True) - budget
-        low = torch.where(excess > 0, shift, low)
-        high = torch.where(excess > 0, high, shift)
+        if may_stop and excess.abs().amax() <= SMALLEST_EXCESS:
+            break
+        too_many = excess > 0
+        low = torch.where(too_many, shift, low)
+        high = torch.where(too_many, high, shift)
         slope = (gates * (1 - gates)).sum(-1, keepdim=True).clamp_min(1e-12)
         newton = shift + excess / slope
         shift = torch.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
     return torch.where(slack, 0.0, shift) * temperature
-
-
-def gate_probabilities(logits: Tensor, budget: float, temperature: float) -> tuple[Tensor, Tensor]:
-    r"""Gate probabilities :math:`\pi = \sigma((a - \tau_0)/T)` whose sum never exceeds ``budget``.
-
-    Returns:
-        The shifted logits :math:`a - \tau_0` and the probabilities, both ``(..., k)``. The shift carries no gradient.
-    """
-    shifted = logits - budget_shift(logits, budget, temperature)
-    probabilities = torch.sigmoid(shifted / temperature)
-    total = probabilities.sum(-1, keepdim=True)
-    return shifted, probabilities * (budget / total.clamp_min(budget))
 
 
 def hard_gates(scores: Tensor, most: int) -> Tensor:
@@ -122,11 +123,12 @@ def relaxed_gates(logits: Tensor, noise: Tensor, most: int, temperature: float) 
         from . import gate_kernel
 
         return gate_kernel.relaxed_gates(logits, noise, most, temperature, NEWTON_STEPS)
-    shifted, probabilities = gate_probabilities(logits, most, temperature)
-    noisy = shifted + temperature * noise
-    soft = torch.sigmoid(noisy / temperature)
+    shifted = (logits - budget_shift(logits, most, temperature)) / temperature
+    noisy = shifted + noise
+    soft = torch.sigmoid(noisy)
     hard = hard_gates(noisy.detach(), most)
-    return hard + (soft - soft.detach()), probabilities.detach().sum(-1, keepdim=True)
+    expected = torch.sigmoid(shifted.detach()).sum(-1, keepdim=True).clamp_max(most)
+    return hard + (soft - soft.detach()), expected
 
 
 def final_gates(logits: Tensor, most: int, temperature: float) -> Tensor:
@@ -173,11 +175,6 @@ class HyperRouter(nn.Module):
         self.register_buffer("projection", nn.functional.normalize(projection, dim=-1))
         self.register_buffer("offset", torch.zeros(latent))
         self.head = nn.Parameter(torch.zeros(2 * atoms + 1, latent + 1, code_width))
-
-    def latent(self, projected: Tensor) -> Tensor:
-        """``[tanh(P x̂ - offset); 1]`` from the projections ``P x̂`` ``(..., p)``: shape ``(..., p + 1)``."""
-        z = torch.tanh(projected - self.offset)
-        return torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
 
     def task_head(self, code: Tensor) -> Tensor:
         """The linear head ``(2k + 1, p + 1)`` of the task with code ``(e,)``, or one per row for codes ``(b, e)``."""

@@ -32,39 +32,39 @@ class TaskStatistics(nn.Module):
         self.register_buffer("gate_total", torch.zeros(()))
         self.register_buffer("tokens_seen", torch.zeros(()))
         self.register_buffer("fisher", torch.zeros(elastic))
-        self._pending: dict[str, Tensor] = {}
+        self._pending: Tensor | None = None
 
     @torch.no_grad()
-    def add(self, latents: Tensor, gates: Tensor, expected: Tensor, counted: Tensor) -> None:
+    def add(self, latents: Tensor, gates: Tensor, expected: Tensor, counted: Tensor | None) -> None:
         """Take note of one pass over tokens.
 
         Args:
             latents: ``[z; 1]``, ``(n, p + 1)``.
             gates: Zero-one gates, ``(n, k)``.
             expected: Expected number of open gates, ``(n, 1)``.
-            counted: False at padding, ``(n,)``.
+            counted: False at padding, ``(n,)``; ``None`` if all tokens count.
         """
-        padding = ~counted[:, None]
-        latents, gates, expected = (one.masked_fill(padding, 0) for one in (latents, gates, expected))
-        sums = {
-            "latent_moment": latents.T @ latents,
-            "atom_usage": gates.sum(0),
-            "gate_total": expected.sum(),
-            "tokens_seen": counted.sum().to(latents.dtype),
-        }
-        for name, value in sums.items():
-            self._pending[name] = self._pending[name] + value if name in self._pending else value
+        seen = torch.cat([latents, gates, expected], dim=-1)
+        if counted is not None:
+            seen = seen.masked_fill(~counted[:, None], 0)
+        sums = seen[:, : latents.shape[-1]].T @ seen  # plain sums are the last row, the constant's
+        self._pending = sums if self._pending is None else self._pending + sums
 
     @torch.no_grad()
     def fold(self) -> None:
         """Add what the passes since the last fold have seen, on all ranks."""
-        for name, value in self._pending.items():
-            getattr(self, name).add_(sum_over_ranks(value))
+        if self._pending is not None:
+            sums = sum_over_ranks(self._pending)
+            moment, usage, total = sums.split([len(sums), len(self.atom_usage), 1], dim=1)
+            self.latent_moment += moment
+            self.atom_usage += usage[-1]
+            self.gate_total += total[-1, 0]
+            self.tokens_seen += moment[-1, -1]
         self.discard()
 
     def discard(self) -> None:
         """Forget what the passes since the last fold have seen."""
-        self._pending.clear()
+        self._pending = None
 
     @torch.no_grad()
     def observe_gradient(self, gradient: Tensor) -> None:

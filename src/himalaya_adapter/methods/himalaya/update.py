@@ -1,10 +1,9 @@
 """What the adapter adds to a token, the same for all layers (docs/method.md, sections 1 to 4)."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import linear, pad
 
 from himalaya_adapter.methods.shared_state import SharedState
@@ -18,6 +17,7 @@ from .router import (
     final_gates,
     latent_width,
     relaxed_gates,
+    values_are_known,
 )
 from .statistics import TaskStatistics
 from .tree import KDTree, Leaves
@@ -123,7 +123,7 @@ class SharedUpdate(SharedState):
         """The routes of one task in inference, if its head proves that all tokens use the same atoms."""
         if self.training or self.frozen or head.dim() > 2:
             return None
-        if torch.compiler.is_compiling() or isinstance(head, FakeTensor):  # positions are not known
+        if not values_are_known(head):
             return None
         count = len(self.in_use)
         gates = torch.cat([head, bias[:, None]], dim=1)[:count].detach()
@@ -168,19 +168,25 @@ class SharedUpdate(SharedState):
         rms = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=wide) / width**0.5
         projected = linear(hidden_states, maps.inward).to(wide)
         normalised = projected / rms.clamp_min(TINY)
-        latent = len(self.router.projection)
-        coefficients, gain = self.static_routing() if self.frozen else self.route(normalised[..., :latent])
-        # A weight acts on its input as it is, the skip path on the normalised one.
-        projections = (projected if self.config.placement == "weights" else normalised)[..., latent:]
+        sizes = [len(self.router.projection), len(maps.inward) - len(self.router.projection)]
+        latents, projections = normalised.split(sizes, dim=-1)
+        coefficients, gain = self.static_routing() if self.frozen else self.route(latents)
+        if (
+            self.config.placement == "weights"
+        ):  # which act on their input as it is, the skip path on the normalised one
+            projections = projected.split(sizes, dim=-1)[1]
         if self.config.norm_target == "residual":
             gain = gain / self.width**0.5
-        unit_in = unit_coefficients(coefficients, maps.gram_in)
-        unit_out = unit_in if maps.gram_out is maps.gram_in else unit_coefficients(coefficients, maps.gram_out)
-        if self._growing:
-            unit_in, unit_out = pad(unit_in, (0, 1), value=1.0), pad(unit_out, (0, 1), value=1.0)
+        unit_in = self._unit_coefficients(coefficients, maps.gram_in)
+        unit_out = unit_in if maps.gram_out is maps.gram_in else self._unit_coefficients(coefficients, maps.gram_out)
         if self.training:
             self._certify(gain, unit_in, unit_out, maps)
         return rank_one_update(projections, gain, unit_in, unit_out, maps.atoms_out)
+
+    def _unit_coefficients(self, coefficients: Tensor, gram: Tensor) -> Tensor:
+        """Those of r, the probe's among them while there is one."""
+        unit = unit_coefficients(coefficients, gram)
+        return pad(unit, (0, 1), value=1.0) if self._growing else unit
 
     @property
     def _growing(self) -> bool:
@@ -226,24 +232,22 @@ class SharedUpdate(SharedState):
         if routes.certain is not None:
             return outputs[..., :-1], self._gain(outputs[..., -1:])
         atoms = outputs.shape[-1] // 2
-        logits, coefficients, raw_gain = outputs[..., :atoms], outputs[..., atoms:-1], outputs[..., -1:]
+        logits, coefficients, raw_gain = outputs.split([atoms, atoms, 1], dim=-1)
         if routes.leaves is not None:
             membership = routes.leaves.log_membership(centred)
             below = membership.amax(-1, keepdim=True) - membership
             # The bonus -x / (1 + 2x): bounded, and with a gradient everywhere.
-            logits[..., core:].addcdiv_(below, torch.rsub(below, 1, alpha=-1 / LARGEST_TREE_BONUS), value=-1)
+            logits = logits + pad(below / torch.rsub(below, -1, alpha=1 / LARGEST_TREE_BONUS), (core, 0))
         gain = self._gain(raw_gain)
         if not self.training or self.frozen:
             return final_gates(logits, most, self._final_temperature) * coefficients, gain
         # One draw per atom and layer, for all tokens: it is the same however a batch is spread over processes.
         uniform = torch.rand(atoms, device=logits.device).clamp_(1e-6, 1 - 1e-6)
         gates, expected = relaxed_gates(logits, torch.logit(uniform), most, self.temperature)
-        noted = (self.router.latent(projected), gates, expected)
+        noted = (pad(latents, (0, 1), value=1.0), gates, expected)
         seen, on, shares = (one.detach().reshape(-1, one.shape[-1]) for one in noted)
-        counted = torch.ones_like(seen[:, 0], dtype=torch.bool)
-        if self._tokens is not None and self._tokens.numel() == len(counted):
-            counted = self._tokens.flatten()
-        self.statistics.add(seen, on, shares, counted)
+        masked = self._tokens is not None and self._tokens.numel() == len(seen)
+        self.statistics.add(seen, on, shares, cast(Tensor, self._tokens).flatten() if masked else None)
         return gates * coefficients, gain
 
     def _gain(self, raw: Tensor) -> Tensor:
@@ -260,12 +264,13 @@ class SharedUpdate(SharedState):
     @torch.no_grad()
     def _certify(self, gain: Tensor, unit_in: Tensor, unit_out: Tensor, maps: Maps) -> None:
         """Measure the norm of the strongest token's update on its dense vectors and keep the largest seen."""
-        strongest = gain.abs().argmax()[None]  # taken by `index_select`, for which a GPU does not wait
-        atoms_in = maps.inward[len(self.router.projection) :]
-        dense = [
-            (unit.reshape(-1, unit.shape[-1]).index_select(0, strongest)[0].double() @ atoms.double()).norm()
-            for unit, atoms in ((unit_in, atoms_in), (unit_out, maps.atoms_out))
-        ]
-        norm = gain.abs().amax() * dense[0] * dense[1]
+        gain, strongest = gain.abs().flatten().max(0, keepdim=True)
+
+        def length(unit: Tensor, atoms: Tensor) -> Tensor:  # by `index_select`, for which a GPU does not wait
+            return (unit.reshape(-1, unit.shape[-1]).index_select(0, strongest).double() @ atoms.double()).norm()
+
+        length_in = length(unit_in, maps.inward[len(self.router.projection) :])
+        length_out = length_in if unit_out is unit_in else length(unit_out, maps.atoms_out)
+        norm = (gain * length_in * length_out)[0]
         # `fmax` ignores what is not a number: such a pass is dropped before it changes anything.
         self.update_norm_max.copy_(torch.fmax(self.update_norm_max, norm.to(self.update_norm_max.dtype)))

@@ -62,7 +62,7 @@ def added(name: str) -> Callable[[Tensors], Tensors]:
 
 
 MISFITS = {
-    "missing": ("adapter", without("head_projector"), r"'head_projector' is nothing, expected float32 \["),
+    "missing": ("adapter", without("head_triangle"), r"'head_triangle' is nothing, expected float32 \["),
     "unknown": ("adapter", added(f"{PREFIX}surprise"), r"'surprise' is float32 \[3\], expected nothing"),
     "elsewhere": ("adapter", added("base_model.model.surprise"), r"model\.surprise' is \[3\], expected nothing"),
     "shape": (

@@ -5,7 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from himalaya_adapter.methods.himalaya.protection import free_directions, kronecker_moment, shrink_projector
+from himalaya_adapter.methods.himalaya.protection import (
+    free_directions,
+    from_upper_triangle,
+    kronecker_moment,
+    shrink_projector,
+    upper_triangle,
+)
 
 WIDTH = 24
 SEEDS = st.integers(0, 2**32 - 1)
@@ -22,6 +28,15 @@ def random_features(seed: int, rows: int, rank: int, dtype: torch.dtype = torch.
 def assert_is_orthogonal_projector(projector: torch.Tensor, tolerance: float) -> None:
     torch.testing.assert_close(projector, projector.T, rtol=0, atol=tolerance)
     torch.testing.assert_close(projector @ projector, projector, rtol=0, atol=tolerance)
+
+
+@given(size=st.integers(1, 30), seed=SEEDS)
+def test_a_symmetric_matrix_is_that_of_its_upper_triangle(size: int, seed: int) -> None:
+    square = torch.randn(size, size, generator=torch.Generator().manual_seed(seed))
+    symmetric = square + square.T
+    triangle = upper_triangle(symmetric)
+    assert triangle.shape == (size * (size + 1) // 2,)
+    assert torch.equal(from_upper_triangle(triangle), symmetric)
 
 
 def test_the_moment_of_the_features_is_a_kronecker_product() -> None:

@@ -35,7 +35,7 @@ SCHEMA = {
     "own": torch.bool,
     "importance": torch.float32,
     "tasks_learnt": torch.int64,
-    "head_projector": torch.float32,
+    "head_triangle": torch.float32,
     "growth.residuals": torch.int8,
     "growth.similarities": torch.float32,
     "growth.seen": torch.int64,

@@ -1,5 +1,7 @@
 """What keeps earlier tasks in the router's head: a projector of its steps (docs/method.md, section 6)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -76,6 +78,21 @@ def reset_head(head: Tensor, target: Tensor, projector: Tensor, code: Tensor) ->
     """
     gap = target.double() - head.double() @ code.double()
     return (head.double() + (gap @ lift(projector, code)).view_as(head)).to(head.dtype)
+
+
+def upper_triangle(projector: Tensor) -> Tensor:
+    """What a projector is stored as, being symmetric: its upper triangle ``(F (F + 1) / 2,)``, row by row."""
+    rows, columns = torch.triu_indices(*projector.shape, device=projector.device)
+    return projector[rows, columns]
+
+
+def from_upper_triangle(triangle: Tensor) -> Tensor:
+    """The symmetric matrix ``(F, F)`` of an `upper_triangle`."""
+    size = math.isqrt(2 * len(triangle))
+    rows, columns = torch.triu_indices(size, size, device=triangle.device)
+    projector = triangle.new_empty(size, size)
+    projector[rows, columns] = projector[columns, rows] = triangle
+    return projector
 
 
 def free_directions(projector: Tensor) -> int:

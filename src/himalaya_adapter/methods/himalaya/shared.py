@@ -13,7 +13,15 @@ from .allocation import allocate, borrow, grow
 from .config import HimalayaConfig
 from .consolidation import Consolidation
 from .growth import Growth
-from .protection import free_directions, kronecker_moment, lift, reset_head, shrink_projector
+from .protection import (
+    free_directions,
+    from_upper_triangle,
+    kronecker_moment,
+    lift,
+    reset_head,
+    shrink_projector,
+    upper_triangle,
+)
 from .router import FINAL_TEMPERATURE_SHARE, task_code
 from .statistics import share_maximum, sum_over_ranks
 from .task_memory import TaskMemory
@@ -41,7 +49,7 @@ class SharedAdapter(SharedUpdate):
 
     tasks_learnt: Tensor
     importance: Tensor
-    head_projector: Tensor
+    head_triangle: Tensor
     atom_norm_max: Tensor
     own: Tensor
 
@@ -53,7 +61,7 @@ class SharedAdapter(SharedUpdate):
         self.register_buffer("tasks_learnt", torch.zeros((), dtype=torch.int64))
         self.register_buffer("own", torch.zeros_like(self.in_use))
         self.register_buffer("importance", torch.zeros(config.elastic_atoms))
-        self.register_buffer("head_projector", torch.eye(self.router.head[0].numel()))
+        self.register_buffer("head_triangle", upper_triangle(torch.eye(self.router.head[0].numel())))
         self.register_buffer("atom_norm_max", torch.zeros(()))
         self.infers_task = False
         if self.router.head.is_meta:  # PEFT's low_cpu_mem_usage: all state is about to be loaded
@@ -133,6 +141,11 @@ class SharedAdapter(SharedUpdate):
         serving = self.own if self.own.any() else borrow(self, worth)
         fresh = self.router.fresh_head(name, serving, self.in_use, self.config.expected_active_atoms)
         self.router.head.copy_(reset_head(self.router.head, fresh, self.head_projector, self.code))
+
+    @property
+    def head_projector(self) -> Tensor:
+        """The projector onto the directions in which the head may still move, ``(F, F)``, ``F = (p + 1) e``."""
+        return from_upper_triangle(self.head_triangle)
 
     @property
     def own_elastic(self) -> Tensor:
@@ -246,7 +259,8 @@ class SharedAdapter(SharedUpdate):
         self.statistics.fold()
         if self.config.protect:
             moment = kronecker_moment(self.statistics.latent_moment, self.code)
-            self.head_projector.copy_(shrink_projector(self.head_projector, moment, PROTECTED_ENERGY))
+            projector = shrink_projector(self.head_projector, moment, PROTECTED_ENERGY)
+            self.head_triangle.copy_(upper_triangle(projector))
         self.memory.learn(self.code)
         usage = self.statistics.usage
         self.consolidation.observe(self.code, usage)

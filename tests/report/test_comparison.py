@@ -169,7 +169,7 @@ def test_one_method_of_several_seeds_is_a_comparison_without_tests(two_methods: 
 
 def test_every_method_has_a_colour_of_its_own(make_run: MakeRun, tmp_path: Path) -> None:
     for number in range(12):
-        method = ["himalaya", "lora", "olora"][number % 3]
+        method = ["himalaya", "lora", "o_lora"][number % 3]
         make_run(f"run{number}", tasks=TASKS[:1], method=method, method_name=f"method {number}")
     groups = group_by_method(read_comparable_runs(tmp_path, [f"run{number}" for number in range(12)]))
     styles = method_styles(groups[:8])

@@ -89,10 +89,9 @@ def upper_triangle(projector: Tensor) -> Tensor:
 def from_upper_triangle(triangle: Tensor) -> Tensor:
     """The symmetric matrix ``(F, F)`` of an `upper_triangle`."""
     size = math.isqrt(2 * len(triangle))
-    rows, columns = torch.triu_indices(size, size, device=triangle.device)
-    projector = triangle.new_empty(size, size)
-    projector[rows, columns] = projector[columns, rows] = triangle
-    return projector
+    above = torch.ones(size, size, dtype=torch.bool, device=triangle.device).triu()
+    upper = triangle.new_zeros(size, size).masked_scatter(above, triangle)
+    return upper + upper.triu(1).T
 
 
 def free_directions(projector: Tensor) -> int:

@@ -1,6 +1,6 @@
 """What the adapter adds to a token, the same for all layers (docs/method.md, sections 1 to 4)."""
 
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -246,8 +246,9 @@ class SharedUpdate(SharedState):
         gates, expected = relaxed_gates(logits, torch.logit(uniform), most, self.temperature)
         noted = (pad(latents, (0, 1), value=1.0), gates, expected)
         seen, on, shares = (one.detach().reshape(-1, one.shape[-1]) for one in noted)
-        masked = self._tokens is not None and self._tokens.numel() == len(seen)
-        self.statistics.add(seen, on, shares, cast(Tensor, self._tokens).flatten() if masked else None)
+        tokens = self._tokens
+        counted = tokens.flatten() if tokens is not None and tokens.numel() == len(seen) else None
+        self.statistics.add(seen, on, shares, counted)
         return gates * coefficients, gain
 
     def _gain(self, raw: Tensor) -> Tensor:

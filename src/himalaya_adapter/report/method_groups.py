@@ -126,7 +126,8 @@ def alone(run: RunRecord) -> MethodGroup:
 
 
 def group_by_method(runs: Sequence[RunRecord]) -> list[MethodGroup]:
-    """Put runs together whose ``config.yaml`` is the same but for ``training.seed`` and ``run_id``.
+    """Put runs together whose ``config.yaml`` is the same but for ``training.seed``, ``run_id`` and the search's
+    block ``optuna``, of which a run takes nothing.
 
     A run without a ``config.yaml`` stays alone.
 
@@ -162,7 +163,8 @@ def group_by_method(runs: Sequence[RunRecord]) -> list[MethodGroup]:
 
 def _settings(run: RunRecord) -> dict[str, Any]:
     """The resolved config without what may differ between the seeds of a method."""
-    return {key: value for key, value in run.settings.items() if key not in ("run_id", "training.seed")}
+    aside = ("run_id", "training.seed", "optuna.")
+    return {key: value for key, value in run.settings.items() if not key.startswith(aside)}
 
 
 def _whiskers(name: str, values: Sequence[float]) -> dict[str, float]:

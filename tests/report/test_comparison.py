@@ -58,6 +58,14 @@ def test_any_other_setting_makes_another_method(two_methods: Path) -> None:
     assert [group.seeds for group in groups] == [(0, 1), (2,)]
 
 
+def test_what_a_search_would_try_makes_no_other_method(two_methods: Path) -> None:
+    path = two_methods / "h2" / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config.setdefault("optuna", {})["n_trials"] = 3
+    write_atomic(path, yaml.safe_dump(config))
+    assert len(group_by_method(read_comparable_runs(two_methods, ["h0", "h1", "h2"]))) == 1
+
+
 def test_a_config_from_before_a_key_is_that_of_the_keys_default(two_methods: Path) -> None:
     path = two_methods / "h2" / "config.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))

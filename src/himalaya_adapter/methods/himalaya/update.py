@@ -171,9 +171,7 @@ class SharedUpdate(SharedState):
         sizes = [len(self.router.projection), len(maps.inward) - len(self.router.projection)]
         latents, projections = normalised.split(sizes, dim=-1)
         coefficients, gain = self.static_routing() if self.frozen else self.route(latents)
-        if (
-            self.config.placement == "weights"
-        ):  # which act on their input as it is, the skip path on the normalised one
+        if self.config.placement == "weights":  # they act on their input as it is, the skip path on the normalised one
             projections = projected.split(sizes, dim=-1)[1]
         if self.config.norm_target == "residual":
             gain = gain / self.width**0.5

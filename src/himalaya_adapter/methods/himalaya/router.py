@@ -51,7 +51,7 @@ def latent_width(width: int, atoms: int, code_width: int, hidden_params: int) ->
 
 def values_are_known(tensor: Tensor) -> bool:
     """Whether Python may look at a tensor's values: not while a model is compiled, or counted without weights."""
-    return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
+    return not (torch.compiler.is_compiling() or isinstance(tensor, FakeTensor))
 
 
 @torch.no_grad()

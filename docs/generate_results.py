@@ -30,7 +30,7 @@ PAGE, TABLES, README = DOCS / "results.md", DOCS / "results-tables.md", ROOT / "
 RESULTS = ROOT / "benchmarks" / "results"
 ABLATIONS = "ablations"
 HIMALAYAS, BOUNDS = ("himalaya", "unprotected"), ("lora-independent", "lora-independent-fast", "frozen")
-IN_SHORT = (ABLATIONS, "first10", "first15", "last15")  # as a whole, not task by task
+IN_SHORT = (ABLATIONS, "first10", "first15", "last15", "reversed25")  # as a whole, not task by task
 # Sections of which all tables but the first and the paired tests stand on the page of tables, and not in the main one.
 DETAILED, IN_DETAIL = ("package25", "first15", "first10", ABLATIONS, "demo", "rivals"), " in detail"
 PAIRED, EXPECTED = "Paired tests", "The source's expected results"
@@ -45,6 +45,7 @@ SECTIONS = {
         *("loreft-independent-package25", "frozen"),
         *("himalaya-package25-seed1", "lora-ewc-package25-seed1"),
     ],
+    "reversed25": ["himalaya", "lora-ewc"],
     ABLATIONS: [
         *("whole", "unprotected", "no-eviction", "no-consolidation", "one-atom", "no-tree", "fixed-gain", "strict"),
     ],

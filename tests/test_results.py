@@ -72,6 +72,25 @@ def test_what_needs_no_learning_scores_what_the_page_says() -> None:
     assert told.format_map(above) in " ".join(results.split())
 
 
+def test_the_prose_of_the_readme_says_what_was_measured() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    results = ROOT / "benchmarks" / "results"
+    given, alone, fresh = (
+        read_json(results / section / run / "metrics.json")["stored_bytes"]
+        for section, run in (
+            ("package25", "himalaya-package25"),
+            ("package25", "loreft-independent-package25"),
+            ("first15", "lora-independent"),
+        )
+    )
+    himalaya, lora = (read_json(results / "reversed25" / run / "metrics.json") for run in ("himalaya", "lora-ewc"))
+    areas = [f"{run['retained_accuracy_auc']:.3f}" for run in (himalaya, lora)]
+    assert f"from the last task to the first (area {areas[0]}, LoRA with EWC {areas[1]})" in readme
+    assert f"is a file of {himalaya['stored_bytes'] / 1e3:.0f} kB now" in readme
+    assert f"in {['four', 'five', 'six'][round(alone / given) - 4]} times the bytes" in readme
+    assert f"it is the upper reference, at {fresh / 1e6:.0f} MB" in readme
+
+
 def test_the_shorter_streams_are_parts_of_the_longer_one() -> None:
     whole = [task.name for task in read_definition("package_stream_25").tasks]
     found = {path.stem: [task.name for task in read_definition(str(path)).tasks] for path in STREAMS}

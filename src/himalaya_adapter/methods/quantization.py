@@ -59,27 +59,30 @@ def column_smoothing(matrix: Tensor) -> Tensor:
     return torch.where(smoothing > 0, smoothing, 1.0)
 
 
-def quantise_matrix(matrix: Tensor, bits: int, smoothing: Tensor | None = None) -> dict[str, Tensor]:
+def quantise_matrix(
+    matrix: Tensor, bits: int, smoothing: Tensor | None = None, group: int = GROUP
+) -> dict[str, Tensor]:
     r"""Smooth quantisation: :math:`D_{ij} \approx s_j (m_{ig} + q_{ij}\,\delta_{ig})`, ``g`` being the group of ``j``.
 
     The smoothing :math:`s_j = \max_i |D_{ij}|^{1/2}` keeps a column of large entries from widening the steps of its
-    neighbours (as SmoothQuant, Xiao et al. 2023, arXiv:2211.10438). Each group of `GROUP` neighbours in a row has its
-    own minimum :math:`m` and step :math:`\delta`; codes are rounded to the nearest.
+    neighbours (as SmoothQuant, Xiao et al. 2023, arXiv:2211.10438). Each group of neighbours in a row has its own
+    minimum :math:`m` and step :math:`\delta`; codes are rounded to the nearest.
 
     Args:
         matrix: ``(k, d)``, entries of magnitude up to about 1.
         bits: Bits of a code, 2 to 8.
         smoothing: That of a larger matrix to which the rows belong, ``(d,)``; by default their own.
+        group: How many neighbours share a scale and a minimum.
 
     Returns:
-        uint8 ``codes``, packed; float16 ``smoothing`` ``(d,)``, ``scale`` and ``minimum`` ``(k, ceil(d / GROUP))``.
+        uint8 ``codes``, packed; float16 ``smoothing`` ``(d,)``, ``scale`` and ``minimum`` ``(k, ceil(d / group))``.
 
     Raises:
         ValueError: ``bits`` out of range.
     """
     _check_bits(bits)
     smoothing = column_smoothing(matrix) if smoothing is None else smoothing
-    groups = _grouped(matrix.float() / smoothing)
+    groups = _grouped(matrix.float() / smoothing, group)
     # The codes are computed from the rounded minimum and step, which are those that the reader has.
     minimum = groups.amin(-1).half()
     scale = ((groups.amax(-1) - minimum) / ((1 << bits) - 1)).half()
@@ -89,11 +92,11 @@ def quantise_matrix(matrix: Tensor, bits: int, smoothing: Tensor | None = None) 
     return {"codes": packed, "smoothing": smoothing, "scale": scale, "minimum": minimum}
 
 
-def dequantise_matrix(parts: Mapping[str, Tensor], bits: int) -> Tensor:
-    """The matrix ``(k, d)`` in float32 that the parts returned by `quantise_matrix` stand for."""
+def dequantise_matrix(parts: Mapping[str, Tensor], bits: int, group: int = GROUP) -> Tensor:
+    """The matrix ``(k, d)`` in float32 that the parts returned by `quantise_matrix` with the same group stand for."""
     rows, width = len(parts["scale"]), len(parts["smoothing"])
     codes = unpack_codes(parts["codes"], rows * width, bits).view(rows, width)
-    groups = parts["minimum"][..., None].float() + _grouped(codes.float()) * parts["scale"][..., None].float()
+    groups = parts["minimum"][..., None].float() + _grouped(codes.float(), group) * parts["scale"][..., None].float()
     return groups.flatten(1)[:, :width] * parts["smoothing"].float()
 
 
@@ -111,10 +114,10 @@ def dequantise_rows(parts: Mapping[str, Tensor]) -> Tensor:
     return (values.float().flatten(1) * parts["scale"][:, None]).view_as(values)
 
 
-def _grouped(matrix: Tensor) -> Tensor:
-    """``(k, d)`` as ``(k, ceil(d / GROUP), GROUP)``; the last column is repeated, which changes no group's range."""
-    padding = matrix[:, -1:].expand(-1, -matrix.shape[1] % GROUP)
-    return torch.cat([matrix, padding], dim=1).view(len(matrix), -1, GROUP)
+def _grouped(matrix: Tensor, group: int) -> Tensor:
+    """``(k, d)`` as ``(k, ceil(d / group), group)``; the last column is repeated, which changes no group's range."""
+    padding = matrix[:, -1:].expand(-1, -matrix.shape[1] % group)
+    return torch.cat([matrix, padding], dim=1).view(len(matrix), -1, group)
 
 
 def _check_bits(bits: int) -> None:

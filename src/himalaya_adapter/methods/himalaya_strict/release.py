@@ -16,7 +16,7 @@ from himalaya_adapter.methods.quantization import (
 )
 from himalaya_adapter.methods.release import check_finite, prefixed, split_by_prefix
 
-from .config import HimalayaConfig
+from .config import HimalayaStrictConfig
 from .dictionary import unit_rows
 
 # Tensors whose values must be finite.
@@ -34,7 +34,7 @@ AS_THEY_ARE = (
 )
 
 
-def pack(state: Mapping[str, Tensor], config: HimalayaConfig) -> dict[str, Tensor]:
+def pack(state: Mapping[str, Tensor], config: HimalayaStrictConfig) -> dict[str, Tensor]:
     """What a release file holds of an adapter's state, the checksum apart.
 
     Args:
@@ -59,7 +59,9 @@ def pack(state: Mapping[str, Tensor], config: HimalayaConfig) -> dict[str, Tenso
     return packed | {name: state[name].detach().clone() for name in AS_THEY_ARE if name in state}
 
 
-def unpack(packed: Mapping[str, Tensor], config: HimalayaConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unpack(
+    packed: Mapping[str, Tensor], config: HimalayaStrictConfig, state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The way back: the part of an adapter's state that `pack` kept, with atoms of length 1.
 
     Args:
@@ -78,7 +80,7 @@ def unpack(packed: Mapping[str, Tensor], config: HimalayaConfig, state: Mapping[
     return {name: tensor.to(state[name].dtype) for name, tensor in (wide | as_they_are).items()}
 
 
-def atom_bits(config: HimalayaConfig) -> tuple[int, int]:
+def atom_bits(config: HimalayaStrictConfig) -> tuple[int, int]:
     """Bits of a core atom's entry, and of an elastic one's: twice as many, up to 8, since it holds what was learnt."""
     return config.quantisation_bits, min(2 * config.quantisation_bits, BITS[-1])
 

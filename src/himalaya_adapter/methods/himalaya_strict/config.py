@@ -37,9 +37,9 @@ AT_LEAST_ONE = (
 
 
 @dataclass
-class HimalayaConfig(TargetsConfig):
+class HimalayaStrictConfig(TargetsConfig):
     """
-    Configuration of a [`HimalayaModel`]: one adapter, shared by all layers and all tasks, of constant size.
+    Configuration of a [`HimalayaStrictModel`]: one adapter, shared by all layers and all tasks, of constant size.
     Beside the fields of [`TargetsConfig`]:
 
     Args:
@@ -144,7 +144,7 @@ class HimalayaConfig(TargetsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType.HIMALAYA
+        self.peft_type = PeftType.HIMALAYA_STRICT
         for name, allowed in CHOICES.items():
             self._require_one_of(name, allowed)
         self._require_at_least(1, *AT_LEAST_ONE)

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.kd_tree import FAR
+from himalaya_adapter.methods.prompt_memory import PromptMemory
 from himalaya_adapter.methods.release import INFERENCE_ONLY
 
 from .allocation import allocate, borrow, grow
-from .config import HimalayaConfig
+from .config import HimalayaStrictConfig
 from .consolidation import Consolidation
 from .growth import Growth
 from .protection import (
@@ -24,8 +26,6 @@ from .protection import (
 )
 from .router import FINAL_TEMPERATURE_SHARE, task_code
 from .statistics import share_maximum, sum_over_ranks
-from .task_memory import TaskMemory
-from .tree import FAR
 from .update import TINY, SharedUpdate
 
 # Share of a task's feature energy that the head's later steps must leave alone (docs/method.md, section 6).
@@ -53,11 +53,11 @@ class SharedAdapter(SharedUpdate):
     atom_norm_max: Tensor
     own: Tensor
 
-    def __init__(self, config: HimalayaConfig, width: int, embedding_width: int | None = None) -> None:
+    def __init__(self, config: HimalayaStrictConfig, width: int, embedding_width: int | None = None) -> None:
         super().__init__(config, width)
         self.growth = Growth(width, config.growth_window, config.similarity_threshold_tau)
         self.consolidation = Consolidation(config.core_atoms + config.elastic_atoms, config.code_width)
-        self.memory = TaskMemory(width if embedding_width is None else embedding_width, config.code_width)
+        self.memory = PromptMemory(width if embedding_width is None else embedding_width, config.code_width)
         self.register_buffer("tasks_learnt", torch.zeros((), dtype=torch.int64))
         self.register_buffer("own", torch.zeros_like(self.in_use))
         self.register_buffer("importance", torch.zeros(config.elastic_atoms))

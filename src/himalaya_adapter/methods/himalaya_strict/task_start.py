@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .allocation import inherit
-from .layer import HimalayaLayer
+from .layer import HimalayaStrictLayer
 from .shared import SharedAdapter
 
 EXAMPLES_AT_ONCE = 4  # the backward pass needs all that a forward pass computes
@@ -47,7 +47,7 @@ def first_residuals(model: nn.Module, shared: SharedAdapter, examples: Mapping[s
 
         first.register_hook(add)
 
-    layers = [one for one in model.modules() if isinstance(one, HimalayaLayer) and shared in one.shared.values()]
+    layers = [one for one in model.modules() if isinstance(one, HimalayaStrictLayer) and shared in one.shared.values()]
     handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
     was_training = model.training
     try:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
+from himalaya_adapter.methods.kd_tree import KDTree, Leaves
 from himalaya_adapter.methods.shared_state import SharedState
 
 from .active_set import LARGEST_TREE_BONUS, active_set
-from .config import HimalayaConfig
+from .config import HimalayaStrictConfig
 from .dictionary import Dictionary, gram, rank_one_update, unit_coefficients
 from .router import (
     FINAL_TEMPERATURE_SHARE,
@@ -20,7 +21,6 @@ from .router import (
     values_are_known,
 )
 from .statistics import TaskStatistics
-from .tree import KDTree, Leaves
 
 MASKED = -1e4
 TINY = torch.finfo(torch.float32).tiny
@@ -62,7 +62,7 @@ class SharedUpdate(SharedState):
     code: Tensor
     update_norm_max: Tensor
 
-    def __init__(self, config: HimalayaConfig, width: int) -> None:
+    def __init__(self, config: HimalayaStrictConfig, width: int) -> None:
         super().__init__()
         core, elastic = config.core_atoms, config.elastic_atoms
         atoms = core + elastic

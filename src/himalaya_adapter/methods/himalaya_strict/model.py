@@ -14,8 +14,8 @@ from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.shared_state import SharedStateModel
 
 from .allocation import forget_moments
-from .config import HimalayaConfig
-from .layer import HimalayaLayer
+from .config import HimalayaStrictConfig
+from .layer import HimalayaStrictLayer
 from .release import VALUES, pack, unpack
 from .router import task_code
 from .shared import SharedAdapter
@@ -25,15 +25,15 @@ logger = logging.getLogger(__name__)
 HAS_MLP = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "gpt2")
 
 
-class HimalayaModel(SharedStateModel):
+class HimalayaStrictModel(SharedStateModel):
     """Wraps the target modules and owns the adapters' shared state, one `SharedAdapter` per adapter name.
 
     The verbs of the stream (`start_task`, `end_task`, `set_task`, ...) act on the active adapters and can be called on
     the `PeftModel` itself.
     """
 
-    prefix = "himalaya_"
-    tuner_layer_cls = HimalayaLayer
+    prefix = "himalaya_strict_"
+    tuner_layer_cls = HimalayaStrictLayer
     finite_values = VALUES
     target_module_mapping = {model_type: ["mlp"] for model_type in HAS_MLP}  # noqa: RUF012  (PEFT declares it so)
 
@@ -238,17 +238,17 @@ class HimalayaModel(SharedStateModel):
 
     @classmethod
     def _pack(cls, state: Mapping[str, Tensor], config: PeftConfig) -> dict[str, Tensor]:
-        return pack(state, cast(HimalayaConfig, config))
+        return pack(state, cast(HimalayaStrictConfig, config))
 
     @classmethod
     def _unpack(
         cls, packed: Mapping[str, Tensor], config: PeftConfig, state: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        return unpack(packed, cast(HimalayaConfig, config), state)
+        return unpack(packed, cast(HimalayaStrictConfig, config), state)
 
 
 def _width(module: nn.Module, model: nn.Module) -> int:
-    base = module.get_base_layer() if isinstance(module, HimalayaLayer) else module
+    base = module.get_base_layer() if isinstance(module, HimalayaStrictLayer) else module
     if isinstance(base, nn.Linear):
         return max(base.in_features, base.out_features)
     hidden_size = getattr(getattr(model, "config", None), "hidden_size", None)

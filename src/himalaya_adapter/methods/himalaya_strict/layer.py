@@ -11,7 +11,7 @@ from .freezing import BESIDE_THE_WEIGHTS, PER_TOKEN, static_factors
 from .shared import SharedAdapter
 
 
-class HimalayaLayer(nn.Module, MergeableLayer):
+class HimalayaStrictLayer(nn.Module, MergeableLayer):
     """Adds to the output of ``base_layer`` the rank-one update of every active adapter.
 
     The layer owns no parameter: it only refers to the adapters' shared state, which lives on the tuner. The update

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .consolidation import PARTNER_SHARE, StandIn, fisher_projection, imprint
+from himalaya_adapter.methods.fisher import fisher_projection
+
+from .consolidation import PARTNER_SHARE, StandIn, imprint
 from .growth import principal_direction
 from .protection import reset_head
 from .router import OWN_GATE, UNUSED_GATE

@@ -14,7 +14,7 @@ RIDGE = 1e-4
 TYPICAL = 2.0
 
 
-class TaskMemory(nn.Module):
+class PromptMemory(nn.Module):
     r"""Linear discriminant analysis of pooled prompt features (Fisher 1936), in a memory of fixed size.
 
     A prompt belongs to the task with the nearest mean in the metric of the covariance within tasks. The features come

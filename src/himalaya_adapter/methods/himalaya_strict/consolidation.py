@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from himalaya_adapter.methods.fisher import fisher_metric_product, fisher_projection
+
 # Atoms that served in more than this share of an atom's use are on wherever it was.
 PARTNER_SHARE = 0.5
 # Codes further apart than this (relative to the largest) count as known; below lies rounding.
@@ -23,50 +25,6 @@ class StandIn(NamedTuple):
     weights: Tensor
     newcomer: int
     survives: float
-
-
-def fisher_metric_product(rows: Tensor, residuals: Tensor) -> Tensor:
-    r"""Rows ``(n, d)`` times the Fisher metric :math:`M = \tfrac1m R^\top R + \tfrac1d I`, for residuals ``(m, d)``.
-
-    The residuals are unit gradients, so :math:`\tfrac1m R^\top R` is an empirical Fisher matrix of trace 1. The
-    isotropic part of the same trace keeps the metric definite where no gradient was seen.
-    """
-    isotropic = rows / rows.shape[1]
-    return isotropic + (rows @ residuals.T) @ residuals / max(1, len(residuals))
-
-
-def fisher_projection(atom: Tensor, others: Tensor, residuals: Tensor, steps: int) -> tuple[Tensor, float]:
-    r"""Coefficients ``w`` that minimise :math:`\lVert a - A^\top w\rVert_M`: conjugate gradients from zero.
-
-    The error falls with every step, so the stand-in is never worse than nothing, wherever the iteration stops.
-
-    Args:
-        atom: :math:`a`, ``(d,)``.
-        others: :math:`A`, ``(n, d)``.
-        residuals: Unit residuals that define the metric ``M``, ``(m, d)``.
-        steps: Most iterations.
-
-    Returns:
-        ``w`` ``(n,)`` and the share :math:`1 - \lVert a - A^\top w\rVert_M^2 / \lVert a\rVert_M^2` of the atom that it
-        reproduces.
-    """
-    weighted = fisher_metric_product(others, residuals)
-    normal = weighted @ others.T
-    weights = torch.zeros_like(weighted[:, 0])
-    gradient = weighted @ atom
-    direction, squared = gradient, gradient @ gradient
-    enough = torch.finfo(atom.dtype).eps ** 2 * squared
-    for _ in range(steps):
-        curvature = direction @ normal @ direction
-        if squared <= enough or curvature <= 0:
-            break
-        weights = weights + squared / curvature * direction
-        gradient = gradient - squared / curvature * (normal @ direction)
-        previous, squared = squared, gradient @ gradient
-        direction = gradient + squared / previous * direction
-    error = atom - weights @ others
-    energies = [(row @ fisher_metric_product(row[None], residuals)[0]).item() for row in (error, atom)]
-    return weights, max(0.0, 1 - energies[0] / energies[1])
 
 
 class Consolidation(nn.Module):

@@ -58,24 +58,6 @@ def borrow(shared: "SharedAdapter", worth: Tensor) -> Tensor:
     return torch.zeros_like(shared.in_use).index_fill_(0, best.indices, True) & shared.in_use
 
 
-def inherit(shared: "SharedAdapter", code: Tensor) -> None:
-    """Let the task start from what the task with ``code`` ``(e,)`` has learnt: its routing, and copies of its atoms.
-
-    The copies lie in the task's own slots, at least as many as a token may use, so the earlier task does not notice
-    what becomes of them.
-    """
-    count, own = len(shared.own), shared.own.nonzero().flatten()
-    source, target = shared.router.task_head(code), shared.router.task_head(shared.code).clone()
-    most_open = source[:count, -1].masked_fill(~shared.in_use | shared.own, UNUSED_GATE).topk(len(own)).indices
-    is_open = source[most_open, -1] > 0
-    target[own] = torch.where(is_open[:, None], source[most_open], target[own])
-    target[count + own] = source[count + most_open] * is_open[:, None]
-    target[-1] = source[-1]
-    shared.dictionary.elastic[own - shared.config.core_atoms] = shared.dictionary.atoms()[most_open]
-    shared.router.head.copy_(reset_head(shared.router.head, target, shared.head_projector, shared.code))
-    shared.rebuild_tree()
-
-
 def evict(shared: "SharedAdapter") -> dict[str, Any]:
     """Free the slot that earlier tasks miss least; what it did for them is handed over to other atoms.
 

@@ -1,4 +1,4 @@
-"""Configuration of HIMALAYA as a PEFT method."""
+"""Configuration of the source's letter as a PEFT method."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -68,10 +68,6 @@ class HimalayaStrictConfig(TargetsConfig):
             Elastic atoms that a task may move. More learn a task better (up to `expected_active_atoms`); when
             `elastic_atoms / atoms_per_task` tasks have been learnt, further ones must reuse atoms. Start from 3.
         expected_active_atoms (`int`): Most atoms a token may use, in expectation (gates) and in fact (top-k).
-        warm_start (`bool`):
-            Start a task from what the earlier task has learnt under whose name the loss of its first examples is
-            lowest, if that is lower than the frozen model's and the task has as many atoms as a token may use.
-            `False`: every task starts as the frozen model.
         temperature_init (`float`):
             Temperature of the relaxed gates at the start of a task; annealed linearly to a tenth of it. Higher
             explores more atoms, learns slower. Start from 1.0.
@@ -120,7 +116,6 @@ class HimalayaStrictConfig(TargetsConfig):
     code_width: int = field(default=32, metadata={"help": "Width of a task's code."})
     expected_active_atoms: int = field(default=3, metadata={"help": "Most atoms a token may use."})
     atoms_per_task: int = field(default=3, metadata={"help": "Elastic atoms that a task may move."})
-    warm_start: bool = field(default=False, metadata={"help": "Start from the earlier task that fits best."})
     temperature_init: float = field(default=1.0, metadata={"help": "Gate temperature at the start of a task."})
     atom_step: float = field(default=1.0, metadata={"help": "The atoms' step, in steps of the optimiser."})
     protect: bool = field(default=True, metadata={"help": "Keep earlier tasks by projecting the steps."})

@@ -7,15 +7,16 @@ from torch import Tensor, nn
 
 from himalaya_adapter.methods.merging import MergeableLayer
 
-from .freezing import BESIDE_THE_WEIGHTS, PER_TOKEN, static_factors
 from .shared import SharedAdapter
+
+PER_TOKEN = "HIMALAYA_STRICT cannot be merged: its update differs from token to token. Keep the adapter attached."
 
 
 class HimalayaStrictLayer(nn.Module, MergeableLayer):
     """Adds to the output of ``base_layer`` the rank-one update of every active adapter.
 
     The layer owns no parameter: it only refers to the adapters' shared state, which lives on the tuner. The update
-    depends on the token; it can be merged into the weight of a linear module while the routing is frozen.
+    depends on the token, so it cannot be merged into a weight.
     """
 
     # A plain dictionary, so that torch does not register the shared modules once per layer.
@@ -32,41 +33,18 @@ class HimalayaStrictLayer(nn.Module, MergeableLayer):
         self.merged_adapters: list[str] = []
         self.shared: dict[str, SharedAdapter] = {}
 
-    def factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """``A``, ``(1, in)``, and ``B``, ``(out, 1)``, of the frozen update of a linear module's weight, ``B A``.
-
-        Raises:
-            NotImplementedError: The update is not one of a weight, or differs from token to token; the message says
-                what can be done.
-        """
-        shared = self.shared[name]
-        base: Any = self.get_base_layer()
-        if shared.config.placement != "weights":
-            raise NotImplementedError(BESIDE_THE_WEIGHTS.format(type(base).__name__))
-        if not shared.frozen:
-            raise NotImplementedError(PER_TOKEN)
-        return static_factors(shared, base.in_features, base.out_features)
-
     def get_delta_weight(self, name: str) -> Tensor:
-        """The frozen update of the weight, ``(out, in)``.
+        """There is none: merging is refused.
 
         Raises:
-            NotImplementedError: As `factors`.
+            NotImplementedError: Always; the message says what can be done.
         """
-        down, up = self.factors(name)
-        return up @ down
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether PEFT's ``convert_to_lora`` can write the adapter, at rank 1 and exactly: as `merge`."""
-        shared = self.shared.get(adapter_name)
-        return shared is not None and shared.frozen and shared.config.placement == "weights"
+        raise NotImplementedError(PER_TOKEN)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the base layer and add the updates; a tuple's first element is the one that is updated."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
         result = self.base_layer(hidden_states, *args, **kwargs)
-        if self.disable_adapters or self.merged:
+        if self.disable_adapters:
             return result
         first = result[0] if isinstance(result, tuple) else result
         output = first

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.shared_state import SharedStateModel
 
 from .allocation import forget_moments
@@ -19,7 +18,7 @@ from .layer import HimalayaStrictLayer
 from .release import VALUES, pack, unpack
 from .router import task_code
 from .shared import SharedAdapter
-from .task_start import first_residuals, warm_start
+from .task_start import first_residuals
 
 logger = logging.getLogger(__name__)
 HAS_MLP = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "gpt2")
@@ -51,13 +50,10 @@ class HimalayaStrictModel(SharedStateModel):
 
         Returns:
             The evictions that made room for the task: slot, importance, which atom stands in, what share survives.
-            With `warm_start` also which earlier task it starts from: that task's place in the memory of prompts, and
-            the loss of the first examples with what it has learnt and with a fresh start.
 
         Raises:
-            HimalayaError: The adapter is merged, or was loaded from a release file.
+            HimalayaError: The adapter was loaded from a release file.
         """
-        refuse_if_merged(self.model, f"start_task('{name}')")
         events = [event for shared in self._active() for event in shared.start_task(name)]
         if examples is not None:
             for shared in self._active():
@@ -68,8 +64,6 @@ class HimalayaStrictModel(SharedStateModel):
                 if shared.tasks_learnt == 0:
                     shared.fit_projection(inputs)
                 shared.promote(name, curvature)
-                if shared.config.warm_start and shared.own.sum() >= shared.config.expected_active_atoms:
-                    events += warm_start(self, shared, examples)
         return events
 
     def anneal(self, progress: float) -> None:
@@ -129,33 +123,10 @@ class HimalayaStrictModel(SharedStateModel):
     def set_task(self, name: str | None) -> None:
         """Answer as task ``name`` from now on. A new name is a new task: its gain starts near zero.
 
-        With ``None`` each row of a batch is answered as the task that its prompt looks like. Ends `freeze_routing`.
-
-        Raises:
-            HimalayaError: The adapter is merged.
+        With ``None`` each row of a batch is answered as the task that its prompt looks like.
         """
-        refuse_if_merged(self.model, f"set_task({name!r})")
         for shared in self._active():
             shared.set_task(name)
-
-    def freeze_routing(self, name: str) -> None:
-        r"""Answer as task ``name`` with one update :math:`\gamma\,r_m r_n^\top` for all tokens and layers.
-
-        The routing is the one at the centre of the latent space, so no data is needed, and what differs from token to
-        token is lost: measure the score before you rely on it. With ``placement="weights"`` the adapter can then be
-        merged (``merge_and_unload``), or converted by PEFT (``convert_to_lora`` at rank 1), exactly. `set_task` goes
-        back to a routing per token; a saved adapter is never frozen.
-
-        Args:
-            name: The task's name; a new one is a new task, as for `set_task`.
-
-        Raises:
-            HimalayaError: The adapter is merged.
-        """
-        refuse_if_merged(self.model, f"freeze_routing('{name}')")
-        for shared in self._active():
-            shared.set_task(name)
-            shared.frozen = True
 
     @torch.no_grad()
     def infer_task(

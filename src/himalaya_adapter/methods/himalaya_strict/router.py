@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 FINAL_TEMPERATURE_SHARE = 0.1
 NEWTON_STEPS = 5
 SMALLEST_EXCESS = 5e-6  # of expected open gates over the budget: the search for the shift may end there
-HAS_TRITON = find_spec("triton") is not None  # torch for CUDA brings it along
 HEAD_INIT_STD = 0.2
 # Gate logits at the start of a task: its own atoms almost always on, those of others, if its own fill all places, so
 # seldom that a hundred of them do not crowd out its own, atoms that nobody uses never.
@@ -106,8 +104,6 @@ def hard_gates(scores: Tensor, most: int) -> Tensor:
 def relaxed_gates(logits: Tensor, noise: Tensor, most: int, temperature: float) -> tuple[Tensor, Tensor]:
     r"""The gates of training: a sample of relaxed Bernoulli(:math:`\pi`) gates, of which at most ``most`` are open.
 
-    On a CUDA device it is one Triton kernel, where there is Triton.
-
     Args:
         logits: Gate logits ``a``, ``(..., k)``.
         noise: Logistic noise ``(k,)``: the logit of uniform numbers.
@@ -118,11 +114,6 @@ def relaxed_gates(logits: Tensor, noise: Tensor, most: int, temperature: float) 
         Zero-one gates ``(..., k)``, whose gradient is that of the relaxed ones (straight-through), and
         :math:`\sum_i \pi_i` ``(..., 1)``, without a gradient.
     """
-    served = HAS_TRITON and logits.is_cuda and logits.dtype == torch.float32 and most < logits.shape[-1]
-    if served and not torch.compiler.is_compiling():  # a compiler makes kernels of its own
-        from . import gate_kernel
-
-        return gate_kernel.relaxed_gates(logits, noise, most, temperature, NEWTON_STEPS)
     shifted = (logits - budget_shift(logits, most, temperature)) / temperature
     noisy = shifted + noise
     soft = torch.sigmoid(noisy)

@@ -74,13 +74,10 @@ class SharedAdapter(SharedUpdate):
         """The update of a layer's output, as in `SharedUpdate`.
 
         Raises:
-            HimalayaError: The adapter was loaded from a release file, or its routing is frozen, and it is trained.
+            HimalayaError: The adapter was loaded from a release file, and it is trained.
         """
-        if self.training and self.dictionary.elastic.requires_grad:
-            if self.packed is not None:
-                raise HimalayaError(INFERENCE_ONLY)  # saving would not write what is learnt
-            if self.frozen:
-                raise HimalayaError("the routing is frozen: call set_task(name) before you train on")
+        if self.training and self.dictionary.elastic.requires_grad and self.packed is not None:
+            raise HimalayaError(INFERENCE_ONLY)  # saving would not write what is learnt
         return super().forward(hidden_states, output_width)
 
     # The stream's life cycle -----------------------------------------------------------------------------------
@@ -89,7 +86,6 @@ class SharedAdapter(SharedUpdate):
     def set_task(self, name: str | None) -> None:
         """Route by the code of task ``name``, or by the one that each prompt's features say (``None``)."""
         self.infers_task = name is None
-        self.frozen = False
         self._row_codes = None
         self._forget_pass()
         if name is not None:

@@ -1,4 +1,4 @@
-"""How a task begins: from its first residuals, or from what an earlier task has learnt (docs/method.md, section 6)."""
+"""How a task begins: from its first residuals (docs/method.md, section 6)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .allocation import inherit
 from .layer import HimalayaStrictLayer
 from .shared import SharedAdapter
 
@@ -62,30 +61,6 @@ def first_residuals(model: nn.Module, shared: SharedAdapter, examples: Mapping[s
         for handle in handles:
             handle.remove()
     return torch.cat(inputs) if inputs else torch.empty(0, shared.width), curvature
-
-
-@torch.no_grad()
-def warm_start(model: nn.Module, shared: SharedAdapter, examples: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Let the task start from the earlier one that fits a few of its examples best, if one does."""
-    batch, _ = next(_batches(examples))
-    code, was_training = shared.code.clone(), model.training
-    known = shared.memory.known_codes().to(code.dtype)
-    if (known == code).all(1).any():  # it is learnt again, and has its own head already
-        return []
-    losses = []
-    try:
-        model.eval()
-        for candidate in (code, *known):
-            shared.code.copy_(candidate)
-            losses.append(model(**batch).loss.item())
-    finally:
-        shared.code.copy_(code)
-        model.train(was_training)
-    best = min(range(len(losses)), key=lambda number: losses[number])  # the fresh start, if that is not a number
-    if best == 0:
-        return []
-    inherit(shared, known[best - 1])
-    return [{"event": "warm_start", "from": best - 1, "loss": losses[best], "fresh_loss": losses[0]}]
 
 
 def _batches(examples: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Tensor]]:

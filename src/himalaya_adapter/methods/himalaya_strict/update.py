@@ -9,27 +9,21 @@ from torch.nn.functional import linear, pad
 from himalaya_adapter.methods.kd_tree import KDTree, Leaves
 from himalaya_adapter.methods.shared_state import SharedState
 
-from .active_set import LARGEST_TREE_BONUS, active_set
 from .config import HimalayaStrictConfig
 from .dictionary import Dictionary, gram, rank_one_update, unit_coefficients
-from .router import (
-    FINAL_TEMPERATURE_SHARE,
-    HyperRouter,
-    final_gates,
-    latent_width,
-    relaxed_gates,
-    values_are_known,
-)
+from .router import FINAL_TEMPERATURE_SHARE, HyperRouter, final_gates, latent_width, relaxed_gates
 from .statistics import TaskStatistics
 
 MASKED = -1e4
+# The tree may raise one atom's gate over another's by this much (in logits), too little to undo a task's own choice.
+LARGEST_TREE_BONUS = 0.5
 TINY = torch.finfo(torch.float32).tiny
 
 
 class Maps(NamedTuple):
     """What all layers of one shape compute with, made once per pass of the model.
 
-    ``k`` atoms: all, and in training a probe row, or those that are certain.
+    ``k`` atoms: all, and in training a probe row.
     """
 
     inward: Tensor  # latent directions, then atoms: (p + k, n)
@@ -39,15 +33,11 @@ class Maps(NamedTuple):
 
 
 class Routes(NamedTuple):
-    """What routes the tokens of all layers, made once per pass of the model: one head, or one per row of the batch.
+    """What routes the tokens of all layers, made once per pass of the model: one head, or one per row of the batch."""
 
-    Where it is certain that all tokens use the same ``m`` atoms, only these: no gates and no tree are needed then.
-    """
-
-    head: Tensor  # (2k + 1, p) or (b, 2k + 1, p); with certain atoms the rows of coefficients and gain, (m + 1, p)
-    bias: Tensor  # (2k + 1,) or (b, 1, 2k + 1), atoms not in use are closed; (m + 1,)
+    head: Tensor  # (2k + 1, p) or (b, 2k + 1, p)
+    bias: Tensor  # (2k + 1,) or (b, 1, 2k + 1), atoms not in use are closed
     leaves: Leaves | None
-    certain: Tensor | None  # the atoms' positions, (m,)
 
 
 class SharedUpdate(SharedState):
@@ -77,7 +67,6 @@ class SharedUpdate(SharedState):
         self.register_buffer("in_use", torch.arange(atoms) < core)
         self.register_buffer("code", torch.zeros(config.code_width))
         self.register_buffer("update_norm_max", torch.zeros(()))
-        self.frozen = False  # one routing for all tokens and layers (freezing.py); not stored
         # The codes inferred from a batch's prompts, ``(batch, e)``, or that of all, ``(e,)``; none for a named task.
         self._row_codes: Tensor | None = None
         # A zero vector added to r: its gradient is that of the loss by r, summed over tokens and layers.
@@ -105,39 +94,16 @@ class SharedUpdate(SharedState):
         if self._growing:
             self._set_up_probe()  # a compiled layer could not make a leaf
         with torch.autocast(self.code.device.type, enabled=False):  # as in `forward`
-            head, bias = self._task_head()
-            self._routes = self._certain_routes(head, bias) or self._routes_by_gates(head, bias)
+            self._routes = self._make_routes()
             self._maps = {shape: self._make_maps(*shape) for shape in self._shapes}
 
-    def _task_head(self) -> tuple[Tensor, Tensor]:
-        """The task's head ``(2k + 1, p)`` and its bias, or one per row; atoms not in use are closed."""
+    def _make_routes(self) -> Routes:
         head = self.router.task_head(self.code if self._row_codes is None else self._row_codes)
         open_rows = pad(self.in_use, (0, len(self.in_use) + 1), value=True)
-        return head[..., :-1].masked_fill(~open_rows[:, None], 0), head[..., -1].masked_fill(~open_rows, MASKED)
-
-    def _routes_by_gates(self, head: Tensor, bias: Tensor) -> Routes:
-        bias = bias if head.dim() == 2 else bias[:, None]
-        return Routes(head, bias, None if self.tree is None else self.tree.as_leaves(), None)
-
-    def _certain_routes(self, head: Tensor, bias: Tensor) -> Routes | None:
-        """The routes of one task in inference, if its head proves that all tokens use the same atoms."""
-        if self.training or self.frozen or head.dim() > 2:
-            return None
-        if not values_are_known(head):
-            return None
-        count = len(self.in_use)
-        gates = torch.cat([head, bias[:, None]], dim=1)[:count].detach()
-        gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
-        first_elastic = None if self.tree is None else self.config.core_atoms
-        found = active_set(gates, self.config.expected_active_atoms, self._final_temperature, first_elastic)
-        if len(found.margins) > 0:
-            return None
-        rows = pad(found.atoms + count, (0, 1), value=2 * count)
-        return Routes(head[rows], bias[rows], None, found.atoms)
-
-    @property
-    def _final_temperature(self) -> float:
-        return self.config.temperature_init * FINAL_TEMPERATURE_SHARE
+        bias = head[..., -1].masked_fill(~open_rows, MASKED)
+        head = head[..., :-1].masked_fill(~open_rows[:, None], 0)
+        leaves = None if self.tree is None else self.tree.as_leaves()
+        return Routes(head, bias if head.dim() == 2 else bias[:, None], leaves)
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation, as for every module."""
@@ -170,7 +136,7 @@ class SharedUpdate(SharedState):
         normalised = projected / rms.clamp_min(TINY)
         sizes = [len(self.router.projection), len(maps.inward) - len(self.router.projection)]
         latents, projections = normalised.split(sizes, dim=-1)
-        coefficients, gain = self.static_routing() if self.frozen else self.route(latents)
+        coefficients, gain = self.route(latents)
         if self.config.placement == "weights":  # they act on their input as it is, the skip path on the normalised one
             projections = projected.split(sizes, dim=-1)[1]
         if self.config.norm_target == "residual":
@@ -199,8 +165,6 @@ class SharedUpdate(SharedState):
     def _make_maps(self, width: int, output_width: int, dtype: torch.dtype) -> Maps:
         # Rounded to the input's precision before anything is computed from them: the norms then hold exactly.
         atoms = self.dictionary.atoms().to(dtype)
-        if self._routes is not None and self._routes.certain is not None:
-            atoms = atoms[self._routes.certain]
         count = len(atoms)
         if self._growing:
             atoms = torch.cat([atoms, self._set_up_probe()[None].to(dtype)])
@@ -214,11 +178,10 @@ class SharedUpdate(SharedState):
         r"""Which atoms serve tokens whose normalised input has the projections :math:`P \hat x` ``(..., p)``.
 
         Returns:
-            Coefficients :math:`u` ``(..., k)``, at most `expected_active_atoms` not 0, and the gain ``(..., 1)``. In a
-            pass whose atoms are certain, theirs only, ``(..., m)``.
+            Coefficients :math:`u` ``(..., k)``, at most `expected_active_atoms` not 0, and the gain ``(..., 1)``.
         """
         most, core = self.config.expected_active_atoms, self.config.core_atoms
-        routes = self._routes or self._routes_by_gates(*self._task_head())
+        routes = self._routes or self._make_routes()
         centred = projected - self.router.offset
         latents = torch.tanh(centred)
         if routes.head.dim() == 2:
@@ -227,8 +190,6 @@ class SharedUpdate(SharedState):
             rows = latents.reshape(len(routes.head), -1, latents.shape[-1])
             outputs = torch.baddbmm(routes.bias.to(latents.dtype), rows, routes.head.mT.to(latents.dtype))
             outputs = outputs.reshape(*latents.shape[:-1], -1)
-        if routes.certain is not None:
-            return outputs[..., :-1], self._gain(outputs[..., -1:])
         atoms = outputs.shape[-1] // 2
         logits, coefficients, raw_gain = outputs.split([atoms, atoms, 1], dim=-1)
         if routes.leaves is not None:
@@ -236,9 +197,10 @@ class SharedUpdate(SharedState):
             below = membership.amax(-1, keepdim=True) - membership
             # The bonus -x / (1 + 2x): bounded, and with a gradient everywhere.
             logits = logits + pad(below / torch.rsub(below, -1, alpha=1 / LARGEST_TREE_BONUS), (core, 0))
-        gain = self._gain(raw_gain)
-        if not self.training or self.frozen:
-            return final_gates(logits, most, self._final_temperature) * coefficients, gain
+        gain = torch.ones_like(raw_gain) if self.config.gain == "fixed" else torch.tanh(raw_gain)
+        if not self.training:
+            temperature = self.config.temperature_init * FINAL_TEMPERATURE_SHARE
+            return final_gates(logits, most, temperature) * coefficients, gain
         # One draw per atom and layer, for all tokens: it is the same however a batch is spread over processes.
         uniform = torch.rand(atoms, device=logits.device).clamp_(1e-6, 1 - 1e-6)
         gates, expected = relaxed_gates(logits, torch.logit(uniform), most, self.temperature)
@@ -248,17 +210,6 @@ class SharedUpdate(SharedState):
         counted = tokens.flatten() if tokens is not None and tokens.numel() == len(seen) else None
         self.statistics.add(seen, on, shares, counted)
         return gates * coefficients, gain
-
-    def _gain(self, raw: Tensor) -> Tensor:
-        return torch.ones_like(raw) if self.config.gain == "fixed" else torch.tanh(raw)
-
-    def static_routing(self) -> tuple[Tensor, Tensor]:
-        """What `route` says at the centre of the latent space, z = 0, where the head's biases decide alone.
-
-        Returns:
-            Coefficients ``(1, k)`` and gain ``(1, 1)``.
-        """
-        return self.route(self.router.offset[None])
 
     @torch.no_grad()
     def _certify(self, gain: Tensor, unit_in: Tensor, unit_out: Tensor, maps: Maps) -> None:

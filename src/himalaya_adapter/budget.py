@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from himalaya_adapter.backbones.loading import DTYPES, native_dtype
 from himalaya_adapter.backbones.shape import ShapeMode, empty_backbone
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.method_options import method_of
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.methods import HimalayaConfig
+from himalaya_adapter.methods import HimalayaStrictConfig
 from himalaya_adapter.methods.construction import adapt, run_method
 from himalaya_adapter.methods.release import has_release
 
@@ -28,7 +29,7 @@ FILE_HEADER = "header"
 EWC_PART = "ewc"
 FISHER_DTYPE = torch.bfloat16  # of EWC's stored Fisher: its order of magnitude matters, not its third digit
 LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-WRAPPERS = re.compile(r"^(base_model\.|model\.|[a-z]+_shared\.|default\.)+")
+WRAPPERS = re.compile(r"^(base_model\.|model\.|[a-z_]+_shared\.|default\.)+")
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,9 @@ class Budget:
         stored: Bytes of the saved adapter's file by part, with its header: their sum is the file's size. With EWC its
             file, too, as one part.
         released: The same of the release file, for a method that has one.
-        router: Parameters of HIMALAYA's router, trained and frozen.
+        router: Parameters of HIMALAYA_STRICT's router, trained and frozen.
         bare: Operations of the backbone alone.
-        adapted: Operations of the backbone with the adapter, of HIMALAYA where each token chooses its atoms; None if
-            they depend on the values of weights.
+        adapted: Operations of the backbone with the adapter; None if they depend on the values of weights.
     """
 
     trainable: Mapping[str, int]
@@ -99,8 +99,8 @@ def count_budget(run: RunConfig) -> Budget:
     parameters, stored = _by_part((name, tensor.numel()) for name, tensor in trainable), _training_bytes(run, model)
     config = model.active_peft_config
     router, released = None, None
-    if isinstance(config, HimalayaConfig):
-        state = model.base_model.himalaya_shared["default"].state_dict()
+    if isinstance(config, HimalayaStrictConfig):
+        state = model.base_model.himalaya_strict_shared["default"].state_dict()
         router = sum(tensor.numel() for name, tensor in state.items() if name.startswith("router."))
     if has_release(config):
         config.released = True  # what PEFT saves from now on is a release
@@ -147,7 +147,7 @@ def _empty_model(run: RunConfig, mode: ShapeMode) -> PeftModel:
 
 def _needs_weights(run: RunConfig) -> HimalayaError:
     return HimalayaError(
-        f"what method {run.model.adapter.type} with these options costs cannot be counted without the backbone's "
+        f"what method {method_of(run)} with these options costs cannot be counted without the backbone's "
         "weights; a run of it may need model.adapter.total_parameter_budget_mb=null"
     )
 

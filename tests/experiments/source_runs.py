@@ -106,7 +106,7 @@ REFUSED = {
 HIMALAYA = SourceRun(
     name="proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters",
     sha256="c65b06b297efc657b9279521c22ff0d65016ad4f5ced8707cbed8b2cf06bee4c",
-    method="HIMALAYA",
+    method="HIMALAYA_STRICT",
     options={
         "model.adapter.core_dictionary.num_atoms": 20,
         "model.adapter.elastic_dictionary.max_atoms": 12,

@@ -14,9 +14,9 @@ from source_runs import HIMALAYA, SOURCES, SourceRun, leaves, read
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.experiments.composition import CONF
-from himalaya_adapter.experiments.method_options import KEYS_OF_METHOD, adapter_options
+from himalaya_adapter.experiments.method_options import KEYS_OF_METHOD, adapter_options, method_of
 from himalaya_adapter.experiments.validation import check_run
-from himalaya_adapter.methods import HimalayaConfig
+from himalaya_adapter.methods import HimalayaStrictConfig
 from himalaya_adapter.methods.construction import run_method
 
 NAME = HIMALAYA.name
@@ -87,9 +87,21 @@ def test_the_run_is_the_method_as_the_source_sets_it() -> None:
     check_run(run)
     assert run.training.learning_rate == 2e-4
     config = run_method(run)
-    assert isinstance(config, HimalayaConfig)
-    for key, option in KEYS_OF_METHOD["HIMALAYA"].options.items():
+    assert isinstance(config, HimalayaStrictConfig)
+    for key, option in KEYS_OF_METHOD["HIMALAYA_STRICT"].options.items():
         assert getattr(config, option) == leaves(SOURCE)[key]
+
+
+def test_a_run_with_a_key_that_only_the_letter_has_is_of_the_letter() -> None:
+    def method(*words: str) -> str:
+        return method_of(compose_run(["run=demo-himalaya", "model.adapter.type=himalaya", *words]).run)
+
+    assert method() == method("model.kd_tree.fanout=4", "model.adapter.router.expected_active_atoms=2") == "HIMALAYA"
+    search = "optuna.search_space={router_temperature_init: {type: uniform, low: 0.5, high: 2.0}}"
+    only = ("router.hidden_params=4000", "router.temperature_init=1.0")
+    words = (*(f"model.adapter.{one}" for one in only), "training.router_temperature_anneal=linear", search)
+    assert {method(word) for word in words} == {"HIMALAYA_STRICT"}
+    assert method("model.adapter.type=lora", search) == "LORA"
 
 
 @pytest.mark.parametrize("path", [path for path in HIMALAYA.values if not path.startswith(WRITTEN_DOWN)])

@@ -8,9 +8,27 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.keys import leaf_keys
 from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.experiments.search_config import searched_key
 
-HIMALAYA = "HIMALAYA"
+HIMALAYA, HIMALAYA_STRICT = "HIMALAYA", "HIMALAYA_STRICT"
+# What the two have in common.
+DICTIONARY_KEYS = {
+    "model.adapter.core_dictionary.num_atoms": "core_atoms",
+    "model.adapter.elastic_dictionary.max_atoms": "elastic_atoms",
+    "model.adapter.elastic_dictionary.index": "index",
+    "model.adapter.elastic_dictionary.quantisation_bits": "quantisation_bits",
+    "model.kd_tree.fanout": "fanout",
+    "model.kd_tree.leaf_size": "leaf_size",
+    "training.similarity_threshold_tau": "similarity_threshold_tau",
+    "training.fisher_projection_steps": "fisher_projection_steps",
+}
+DICTIONARY_FIXED = {
+    "model.adapter.core_dictionary.init": ("isotropic", "the core is orthonormal"),
+    "model.adapter.coeff_precision_bits": (8, "coefficients are stored as int8"),
+    "model.norm_rescaling": (True, "the bound on the update's norm rests on it"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,23 +50,18 @@ class MethodKeys:
 KEYS_OF_METHOD: Mapping[str, MethodKeys] = MappingProxyType(
     {
         HIMALAYA: MethodKeys(
+            options={**DICTIONARY_KEYS, "model.adapter.router.expected_active_atoms": "active_atoms"},
+            fixed=DICTIONARY_FIXED,
+        ),
+        HIMALAYA_STRICT: MethodKeys(
             options={
-                "model.adapter.core_dictionary.num_atoms": "core_atoms",
-                "model.adapter.elastic_dictionary.max_atoms": "elastic_atoms",
-                "model.adapter.elastic_dictionary.index": "index",
-                "model.adapter.elastic_dictionary.quantisation_bits": "quantisation_bits",
+                **DICTIONARY_KEYS,
                 "model.adapter.router.hidden_params": "hidden_params",
                 "model.adapter.router.expected_active_atoms": "expected_active_atoms",
                 "model.adapter.router.temperature_init": "temperature_init",
-                "model.kd_tree.fanout": "fanout",
-                "model.kd_tree.leaf_size": "leaf_size",
-                "training.similarity_threshold_tau": "similarity_threshold_tau",
-                "training.fisher_projection_steps": "fisher_projection_steps",
             },
             fixed={
-                "model.adapter.core_dictionary.init": ("isotropic", "the core is orthonormal"),
-                "model.adapter.coeff_precision_bits": (8, "coefficients are stored as int8"),
-                "model.norm_rescaling": (True, "the bound on the update's norm rests on it"),
+                **DICTIONARY_FIXED,
                 "training.router_temperature_anneal": ("linear", "the gates' temperature falls linearly over a task"),
             },
         ),
@@ -63,6 +76,15 @@ KEYS_OF_METHOD: Mapping[str, MethodKeys] = MappingProxyType(
 )
 
 
+def method_of(run: RunConfig) -> str:
+    """The PEFT method of a run: a run of HIMALAYA that sets or searches a key which only the letter has is of it."""
+    method = run.model.adapter.type.upper()
+    keys, letter = KEYS_OF_METHOD[HIMALAYA], KEYS_OF_METHOD[HIMALAYA_STRICT]
+    if method == HIMALAYA and any(key in letter and key not in keys for key in (*given_keys(run), *_searched(run))):
+        return HIMALAYA_STRICT
+    return method
+
+
 def adapter_options(run: RunConfig) -> dict[str, Any]:
     """The options of the run's PEFT method: those of ``model.adapter.options`` and those that keys of the run set.
 
@@ -71,7 +93,7 @@ def adapter_options(run: RunConfig) -> dict[str, Any]:
             one.
     """
     options = dict(run.model.adapter.options)
-    keys = KEYS_OF_METHOD.get(run.model.adapter.type.upper(), MethodKeys({}))
+    keys = KEYS_OF_METHOD.get(method_of(run), MethodKeys({}))
     for key, value in given_keys(run).items():
         if key not in keys:
             owner = next(name for name, others in KEYS_OF_METHOD.items() if key in others)
@@ -103,8 +125,14 @@ def given_keys(run: RunConfig) -> dict[str, Any]:
 
 def option_keys(run: RunConfig) -> dict[str, str]:
     """The keys that the run sets, each with the option that it stands for."""
-    keys = KEYS_OF_METHOD.get(run.model.adapter.type.upper(), MethodKeys({}))
+    keys = KEYS_OF_METHOD.get(method_of(run), MethodKeys({}))
     return {key: keys.options[key] for key in given_keys(run) if key in keys.options}
+
+
+def _searched(run: RunConfig) -> list[str]:
+    """The keys that the run's search space varies."""
+    keys = [key for key in leaf_keys(OmegaConf.structured(run)) if not key.startswith("optuna.")]
+    return [searched_key(name, keys) for name in run.optuna.search_space]
 
 
 def _yaml(value: object) -> str:

@@ -60,9 +60,9 @@ class RouterConfig:
     """The hyper-router.
 
     Args:
-        hidden_params: Most parameters it may have.
+        hidden_params: Most parameters that HIMALAYA_STRICT's may have.
         expected_active_atoms: Most atoms of a token.
-        temperature_init: Temperature of the gates at the start of a task.
+        temperature_init: Temperature of HIMALAYA_STRICT's gates at the start of a task.
     """
 
     hidden_params: int | None = None
@@ -88,7 +88,8 @@ class AdapterConfig:
     """The adapter: its method and the options of that method's PEFT config.
 
     Args:
-        type: ``HIMALAYA``, a rival (``LILAC``, ``COLTAS``, ``GLODIS``) or the name of any PEFT method (``LORA``).
+        type: ``HIMALAYA``, its source's letter (``HIMALAYA_STRICT``, which ``HIMALAYA`` with a key that only it has
+            means too), a rival (``LILAC``, ``COLTAS``, ``GLODIS``) or the name of any PEFT method (``LORA``).
         options: Fields of the method's PEFT config that differ from its defaults.
         total_parameter_budget_mb: The run refuses to start if the saved adapter would be larger (MB of 10^6 bytes).
         core_dictionary: HIMALAYA's frozen atoms.

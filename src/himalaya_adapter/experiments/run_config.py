@@ -61,7 +61,7 @@ class TrainingConfig:
         report_to: Trackers of the Trainer: ``none``, ``tensorboard``, ``wandb``, ``mlflow``, ``trackio``.
         similarity_threshold_tau: HIMALAYA grows when residuals are less similar to its atoms than this.
         fisher_projection_steps: Steps of HIMALAYA's consolidation of an atom before it is overwritten.
-        router_temperature_anneal: How the temperature of HIMALAYA's gates falls over a task: ``linear``.
+        router_temperature_anneal: How the temperature of HIMALAYA_STRICT's gates falls over a task: ``linear``.
     """
 
     protocol: str = "sequential"

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments.keys import leaf_keys
-from himalaya_adapter.experiments.method_options import adapter_options
+from himalaya_adapter.experiments.method_options import HIMALAYA, HIMALAYA_STRICT, adapter_options, method_of
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.search_config import check_search
 
@@ -43,7 +43,7 @@ OPTIONAL_POSITIVE = (
     "hardware.max_gpu_mem_gb",
 )
 NOT_NEGATIVE = ("training.weight_decay", "training.warmup_steps")
-PROTECTS_ITSELF = ("HIMALAYA", "O_LORA")  # methods
+PROTECTS_ITSELF = (HIMALAYA, HIMALAYA_STRICT, "O_LORA")  # methods
 SEEDS = 2**31  # every library's generators take seeds below it
 
 
@@ -80,7 +80,7 @@ def check_run(run: RunConfig) -> None:
     for key in OPTIONAL_POSITIVE:
         right = value(key) is None or (math.isfinite(value(key)) and value(key) > 0)
         require(right, key, "a number above 0, or null")
-    method, without_ewc = run.model.adapter.type.upper(), run.model.adapter.ewc_lambda is None
+    method, without_ewc = method_of(run), run.model.adapter.ewc_lambda is None
     twice = f"null: {method} protects earlier tasks itself"
     require(without_ewc or method not in PROTECTS_ITSELF, "model.adapter.ewc_lambda", twice)
     earlier = without_ewc or run.training.protocol == "sequential"

@@ -7,7 +7,7 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PeftType, g
 from transformers import PreTrainedModel, set_seed
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.experiments.method_options import adapter_options, option_keys
+from himalaya_adapter.experiments.method_options import adapter_options, method_of, option_keys
 from himalaya_adapter.experiments.run_config import RunConfig
 
 NEEDS_TASK_IDS = (PeftType.POLY,)
@@ -20,12 +20,12 @@ def run_method(run: RunConfig) -> PeftConfig:
     Raises:
         HimalayaError: What `adapter_options` and `method_config` refuse; the message names the run's key.
     """
-    options = adapter_options(run)
-    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(run.model.adapter.type.upper())
+    method, options = method_of(run), adapter_options(run)
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(method)
     if "seed" in getattr(kind, "__dataclass_fields__", ()):
         options.setdefault("seed", run.training.seed)
     try:
-        return method_config(run.model.adapter.type, options)
+        return method_config(method, options)
     except HimalayaError as error:
         message = str(error)
         keys = [key for key, option in option_keys(run).items() if f"{option}=" in message]

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from himalaya_adapter.budget import BYTES_PER_MB, TOKENS, Budget
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.methods import HimalayaConfig
+from himalaya_adapter.methods import HimalayaStrictConfig
 from himalaya_adapter.methods.construction import run_method
 
 
@@ -43,7 +43,7 @@ def _bounds_table(run: RunConfig, budget: Budget) -> Table:
     for part, count in budget.trainable.items():
         table.add_row(f"  {part}", f"{count:,}", "")
     config = run_method(run)
-    if isinstance(config, HimalayaConfig):
+    if isinstance(config, HimalayaStrictConfig):
         table.add_row("router parameters, frozen ones too", f"{budget.router:,}", f"{config.hidden_params:,}")
         table.add_row("active atoms of a token, at most", f"{config.expected_active_atoms}", "")
     table.add_row(f"FLOPs of matrix products, bare ({TOKENS} tokens)", f"{budget.bare.products:.4g}", "")

@@ -19,7 +19,7 @@ from himalaya_adapter.evaluation.paired_tests import (
 from himalaya_adapter.report.method_groups import MethodGroup, group_by_method
 from himalaya_adapter.report.run_folder import RunRecord
 
-PROPOSED = "himalaya"  # the method that is compared with the others where it is there
+PROPOSED = ("himalaya", "himalaya_strict")  # the first of them that is there is compared with the others
 SIGNIFICANT = 0.05  # of the p-value after Holm's correction
 SEED = 0  # of the resampling, so that the same runs always give the same page
 
@@ -55,7 +55,8 @@ class Comparison:
 
     Attributes:
         groups: The methods, in the order in which their runs were given.
-        reference: The method that the others are tested against: the first HIMALAYA, else the first.
+        reference: The method that the others are tested against: the first HIMALAYA, else the first
+            HIMALAYA_STRICT, else the first.
         measures: Differences of the measures of the whole stream; none where item scores are missing.
         tasks: Differences of the final score of each task.
         notes: What could not be tested, and why; a sentence each.
@@ -91,7 +92,8 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
         HimalayaError: Two runs are the same method with the same seed, or a run's item scores are damaged.
     """
     groups = group_by_method(runs)
-    reference = next((group for group in groups if group.method == PROPOSED), groups[0])
+    proposed = [group for method in PROPOSED for group in groups if group.method == method]
+    reference = (proposed or groups)[0]
     scored = {run.run_id: run.scored_items() for run in runs} if len(groups) > 1 else {}
     without = [run_id for run_id, found in scored.items() if found is None]
     kept = {run_id: found for run_id, found in scored.items() if found is not None}

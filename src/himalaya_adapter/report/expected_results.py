@@ -100,9 +100,10 @@ def _pairs(comparison: Comparison, claim: Mapping[str, Any]) -> Sequence[tuple[M
 
 
 def _of_type(comparison: Comparison, method: str) -> list[MethodGroup]:
-    reference = comparison.reference
-    candidates = [reference] if method == PROPOSED else comparison.groups
-    return [group for group in candidates if group.method == method and not group.is_bound]
+    is_ours = method in PROPOSED
+    candidates = [comparison.reference] if is_ours else comparison.groups
+    wanted = PROPOSED if is_ours else (method,)
+    return [group for group in candidates if group.method in wanted and not group.is_bound]
 
 
 def _measured(claim: Mapping[str, Any], group: MethodGroup, rival: MethodGroup | None) -> Spread | str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from peft import PeftModel
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.method_options import method_of
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.streams import Task
 from himalaya_adapter.training.run_store import BEFORE
@@ -47,6 +48,6 @@ def check_protocol(run: RunConfig, model: PeftModel) -> None:
     """
     if run.training.protocol == JOINT and hasattr(model, "start_task"):
         raise HimalayaError(
-            f"training.protocol=joint of run '{run.run_id}': {run.model.adapter.type} learns each task under its name "
+            f"training.protocol=joint of run '{run.run_id}': {method_of(run)} learns each task under its name "
             "and cannot mix them; expected sequential, independent or frozen, or another method such as LORA"
         )

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from himalaya_adapter.evaluation import metrics
+from himalaya_adapter.experiments.method_options import method_of
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.streams import Stream
 from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore
@@ -64,7 +65,7 @@ def summarise(
     summary = {
         "format": FORMAT,
         "run_id": config.run_id,
-        "method": config.model.adapter.type.lower(),
+        "method": method_of(config).lower(),
         "method_name": config.method_name,
         "backbone": config.model.backbone.name,
         "stream": stream.name,

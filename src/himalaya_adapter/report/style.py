@@ -28,8 +28,9 @@ METHOD_COLORS = {
     # normal vision and with any of the three colour deficiencies (Machado et al., 2009).
     "o_lora": "#000077",
     "ia3": "#9900FF",
+    "himalaya_strict": "#6644CC",
 }
-OTHER_COLORS = ("#331111", "#773311", "#554466", "#335544", "#BBAA55", "#6644CC")
+OTHER_COLORS = ("#331111", "#773311", "#554466", "#335544", "#BBAA55")
 PART_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#882255", "#999933", "#BBBBBB")
 LINE_STYLES = ("solid", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")

@@ -5,6 +5,6 @@ import logging
 # At import bitsandbytes warns that an optional CPU kernel is missing; nothing here needs it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-from .methods import HimalayaStrictConfig, HimalayaStrictModel, save_release  # noqa: E402
+from .methods import HimalayaConfig, HimalayaModel, save_release  # noqa: E402
 
-__all__ = ["HimalayaStrictConfig", "HimalayaStrictModel", "save_release"]
+__all__ = ["HimalayaConfig", "HimalayaModel", "save_release"]

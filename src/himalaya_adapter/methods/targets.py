@@ -65,6 +65,16 @@ class TargetsConfig(PeftConfig):
 class TargetsModel(BaseTuner):
     """A PEFT tuner that puts one layer in the place of each target and gives it every adapter that targets it."""
 
+    @staticmethod
+    def _check_target_module_exists(peft_config: PeftConfig, key: str) -> Any:
+        # PEFT looks for a layer's number in front of a target's name; here it is the name.
+        found = BaseTuner._check_target_module_exists(peft_config, key)
+        wanted = peft_config.layers_to_transform
+        if not found or wanted is None or not isinstance(peft_config.target_modules, str):
+            return found
+        number = key.rpartition(".")[-1]
+        return number.isdecimal() and int(number) in ([wanted] if isinstance(wanted, int) else wanted)
+
     def _check_target(self, base: nn.Module, config: PeftConfig, key: str) -> None:
         """Refuse a module that the method cannot adapt.
 
@@ -72,7 +82,7 @@ class TargetsModel(BaseTuner):
             TypeError: The module named ``key`` is of the wrong kind.
         """
 
-    def _new_layer(self, base: nn.Module) -> Any:
+    def _new_layer(self, base: nn.Module, config: PeftConfig) -> Any:
         return self.tuner_layer_cls(base, **get_quantization_kwargs(self))
 
     def _add_adapter(self, layer: Any, name: str, config: PeftConfig) -> None:
@@ -92,7 +102,7 @@ class TargetsModel(BaseTuner):
         base = target if layer is None else layer.get_base_layer()
         self._check_target(base, peft_config, current_key)
         if layer is None:
-            layer = self._new_layer(base)
+            layer = self._new_layer(base, peft_config)
             self._replace_module(parent, target_name, layer, base)
         self._add_adapter(layer, adapter_name, peft_config)
         layer.set_adapter(self.active_adapters)

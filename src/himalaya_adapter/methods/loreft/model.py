@@ -25,17 +25,7 @@ class LoReftModel(TargetsModel):
         "gpt2": r"(.*\.)?h\.\d+",
     }
 
-    @staticmethod
-    def _check_target_module_exists(peft_config: PeftConfig, key: str) -> Any:
-        # PEFT looks for a layer's number in front of a target's name; here it is the name.
-        found = TargetsModel._check_target_module_exists(peft_config, key)
-        wanted = peft_config.layers_to_transform
-        if not found or wanted is None or not isinstance(peft_config.target_modules, str):
-            return found
-        number = key.rpartition(".")[-1]
-        return number.isdecimal() and int(number) in ([wanted] if isinstance(wanted, int) else wanted)
-
-    def _new_layer(self, base: nn.Module) -> LoReftLayer:
+    def _new_layer(self, base: nn.Module, config: PeftConfig) -> LoReftLayer:
         return LoReftLayer(base)
 
     def _add_adapter(self, layer: LoReftLayer, name: str, config: PeftConfig) -> None:

@@ -1,0 +1,323 @@
+"""One adapter through its life: what it is learning, what it has learnt, and which task it answers as."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.prompt_memory import PromptMemory
+from himalaya_adapter.methods.release import INFERENCE_ONLY
+from himalaya_adapter.methods.shared_state import SharedState
+
+from .config import HimalayaConfig
+from .consolidation import FisherMemory
+from .dictionary import Dictionary, RowFormat
+from .growth import Event, Growth
+from .tasks import COEFFICIENT_STEP, FROZEN, NO_ROW, TaskTable
+from .update import bounded, layer_anchors, layer_codes, scaled, unscaled, update_vectors
+
+logger = logging.getLogger(__name__)
+UNNAMED = "unnamed"
+# A random adapter, for tests: its atoms are about so long.
+RANDOM_NORM = 0.5
+Vectors = list[tuple[Tensor, Tensor]]
+
+
+class HimalayaAdapter(SharedState):
+    """Everything that a HIMALAYA adapter stores. Its size depends neither on the layers nor on the tasks.
+
+    The one parameter, ``atoms``, is that of the task being learnt. What earlier tasks have learnt is no parameter:
+    nothing that trains can move it.
+
+    Args:
+        config: The adapter's, with the number of layers.
+        width: Width ``d`` of the atoms.
+        embedding_width: Width of the input embeddings; ``None``: the model has none.
+    """
+
+    def __init__(self, config: HimalayaConfig, width: int, embedding_width: int | None) -> None:
+        super().__init__()
+        self.config = config
+        self.width = width
+        self.layers = config.layers or 1
+        self.entries = 0  # of all factors together, with placement="weights"
+        self.atoms = nn.Parameter(torch.zeros(config.atoms_per_task, width))
+        row_format = RowFormat(width, config.quantisation_bits)
+        self.dictionary = Dictionary(config.core_atoms, config.elastic_atoms, row_format, config.seed)
+        self.tasks = TaskTable(config.max_tasks, config.atoms_per_task)
+        self.fisher = FisherMemory(config.elastic_atoms, config.atoms_per_task, width)
+        self.router = PromptMemory(embedding_width or width, _row_bits(config.max_tasks), slots=config.max_tasks)
+        self.growth = Growth(config, self.dictionary, self.tasks, self.fisher)
+        self.codes = layer_codes(self.layers, config.atoms_per_task, config.active_atoms, config.seed)
+        # Which row of the table answers each row of a batch; None: the one that `tasks.answers` names, for all.
+        self.rows: tuple[int, ...] | None = None
+        self.infers_task = False
+        self._known: tuple[Any, Vectors] | None = None
+        self._known_atoms: tuple[Any, Tensor] | None = None
+        self._pass: Vectors | None = None
+        self._anchors: Tensor | None = None
+        self._warned = False
+        if not config.init_weights:
+            random = torch.randn(self.atoms.shape, generator=torch.Generator().manual_seed(config.seed + 2))
+            self.atoms.data = unscaled(random * RANDOM_NORM / width**0.5)
+
+    # The update ------------------------------------------------------------------------------------------------
+
+    @property
+    def anchors(self) -> Tensor:
+        """The layers' anchors, ``(L, d)``, in float32."""
+        device = self.dictionary.core.device
+        if self._anchors is None or self._anchors.device != device:
+            self._anchors = layer_anchors(self.dictionary.core_atoms(), self.layers, self.config.seed)
+        return self._anchors
+
+    @property
+    def learns(self) -> bool:
+        """Whether what answers is what is being learnt."""
+        return self.rows is None and not self.infers_task and int(self.tasks.answers) == int(self.tasks.open_row)
+
+    @torch.no_grad()
+    def task_atoms(self, row: int) -> Tensor:
+        """The atoms ``(k, d)`` of a row of the table: of the task being learnt its parameter, else what is stored."""
+        if row == FROZEN:
+            return torch.zeros_like(self.atoms, dtype=torch.float32)
+        if row == int(self.tasks.open_row):
+            return scaled(self.atoms.float())
+        weights = self.tasks.coefficients[row].float() * COEFFICIENT_STEP
+        numbers = self.tasks.numbers[row].long().clamp_min(0)
+        there, place = numbers.unique(return_inverse=True)
+        return bounded((weights[..., None] * self.dictionary.atoms(there)[place]).sum(1))
+
+    def of_layer(self, number: int, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Write and read vector of a layer. The first layer of a pass makes those of all layers."""
+        if number == 0 or self._pass is None:
+            self._pass = self._vectors(hidden_states)
+        found = self._pass[number]
+        if number == self.layers - 1:
+            self._pass = None  # nothing of a pass is kept beyond it
+        return found
+
+    @torch.compiler.disable
+    def _vectors(self, like: Tensor) -> Vectors:
+        """Write and read vector of each layer, for the pass that begins with these hidden states ``(b, s, d)``.
+
+        Raises:
+            HimalayaError: The adapter is trained outside of a task, or as a release.
+        """
+        if torch.is_grad_enabled() and self.atoms.requires_grad:
+            if self.training:
+                self._check_training()
+            if self.learns:
+                return self._per_layer(scaled(self.atoms.float()), like.dtype)
+        rows = (int(self.tasks.answers),) if self.rows is None else self.rows
+        rows = tuple(row for row in rows for _ in range(1 if len(rows) == 1 else len(like) // len(rows)))
+        if len(rows) not in (1, len(like)):
+            raise HimalayaError(f"set_task was given {len(rows)} tasks, the batch has {len(like)} rows")
+        rows = rows[:1] if len({*rows}) == 1 else rows
+        key = rows, like.dtype, like.device, *self._state()
+        if self._known is None or self._known[0] != key:
+            with torch.no_grad():
+                atoms = {row: self.task_atoms(row) for row in {*rows}}
+                stacked = torch.stack([atoms[row] for row in rows])
+                self._known = key, self._per_layer(stacked[0] if len(rows) == 1 else stacked, like.dtype)
+        return self._known[1]
+
+    def answering_atoms(self, first: bool) -> Tensor:
+        """The atoms ``(k, d)`` that answer now; the same tensor as long as they are the same and nothing learns.
+
+        Args:
+            first: Whether a pass begins, which is when it is checked that training is allowed.
+
+        Raises:
+            HimalayaError: The rows of a batch are to be answered as different tasks; or as `of_layer`.
+        """
+        if torch.is_grad_enabled() and self.atoms.requires_grad:
+            if self.training and first:
+                self._check_training()
+            if self.learns:
+                return scaled(self.atoms.float())
+        rows = {int(self.tasks.answers)} if self.rows is None else {*self.rows}
+        if len(rows) > 1:
+            raise HimalayaError("placement='weights' answers all rows of a batch as one task: set one task at a time")
+        row = rows.pop()
+        key = row, *self._state()
+        if self._known_atoms is None or self._known_atoms[0] != key:
+            self._known_atoms = key, self.task_atoms(row)
+        return self._known_atoms[1]
+
+    def _state(self) -> tuple[tuple[int, int], ...]:
+        """Changes whenever anything changes that a task's atoms depend on."""
+        state = self.atoms, self.dictionary.elastic, self.tasks.numbers, self.tasks.coefficients, self.tasks.open_row
+        return tuple((one.data_ptr(), one._version) for one in state)
+
+    def _per_layer(self, atoms: Tensor, dtype: torch.dtype) -> Vectors:
+        write, read = update_vectors(self.anchors, self.codes.to(atoms), atoms, self.config.norm_bound)
+        write, read = write.to(dtype), read.to(dtype)
+        if atoms.dim() == 3:  # a row of the batch, a token, an entry
+            write = write[:, :, None]
+        return list(zip(write.unbind(-2 if atoms.dim() == 2 else 1), read[..., None].unbind(-3), strict=True))
+
+    def _check_training(self) -> None:
+        if self.packed is not None:
+            raise HimalayaError(INFERENCE_ONLY)
+        if not self.learns or (int(self.tasks.open_row) == NO_ROW and self.tasks.learnt.any()):
+            raise HimalayaError(
+                "no task is being learnt: call model.start_task(name) before you train, and model.end_task() after"
+            )
+        if int(self.tasks.open_row) == NO_ROW and not self._warned:
+            self._warned = True
+            logger.warning(
+                "the adapter is trained outside of a task: call model.start_task(name) first, or the next task starts "
+                "from scratch and this one is stored as '%s'",
+                UNNAMED,
+            )
+        # Whoever takes the optimiser's steps: atoms that have left the ball are put back before they are used again.
+        with torch.no_grad():
+            inside = unscaled(scaled(self.atoms))
+            if (self.atoms - inside).abs().max() > 1e-6 * self.atoms.abs().max():
+                self.atoms.copy_(inside)
+
+    # The life of a task ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def start_task(self, name: str) -> list[Event]:
+        """Begin to learn a task, new or known; one that is being learnt ends first.
+
+        Raises:
+            HimalayaError: No room, a name that cannot be stored, or a release.
+        """
+        if self.packed is not None:
+            raise HimalayaError(INFERENCE_ONLY)
+        row = self.tasks.find(name)
+        if row is not None and row == int(self.tasks.open_row):
+            return []
+        events = self.end_task()
+        row = self.tasks.open(name)
+        try:
+            self.growth.check_room(row)
+        except HimalayaError:
+            self.tasks.open_row.fill_(NO_ROW)
+            raise
+        known = bool(self.tasks.learnt[row])
+        self.tasks.open_row.fill_(NO_ROW)
+        begin = self.task_atoms(row) if known else torch.zeros_like(self.atoms)
+        self.atoms.copy_(unscaled(begin))
+        self.tasks.open_row.fill_(row)
+        self.answer_as(row)
+        self.fisher.energy.zero_()
+        self.router.task_moment.zero_()
+        return events
+
+    @torch.no_grad()
+    def end_task(self) -> list[Event]:
+        """Store the task that is being learnt, rounded; what was learnt outside of a task is stored as one.
+
+        Returns:
+            What was shared and what was evicted; nothing if there is nothing to store.
+        """
+        if int(self.tasks.open_row) == NO_ROW:
+            if not self.atoms.any() or not self._warned:
+                return []
+            self.growth.check_room(self.tasks.open(UNNAMED))
+        row = int(self.tasks.open_row)
+        atoms = scaled(self.atoms.float())
+        if not atoms.isfinite().all():
+            raise HimalayaError("the task's atoms are not finite: start it again with a lower learning rate")
+        events = self.growth.store(row, atoms)
+        self.router.learn(_row_code(row, self.config.max_tasks).to(self.atoms.device))
+        self.tasks.open_row.fill_(NO_ROW)
+        self.atoms.zero_()
+        self._warned = False
+        self.answer_as(row)
+        return events
+
+    @torch.no_grad()
+    def begin_from(self, row: int) -> None:
+        """Let the open task go on from a copy of what another has learnt."""
+        self.atoms.copy_(unscaled(self.task_atoms(row)))
+
+    def answer_as(self, row: int) -> None:
+        """Answer all prompts as the task of a row."""
+        self.tasks.answers.fill_(row)
+        self.rows, self.infers_task = None, False
+
+    def set_task(self, name: str | Sequence[str | None] | None) -> None:
+        """Answer as one task; as one for each row of a batch; or as the one that each prompt looks like (``None``).
+
+        Raises:
+            HimalayaError: A task that is not known.
+        """
+        if isinstance(name, str):
+            self.answer_as(self.tasks.row_of(name))
+        elif name is None:
+            self.infers_task, self.rows = True, None
+        else:
+            rows = tuple(FROZEN if one is None else self.tasks.row_of(one) for one in name)
+            self.infers_task, self.rows = False, rows
+
+    # Prompts ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def observe_prompts(self, embeddings: Tensor, mask: Tensor) -> None:
+        """Remember what prompts of the current task look like: input embeddings ``(b, s, d)``, mask ``(b, s)``."""
+        features = self.router.features(embeddings, mask)
+        features = features[features.isfinite().all(1)]  # one broken prompt would spoil the memory of all tasks
+        self.router.observe(features.T @ features)
+
+    def recognise(self, embeddings: Tensor, mask: Tensor) -> tuple[list[int], list[float]]:
+        """Row of the task that each prompt looks like, `FROZEN` if none is known, and a confidence in [0, 1]."""
+        if int(self.router.tasks) == 0:
+            return [FROZEN] * len(embeddings), [0.0] * len(embeddings)
+        codes, confidences = self.router.infer(self.router.features(embeddings, mask))
+        place = 2 ** torch.arange(codes.shape[1], device=codes.device)
+        return ((codes > 0) * place).sum(1).tolist(), confidences.tolist()
+
+    def read_prompts(self, embeddings: Tensor, mask: Tensor) -> None:
+        """Answer each row, until the next prompts, as the task that its prompt looks like."""
+        self.rows = tuple(self.recognise(embeddings, mask)[0])
+
+    # What is reported ------------------------------------------------------------------------------------------
+
+    def stored_bytes(self) -> dict[str, int]:
+        """Bytes of every stored tensor, by its name."""
+        stored = self.packed or self.state_dict()
+        return {name: tensor.numel() * tensor.element_size() for name, tensor in stored.items()}
+
+    @torch.no_grad()
+    def norm_certificate(self) -> dict[str, float]:
+        """The largest norms of an update and of an atom, over all tasks and layers."""
+        norms = {"update_norm_max": 0.0, "atom_norm_max": 0.0}
+        for row in {int(self.tasks.open_row), *self.tasks.learnt.nonzero().flatten().tolist()}:
+            atoms = self.task_atoms(row)
+            write, read = update_vectors(self.anchors, self.codes.to(atoms), atoms, self.config.norm_bound)
+            update = (write.norm(dim=-1) * read.norm(dim=-1)).max().item()
+            norms["update_norm_max"] = max(norms["update_norm_max"], update)
+            norms["atom_norm_max"] = max(norms["atom_norm_max"], atoms.norm(dim=-1).max().item())
+        return norms
+
+    def task_statistics(self) -> dict[str, Any]:
+        """How much room is left."""
+        return {"free_atoms": len(self.growth.free_slots()), "active_atoms": self.config.active_atoms}
+
+    def task_hash(self, name: str) -> str:
+        """SHA-256 of the vectors that answer as a task: the same as long as its answers are, bit for bit."""
+        atoms = self.task_atoms(self.tasks.row_of(name))
+        vectors = update_vectors(self.anchors, self.codes.to(atoms), atoms, self.config.norm_bound)
+        digest = hashlib.sha256()
+        for vector in vectors:
+            digest.update(vector.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _row_bits(rows: int) -> int:
+    return max(1, (rows - 1).bit_length())
+
+
+def _row_code(row: int, rows: int) -> Tensor:
+    """A row's number in binary as signs, which is how the memory of prompts tells rows apart."""
+    bits = _row_bits(rows)
+    return ((row >> torch.arange(bits)) & 1) * 2.0 - 1.0

@@ -1,0 +1,75 @@
+r"""Replay-free consolidation: what an evicted atom lives on as (docs/method.md, "Eviction and consolidation")."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from himalaya_adapter.methods.fisher import fisher_metric_product, fisher_projection
+
+RESIDUALS = 128  # the source's ring buffer, 4 x 32
+INT8_LIMIT = 127
+
+
+class StandIn(NamedTuple):
+    """A combination of atoms in the place of one.
+
+    Args:
+        numbers: Which of the candidates, ``(m,)``.
+        weights: How much of each, ``(m,)``.
+        survives: Share of the atom's energy, in the Fisher metric, that the combination has, in [0, 1].
+    """
+
+    numbers: Tensor
+    weights: Tensor
+    survives: float
+
+
+class FisherMemory(nn.Module):
+    """Directions in which past losses were steep, and how much each slot matters: gradients only, no data.
+
+    Args:
+        slots: Number of elastic atoms.
+        width: Width of an atom.
+    """
+
+    residuals: Tensor
+    seen: Tensor
+    importance: Tensor
+    energy: Tensor
+
+    def __init__(self, slots: int, atoms: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("residuals", torch.zeros(RESIDUALS, width, dtype=torch.int8))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("importance", torch.zeros(slots))  # in shares of a task
+        self.register_buffer("energy", torch.zeros(atoms))  # of the open task's atoms
+
+    @torch.no_grad()
+    def observe(self, gradient: Tensor) -> None:
+        """Take note of the loss's gradient by a task's atoms ``(k, d)``; its steepest row joins the ring buffer."""
+        squared = gradient.square().sum(1)
+        steepest = int(squared.argmax())
+        if squared[steepest] > 0:
+            unit = normalize(gradient[steepest], dim=0)
+            self.residuals[int(self.seen) % RESIDUALS] = (unit * INT8_LIMIT).round().to(torch.int8)
+            self.seen += 1
+            self.energy += squared / squared.sum()
+
+    def unit_residuals(self) -> Tensor:
+        """The directions in the buffer, ``(m, d)``."""
+        return normalize(self.residuals[: min(int(self.seen), RESIDUALS)].float(), dim=1)
+
+    def stand_in(self, atom: Tensor, candidates: Tensor, most: int, steps: int) -> StandIn:
+        """The combination of at most ``most`` of the candidates ``(n, d)`` that is closest to an atom ``(d,)``.
+
+        Candidates are chosen by how much of the atom each has alone; their weights are found together, by at most
+        ``steps`` conjugate-gradient steps in the Fisher metric.
+        """
+        atom, candidates, residuals = atom.double(), candidates.double(), self.unit_residuals().double()
+        weighted = fisher_metric_product(candidates, residuals)
+        energy = (weighted * candidates).sum(1).clamp_min(torch.finfo(torch.float64).tiny)
+        numbers = ((weighted @ atom).square() / energy).topk(min(most, len(candidates))).indices
+        weights, survives = fisher_projection(atom, candidates[numbers], residuals, steps)
+        return StandIn(numbers, weights, survives)

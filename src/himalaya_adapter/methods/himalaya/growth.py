@@ -1,0 +1,150 @@
+"""Where a learnt task's atoms go: a shared slot, a free one, or the least-used one (docs/method.md, "Growth")."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.kd_tree import KDTree
+
+from .config import HimalayaConfig
+from .consolidation import FisherMemory
+from .dictionary import Dictionary
+from .tasks import COEFFICIENT_STEP, LARGEST_COEFFICIENT, TERMS, TaskTable
+
+Event = dict[str, Any]
+
+
+class Growth:
+    """Puts tasks into the slots of the dictionary. It owns no state: what is free follows from the table.
+
+    Args:
+        config: The adapter's.
+        dictionary: Core and slots.
+        tasks: Who uses which slot.
+        fisher: What matters.
+    """
+
+    def __init__(self, config: HimalayaConfig, dictionary: Dictionary, tasks: TaskTable, fisher: FisherMemory) -> None:
+        self.config = config
+        self.dictionary = dictionary
+        self.tasks = tasks
+        self.fisher = fisher
+        self.first_slot = len(dictionary.core)  # the number of the first elastic atom
+
+    def free_slots(self) -> list[int]:
+        """Numbers of the slots that no task uses."""
+        uses = self.tasks.uses(self.first_slot + len(self.dictionary.elastic))[self.first_slot :]
+        return [self.first_slot + slot for slot in (uses == 0).nonzero().flatten().tolist()]
+
+    def check_room(self, row: int) -> None:
+        """Make sure that the task of a row can be stored once it is learnt.
+
+        Raises:
+            HimalayaError: It cannot without an eviction, and `evict` is off.
+        """
+        own = {number for number in self.tasks.numbers[row].flatten().tolist() if number >= self.first_slot}
+        own = {number for number in own if {user for user, _ in self.tasks.users(number)} == {row}}
+        room, need = len(self.free_slots()) + len(own), self.config.atoms_per_task
+        if room < need and not self.config.evict:
+            raise HimalayaError(
+                f"no room for another task: {room} of {len(self.dictionary.elastic)} slots are free, a task needs "
+                f"{need} (atoms_per_task); forget a task, or allow evictions with evict=True, which forget a little"
+            )
+
+    @torch.no_grad()
+    def store(self, row: int, atoms: Tensor) -> list[Event]:
+        """Write a task's atoms ``(k, d)`` into the dictionary and its row.
+
+        Returns:
+            What was shared and what was evicted.
+        """
+        self.tasks.learnt[row] = False  # what only this task used is free
+        self.tasks.numbers[row], self.tasks.coefficients[row] = -1, 0
+        events: list[Event] = []
+        free, written = self.free_slots(), []
+        occupied = sorted({*range(self.first_slot, self.first_slot + len(self.dictionary.elastic))} - {*free})
+        shares = self.fisher.energy / self.fisher.energy.sum().clamp_min(1e-12)
+        for slot in free:
+            self.fisher.importance[slot - self.first_slot] = 0
+        for number, atom in enumerate(atoms):
+            if not atom.any():  # never moved
+                continue
+            shared = self._similar(atom, occupied)
+            if shared is not None:
+                slot, coefficient, cosine = shared
+                events.append({"event": "sharing", "slot": slot - self.first_slot, "similarity": cosine})
+            else:
+                if not free:
+                    free = [self._evict(written, events)]
+                    occupied = [one for one in occupied if one != free[0]]
+                slot, coefficient = free.pop(0), 1.0
+                self.dictionary.write(slot - self.first_slot, atom)
+                written.append(slot)
+            self.tasks.set_atom(row, number, [slot], [coefficient])
+            self.fisher.importance[slot - self.first_slot] += shares[number]
+        self.tasks.learnt[row] = True
+        self.fisher.energy.zero_()
+        return events
+
+    def _similar(self, atom: Tensor, occupied: list[int]) -> tuple[int, float, float] | None:
+        """The slot of another task that can serve, how much of it, and the cosine; none if none is close enough."""
+        if not occupied:
+            return None
+        there = self.dictionary.atoms(torch.tensor(occupied, device=atom.device))
+        nearest = nearest_direction(atom, there, self.config)
+        other = there[nearest]
+        cosine = float(normalize(atom, dim=0) @ normalize(other, dim=0))
+        coefficient = float(atom @ other / other.square().sum())
+        if abs(cosine) < self.config.similarity_threshold_tau:
+            return None
+        if abs(coefficient) > LARGEST_COEFFICIENT * COEFFICIENT_STEP:
+            return None
+        return occupied[nearest], coefficient, cosine
+
+    def _evict(self, keep: list[int], events: list[Event]) -> int:
+        """Free the slot that is missed least; what it held lives on as a combination of other atoms."""
+        count = self.first_slot + len(self.dictionary.elastic)
+        missed = self.tasks.uses(count)[self.first_slot :] * self.fisher.importance
+        missed[[slot - self.first_slot for slot in keep]] = torch.inf
+        slot = self.first_slot + int(missed.argmin())
+        # A stand-in cannot rest on what is not there, nor on itself.
+        usable = [one for one in range(count) if one != slot and one not in {*self.free_slots()}]
+        candidates = self.dictionary.atoms(torch.tensor(usable, device=missed.device))
+        users = self.tasks.users(slot)
+        survives = []
+        for user, atom in users:
+            held = self._atom(user, atom)
+            stand_in = self.fisher.stand_in(held, candidates, TERMS, self.config.fisher_projection_steps)
+            numbers = [usable[one] for one in stand_in.numbers.tolist()]
+            self.tasks.set_atom(user, atom, numbers, stand_in.weights.tolist())
+            survives.append(stand_in.survives)
+        self.fisher.importance[slot - self.first_slot] = 0
+        events.append(
+            {
+                "event": "eviction",
+                "slot": slot - self.first_slot,
+                "tasks": sorted({self.tasks.name(user) for user, _ in users}),
+                "survives": sum(survives) / len(survives) if survives else 1.0,
+            }
+        )
+        return slot
+
+    def _atom(self, row: int, atom: int) -> Tensor:
+        """One of a task's atoms ``(d,)`` as the table says it is."""
+        numbers = self.tasks.numbers[row, atom].long()
+        weights = self.tasks.coefficients[row, atom].float() * COEFFICIENT_STEP
+        return weights @ self.dictionary.atoms(numbers.clamp_min(0))
+
+
+def nearest_direction(vector: Tensor, atoms: Tensor, config: HimalayaConfig) -> int:
+    """Which of the atoms ``(n, d)`` has the largest cosine with a vector ``(d,)`` or its opposite."""
+    query, keys = normalize(vector[None], dim=1), normalize(atoms, dim=1)
+    if config.index == "scan":
+        return int((keys @ query[0]).abs().argmax())
+    tree = KDTree(len(keys), keys.shape[1], config.fanout, config.leaf_size)
+    tree.build(keys)
+    both = tree.nearest(torch.cat([query, -query]), keys)
+    return int(both[int((keys[both] @ query[0]).abs().argmax())])

@@ -1,0 +1,132 @@
+"""The table of tasks: of each its name, and its atoms as combinations of dictionary atoms (docs/method.md)."""
+
+import unicodedata
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from himalaya_adapter.errors import HimalayaError, unknown_name
+
+NAME_BYTES = 64
+# Dictionary atoms that an evicted atom's stand-in may combine. An atom with a slot of its own needs one.
+TERMS = 8
+# A coefficient is an int8 in these steps: 1 is exact, and the largest is almost 2.
+COEFFICIENT_STEP = 1 / 64
+LARGEST_COEFFICIENT = 127
+NO_ROW, FROZEN = -1, -2
+NOTHING = -1
+
+
+class TaskTable(nn.Module):
+    """Rows of fixed number and size, whatever the number of tasks.
+
+    Args:
+        rows: Most tasks.
+        atoms: Atoms of a task ``k``.
+    """
+
+    names: Tensor
+    numbers: Tensor
+    coefficients: Tensor
+    learnt: Tensor
+    open_row: Tensor
+    answers: Tensor
+
+    def __init__(self, rows: int, atoms: int) -> None:
+        super().__init__()
+        self.register_buffer("names", torch.zeros(rows, NAME_BYTES, dtype=torch.uint8))
+        # Numbers of dictionary atoms, core first, and how much of each; NOTHING where a term is not used.
+        self.register_buffer("numbers", torch.full((rows, atoms, TERMS), NOTHING, dtype=torch.int16))
+        self.register_buffer("coefficients", torch.zeros(rows, atoms, TERMS, dtype=torch.int8))
+        self.register_buffer("learnt", torch.zeros(rows, dtype=torch.bool))
+        # The row that is being learnt, and the one that answers; NO_ROW: learning, or answering, without a name.
+        self.register_buffer("open_row", torch.tensor(NO_ROW))
+        self.register_buffer("answers", torch.tensor(NO_ROW))
+
+    def known(self) -> list[str]:
+        """Names of the tasks that have been learnt, in the order of their rows."""
+        return [self.name(row) for row in self.learnt.nonzero().flatten().tolist()]
+
+    def name(self, row: int) -> str:
+        """The name in a row."""
+        return bytes(self.names[row].tolist()).rstrip(b"\0").decode()
+
+    def find(self, name: str) -> int | None:
+        """The row of a task that has been learnt or is being learnt."""
+        rows = [*self.learnt.nonzero().flatten().tolist(), int(self.open_row)]
+        return next((row for row in rows if row != NO_ROW and self.name(row) == normalised(name)), None)
+
+    def row_of(self, name: str) -> int:
+        """The row of a task.
+
+        Raises:
+            HimalayaError: The task is not known; the message lists those that are.
+        """
+        row = self.find(name)
+        if row is None:
+            raise unknown_name("task", name, self.known())
+        return row
+
+    def open(self, name: str) -> int:
+        """The row of a task that begins to be learnt: its own if it is known, else a free one.
+
+        Raises:
+            HimalayaError: The name cannot be stored, or every row is taken.
+        """
+        row = self.find(name)
+        if row is None:
+            free = (~self.learnt).nonzero().flatten()
+            if len(free) == 0:
+                raise HimalayaError(
+                    f"no room for task '{name}': all {len(self.learnt)} rows of the table are taken (max_tasks)"
+                )
+            row = int(free[0])
+            self.clear(row)
+            encoded = normalised(name).encode()
+            self.names[row, : len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+        self.open_row.fill_(row)
+        return row
+
+    def clear(self, row: int) -> None:
+        """Make a row free, name and all."""
+        self.names[row] = 0
+        self.numbers[row] = NOTHING
+        self.coefficients[row] = 0
+        self.learnt[row] = False
+
+    def set_atom(self, row: int, atom: int, numbers: Sequence[int], coefficients: Sequence[float]) -> None:
+        """Say which dictionary atoms, and how much of each, one of a task's atoms is; none: it is zero."""
+        steps = [round(one / COEFFICIENT_STEP) for one in coefficients]
+        steps = [max(-LARGEST_COEFFICIENT, min(LARGEST_COEFFICIENT, one)) for one in steps]
+        self.numbers[row, atom] = NOTHING
+        self.coefficients[row, atom] = 0
+        self.numbers[row, atom, : len(steps)] = torch.tensor(numbers, dtype=torch.int16)
+        self.coefficients[row, atom, : len(steps)] = torch.tensor(steps, dtype=torch.int8)
+
+    def users(self, number: int) -> list[tuple[int, int]]:
+        """Which atoms of which tasks use a dictionary atom, as pairs of a row and an atom."""
+        used = (self.numbers == number) & (self.coefficients != 0) & self.learnt[:, None, None]
+        return [(row, atom) for row, atom in used.any(-1).nonzero().tolist()]
+
+    def uses(self, count: int) -> Tensor:
+        """How many atoms of learnt tasks use each of ``count`` dictionary atoms, ``(count,)``."""
+        used = self.numbers[self.learnt][self.coefficients[self.learnt] != 0]
+        return torch.bincount(used[used >= 0].long(), minlength=count)
+
+
+def normalised(name: str) -> str:
+    """A task's name in the one form in which it is stored and compared: Unicode NFC.
+
+    Raises:
+        HimalayaError: It is empty, too long, or holds characters that cannot be seen.
+    """
+    if not isinstance(name, str):
+        raise HimalayaError(f"a task's name is {name!r}; expected text")
+    form = unicodedata.normalize("NFC", name)
+    if not form or form != form.strip() or len(form.encode()) > NAME_BYTES or not form.isprintable():
+        raise HimalayaError(
+            f"a task's name is {name!r}; expected 1 to {NAME_BYTES} bytes of text without line breaks, "
+            "and no space at either end"
+        )
+    return form

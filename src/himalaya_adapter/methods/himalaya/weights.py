@@ -1,0 +1,72 @@
+r"""The mergeable placement: a LoRA whose factors are picked out of the task's atoms (docs/method.md, "In the weights").
+
+As Uni-LoRA (Li et al. 2025, arXiv:2506.00799): every entry of a factor is one of the task's numbers, chosen by a seed
+and divided by the square root of how many entries are expected to choose it, so that the map is near an isometry.
+"""
+
+from typing import Any, cast
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.utils import quantization_extra_repr
+from torch import Tensor, nn
+
+from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
+from himalaya_adapter.methods.targets import TargetsConfig
+
+from .config import HimalayaConfig
+from .layer import HimalayaLayer
+
+# More than a model has: the seeds of two adapters' modules never meet.
+MODULES = 1_000_003
+
+
+class HashedLinear(LinearDeltaLayer, HimalayaLayer):
+    """Adds :math:`B (A_0 + A) x` to the output of a linear module; ``A`` and ``B`` are made of the task's atoms.
+
+    ``A_0`` is drawn from a seed and never moves: with atoms that are zero the update is exactly zero, and its
+    derivative is not.
+    """
+
+    extra_repr = quantization_extra_repr
+
+    adapter_layer_names = ("shared",)
+    other_param_names = ("number", "anchors", "picks", "scales")
+
+    def __init__(self, base_layer: nn.Linear, **quantization: Any) -> None:
+        super().__init__(base_layer, **quantization)
+        self.number: dict[str, int] = {}
+        self.scales: dict[str, float] = {}
+        # Made from the seed again wherever the adapter is loaded, so in no file.
+        self.anchors = BufferDict({}, persistent=False)
+        self.picks = BufferDict({}, persistent=False)
+        self._known: dict[str, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}
+
+    def add_adapter(self, name: str, config: TargetsConfig) -> None:
+        """Draw the module's part of the map from atoms to factors, ``A_0`` ``(R, in)`` and ``picks`` ``(R, in + out)``."""
+        adapter, options = self.shared[name], cast(HimalayaConfig, config)
+        generator = torch.Generator().manual_seed(options.seed * MODULES + self.number[name])
+        entries = options.rank, self.in_features + self.out_features
+        self.picks[name] = torch.randint(adapter.atoms.numel(), entries, generator=generator, dtype=torch.int32)
+        self.anchors[name] = torch.randn(options.rank, self.in_features, generator=generator) / self.in_features**0.5
+        self.scales[name] = (adapter.atoms.numel() / adapter.entries) ** 0.5
+
+    def factors(self, name: str) -> list[tuple[Tensor, Tensor]]:
+        """``A_0 + A``, ``(R, in)``, and ``B``, ``(out, R)``.
+
+        Raises:
+            HimalayaError: The rows of a batch are to be answered as different tasks.
+        """
+        atoms = self.shared[name].answering_atoms(first=self.number[name] == 0)
+        if name in self._known and self._known[name][0] is atoms:
+            return self._known[name][1]
+        picked = atoms.flatten()[self.picks[name].long()] * self.scales[name]
+        down, up = picked.split([self.in_features, self.out_features], dim=1)
+        made = [(self.anchors[name].to(down) + down, up.T)]
+        if not made[0][0].requires_grad:
+            self._known[name] = atoms, made
+        return made
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether PEFT's ``convert_to_lora`` can write the adapter: exactly, at the adapter's rank."""
+        return adapter_name in self.shared

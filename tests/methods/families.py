@@ -16,8 +16,15 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from himalaya_adapter import HimalayaConfig
-from himalaya_adapter.methods import ColtasConfig, GlodisConfig, LilacConfig, LoReftConfig, OLoraConfig
+from himalaya_adapter.methods import (
+    ColtasConfig,
+    GlodisConfig,
+    HimalayaConfig,
+    HimalayaStrictConfig,
+    LilacConfig,
+    LoReftConfig,
+    OLoraConfig,
+)
 
 VOCABULARY = 128
 PADDING = 0
@@ -49,7 +56,7 @@ class Case:
 
     family: Callable[[], PreTrainedModel]
     changes: dict[str, Any] = field(default_factory=dict)
-    method: type[PeftConfig] = HimalayaConfig
+    method: type[PeftConfig] = HimalayaStrictConfig
 
     def base(self, seed: int = 0) -> PreTrainedModel:
         """The frozen model, in evaluation mode; the same seed gives the same weights."""
@@ -76,15 +83,21 @@ class Case:
 SQUARE = {"placement": "weights", "target_modules": ["q_proj", "o_proj"]}
 OBLONG = {"placement": "weights", "target_modules": ["k_proj", "v_proj", "gate_proj"]}
 OF_OPT = {"placement": "weights", "target_modules": ["q_proj", "out_proj", "fc1", "fc2"]}
-CASES = {
-    "llama-stream": Case(llama),
-    "llama-square": Case(llama, SQUARE),
-    "llama-oblong": Case(llama, OBLONG),
-    "llama-fixed-gain": Case(llama, {"gain": "fixed"}),
-    "llama-residual-norm": Case(llama, SQUARE | {"norm_target": "residual"}),
-    "qwen2-stream": Case(qwen2),
-    "qwen2-oblong": Case(qwen2, OBLONG),
-    "opt-weights": Case(opt, OF_OPT),
+HIMALAYA_STREAM = {
+    "himalaya-llama": Case(llama, method=HimalayaConfig),
+    "himalaya-qwen2": Case(qwen2, method=HimalayaConfig),
+    "himalaya-opt": Case(opt, method=HimalayaConfig),
+}
+HIMALAYA_WEIGHTS = {
+    "himalaya-llama-weights": Case(llama, {"placement": "weights"}, HimalayaConfig),
+    "himalaya-qwen2-oblong": Case(qwen2, OBLONG, HimalayaConfig),
+    "himalaya-opt-weights": Case(opt, OF_OPT, HimalayaConfig),
+}
+# The letter of HIMALAYA's source, whose update depends on the token.
+STRICT_CASES = {
+    "strict-stream": Case(llama, method=HimalayaStrictConfig),
+    "strict-oblong": Case(qwen2, OBLONG, HimalayaStrictConfig),
+    "strict-residual-norm": Case(opt, OF_OPT | {"norm_target": "residual"}, HimalayaStrictConfig),
 }
 # Methods whose update is one matrix per module, the same for all tokens.
 STATIC_CASES = {

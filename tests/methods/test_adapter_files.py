@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from families import CASES, llama
+from families import STRICT_CASES, llama
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from tiny_runs import write_backbone
 
-from himalaya_adapter import HimalayaConfig, save_release
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods import HimalayaStrictConfig, save_release
 
-CASE = CASES["llama-stream"]
+CASE = STRICT_CASES["strict-stream"]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.himalaya_shared."
+PREFIX = "base_model.himalaya_strict_shared."
 KINDS = pytest.mark.parametrize("kind", ["adapter", "release"])
 Tensors = dict[str, torch.Tensor]
 
@@ -72,8 +72,8 @@ MISFITS = {
     ),
     "dtype": (
         "adapter",
-        changed("router.head", torch.Tensor.half),
-        r"'router\.head' is float16 \[81, 16, 32\], expected float32 \[81, 16, 32\]",
+        changed("router.head", torch.Tensor.int),
+        r"'router\.head' is int32 \[81, 16, 32\], expected float32 \[81, 16, 32\]",
     ),
     "nan": (
         "adapter",
@@ -107,12 +107,12 @@ def test_a_file_that_does_not_fit_changes_nothing(
 ) -> None:
     tensors = alter(load_file(written / kind / WEIGHTS))
     model = PeftModel.from_pretrained(CASE.base(seed=1), written / kind)
-    before, packed = snapshot(model), model.base_model.himalaya_shared["default"].packed
+    before, packed = snapshot(model), model.base_model.himalaya_strict_shared["default"].packed
     with pytest.raises(HimalayaError, match=message) as caught:
         set_peft_model_state_dict(model, tensors)
     assert "\n" not in str(caught.value)
     assert_unchanged(model, before)
-    assert model.base_model.himalaya_shared["default"].packed is packed
+    assert model.base_model.himalaya_strict_shared["default"].packed is packed
 
     shutil.copytree(written / kind, tmp_path / kind)
     save_file(tensors, tmp_path / kind / WEIGHTS)
@@ -215,7 +215,7 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "config without a method": (CONFIG, lambda _: b"{}"),
     "config of another type": (CONFIG, lambda content: content.replace(b'"core_atoms": 24', b'"core_atoms": "many"')),
     "config of other sizes": (CONFIG, lambda content: content.replace(b'"core_atoms": 24', b'"core_atoms": 25')),
-    "config of no method": (CONFIG, lambda content: content.replace(b'"HIMALAYA"', b'"NANGA_PARBAT"')),
+    "config of no method": (CONFIG, lambda content: content.replace(b'"HIMALAYA_STRICT"', b'"NANGA_PARBAT"')),
 }
 
 
@@ -254,7 +254,7 @@ def test_a_damaged_file_leaves_a_loaded_model_as_it_was(written: Path, tmp_path:
     shutil.copytree(written / "adapter", tmp_path / "adapter")
     path = tmp_path / "adapter" / WEIGHTS
     path.write_bytes(path.read_bytes()[:-1])
-    model = get_peft_model(llama(), HimalayaConfig(task_type="CAUSAL_LM"))
+    model = get_peft_model(llama(), HimalayaStrictConfig(task_type="CAUSAL_LM"))
     before = snapshot(model)
     with pytest.raises(SafetensorError):
         model.load_adapter(tmp_path / "adapter", "default")

@@ -1,10 +1,10 @@
-"""What HIMALAYA alone promises, in the cases of the behaviour matrix that are its own."""
+"""What the letter alone promises, in the cases of the behaviour matrix that are its own."""
 
 import pytest
 import torch
-from families import CASES, Case, random_tokens
+from families import STRICT_CASES, Case, random_tokens
 
-pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+pytestmark = pytest.mark.parametrize("case", STRICT_CASES.values(), ids=STRICT_CASES.keys())
 
 
 def logits_of(model: torch.nn.Module) -> torch.Tensor:
@@ -14,7 +14,7 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
 
 def test_the_trainable_parameters_are_the_head_the_elastic_atoms_and_the_thresholds(case: Case) -> None:
     model = case.adapted()
-    shared = model.base_model.himalaya_shared["default"]
+    shared = model.base_model.himalaya_strict_shared["default"]
     latent = len(shared.router.projection)
     head = (2 * 40 + 1) * (latent + 1) * 32
     assert model.get_nb_trainable_parameters()[0] == head + 16 * shared.width + shared.tree.thresholds.numel()
@@ -66,7 +66,7 @@ def test_a_part_of_the_model_called_by_itself_sees_the_adapter_as_it_is_now(case
 
 def test_a_token_uses_at_most_three_atoms(case: Case, monkeypatch) -> None:
     model = case.adapted()
-    shared = model.base_model.himalaya_shared["default"]
+    shared = model.base_model.himalaya_strict_shared["default"]
     route, used = shared.route, []
 
     def count(projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity, linear, normalize
 
-from himalaya_adapter import HimalayaConfig
-from himalaya_adapter.methods.himalaya import SharedAdapter
-from himalaya_adapter.methods.himalaya.allocation import grow
-from himalaya_adapter.methods.himalaya.growth import RING_ROWS, Growth, principal_direction
-from himalaya_adapter.methods.himalaya.tree import KDTree
+from himalaya_adapter.methods import HimalayaStrictConfig
+from himalaya_adapter.methods.himalaya_strict import SharedAdapter
+from himalaya_adapter.methods.himalaya_strict.allocation import grow
+from himalaya_adapter.methods.himalaya_strict.growth import RING_ROWS, Growth, principal_direction
+from himalaya_adapter.methods.kd_tree import KDTree
 
 SEEDS = st.integers(0, 2**32 - 1)
 CORE, WIDTH = 24, 48
@@ -47,7 +47,9 @@ def dense_layer(shared: SharedAdapter, inputs: torch.Tensor, output_width: int, 
 )
 def test_the_residual_is_the_negative_gradient_by_r_over_tokens_and_layers(placement, widths, norm_target) -> None:
     """Two layers of different shapes in sequence: the second one's routing depends on the first one's update."""
-    config = HimalayaConfig(init_weights=False, hidden_params=20_000, placement=placement, norm_target=norm_target)
+    config = HimalayaStrictConfig(
+        init_weights=False, hidden_params=20_000, placement=placement, norm_target=norm_target
+    )
     shared = SharedAdapter(config, WIDTH).double().train()
     shared.in_use.fill_(True)
     inputs, target = random_rows(0, 11, widths[0]), random_rows(1, 11, widths[0])
@@ -135,7 +137,7 @@ def test_the_principal_direction_is_the_top_singular_vector_along_the_mean(seed,
 
 def inside_a_task(own: list[int], others: list[int], atoms_per_task: int, **changes: Any) -> SharedAdapter:
     """An adapter inside a task, with residuals to promote; its own slots and those of others are given."""
-    config = HimalayaConfig(atoms_per_task=atoms_per_task, elastic_atoms=8, hidden_params=20_000, **changes)
+    config = HimalayaStrictConfig(atoms_per_task=atoms_per_task, elastic_atoms=8, hidden_params=20_000, **changes)
     shared = SharedAdapter(config, WIDTH)
     shared.end_task()
     shared.start_task("second")

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from himalaya_adapter.methods.himalaya.router import (
+from himalaya_adapter.methods.himalaya_strict.router import (
     HyperRouter,
     budget_shift,
     final_gates,

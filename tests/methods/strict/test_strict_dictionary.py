@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from himalaya_adapter.methods.himalaya.dictionary import (
+from himalaya_adapter.methods.himalaya_strict.dictionary import (
     Dictionary,
     gram,
     rank_one_update,

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import CASES, OBLONG, SQUARE, Case, llama, random_tokens
+from families import OBLONG, SQUARE, Case, llama, random_tokens
 from peft import PeftModel, get_peft_model
 
-from himalaya_adapter import HimalayaConfig
-from himalaya_adapter.methods.himalaya import SharedAdapter
-from himalaya_adapter.methods.himalaya.allocation import evict
-from himalaya_adapter.methods.himalaya.release import pack
+from himalaya_adapter.methods import HimalayaStrictConfig
+from himalaya_adapter.methods.himalaya_strict import SharedAdapter
+from himalaya_adapter.methods.himalaya_strict.allocation import evict
+from himalaya_adapter.methods.himalaya_strict.release import pack
 
 # Few atoms and narrow codes: all slots and head directions are taken after a few tasks, and a task costs little.
 SMALL = {"core_atoms": 4, "elastic_atoms": 5, "atoms_per_task": 2, "code_width": 8, "hidden_params": 1_000}
@@ -21,7 +21,7 @@ HANDED_OVER = {"router.head", "consolidation.code_use"}
 
 
 def shared_of(model: PeftModel) -> SharedAdapter:
-    return model.base_model.himalaya_shared["default"]
+    return model.base_model.himalaya_strict_shared["default"]
 
 
 def learn(model: PeftModel, tasks: range, steps: int = 1, lr: float = 0.01) -> list[dict[str, Any]]:
@@ -55,49 +55,51 @@ def stored(model: PeftModel, folder: Path) -> tuple[dict[str, int], int]:
 @pytest.mark.parametrize("changes", [{}, SQUARE], ids=["stream", "weights"])
 def test_the_layers_do_not_change_the_stored_bytes(changes: dict, tmp_path: Path) -> None:
     sizes = []
-    for layers in (2, 32, 80):
-        base = Case(lambda layers=layers: llama(layers)).base()
-        model = get_peft_model(base, HimalayaConfig(task_type="CAUSAL_LM", **changes)).train()
+    for layers in (2, 8):
+        base = Case(lambda layers=layers: llama(layers), method=HimalayaStrictConfig).base()
+        model = get_peft_model(base, HimalayaStrictConfig(task_type="CAUSAL_LM", **changes)).train()
         learn(model, range(2))
         sizes.append(stored(model, tmp_path / str(layers)))
-    assert sizes[0] == sizes[1] == sizes[2]
+    assert sizes[0] == sizes[1]
     total = sum(sizes[0][0].values())
     assert total <= sizes[0][1] < total + 8192  # the rest is the header
 
 
 def test_the_tasks_do_not_change_the_stored_bytes(tmp_path: Path) -> None:
-    """After 1, 25 and 1000 tasks, with evictions and promotions on the way; the state stays finite and usable."""
-    base = Case(lambda: llama(1)).base()
-    config = HimalayaConfig(task_type="CAUSAL_LM", growth_window=1, similarity_threshold_tau=1.0, **SMALL)
+    """After 1, 10 and 60 tasks, with evictions and promotions on the way; the state stays finite and usable."""
+    base = Case(lambda: llama(1), method=HimalayaStrictConfig).base()
+    config = HimalayaStrictConfig(task_type="CAUSAL_LM", growth_window=1, similarity_threshold_tau=1.0, **SMALL)
     model, sizes, events, learnt = get_peft_model(base, config).train(), [], [], 0
-    for tasks in (1, 25, 1000):
+    for tasks in (1, 10, 60):
         events += learn(model, range(learnt, tasks))
         learnt = tasks
         sizes.append(stored(model, tmp_path / str(tasks)))
     assert sizes[0] == sizes[1] == sizes[2]
     shared = shared_of(model)
-    assert shared.tasks_learnt == 1000
-    assert sum(event["event"] == "eviction" for event in events) > 900
+    assert shared.tasks_learnt == 60
+    assert sum(event["event"] == "eviction" for event in events) > 40
     assert all(tensor.isfinite().all() for tensor in shared.state_dict().values())
     certificate = model.norm_certificate()
     assert certificate["update_norm_max"] <= 1 + 1e-6
     assert certificate["atom_norm_max"] <= 1.05
-    model.eval().set_task("task 999")
+    model.eval().set_task("task 59")
     assert model(input_ids=random_tokens()).logits.isfinite().all()
 
 
 # Bounded norms -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [CASES["llama-stream"], Case(lambda: llama(1), OBLONG)], ids=["stream", "weights"])
-def test_the_certificate_holds_over_200_tasks_with_promotions_and_evictions(case: Case) -> None:
+@pytest.mark.parametrize(
+    "case", [Case(lambda: llama(1), one, HimalayaStrictConfig) for one in ({}, OBLONG)], ids=["stream", "weights"]
+)
+def test_the_certificate_holds_over_many_tasks_with_promotions_and_evictions(case: Case) -> None:
     """Large steps, no clipping: the bounds are a matter of construction, not of careful training."""
     torch.manual_seed(0)
     sizes = SMALL | {"elastic_atoms": 12, "atoms_per_task": 3}
     config = case.config(fresh=True, growth_window=2, similarity_threshold_tau=0.95, **sizes)
     model = get_peft_model(case.base(), config).train()
     shared, most, events = shared_of(model), [], []
-    for task in range(200):
+    for task in range(30):
         # A task grows as long as it owns several atoms or finds free ones: the first few.
         events += learn(model, range(task, task + 1), steps=20 if task < 4 else 2, lr=0.3)
         active = model.task_statistics()
@@ -108,7 +110,7 @@ def test_the_certificate_holds_over_200_tasks_with_promotions_and_evictions(case
         assert atoms.norm(dim=1).max() <= 1.05
     counts = {kind: sum(event["event"] == kind for event in events) for kind in ("promotion", "eviction")}
     assert counts["promotion"] > 20, counts
-    assert counts["eviction"] > 150, counts
+    assert counts["eviction"] > 15, counts
     assert 1 <= max(most) <= 3
     certificate = model.norm_certificate()
     assert 0.5 < certificate["update_norm_max"] <= 1 + 1e-6
@@ -117,7 +119,7 @@ def test_the_certificate_holds_over_200_tasks_with_promotions_and_evictions(case
     model.eval()
     inputs = torch.randn(500, shared.width, generator=torch.Generator().manual_seed(0))
     length = shared.width**0.5 if case.config().placement == "residual_stream" else inputs.norm(dim=-1)
-    for task in (0, 100, 199):
+    for task in (0, 15, 29):
         model.set_task(f"task {task}")
         shared.begin_pass(None)
         assert (shared(inputs, shared.width).norm(dim=-1) <= length * (1 + 1e-5)).all()
@@ -129,8 +131,10 @@ def test_the_certificate_holds_over_200_tasks_with_promotions_and_evictions(case
 def learnt(**changes: Any) -> tuple[SharedAdapter, list[dict[str, Any]], torch.Tensor]:
     """An adapter after two tasks, its events, and the logits of the second task."""
     torch.manual_seed(0)
-    config = HimalayaConfig(task_type="CAUSAL_LM", **{"growth_window": 2, "similarity_threshold_tau": 0.99, **changes})
-    model = get_peft_model(Case(llama).base(), config).train()
+    config = HimalayaStrictConfig(
+        task_type="CAUSAL_LM", **{"growth_window": 2, "similarity_threshold_tau": 0.99, **changes}
+    )
+    model = get_peft_model(Case(llama, method=HimalayaStrictConfig).base(), config).train()
     events = learn(model, range(2), steps=4)
     with torch.no_grad():
         return shared_of(model), events, model.eval()(input_ids=random_tokens()).logits
@@ -206,7 +210,7 @@ def test_without_quantisation_a_release_holds_the_atoms_in_16_bits(default) -> N
     state, config = default[0].state_dict(), default[0].config
     sizes = {}
     for bits in (3, 16):
-        changed = HimalayaConfig(**{**config.to_dict(), "quantisation_bits": bits})
+        changed = HimalayaStrictConfig(**{**config.to_dict(), "quantisation_bits": bits})
         sizes[bits] = sum(tensor.numel() * tensor.element_size() for tensor in pack(state, changed).values())
     atoms = 40 * default[0].width
     assert sizes[16] - sizes[3] > 0.5 * atoms * (16 - 3) / 8

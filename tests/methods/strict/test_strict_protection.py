@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from himalaya_adapter.methods.himalaya.protection import (
+from himalaya_adapter.methods.himalaya_strict.protection import (
     free_directions,
     from_upper_triangle,
     kronecker_moment,

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from himalaya_adapter.methods.himalaya.tree import FAR, LOWEST_LOG_MEMBERSHIP, PAIRS_AT_ONCE, KDTree
+from himalaya_adapter.methods.kd_tree import FAR, LOWEST_LOG_MEMBERSHIP, PAIRS_AT_ONCE, KDTree
 
 SEEDS = st.integers(0, 2**32 - 1)
 TREES = {

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import CASES, WIDTH, Case, llama, random_tokens
+from families import STRICT_CASES, WIDTH, Case, llama, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from himalaya_adapter import HimalayaConfig, save_release
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.himalaya import SharedAdapter
-from himalaya_adapter.methods.himalaya.release import pack, unpack
+from himalaya_adapter.methods import HimalayaStrictConfig, save_release
+from himalaya_adapter.methods.himalaya_strict import SharedAdapter
+from himalaya_adapter.methods.himalaya_strict.release import pack, unpack
 from himalaya_adapter.methods.quantization import GROUP
 from himalaya_adapter.methods.release import seal
 
@@ -54,7 +54,7 @@ HALF_SCHEMA = {
 }
 
 
-def trained(case: Case = CASES["llama-stream"], **changes) -> PeftModel:
+def trained(case: Case = STRICT_CASES["strict-stream"], **changes) -> PeftModel:
     """A model whose adapter has learnt two tasks with large steps, so that all of its state is in use."""
     model = get_peft_model(case.base(), case.config(**changes))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
@@ -77,14 +77,14 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
 
 
 def shared_of(model: PeftModel) -> SharedAdapter:
-    return model.base_model.himalaya_shared["default"]
+    return model.base_model.himalaya_strict_shared["default"]
 
 
-def opened(folder: Path, case: Case = CASES["llama-stream"], **arguments) -> PeftModel:
+def opened(folder: Path, case: Case = STRICT_CASES["strict-stream"], **arguments) -> PeftModel:
     return PeftModel.from_pretrained(case.base(), folder, **arguments)
 
 
-def random_state(seed: int, config: HimalayaConfig, width: int) -> dict[str, torch.Tensor]:
+def random_state(seed: int, config: HimalayaStrictConfig, width: int) -> dict[str, torch.Tensor]:
     """The state of an adapter with random atoms and head, as after any training."""
     shared = SharedAdapter(config, width)
     generator = torch.Generator().manual_seed(seed)
@@ -103,14 +103,14 @@ def test_the_schema_of_a_release_is_closed(bits: int, schema: dict, tmp_path: Pa
     assert {path.name for path in tmp_path.iterdir()} == FILES
     assert all(b"canary-task-name" not in path.read_bytes() for path in tmp_path.iterdir())
     stored = load_file(tmp_path / WEIGHTS)
-    assert {name.removeprefix("base_model.himalaya_shared."): t.dtype for name, t in stored.items()} == schema
+    assert {name.removeprefix("base_model.himalaya_strict_shared."): t.dtype for name, t in stored.items()} == schema
     assert parts.keys() == schema.keys() | {"header"}
     with safe_open(tmp_path / WEIGHTS, "pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert json.loads((tmp_path / "adapter_config.json").read_text())["released"] is True
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("case", STRICT_CASES.values(), ids=STRICT_CASES.keys())
 def test_a_release_opens_and_answers_nearly_as_the_adapter_it_was_made_from(case: Case, tmp_path: Path) -> None:
     model = trained(case)
     save_release(model, tmp_path)
@@ -142,14 +142,14 @@ def test_a_release_recognises_the_task_of_a_prompt_as_before(tmp_path: Path) -> 
 
 def test_more_bits_are_closer(tmp_path: Path) -> None:
     errors = []
-    for bits in (2, 4, 8, 16):
+    for bits in (2, 8, 16):
         model = trained(quantisation_bits=bits)
         save_release(model, tmp_path / str(bits))
         atoms = shared_of(opened(tmp_path / str(bits))).dictionary.atoms()
         errors.append((atoms - shared_of(model).dictionary.atoms()).norm().item())
     assert errors == sorted(errors, reverse=True)
-    assert errors[0] > 20 * errors[2]
-    assert errors[3] < 0.01
+    assert errors[0] > 20 * errors[1]
+    assert errors[2] < 0.01
 
 
 @pytest.mark.parametrize("bits", [3, 16])
@@ -173,7 +173,7 @@ def test_a_release_of_the_first_format_is_refused_and_a_training_adapter_is_not(
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"format_version": 1}))
     with pytest.raises(ValueError, match=r"^format_version=1 of a release is older than 2: save it anew from the ada"):
         opened(tmp_path)
-    assert HimalayaConfig(format_version=1).format_version == config["format_version"] == 2
+    assert HimalayaStrictConfig(format_version=1).format_version == config["format_version"] == 2
 
 
 def test_the_model_that_was_released_is_unchanged_and_trains_on(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_release_is_for_inference_only(tmp_path: Path) -> None:
     with pytest.raises(HimalayaError, match=way_out):
         opened(tmp_path, is_trainable=True)
     with pytest.raises(HimalayaError, match=way_out):
-        get_peft_model(llama(), CASES["llama-stream"].config(released=True))
+        get_peft_model(llama(), STRICT_CASES["strict-stream"].config(released=True))
     released.train().set_adapter("default")  # which PEFT lets anybody do, and which unfreezes
     with pytest.raises(HimalayaError, match=way_out):
         released(input_ids=random_tokens())
@@ -233,7 +233,7 @@ def test_loading_with_little_memory_gives_the_same(tmp_path: Path) -> None:
 @settings(max_examples=15)
 def test_the_bounds_hold_after_quantisation(seed: int, bits: int, width: int) -> None:
     """Atoms have length 1 and the update's norm, on dense vectors, is at most 1, whatever was quantised."""
-    config = HimalayaConfig(quantisation_bits=bits, hidden_params=20_000, code_width=16)
+    config = HimalayaStrictConfig(quantisation_bits=bits, hidden_params=20_000, code_width=16)
     state = random_state(seed, config, width)
     shared = SharedAdapter(config, width)
     shared.load_state_dict(state | unpack(pack(state, config), config, state))
@@ -270,8 +270,8 @@ def test_every_byte_is_accounted_for(bits: int, tmp_path: Path) -> None:
 
 def test_the_bytes_depend_on_neither_layers_nor_tasks(tmp_path: Path) -> None:
     parts = save_release(trained(), tmp_path / "few")
-    many = get_peft_model(Case(lambda: llama(16)).base(), HimalayaConfig(task_type="CAUSAL_LM"))
-    for task in range(25):
+    many = Case(lambda: llama(4), method=HimalayaStrictConfig).adapted(fresh=True)
+    for task in range(6):
         many.start_task(f"task {task}")
         many.end_task()
     assert save_release(many, tmp_path / "many") == parts
@@ -279,7 +279,7 @@ def test_the_bytes_depend_on_neither_layers_nor_tasks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("width", "most"), [(576, 92_000), (4096, 207_000)])
 def test_the_size_at_the_width_of_real_models(width: int, most: int, capsys: pytest.CaptureFixture[str]) -> None:
-    config = HimalayaConfig()
+    config = HimalayaStrictConfig()
     state = random_state(0, config, width)
     packed = pack(state, config)
     sizes = {name: tensor.nbytes for name, tensor in packed.items()}
@@ -301,7 +301,7 @@ def test_the_size_at_the_width_of_real_models(width: int, most: int, capsys: pyt
 
 def test_shapes_and_types_are_known_without_values() -> None:
     """A budget can be told on the meta device, before any weight is loaded."""
-    config = HimalayaConfig()
+    config = HimalayaStrictConfig()
     state = random_state(0, config, 576)
     real = {name: (tensor.shape, tensor.dtype) for name, tensor in pack(state, config).items()}
     empty = pack({name: tensor.to("meta") for name, tensor in state.items()}, config)
@@ -309,7 +309,7 @@ def test_shapes_and_types_are_known_without_values() -> None:
 
 
 def test_the_checksum_tells_every_change() -> None:
-    config = HimalayaConfig()
+    config = HimalayaStrictConfig()
     packed = pack(random_state(0, config, 64), config)
     checksum = seal(packed)["checksum"]
     assert torch.equal(seal(dict(reversed(packed.items())))["checksum"], checksum)
@@ -341,4 +341,4 @@ def test_what_cannot_be_released_is_refused_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [0, 1, 9, 12, 17])
 def test_bits_out_of_range_are_refused_by_the_config(bits: int) -> None:
     with pytest.raises(ValueError, match=rf"^quantisation_bits={bits} is not one of 2, 3, 4, 5, 6, 7, 8, 16$"):
-        HimalayaConfig(quantisation_bits=bits)
+        HimalayaStrictConfig(quantisation_bits=bits)

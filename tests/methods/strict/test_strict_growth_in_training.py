@@ -6,22 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from families import CASES, examples, llama, random_tokens
+from families import STRICT_CASES, examples, llama, random_tokens
 from peft import PeftModel, get_peft_model
 
-from himalaya_adapter import HimalayaConfig
-from himalaya_adapter.methods.himalaya import SharedAdapter
-from himalaya_adapter.methods.himalaya.allocation import forget_moments
+from himalaya_adapter.methods import HimalayaStrictConfig
+from himalaya_adapter.methods.himalaya_strict import SharedAdapter
+from himalaya_adapter.methods.himalaya_strict.allocation import forget_moments
 
 CORE = 24
 
 
 def training(tau: float = 1.0, window: int = 4, **changes: Any) -> tuple[PeftModel, SharedAdapter]:
-    case = CASES["llama-stream"]
+    case = STRICT_CASES["strict-stream"]
     config = case.config(fresh=True, similarity_threshold_tau=tau, growth_window=window, **changes)
     model = get_peft_model(case.base(), config).train()
     model.start_task("a", examples())
-    return model, model.base_model.himalaya_shared["default"]
+    return model, model.base_model.himalaya_strict_shared["default"]
 
 
 def train(model: PeftModel, optimizer: torch.optim.Optimizer, steps: range) -> None:
@@ -102,9 +102,9 @@ def test_the_window_goes_on_after_saving_and_loading(tmp_path: Path) -> None:
         assert len(events) == 1  # and two steps of the next window
         if interrupted:
             model.save_pretrained(tmp_path)
-            base = CASES["llama-stream"].base()
+            base = STRICT_CASES["strict-stream"].base()
             model = PeftModel.from_pretrained(base, tmp_path, is_trainable=True).train()
-            shared = model.base_model.himalaya_shared["default"]
+            shared = model.base_model.himalaya_strict_shared["default"]
             optimizer = optimizer_of(model, torch.optim.SGD, lr=0.1)
             model.protect(optimizer, events.append)
         train(model, optimizer, range(6, 9))
@@ -134,8 +134,8 @@ def test_an_adapter_in_64_bits_grows_and_evicts() -> None:
 
 
 def test_growth_needs_no_gradient_of_a_frozen_dictionary() -> None:
-    model = get_peft_model(llama(), HimalayaConfig(task_type="CAUSAL_LM")).train()
-    shared = model.base_model.himalaya_shared["default"]
+    model = get_peft_model(llama(), HimalayaStrictConfig(task_type="CAUSAL_LM")).train()
+    shared = model.base_model.himalaya_strict_shared["default"]
     shared.dictionary.elastic.requires_grad_(False)
     model(input_ids=random_tokens(), labels=random_tokens()).loss.backward()
     assert shared._probe is None

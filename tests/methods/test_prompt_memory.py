@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from himalaya_adapter.methods.himalaya.task_memory import RIDGE, TYPICAL, TaskMemory
+from himalaya_adapter.methods.prompt_memory import RIDGE, TYPICAL, PromptMemory
 
 WIDTH, CODE_WIDTH, VOCABULARY = 48, 32, 500
 SEEDS = st.integers(0, 2**32 - 1)
@@ -29,9 +29,9 @@ def clusters(tasks: int, prompts: int, features: int, seed: int, spread: float =
     return points
 
 
-def filled(clouds: Tensor, codes: Tensor, order: list[int] | None = None, slots: int = 64) -> TaskMemory:
+def filled(clouds: Tensor, codes: Tensor, order: list[int] | None = None, slots: int = 64) -> PromptMemory:
     """A memory in 64 bits, with 4 projections, that has learnt the clouds in the given order."""
-    memory = TaskMemory(WIDTH, CODE_WIDTH, projections=4, slots=slots).double()
+    memory = PromptMemory(WIDTH, CODE_WIDTH, projections=4, slots=slots).double()
     for index in range(len(clouds)) if order is None else order:
         memory.observe(clouds[index].T @ clouds[index])
         memory.learn(codes[index])
@@ -91,7 +91,7 @@ def test_the_answer_is_that_of_a_dense_discriminant_analysis() -> None:
 def test_a_task_with_more_prompts_does_not_weigh_more() -> None:
     clouds, codes = clusters(3, 40, 13, 2), random_codes(3)
     once = filled(clouds, codes)
-    more = TaskMemory(WIDTH, CODE_WIDTH, projections=4).double()
+    more = PromptMemory(WIDTH, CODE_WIDTH, projections=4).double()
     for index, cloud in enumerate(clouds):
         for _ in range(1 + 9 * index):  # batch by batch, as in training
             for batch in cloud.split(7):
@@ -103,7 +103,7 @@ def test_a_task_with_more_prompts_does_not_weigh_more() -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_and_targets_are_ignored(side: str) -> None:
-    memory = TaskMemory(WIDTH, CODE_WIDTH)
+    memory = PromptMemory(WIDTH, CODE_WIDTH)
     embeddings = prompt_embeddings(torch.arange(20).view(2, 10))
     other = prompt_embeddings(torch.arange(100, 112).view(2, 6))
     alone = memory.features(embeddings, torch.ones(2, 10))
@@ -116,7 +116,7 @@ def test_padding_and_targets_are_ignored(side: str) -> None:
 def test_features_are_bounded_and_blind_to_the_length_of_embeddings(seed, scale, dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
     embeddings = torch.randn(3, 5, WIDTH, generator=generator).to(dtype)
-    memory = TaskMemory(WIDTH, CODE_WIDTH)
+    memory = PromptMemory(WIDTH, CODE_WIDTH)
     features = memory.features(embeddings, torch.ones(3, 5))
     assert features.abs().max() <= WIDTH**0.5
     assert (features[:, -1] == 1).all()
@@ -127,7 +127,7 @@ def test_features_are_bounded_and_blind_to_the_length_of_embeddings(seed, scale,
 def test_templates_are_recognised_from_embeddings() -> None:
     """Three tasks with the same kind of contents: one differs at its beginning only, one at its end only."""
     templates, codes = [[1, 2, 3], [4, 2, 3], [1, 2, 5]], random_codes(3)
-    memory = TaskMemory(WIDTH, CODE_WIDTH)
+    memory = PromptMemory(WIDTH, CODE_WIDTH)
     for index, template in enumerate(templates):
         features = memory.features(prompt_embeddings(templated(template, 200, index)), torch.ones(200, 15))
         memory.observe(features.T @ features)
@@ -142,7 +142,7 @@ def test_templates_are_recognised_from_embeddings() -> None:
 
 
 def test_an_empty_memory_knows_nothing() -> None:
-    memory = TaskMemory(WIDTH, CODE_WIDTH)
+    memory = PromptMemory(WIDTH, CODE_WIDTH)
     memory.learn(random_codes(1)[0])  # nothing observed
     embeddings = torch.cat([torch.zeros(1, 3, WIDTH), torch.ones(1, 3, WIDTH)])
     codes, confidence = memory.infer(memory.features(embeddings, torch.tensor([[1, 1, 1], [0, 0, 0]])))
@@ -153,7 +153,7 @@ def test_an_empty_memory_knows_nothing() -> None:
 
 
 def test_one_prompt_is_enough_for_finite_answers() -> None:
-    memory = TaskMemory(WIDTH, CODE_WIDTH)
+    memory = PromptMemory(WIDTH, CODE_WIDTH)
     features = memory.features(torch.zeros(1, 3, WIDTH), torch.zeros(1, 3))
     memory.observe(features.T @ features)
     memory.learn(random_codes(1)[0])
@@ -184,7 +184,7 @@ def test_a_task_learnt_again_keeps_its_slot_and_gets_its_new_mean() -> None:
 
 
 def test_the_projection_is_the_same_everywhere_and_not_stored() -> None:
-    memory = TaskMemory(4096, CODE_WIDTH)
+    memory = PromptMemory(4096, CODE_WIDTH)
     assert "signs" not in memory.state_dict()
     assert sum(tensor.numel() * tensor.element_size() for tensor in memory.state_dict().values()) <= 41_000
     embeddings = normalize(torch.ones(1, 1, 4096), dim=-1)

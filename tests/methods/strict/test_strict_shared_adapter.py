@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from peft import get_peft_model
 from safetensors import safe_open
 
-from himalaya_adapter import HimalayaConfig
-from himalaya_adapter.methods.himalaya import SharedAdapter
-from himalaya_adapter.methods.himalaya.active_set import LARGEST_TREE_BONUS
-from himalaya_adapter.methods.himalaya.router import FINAL_TEMPERATURE_SHARE, budget_shift, task_code
+from himalaya_adapter.methods import HimalayaStrictConfig
+from himalaya_adapter.methods.himalaya_strict import SharedAdapter
+from himalaya_adapter.methods.himalaya_strict.router import FINAL_TEMPERATURE_SHARE, budget_shift, task_code
+from himalaya_adapter.methods.himalaya_strict.update import LARGEST_TREE_BONUS
 
 WIDTH = 48
 SEEDS = st.integers(0, 2**32 - 1)
@@ -60,7 +60,7 @@ SCHEMA = {
 
 def shared_adapter(seed: int = 0, **changes) -> SharedAdapter:
     """An adapter in evaluation mode and 64 bits, all slots in use, whose gain is not 0."""
-    config = HimalayaConfig(init_weights=False, seed=seed, hidden_params=20_000, code_width=16, **changes)
+    config = HimalayaStrictConfig(init_weights=False, seed=seed, hidden_params=20_000, code_width=16, **changes)
     shared = SharedAdapter(config, WIDTH).double().eval()
     shared.in_use.fill_(True)
     return shared
@@ -215,7 +215,7 @@ def test_a_task_starts_as_the_base_model_whatever_was_learnt_before(name: str) -
 
 def test_a_saved_adapter_holds_the_tensors_of_its_schema_and_no_data(tmp_path: Path) -> None:
     secret, text_tokens = "canary-task-name", random_tokens(7)
-    model = get_peft_model(llama(), HimalayaConfig(task_type="CAUSAL_LM"))
+    model = get_peft_model(llama(), HimalayaStrictConfig(task_type="CAUSAL_LM"))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     model.protect(optimizer)
     model.start_task(secret, {"input_ids": text_tokens, "labels": text_tokens})
@@ -233,20 +233,20 @@ def test_a_saved_adapter_holds_the_tensors_of_its_schema_and_no_data(tmp_path: P
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
         keys = file.keys()
         assert file.metadata() in (None, {"format": "pt"})
-        stored = {key.removeprefix("base_model.himalaya_shared."): file.get_tensor(key) for key in keys}
+        stored = {key.removeprefix("base_model.himalaya_strict_shared."): file.get_tensor(key) for key in keys}
     assert {name: tensor.dtype for name, tensor in stored.items()} == SCHEMA
     # Integers could hold the tokens of a text: these count, or name an axis or a child of the tree.
     integers = {name: tensor for name, tensor in stored.items() if tensor.dtype == torch.int64}
     assert integers.pop("tree.axes").max() < len(stored["router.projection"])
-    assert integers.pop("tree.path").max() < HimalayaConfig().fanout
+    assert integers.pop("tree.path").max() < HimalayaStrictConfig().fanout
     assert all(tensor.shape == () for tensor in integers.values())
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["peft_type"] == "HIMALAYA"
+    assert config["peft_type"] == "HIMALAYA_STRICT"
 
 
 @pytest.mark.parametrize("width", [576, 2048, 4096])
 def test_the_router_and_the_adapter_stay_within_their_parameter_budgets(width: int) -> None:
-    shared = SharedAdapter(HimalayaConfig(), width)
+    shared = SharedAdapter(HimalayaStrictConfig(), width)
     router = shared.router.head.numel() + shared.router.projection.numel()
     assert router <= 45_000
     if width == 576:
@@ -255,7 +255,9 @@ def test_the_router_and_the_adapter_stay_within_their_parameter_budgets(width: i
 
 def test_a_target_that_is_not_linear_is_named_with_its_type() -> None:
     with pytest.raises(TypeError, match=r"layers\.0\.mlp' is a LlamaMLP, not a linear module"):
-        get_peft_model(llama(), HimalayaConfig(task_type="CAUSAL_LM", placement="weights", target_modules=["mlp"]))
+        get_peft_model(
+            llama(), HimalayaStrictConfig(task_type="CAUSAL_LM", placement="weights", target_modules=["mlp"])
+        )
 
 
 def test_the_code_of_the_task_is_what_is_stored() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from himalaya_adapter.evaluation.score_cache import ADAPTER_FILES, ScoreCache
+from himalaya_adapter.evaluation.score_cache import ADAPTER_FILES, ScoreCache, file_hashes
 from himalaya_adapter.streams.task import Item, Limits, Source, Task, TaskSpec
 
 SETTINGS = {"batch_size": 8, "max_length": 64}
@@ -51,38 +51,44 @@ def cache(tmp_path: Path) -> ScoreCache:
 
 
 def test_what_was_written_is_read_by_another_run(cache: ScoreCache, adapter: Path) -> None:
-    for folder in (None, adapter):
-        identity = cache.identity(make_task(), folder)
+    for answers in (None, file_hashes(adapter)):
+        identity = cache.identity(make_task(), answers)
         assert cache.read(identity) is None
         cache.write(identity, SCORE)
         other_run = ScoreCache(cache.folder, dict(SETTINGS))
-        assert other_run.read(other_run.identity(make_task(), folder)) == SCORE
+        assert other_run.read(other_run.identity(make_task(), answers)) == SCORE
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda cache, adapter: cache.identity(make_task(test_hash="abd"), adapter),
-        lambda cache, adapter: cache.identity(make_task(), adapter, "validation"),
-        lambda cache, adapter: cache.identity(make_task(metric="macro_f1"), adapter),
-        lambda cache, adapter: cache.identity(make_task(labels=("nein", "ja")), adapter),
-        lambda cache, adapter: cache.identity(make_task(name="regen"), adapter),  # an adapter is told the name
-        lambda cache, adapter: cache.identity(make_task(max_new_tokens=5), adapter),
-        lambda cache, adapter: cache.identity(make_task(target="ja\nnein"), adapter),  # answers may now span lines
+        lambda cache, adapter: cache.identity(make_task(test_hash="abd"), file_hashes(adapter)),
+        lambda cache, adapter: cache.identity(make_task(), file_hashes(adapter), "validation"),
+        lambda cache, adapter: cache.identity(make_task(metric="macro_f1"), file_hashes(adapter)),
+        lambda cache, adapter: cache.identity(make_task(labels=("nein", "ja")), file_hashes(adapter)),
+        lambda cache, adapter: cache.identity(
+            make_task(name="regen"), file_hashes(adapter)
+        ),  # an adapter is told the name
+        lambda cache, adapter: cache.identity(make_task(max_new_tokens=5), file_hashes(adapter)),
+        lambda cache, adapter: cache.identity(
+            make_task(target="ja\nnein"), file_hashes(adapter)
+        ),  # answers may now span lines
         lambda cache, adapter: cache.identity(make_task(), None),
-        lambda cache, adapter: ScoreCache(cache.folder, {**SETTINGS, "batch_size": 4}).identity(make_task(), adapter),
+        lambda cache, adapter: ScoreCache(cache.folder, {**SETTINGS, "batch_size": 4}).identity(
+            make_task(), file_hashes(adapter)
+        ),
     ],
 )
 def test_anything_else_is_another_score(change: Callable[..., Any], cache: ScoreCache, adapter: Path) -> None:
-    cache.write(cache.identity(make_task(), adapter), SCORE)
+    cache.write(cache.identity(make_task(), file_hashes(adapter)), SCORE)
     assert cache.read(change(cache, adapter)) is None
 
 
 @pytest.mark.parametrize("name", ADAPTER_FILES)
 def test_a_changed_adapter_is_another_score(name: str, cache: ScoreCache, adapter: Path) -> None:
-    cache.write(cache.identity(make_task(), adapter), SCORE)
+    cache.write(cache.identity(make_task(), file_hashes(adapter)), SCORE)
     (adapter / name).write_text("changed", encoding="utf-8")
-    assert cache.read(cache.identity(make_task(), adapter)) is None
+    assert cache.read(cache.identity(make_task(), file_hashes(adapter))) is None
 
 
 @pytest.mark.parametrize("content", ['{"of": {', "[]", '{"of": {}, "score": {"score": 1.0}}', "\x00\x00"])

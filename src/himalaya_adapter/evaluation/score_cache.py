@@ -33,17 +33,17 @@ class ScoreCache:
         self.folder = folder
         self.settings = {**settings, "code": code_hash()}
 
-    def identity(self, task: Task, adapter: Path | None, split: str = "test") -> dict[str, Any]:
+    def identity(self, task: Task, adapter: Mapping[str, str] | None, split: str = "test") -> dict[str, Any]:
         """All that the score of ``task`` depends on, as JSON.
 
         Args:
             task: The task; of its training items only whether their answers are single lines matters.
-            adapter: Folder of the saved adapter that is on, ``None`` for the frozen backbone.
+            adapter: Hashes of what answers, ``None`` for the frozen backbone.
             split: The items that are scored.
         """
         spec = task.spec
         return {
-            "adapter": {name: file_sha256(adapter / name) for name in ADAPTER_FILES} if adapter else None,
+            "adapter": dict(adapter) if adapter else None,
             "items": task.hashes[split],
             "task": spec.name,
             "kind": spec.kind,
@@ -72,6 +72,11 @@ class ScoreCache:
     def _path(self, identity: Mapping[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{digest}.json"
+
+
+def file_hashes(adapter: Path) -> dict[str, str]:
+    """Hashes of all of a saved adapter: what answers as a method that does not say what a single task depends on."""
+    return {name: file_sha256(adapter / name) for name in ADAPTER_FILES}
 
 
 @cache

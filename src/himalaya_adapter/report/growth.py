@@ -137,9 +137,13 @@ def _of_kind(run: RunRecord, kind: str, index: int) -> list[dict[str, Any]]:
 
 
 def _start(run: RunRecord, index: int) -> str:
-    """Which earlier task a task started from, if it did; the event names it by its place among those learnt."""
+    """Which earlier task a task started from, if it did; older events name it by its place among those learnt."""
     starts = [event["from"] for event in _events(run, index) if event["event"] == "warm_start"]
-    return f"{starts[0] + 1}. {run.task_ends[starts[0]]['task']}" if starts else "–"
+    if not starts:
+        return "–"
+    names = [end["task"] for end in run.task_ends]
+    place = names.index(starts[0]) if isinstance(starts[0], str) else starts[0]
+    return f"{place + 1}. {names[place]}"
 
 
 def _mean(values: Sequence[float]) -> str:

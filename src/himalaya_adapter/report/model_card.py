@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, file_bytes
-from himalaya_adapter.report.metric_table import ATOM_NORM_BOUND, UPDATE_NORM_BOUND
+from himalaya_adapter.report.metric_table import ATOM_NORM_BOUND, update_norm_bound
 from himalaya_adapter.report.run_folder import RunRecord
 from himalaya_adapter.storage import read_json, write_atomic
 from himalaya_adapter.streams.catalogue import OWN_DATA, origin_of, read_definition
@@ -52,7 +52,7 @@ def write_model_card(run: RunRecord) -> None:
         parts=sorted(parts.items(), key=lambda part: -part[1]),
         total=sum(parts.values()),
         data_of=_data(config["dataset"]["name"]),
-        update_norm_bound=UPDATE_NORM_BOUND,
+        update_norm_bound=update_norm_bound(run.adapter_config),
         atom_norm_bound=ATOM_NORM_BOUND,
     )
     write_atomic(folder / CARD_FILE, str(card).strip() + "\n")

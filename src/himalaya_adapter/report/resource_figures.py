@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 from himalaya_adapter.report import style
 from himalaya_adapter.report.method_groups import MethodGroup, alone
-from himalaya_adapter.report.metric_table import ATOM_NORM_BOUND, UPDATE_NORM_BOUND, format_bytes, format_seconds
+from himalaya_adapter.report.metric_table import ATOM_NORM_BOUND, format_bytes, format_seconds, update_norm_bound
 from himalaya_adapter.report.run_folder import RunRecord
 
 SMALLEST_SHARE = 0.01  # of all bytes, below which a part has no colour of its own
@@ -88,12 +88,14 @@ def stored_bytes_over_tasks(groups: Sequence[MethodGroup]) -> Figure | None:
 
 def norms(groups: Sequence[MethodGroup]) -> Figure | None:
     """Largest update norm and atom norm seen up to each task, with their bounds; None if none were recorded."""
+    bounded = [group for group in groups if group.after_tasks("update_norm_max")]
+    if not bounded:
+        return None
+    bound = max(update_norm_bound(group.first.adapter_config) for group in bounded)
     panels = (
-        ("update_norm_max", "largest update norm ‖ΔW‖", UPDATE_NORM_BOUND),
+        ("update_norm_max", "largest update norm ‖ΔW‖", bound),
         ("atom_norm_max", "largest atom norm", ATOM_NORM_BOUND),
     )
-    if not any(group.after_tasks(key) for group in groups for key, _, _ in panels):
-        return None
     figure = style.new_figure(3.4)
     both = figure.subplots(1, 2)
     for axes, (key, title, bound) in zip(both, panels, strict=True):

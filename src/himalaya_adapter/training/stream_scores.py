@@ -13,7 +13,7 @@ from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.batching import Batch, batches, padding_token
 from himalaya_adapter.evaluation.metrics import rows_to_measure
-from himalaya_adapter.evaluation.score_cache import ScoreCache
+from himalaya_adapter.evaluation.score_cache import ScoreCache, file_hashes
 from himalaya_adapter.evaluation.scoring import evaluate_task
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.methods.release import has_release, save_release
@@ -77,7 +77,7 @@ class StreamScores:
             if known is not None:
                 self.store.write_score(row, index, {**known, "reused": True})
                 return
-        identity = self.cache.identity(task, self._adapter(row), self.config.evaluation.split)
+        identity = self.cache.identity(task, self._answers(row, task), self.config.evaluation.split)
         known = self.cache.read(identity)
         if known is not None:
             self.store.write_score(row, index, {**known, "reused": True})
@@ -147,14 +147,21 @@ class StreamScores:
         prompts = [encode_prompt(self.tokenizer, item.prompt, length) for item in task.split(split)]
         return batches(prompts, PROMPTS_AT_ONCE, padding_token(self.tokenizer), self.model.device)
 
-    def _adapter(self, row: int | str) -> Path | None:
+    def _answers(self, row: int | str, task: Task) -> dict[str, str] | None:
+        """Hashes of what answers a task in a row: of the task alone, where no other task can change its answers."""
+        if row == BEFORE:
+            return None
+        folder = self._adapter(row)
+        if hasattr(self.model, "task_hash"):
+            return {"task": self.model.task_hash(task.name)}
+        return file_hashes(folder)
+
+    def _adapter(self, row: int | str) -> Path:
         """Folder of the adapter that a row is scored with.
 
         Raises:
             HimalayaError: It is no longer kept: a score of an earlier row is missing.
         """
-        if row == BEFORE:
-            return None
         if row == RELEASED:
             return self.store.folder / "release"
         folder = self.store.adapter_path(int(row))

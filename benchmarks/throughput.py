@@ -5,9 +5,10 @@ Run: python benchmarks/throughput.py [--backbone smollm2-135m] [--dtype float32]
 
 Three kinds of work, each in rounds in which every model takes its turn, so that a busy moment of the machine hits all
 alike: one training step; reading a prompt (prefill, batch 1); writing tokens one by one from a KV cache (decode, batch
-1). LoRA adapts q, k, v and o and is not merged. A ratio is a model's time divided by the bare model's in the same
-round. Bare training is a forward and a backward pass down to the first layer, without parameters to train. A CUDA
-device is used where there is one.
+1). LoRA adapts q, k, v and o and is not merged. HIMALAYA is measured in both placements: after the layers, and in the
+weights of all linear modules, which is merged where nothing is trained. A ratio is a model's time divided by the bare
+model's in the same round. Bare training is a forward and a backward pass down to the first layer, without parameters
+to train. A CUDA device is used where there is one.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -30,29 +31,36 @@ from himalaya_adapter.training.environment import processor_name
 
 WARM_UP = 3
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BARE, LORA, HIMALAYA = "bare", "LoRA r=8", "HIMALAYA"
+BARE, LORA, HIMALAYA, IN_WEIGHTS = "bare", "LoRA r=8", "HIMALAYA", "HIMALAYA in the weights"
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+CONFIGS: dict[str, PeftConfig] = {
+    LORA: LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=LORA_TARGETS),
+    HIMALAYA: HimalayaConfig(task_type="CAUSAL_LM"),
+    IN_WEIGHTS: HimalayaConfig(task_type="CAUSAL_LM", placement="weights"),
+}
 
 
 def main() -> None:
     arguments = _arguments()
-    models = {BARE: _bare(arguments), LORA: _lora(arguments), HIMALAYA: _himalaya(arguments)}
+    models = {BARE: _bare(arguments)} | {name: _adapted(arguments, config) for name, config in CONFIGS.items()}
     model = models[BARE][0]
     vocabulary, dtype = model.config.vocab_size, str(model.dtype).removeprefix("torch.")
     generator = torch.Generator().manual_seed(0)
     batch = torch.randint(0, vocabulary, (arguments.batch, arguments.length), generator=generator).to(DEVICE)
     prompt = torch.randint(0, vocabulary, (1, arguments.prompt), generator=generator).to(DEVICE)
-    kinds: dict[str, dict[str, Callable[[], float]]] = {
-        "training": {name: _Training(model, step, batch) for name, (model, step) in models.items()},
-    }
     if arguments.compile:
         for adapted, _ in models.values():
             inner = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
             for block in inner.get_decoder().layers:  # all are the same code, which is compiled once
                 block.compile()
-    else:  # from a cache that grows, each token would be compiled anew
-        kinds["decode"] = {name: _Decode(model, prompt, arguments.tokens) for name, (model, _) in models.items()}
-        kinds["prefill"] = {name: _Prefill(model, prompt) for name, (model, _) in models.items()}
-    units = {"decode": arguments.tokens, "prefill": arguments.prompt, "training": batch.numel()}
+    training = {name: _Training(model, step, batch) for name, (model, step) in models.items()}
+    kinds = {"training": _measured(training, batch.numel(), arguments.rounds)}
+    if not arguments.compile:  # from a cache that grows, each token would be compiled anew
+        models[IN_WEIGHTS][0].merge_adapter()
+        decode = {name: _Decode(model, prompt, arguments.tokens) for name, (model, _) in models.items()}
+        kinds["decode"] = _measured(decode, arguments.tokens, arguments.rounds)
+        prefill = {name: _Prefill(model, prompt) for name, (model, _) in models.items()}
+        kinds["prefill"] = _measured(prefill, arguments.prompt, arguments.rounds)
     results = {
         "machine": {
             "cpu": processor_name(),
@@ -68,7 +76,7 @@ def main() -> None:
         "prompt_tokens": arguments.prompt,
         "decoded_tokens": arguments.tokens,
         "training_batch": [arguments.batch, arguments.length],
-        "kinds": {kind: _measured(works, units[kind], arguments.rounds) for kind, works in kinds.items()},
+        "kinds": kinds,
     }
     print(json.dumps(results, indent=2))
     if arguments.output is not None:
@@ -127,20 +135,14 @@ def _backbone(arguments: argparse.Namespace) -> PreTrainedModel:
     return load_backbone(arguments.backbone, dtype=arguments.dtype).model.to(DEVICE)
 
 
-def _himalaya(arguments: argparse.Namespace) -> Trained:
-    model = get_peft_model(_backbone(arguments), HimalayaConfig(task_type="CAUSAL_LM"))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    model.start_task("first")
-    model.end_task()
-    model.start_task("second")
-    model.protect(optimizer)  # the second task pays for the protection of the first
-    return model, optimizer.step
-
-
-def _lora(arguments: argparse.Namespace) -> Trained:
-    config = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+def _adapted(arguments: argparse.Namespace, config: PeftConfig) -> Trained:
     model = get_peft_model(_backbone(arguments), config)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    if isinstance(config, HimalayaConfig):
+        model.start_task("first")
+        model.end_task()
+        model.start_task("second")
+        model.protect(optimizer)
     return model, optimizer.step
 
 

@@ -19,7 +19,7 @@ from himalaya_adapter.backbones.shape import ShapeMode, empty_backbone
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.method_options import method_of
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.methods import HimalayaStrictConfig
+from himalaya_adapter.methods import HimalayaConfig, HimalayaStrictConfig
 from himalaya_adapter.methods.construction import adapt, run_method
 from himalaya_adapter.methods.release import has_release
 
@@ -89,15 +89,18 @@ def count_budget(run: RunConfig) -> Budget:
     """
     mode = ShapeMode()
     model = _empty_model(run, mode)
+    config = model.active_peft_config
+    trainable = ((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
+    parameters, stored = _by_part((name, tensor.numel()) for name, tensor in trainable), _training_bytes(run, model)
+    model.requires_grad_(False)  # operations are those of inference
+    if isinstance(config, HimalayaConfig):
+        model.set_task([None])  # which task answers cannot be seen without values; all cost the same
     with model.disable_adapter():
         bare = _operations(model, mode)
     try:
         adapted = _operations(model, mode)
     except RuntimeError:  # what torch raises when values of a fake tensor are asked for, as WaveFT does in each pass
         adapted = None
-    trainable = ((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
-    parameters, stored = _by_part((name, tensor.numel()) for name, tensor in trainable), _training_bytes(run, model)
-    config = model.active_peft_config
     router, released = None, None
     if isinstance(config, HimalayaStrictConfig):
         state = model.base_model.himalaya_strict_shared["default"].state_dict()

@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         "--graph",
         dest="graphs",
         action="append",
-        choices=("adapter", "layer", "model"),
+        choices=("adapter", "model"),
         help="only this graph (onnx; repeatable)",
     )
     export.add_argument("--precision", help="of the base's weights: fp32, int8 or int4 (bundle; default: fp32)")
@@ -132,9 +132,6 @@ def _parser() -> argparse.ArgumentParser:
     latency.add_argument("--backbone", help="name or folder, where it is not the one that the adapter names")
     latency.add_argument("--shape", metavar="BACKBONE", help="measure one decoder layer of this shape (default)")
     latency.add_argument("--precision", nargs="+", default=["fp32"], help="of the base's weights: fp32 int8 int4")
-    latency.add_argument(
-        "--routing", nargs="+", default=[], metavar="FORM", help="of the operator, each against the base"
-    )
     latency.add_argument("--threads", type=int, help="default: one for each CPU")
     latency.add_argument("--seconds", type=float, default=20.0, help="for each phase and precision (default: 20)")
     latency.add_argument("--output", type=Path, metavar="FILE.json", help="write all that was measured")

@@ -210,14 +210,8 @@ def export(chosen: argparse.Namespace) -> None:
 def _export_lora(chosen: argparse.Namespace, options: Mapping[str, Any]) -> None:
     from himalaya_adapter.deploy.lora_export import export_lora
 
-    exports = export_lora(chosen.adapter, chosen.output, chosen.task, **options)
-    table = Table("task", "per token", "frozen", "LoRA", "loss", "explained")
-    for one in exports:
-        scores = [f"{score:.3f}" for score in (one.routed, one.frozen, one.lora, one.loss)]
-        explained = "exact" if one.mean_explained is None else f"{one.mean_explained:.3f}"
-        table.add_row(one.task, *scores, explained)
-    Console().print(table)
-    print(chosen.output)
+    for folder in export_lora(chosen.adapter, chosen.output, chosen.task, **options):
+        print(folder)
 
 
 def _export_onnx(chosen: argparse.Namespace, options: Mapping[str, Any]) -> None:
@@ -259,8 +253,8 @@ def latency(chosen: argparse.Namespace) -> None:
     if chosen.adapter is None and chosen.backbone is not None:
         raise HimalayaError("--backbone belongs to an ADAPTER; a layer's shape is named by --shape")
     result = measure_latency(
-        *(chosen.adapter, chosen.shape or "llama-2-7b", chosen.precision, chosen.routing, chosen.threads),
-        *(chosen.seconds, chosen.backbone),
+        *(chosen.adapter, chosen.shape or "llama-2-7b", chosen.precision, chosen.threads, chosen.seconds),
+        chosen.backbone,
     )
     console = Console()
     console.print(f"{result['subject']}. {tables.device_line(result)}", highlight=False)

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.backbones.shape import SIZES, sizes_of
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.methods.himalaya import HimalayaModel
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from himalaya_adapter.storage import read_json
 
@@ -30,7 +31,8 @@ class LoadedAdapter:
     Args:
         model: Backbone and adapter, in evaluation mode.
         tokenizer: The backbone's tokenizer.
-        tasks: Names of the tasks that the adapter has learnt, in their order; none where nobody wrote them down.
+        tasks: Names of the tasks that the adapter has learnt, in their order: as the adapter itself says where it
+            knows, else as was written beside it; none where nobody wrote them down.
         backbone: The name under which `load_backbone` finds the backbone.
         folder: Where the adapter's files lie.
     """
@@ -86,7 +88,7 @@ def load_adapter(
     """
     saved = _find(folder)
     if task is not None and saved.tasks and task not in saved.tasks:
-        raise unknown_name("task", task, saved.tasks)
+        raise unknown_name("task", task, saved.tasks)  # before the backbone is loaded for nothing
     quantisation = saved.quantisation if dtype is None else None
     try:
         loaded = load_backbone(backbone or saved.backbone, quantisation=quantisation, dtype=dtype or saved.dtype)
@@ -105,7 +107,8 @@ def load_adapter(
         raise HimalayaError(f"the adapter in {saved.folder} could not be loaded: {reason}") from error
     if task is not None and hasattr(model, "set_task"):
         model.set_task(task)
-    return LoadedAdapter(model, loaded.tokenizer, saved.tasks, loaded.name, saved.folder)
+    tasks = tuple(model.tasks) if isinstance(model.base_model, HimalayaModel) else saved.tasks
+    return LoadedAdapter(model, loaded.tokenizer, tasks, loaded.name, saved.folder)
 
 
 def _find(folder: str | Path) -> _Saved:

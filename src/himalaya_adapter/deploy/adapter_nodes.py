@@ -1,7 +1,5 @@
 """Which nodes of a graph are the adapter's, told by their names: profiles keep them apart."""
 
-from collections.abc import Iterable, Iterator
-
 import onnx
 
 from himalaya_adapter.deploy.bundle.runner.profile import ADAPTER
@@ -12,7 +10,7 @@ def name_adapter_nodes(model: onnx.ModelProto) -> None:
     """Begin the names of the adapter's nodes with `ADAPTER`, in place.
 
     These are the operators of its domain, the nodes inside them (ONNX Runtime keeps their names when it puts them in
-    the place of the operator), what is looked up for them, and the sums that take their results.
+    the place of the operator), and what lies between them.
     """
     operators = [node for node in model.graph.node if node.domain == DOMAIN]
     made_by = {output: node for node in model.graph.node for output in node.output}
@@ -24,17 +22,7 @@ def name_adapter_nodes(model: onnx.ModelProto) -> None:
         if node is not None and id(node) not in own:
             own[id(node)] = node
             waiting += node.input
-    results = {output for node in operators for output in node.output}
-    own |= {id(node): node for node in model.graph.node if results & set(node.input)}
     own |= {id(node): node for node in operators}
-    inside = [node for function in model.functions if function.domain == DOMAIN for node in _all(function.node)]
+    inside = [node for function in model.functions if function.domain == DOMAIN for node in function.node]
     for number, node in enumerate([*own.values(), *inside]):
         node.name = f"{ADAPTER}_{number}_{node.name}"
-
-
-def _all(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes and those in their branches."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            yield from _all(attribute.g.node)

@@ -1,18 +1,19 @@
 """A decoder's graph without the adapter and its graph with it: a run's whole backbone, or one layer of any shape."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
+from peft import PeftModel
 
 from himalaya_adapter.backbones.shape import backbone_shape
 from himalaya_adapter.deploy.adapter_nodes import name_adapter_nodes
 from himalaya_adapter.deploy.onnx.decoder_graph import decoder_graph, standing_in
-from himalaya_adapter.deploy.onnx.export import DEFAULT_OPSET, LAYER_FILES, MODEL_FILES, OnnxAdapter, write_pair
-from himalaya_adapter.deploy.onnx.layer_graph import one_layer, random_adapter
-from himalaya_adapter.deploy.onnx.tables import become_release, make_tables
-from himalaya_adapter.deploy.onnx.update import Routing, exported_update
+from himalaya_adapter.deploy.onnx.export import ADAPTED_FILE, BASE_FILE, DEFAULT_OPSET, OnnxAdapter, write_pair
+from himalaya_adapter.deploy.onnx.layer_graph import TASK, one_layer
+from himalaya_adapter.deploy.onnx.update import ExportedUpdate
 
 SHORT_NAMES = {"llama-2-7b": "NousResearch/Llama-2-7b-hf"}
 
@@ -26,32 +27,26 @@ class GraphPair(NamedTuple):
 
 def backbone_pair(adapter: OnnxAdapter) -> GraphPair:
     """The graphs of a run's whole backbone."""
-    with standing_in(adapter.loaded.model, adapter.update) as model, tempfile.TemporaryDirectory() as folder:
-        graph = decoder_graph(model, adapter.update, DEFAULT_OPSET)
-        write_pair(graph, adapter.metadata, Path(folder), MODEL_FILES)
-        return _read(Path(folder) / MODEL_FILES.base, Path(folder) / MODEL_FILES.adapted)
+    return _pair(adapter.loaded.model, adapter.update, adapter.metadata)
 
 
-def layer_pair(shape: str, routing: Routing | None) -> GraphPair:
-    """The graphs of one decoder layer with random weights, adapted as after a stream of one task.
+def layer_pair(shape: str) -> GraphPair:
+    """The graphs of one decoder layer with random weights and an adapter that has learnt one task.
 
     Args:
         shape: A backbone as for `backbone_shape`, or a short name (`SHORT_NAMES`).
-        routing: See `exported_update`.
 
     Raises:
         HimalayaError: An unknown backbone.
     """
-    backbone = backbone_shape(SHORT_NAMES.get(shape, shape))
-    shared, config, tasks = random_adapter(backbone.get_text_config(decoder=True).hidden_size)
-    update = exported_update(make_tables(become_release(shared, config), config, tasks), routing)
-    with standing_in(one_layer(backbone, config), update) as model, tempfile.TemporaryDirectory() as folder:
-        graph = decoder_graph(model, update, DEFAULT_OPSET)
-        write_pair(graph, {"tasks": list(tasks), "backbone": Path(shape).name}, Path(folder), LAYER_FILES)
-        return _read(Path(folder) / LAYER_FILES.base, Path(folder) / LAYER_FILES.adapted)
+    model = one_layer(backbone_shape(SHORT_NAMES.get(shape, shape)))
+    update = ExportedUpdate(model.base_model.himalaya_shared["default"], [TASK])
+    return _pair(model, update, {"tasks": [TASK], "backbone": Path(shape).name})
 
 
-def _read(base: Path, adapted: Path) -> GraphPair:
-    pair = GraphPair(onnx.load(base), onnx.load(adapted))
+def _pair(model: PeftModel, update: ExportedUpdate, metadata: Mapping[str, Any]) -> GraphPair:
+    with standing_in(model, update) as inner, tempfile.TemporaryDirectory() as folder:
+        write_pair(decoder_graph(inner, update, DEFAULT_OPSET), metadata, Path(folder))
+        pair = GraphPair(onnx.load(Path(folder) / BASE_FILE), onnx.load(Path(folder) / ADAPTED_FILE))
     name_adapter_nodes(pair.adapted)
     return pair

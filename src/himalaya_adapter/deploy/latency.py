@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +15,6 @@ from himalaya_adapter.deploy.bundle.runner.measure import device
 from himalaya_adapter.deploy.graph_pairs import backbone_pair, layer_pair
 from himalaya_adapter.deploy.neutral_prompt import neutral_prompt
 from himalaya_adapter.deploy.onnx.export import load_for_onnx
-from himalaya_adapter.deploy.onnx.update import Routing
 from himalaya_adapter.deploy.quantisation import PRECISIONS, quantise, save_sharing, tensor_hashes
 from himalaya_adapter.errors import HimalayaError, unknown_name
 
@@ -27,7 +26,6 @@ def measure_latency(
     adapter: Path | None,
     shape: str,
     precisions: Sequence[str],
-    routings: Sequence[str],
     threads: int | None,
     seconds: float,
     backbone: str | None = None,
@@ -38,7 +36,6 @@ def measure_latency(
         adapter: An adapter's folder (`load_for_onnx`): its whole backbone is measured. Without it, one decoder layer.
         shape: The layer's backbone (`layer_pair`).
         precisions: Of the base's weights, names of `PRECISIONS`.
-        routings: Forms of the operator (`exported_update`), each measured; if there is none, the default form.
         threads: Threads of one operator; by default as many as the process may use CPUs.
         seconds: About how long the rounds of one phase and precision take.
         backbone: As for `load_adapter`.
@@ -48,33 +45,27 @@ def measure_latency(
         (`measure_graphs`).
 
     Raises:
-        HimalayaError: An unknown precision, routing or shape; numbers that make no sense; no finished run.
+        HimalayaError: An unknown precision or shape; numbers that make no sense; no finished run.
     """
     for name in precisions:
         if name not in PRECISIONS:
             raise unknown_name("precision", name, PRECISIONS)
-    for name in routings:
-        if name not in get_args(Routing):
-            raise unknown_name("routing", name, get_args(Routing))
     if threads is not None and threads < 1:
         raise HimalayaError(f"--threads {threads}: expected a whole number of at least 1")
     if not seconds > 0:
         raise HimalayaError(f"--seconds {seconds:g}: expected a number above 0")
-    graphs: dict[str, onnx.ModelProto] = {}
-    subject, prompt = f"one decoder layer of {Path(shape).name}, random weights", NO_PROMPT
-    for form in cast(Sequence[Routing], routings) or (None,):
-        if adapter is None:
-            pair = layer_pair(shape, form)
-        else:
-            loaded = load_for_onnx(adapter, routing=form, backbone=backbone)
-            pair, prompt = backbone_pair(loaded), neutral_prompt(loaded.loaded.tokenizer)
-            subject = f"{loaded.metadata['backbone']} with the adapter of the run {loaded.loaded.folder.parent.name}"
-        graphs.setdefault(BASE, pair.base)
-        graphs[form or ADAPTED] = pair.adapted
+    if adapter is None:
+        pair, prompt = layer_pair(shape), NO_PROMPT
+        subject = f"one decoder layer of {Path(shape).name}, random weights"
+    else:
+        loaded = load_for_onnx(adapter, backbone=backbone)
+        pair, prompt = backbone_pair(loaded), neutral_prompt(loaded.loaded.tokenizer)
+        subject = f"{loaded.metadata['backbone']} with the adapter of the run {loaded.loaded.folder.parent.name}"
+    graphs = {BASE: pair.base, ADAPTED: pair.adapted}
     return {
         "subject": subject,
         "device": device(),
-        "graphs": [name for name in graphs if name != BASE],
+        "graphs": [ADAPTED],
         "measurements": measure_graphs(graphs, prompt, precisions, threads or _cpus(), seconds),
     }
 

@@ -6,8 +6,9 @@ from rich.table import Table
 
 from himalaya_adapter.budget import BYTES_PER_MB, TOKENS, Budget
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.methods import HimalayaStrictConfig
+from himalaya_adapter.methods import HimalayaConfig, HimalayaStrictConfig
 from himalaya_adapter.methods.construction import run_method
+from himalaya_adapter.methods.himalaya.config import MOST_ACTIVE_ATOMS
 
 
 def budget_tables(run: RunConfig, budget: Budget) -> list[Table]:
@@ -46,6 +47,10 @@ def _bounds_table(run: RunConfig, budget: Budget) -> Table:
     if isinstance(config, HimalayaStrictConfig):
         table.add_row("router parameters, frozen ones too", f"{budget.router:,}", f"{config.hidden_params:,}")
         table.add_row("active atoms of a token, at most", f"{config.expected_active_atoms}", "")
+    if isinstance(config, HimalayaConfig):
+        table.add_row("active atoms of a layer, at most", f"{config.active_atoms}", f"{MOST_ACTIVE_ATOMS}")
+        fit = min(config.max_tasks, config.elastic_atoms // config.atoms_per_task)
+        table.add_row("tasks that fit without sharing or eviction", f"{fit}", "")
     table.add_row(f"FLOPs of matrix products, bare ({TOKENS} tokens)", f"{budget.bare.products:.4g}", "")
     if budget.adapted is None:
         table.add_row("FLOPs of matrix products, added", "depend on the weights", "")

@@ -54,8 +54,7 @@ def export_bundle(
     """Write a self-contained folder that runs on any machine with Python, numpy and ONNX Runtime.
 
     Args:
-        folder: A run's folder, the ``adapter`` or ``release`` folder in it, or a copy of one of these; the release
-            file's values are used.
+        folder: A run's folder, the ``adapter`` or ``release`` folder in it, or a copy of one of these.
         output: A new or empty folder; the bundle is there as a whole or not at all.
         tasks: The tasks that the graphs know; all by default.
         precision: Of the backbone's weights, one of `PRECISIONS`; the adapter stays as it is.

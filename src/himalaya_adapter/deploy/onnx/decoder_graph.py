@@ -1,6 +1,6 @@
 """A decoder with its cache as a graph: a whole language model, or one layer of it; with the adapter and without."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.himalaya import HimalayaLayer
+from himalaya_adapter.methods.himalaya import StreamLayer
 
 from .operator import DOMAIN
 from .update import ExportedUpdate
@@ -68,18 +68,13 @@ def decoder_graph(model: PreTrainedModel, update: ExportedUpdate, opset: int) ->
     """Export a decoder in whose adapted modules ``update`` stands in for the adapter (`standing_in`).
 
     Raises:
-        HimalayaError: An adapter of another width; an architecture whose layers do not attend to all tokens.
+        HimalayaError: An architecture whose layers do not attend to all tokens, or whose cache is another one.
     """
     config = model.config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} or (not hasattr(config, "layer_types") and getattr(config, "sliding_window", None)):
         raise HimalayaError(
             f"a {config.model_type} with attention windows cannot be exported: only full attention can"
-        )
-    if update.width != config.hidden_size:
-        raise HimalayaError(
-            f"the adapter is {update.width} wide, the model's hidden states are {config.hidden_size}: it was trained "
-            "on another backbone"
         )
     if not hasattr(config, "num_key_value_heads"):
         raise HimalayaError(f"a {config.model_type} cannot be exported: its cache is not that of a Llama's kin")
@@ -118,16 +113,15 @@ def decoder_graph(model: PreTrainedModel, update: ExportedUpdate, opset: int) ->
 
 
 def without_adapter(model: ir.Model) -> ir.Model:
-    """Take the operator out of a graph: what is left is the frozen model's own, node for node.
+    """Take the operators out of a graph: what is left is the frozen model's own, node for node.
 
     Args:
         model: Of `decoder_graph`, changed in place.
     """
-    for node in [node for node in model.graph if node.domain == DOMAIN]:
-        (use,) = node.outputs[0].consumers()  # the addition to the module's output
-        (kept,) = (value for value in use.inputs if value is not None and value is not node.outputs[0])
-        ir.convenience.replace_all_uses_with(use.outputs[0], kept)
-        model.graph.remove([use, node], safe=True)
+    for node in [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, "Update")]:
+        unchanged = cast(ir.Value, node.inputs[0])
+        ir.convenience.replace_all_uses_with(node.outputs[0], unchanged, replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
     RemoveUnusedNodesPass()(model)
     model.graph.inputs[:] = [value for value in model.graph.inputs if value.name != "task"]
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
@@ -153,20 +147,22 @@ def _divide_by_roots(model: ir.Model) -> None:
 
 
 @contextmanager
-def standing_in(model: PeftModel, update: Callable[[Tensor, int], Tensor]) -> Iterator[PreTrainedModel]:
-    """The adapted model with ``update`` in the place of its adapter, as long as the block lasts."""
-    tuner = model.base_model
-    layers = [module for module in tuner.modules() if isinstance(module, HimalayaLayer)]
-    shared = [dict(layer.shared) for layer in layers]
-    tuner._hook.remove()  # what it prepares is of no use to another update
-    for layer in layers:
-        layer.shared = cast(Any, dict.fromkeys(layer.shared, update))
+def standing_in(model: PeftModel, update: ExportedUpdate) -> Iterator[PreTrainedModel]:
+    """The adapted model with ``update`` in the place of its active adapter, as long as the block lasts."""
+
+    def edit(layer: Any, _: Any, result: Any) -> Any:
+        hidden_states = result[0] if isinstance(result, tuple) else result
+        edited = update.of_layer(layer.number[model.active_adapter], hidden_states)
+        return (edited, *result[1:]) if isinstance(result, tuple) else edited
+
+    layers = [module for module in model.modules() if isinstance(module, StreamLayer)]
+    handles = [layer.register_forward_hook(edit) for layer in layers]
     try:
-        yield tuner.model
+        with model.disable_adapter():
+            yield model.base_model.model
     finally:
-        for layer, own in zip(layers, shared, strict=True):
-            layer.shared = own
-        tuner._hook = tuner.model.register_forward_pre_hook(tuner._begin_pass, with_kwargs=True)
+        for handle in handles:
+            handle.remove()
 
 
 def _filled(keys: Tensor, values: Tensor) -> DynamicLayer:

@@ -43,12 +43,15 @@ class RowFormat(NamedTuple):
         halves = [parts[name].view(torch.uint8) for name in HALVES]
         return torch.cat([parts["codes"].view(len(atoms), -1), *halves], dim=1)
 
-    def unpack(self, rows: Tensor) -> Tensor:
-        """The way back: atoms ``(n, d)`` in float32."""
+    def parts(self, rows: Tensor) -> dict[str, Tensor]:
+        """Rows ``(n, row_bytes)`` as `dequantise_matrix` takes them: packed codes, scale and minimum of each group."""
         codes, *halves = rows.split([self.row_bytes - 4 * self.groups, 2 * self.groups, 2 * self.groups], dim=1)
         parts = {name: half.contiguous().view(torch.float16) for name, half in zip(HALVES, halves, strict=True)}
-        parts |= {"codes": codes.flatten(), "smoothing": torch.ones(self.groups * GROUP, device=rows.device)}
-        return dequantise_matrix(parts, self.bits, GROUP)[:, : self.width]
+        return parts | {"codes": codes.flatten(), "smoothing": torch.ones(self.groups * GROUP, device=rows.device)}
+
+    def unpack(self, rows: Tensor) -> Tensor:
+        """The way back: atoms ``(n, d)`` in float32."""
+        return dequantise_matrix(self.parts(rows), self.bits, GROUP)[:, : self.width]
 
 
 class Dictionary(nn.Module):

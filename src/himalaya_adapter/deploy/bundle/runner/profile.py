@@ -1,10 +1,8 @@
 """Where a graph's time goes: ONNX Runtime's own profile, summed by operator, the adapter's nodes apart."""
 
-import itertools
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,7 +11,6 @@ from .graph import Array, CausalGraph, Threads
 from .measure import WARM_UP
 
 STEPS = 10
-BRANCH = "If"  # the nodes of the branch that is taken are events of their own, within its time
 ADAPTER = "himalaya"  # in the name of every node that belongs to the adapter
 
 
@@ -41,11 +38,10 @@ def profile(path: Path, tokens: int, past: int, prompt: Array, threads: Threads)
     runs = sorted(event["ts"] for event in events if event["name"] == "model_run")
     # The median of each node over the steps: a mean would be that of the moments when another process ran.
     durations: dict[tuple[str, str], list[int]] = defaultdict(list)
-    nodes = [event for event in events if event["cat"] == "Node" and "op_name" in event["args"]]
-    nodes = sorted((event for event in nodes if event["ts"] >= runs[-STEPS]), key=lambda event: event["ts"])
-    for place, event in enumerate(nodes):
-        own = event["dur"] - _inside(event, nodes[place + 1 :]) if event["args"]["op_name"] == BRANCH else event["dur"]
-        durations[event["args"]["op_name"], event["name"]].append(own)
+    nodes = [event for event in events if event["cat"] == "Node" and event["ts"] >= runs[-STEPS]]
+    nodes = [event for event in nodes if "op_name" in event["args"]]
+    for event in nodes:
+        durations[event["args"]["op_name"], event["name"]].append(event["dur"])
     spent: dict[tuple[str, bool], list[float]] = defaultdict(list)
     for (operator, name), taken in durations.items():
         spent[operator, ADAPTER in name.lower()].append(median(taken) * len(taken) / STEPS)
@@ -54,9 +50,3 @@ def profile(path: Path, tokens: int, past: int, prompt: Array, threads: Threads)
         for (operator, adapter), times in spent.items()
     ]
     return sorted(rows, key=lambda row: -float(row["microseconds"]))
-
-
-def _inside(branch: Mapping[str, Any], later: Iterable[Mapping[str, Any]]) -> int:
-    """The time of the nodes that run within a branch."""
-    end = branch["ts"] + branch["dur"]
-    return sum(event["dur"] for event in itertools.takewhile(lambda event: event["ts"] < end, later))

@@ -39,11 +39,16 @@ PAIRED, EXPECTED = "Paired tests", "The source's expected results"
 SECTIONS = {
     "demo": ["himalaya", "lora"],
     "package25": [
-        *("himalaya-package25", "himalaya-warm-package25", "himalaya-unprotected-package25"),
+        *(
+            "himalaya-anchored-package25",
+            "himalaya-package25",
+            "himalaya-warm-package25",
+            "himalaya-unprotected-package25",
+        ),
         *("himalaya-strict-package25", "lilac-package25"),
         *("loreft-package25", "olora-package25", "ia3-package25", "lora-ewc-package25", "lora-package25"),
         *("loreft-independent-package25", "frozen"),
-        *("himalaya-package25-seed1", "lora-ewc-package25-seed1"),
+        *("himalaya-anchored-package25-seed1", "himalaya-package25-seed1", "lora-ewc-package25-seed1"),
     ],
     "reversed25": ["himalaya", "lora-ewc"],
     ABLATIONS: [
@@ -57,7 +62,11 @@ SECTIONS = {
     ],
     "rivals": ["himalaya", "lora", "lora-ewc", "lilac", "coltas", "glodis", "loreft", "olora", "frozen"],
 }
-HEADLINES = {"headline": "package25", "headline15": "first15"}  # tables of the README -> sections that they are of
+HEADLINE = "headline"  # the table of the README
+HEADLINE_RUNS = (
+    *("himalaya-anchored-package25", "himalaya-anchored-package25-seed1", "loreft-independent-package25"),
+    *("loreft-package25", "lora-ewc-package25", "lora-ewc-package25-seed1", "lora-package25", "frozen"),
+)
 POSITIONS, FRESH = "positions", "lora-independent"  # a fresh LoRA for each task
 HEADLINE_METRICS = (
     *("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "forgetting", "stored_bytes"),
@@ -77,7 +86,7 @@ def start(section: str) -> str:
 
 def page(section: str) -> Path:
     """The page that a section stands in."""
-    if section in HEADLINES:
+    if section == HEADLINE:
         return README
     return TABLES if section.endswith(IN_DETAIL) else PAGE
 
@@ -96,8 +105,8 @@ def finished(section: str) -> list[RunRecord]:
 def generated(section: str) -> str:
     """A section's tables as the committed runs have them; headings are one level lower than on a page of their own."""
     other = {SEARCHES.name: searches, POSITIONS: positions, LLAMA: at_llama_2}
-    if section in HEADLINES:
-        return headline(HEADLINES[section])
+    if section == HEADLINE:
+        return headline()
     if section in other:
         return other[section]()
     whole = section.removesuffix(IN_DETAIL)
@@ -120,14 +129,15 @@ def parts(section: str) -> list[str]:
     return [part.strip() for part in below_the_title.split("\n## ")]
 
 
-def headline(section: str) -> str:
-    """What matters first of a section's methods, over their seeds."""
+def headline() -> str:
+    """What matters first over 25 tasks, a line per method, over its seeds."""
     metrics = [metric for metric in METRICS if metric.key in HEADLINE_METRICS]
     lines = [
         f"| method | {' | '.join(f'{metric.title}{ARROWS[metric.better]}' for metric in metrics)} |",
         f"|---|{'---|' * len(metrics)}",
     ]
-    for method in group_by_method(finished(section)):
+    names = [name for name in HEADLINE_RUNS if (RESULTS / "package25" / name / "metrics.json").is_file()]
+    for method in group_by_method(read_comparable_runs(RESULTS / "package25", names)):
         means = [fmean(run.metrics[metric.key] for run in method.runs) for metric in metrics]
         cells = [format_value(mean, metric.kind) for mean, metric in zip(means, metrics, strict=True)]
         lines.append(f"| {method.label} | {' | '.join(cells)} |")
@@ -219,7 +229,7 @@ def draw(picture: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in (*HEADLINES, *SECTIONS, *(name + IN_DETAIL for name in DETAILED), POSITIONS, LLAMA, SEARCHES.name):
+    for name in (HEADLINE, *SECTIONS, *(name + IN_DETAIL for name in DETAILED), POSITIONS, LLAMA, SEARCHES.name):
         before, rest = page(name).read_text(encoding="utf-8").split(start(name))
         page(name).write_text(before + start(name) + generated(name) + END + rest.split(END, 1)[1], encoding="utf-8")
     for name in PICTURES:

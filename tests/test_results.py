@@ -33,7 +33,7 @@ def script(path: Path) -> ModuleType:
 @pytest.mark.parametrize(
     "section",
     [
-        *("headline", "headline15", "demo", "package25", "positions", "reversed25", "first15", "last15", "first10"),
+        *("headline", "demo", "package25", "positions", "reversed25", "first15", "last15", "first10"),
         *("llama-2-7b", "ablations", "rivals", "learning_rates"),
     ],
 )

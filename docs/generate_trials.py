@@ -1,0 +1,229 @@
+"""Writes the tables and the picture of docs/trials.md from the committed trials of single tasks.
+
+Run: python docs/generate_trials.py
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from himalaya_adapter.report import style
+
+DOCS = Path(__file__).parent
+TRIALS = DOCS.parent / "benchmarks" / "results" / "single_task" / "trials.jsonl"
+PAGE, PICTURE = DOCS / "trials.md", DOCS / "images" / "nll_against_bytes.png"
+START, END = "<!-- generated: {} -->\n", "<!-- end -->"
+# Fields of a trial that name what is compared; the others are the task, the seed and what was measured.
+SETTING = (
+    *(
+        "update",
+        "lr",
+        "atoms",
+        "active",
+        "bound",
+        "radius",
+        "rank",
+        "modules",
+        "anchor",
+        "codes",
+        "optimizer",
+        "beta2",
+    ),
+    *("clip", "average", "loop_bits", "items"),
+)
+NAMES = {
+    "anchored": "HIMALAYA",
+    "hashed": "HIMALAYA in the weights",
+    "loreft": "LoReFT",
+    "lora": "LoRA",
+    "unilora": "Uni-LoRA",
+    "vera": "VeRA",
+    "vblora": "VB-LoRA",
+    "tinylora": "TinyLoRA",
+}
+DEFAULTS = {"bound": 2.0, "radius": 1.0, "atoms": 12, "active": 3, "lr": 0.003}  # HIMALAYA's own
+GROUP, GROUP_BYTES = 32, 4  # numbers that share a scale and a minimum in half precision
+KEEPS = 0.005  # of the score: the fewest bits that lose no more
+BITS = (2, 3, 4)
+Pair = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One form of an update at one rate, on every task and seed on which it was tried."""
+
+    fields: Mapping[str, Any]
+    trials: Mapping[Pair, Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The method and its size."""
+        method, one = NAMES[self.fields["update"]], self.fields
+        if one["update"] in ("anchored", "hashed"):
+            return f"{method}, {one['atoms']} atoms"
+        return f"{method} r={one['rank']}" if one["update"] in ("loreft", "lora", "unilora", "vera") else method
+
+    @property
+    def numbers(self) -> int:
+        """Trained numbers of a task."""
+        return int(next(iter(self.trials.values()))["numbers"])
+
+    def mean(self, key: str, pairs: Sequence[Pair], bits: int | None = None) -> float:
+        """The mean of ``score`` or ``nll`` over pairs of a task and a seed, rounded to so many bits if given."""
+        rows = [self.trials[pair] if bits is None else self.trials[pair][f"{bits}_bits"] for pair in pairs]
+        return fmean(row[key] for row in rows)
+
+    def rounded(self, pairs: Sequence[Pair]) -> list[int]:
+        """The bits to which all of these trials were rounded, too."""
+        return [bits for bits in BITS if all(f"{bits}_bits" in self.trials[pair] for pair in pairs)]
+
+    def bits_kept(self, pairs: Sequence[Pair]) -> int:
+        """The fewest bits at which the score stays; 16 where none was tried or none is enough."""
+        whole = self.mean("score", pairs)
+        return next((b for b in self.rounded(pairs) if self.mean("score", pairs, b) >= whole - KEEPS), 16)
+
+
+def stored_bytes(numbers: int, bits: int) -> int:
+    """Bytes of a task: its codes, and a scale and a minimum per group below 16 bits."""
+    return numbers * bits // 8 + (-(-numbers // GROUP) * GROUP_BYTES if bits < 16 else 0)
+
+
+def settings() -> list[Setting]:
+    """All settings, in the order in which they were first tried."""
+    found: dict[str, dict[Pair, Mapping[str, Any]]] = {}
+    for line in TRIALS.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found.setdefault(json.dumps([row[key] for key in SETTING]), {})[row["task"], row["seed"]] = row
+    return [Setting({key: next(iter(one.values()))[key] for key in SETTING}, one) for one in found.values()]
+
+
+def is_default_form(setting: Setting) -> bool:
+    """Whether it is HIMALAYA's form of update, with any number of atoms and rate, or another method."""
+    if setting.fields["update"] != "anchored":
+        return True
+    other = [*("codes", "optimizer", "beta2", "clip", "average", "loop_bits", "items"), "bound", "radius"]
+    return all(setting.fields[key] == reference().fields[key] for key in other)
+
+
+def reference() -> Setting:
+    """HIMALAYA as it is by default."""
+    mine = [one for one in settings() if one.fields["update"] == "anchored"]
+    return max(
+        (one for one in mine if all(one.fields[key] == value for key, value in DEFAULTS.items())),
+        key=lambda one: len(one.trials),
+    )
+
+
+def compared() -> list[Setting]:
+    """The methods' table: of each the rate with the lowest loss on the pairs that its rates share."""
+    best: dict[str, Setting] = {}
+    for one in settings():
+        if is_default_form(one):
+            there = best.get(one.name)
+            best[one.name] = one if there is None or _is_better(one, there) else there
+    return sorted(best.values(), key=lambda one: (one.fields["update"] != "anchored", -len(one.trials), one.numbers))
+
+
+def _is_better(one: Setting, other: Setting) -> bool:
+    if len(one.trials) != len(other.trials):
+        return len(one.trials) > len(other.trials)
+    common = sorted(one.trials.keys() & other.trials.keys())
+    return bool(common) and one.mean("nll", common) < other.mean("nll", common)
+
+
+def methods() -> str:
+    """Each method beside HIMALAYA's default on the same tasks and seeds."""
+    own, lines = reference(), []
+    lines.append(
+        "| update | rate | numbers | task × seed | score | NLL | score − HIMALAYA | NLL − HIMALAYA | bits | bytes |"
+    )
+    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    for one in compared():
+        pairs = sorted(one.trials.keys() & own.trials.keys())
+        if pairs:
+            bits = one.bits_kept(pairs)
+            gap = [one.mean(key, pairs) - own.mean(key, pairs) for key in ("score", "nll")]
+            lines.append(
+                f"| {one.name} | {one.fields['lr']:g} | {one.numbers:,} | {len(pairs)} "
+                f"| {one.mean('score', pairs):.3f} | {one.mean('nll', pairs):.3f} "
+                f"| {gap[0]:+.3f} | {gap[1]:+.3f} | {bits} | {stored_bytes(one.numbers, bits):,} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def variants() -> str:
+    """What was varied in HIMALAYA's update, beside its default on the same tasks and seeds."""
+    own, lines = reference(), ["| changed | task × seed | score − default | NLL − default |", "|---|---|---|---|"]
+    for one in settings():
+        changed = {key: one.fields[key] for key in SETTING if one.fields[key] != own.fields[key]}
+        pairs = sorted(one.trials.keys() & own.trials.keys())
+        if one.fields["update"] == "anchored" and changed and pairs:
+            told = ", ".join(
+                f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in changed.items()
+            )
+            gap = [one.mean(key, pairs) - own.mean(key, pairs) for key in ("score", "nll")]
+            lines.append(f"| {told} | {len(pairs)} | {gap[0]:+.3f} | {gap[1]:+.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+def rounding() -> str:
+    """Scores of the same trained numbers, rounded to few bits."""
+    lines = ["| update | task × seed | bits | bytes | score | NLL |", "|---|---|---|---|---|---|"]
+    for one in compared():
+        pairs = sorted(pair for pair, row in one.trials.items() if any(f"{bits}_bits" in row for bits in BITS))
+        for bits in (None, *one.rounded(pairs)) if pairs else ():
+            size = stored_bytes(one.numbers, bits or 32) if bits else 4 * one.numbers
+            lines.append(
+                f"| {one.name} | {len(pairs)} | {bits or 32} | {size:,} | {one.mean('score', pairs, bits):.3f} "
+                f"| {one.mean('nll', pairs, bits):.3f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"methods": methods, "rounding": rounding, "variants": variants}
+
+
+def points() -> list[tuple[str, int, float]]:
+    """Name, bytes at the fewest bits that keep the score, and NLL less HIMALAYA's on the same tasks and seeds."""
+    own, found = reference(), []
+    for one in compared():
+        pairs = sorted(one.trials.keys() & own.trials.keys())
+        if len(pairs) >= 2:
+            size = stored_bytes(one.numbers, one.bits_kept(pairs))
+            found.append((one.name, size, one.mean("nll", pairs) - own.mean("nll", pairs)))
+    return found
+
+
+def shown() -> str:
+    """A hash of what the picture shows, which its file carries."""
+    return hashlib.sha256(json.dumps(points()).encode()).hexdigest()
+
+
+def draw() -> None:
+    """Write the picture: loss against bytes, a mark a method."""
+    figure = style.new_figure(4.2)
+    axes = figure.subplots()
+    for name, size, gap in points():
+        own = name.startswith("HIMALAYA")
+        axes.scatter([size], [gap], s=60, color="#0072B2" if own else style.BOUND_COLOR, zorder=3)
+        axes.annotate(name, (size, gap), (7, 4), textcoords="offset points", fontsize=style.SMALL_TEXT_SIZE)
+    axes.set_xscale("log")
+    axes.axhline(0, color=style.GRID_COLOR, linewidth=1.2)
+    axes.margins(x=0.25)
+    style.style_axes(
+        axes, x="bytes of a task, at the fewest bits that keep its score", y="NLL less HIMALAYA's (lower is better)"
+    )
+    figure.savefig(PICTURE, dpi=style.PNG_DPI, metadata={"Description": shown()})
+
+
+if __name__ == "__main__":
+    text = PAGE.read_text(encoding="utf-8")
+    for table, made in TABLES.items():
+        before, rest = text.split(START.format(table))
+        text = before + START.format(table) + made() + END + rest.split(END, 1)[1]
+    PAGE.write_text(text, encoding="utf-8")
+    draw()

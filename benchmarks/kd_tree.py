@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from himalaya_adapter.methods.himalaya.tree import FANOUTS, KDTree
+from himalaya_adapter.methods.kd_tree import FANOUTS, KDTree
 from himalaya_adapter.storage import write_json
 
 RESULT = Path(__file__).parent / "results" / "kd_tree.json"

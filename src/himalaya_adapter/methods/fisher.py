@@ -1,4 +1,4 @@
-"""The Fisher metric of a buffer of residuals: what stands in best for an atom (docs/method.md, section 6)."""
+"""The Fisher metric of a buffer of residuals: what stands in best for an atom (docs/method-strict.md, section 6)."""
 
 import torch
 from torch import Tensor

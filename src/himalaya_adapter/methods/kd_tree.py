@@ -1,4 +1,4 @@
-"""A KD-tree over the atoms: exact nearest neighbours, and a soft leaf membership that trains (docs/method.md)."""
+"""A KD-tree over the atoms: exact nearest neighbours, and a soft membership that trains (docs/method-strict.md, 4)."""
 
 from typing import NamedTuple
 

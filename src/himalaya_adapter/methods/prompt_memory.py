@@ -1,4 +1,4 @@
-"""Which task is a prompt from? Means of prompt features and their common spread (docs/method.md, section 3)."""
+"""Which task is a prompt from? Means of prompt features and their common spread (docs/method-strict.md, section 3)."""
 
 import torch
 from torch import Tensor, nn

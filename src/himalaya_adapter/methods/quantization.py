@@ -1,4 +1,4 @@
-"""Few bits per number: dense codes, smoothed groups for atoms, whole bytes for rows (docs/method.md, section 7)."""
+"""Few bits per number: dense codes, smoothed groups for atoms, bytes for rows (docs/method-strict.md, section 7)."""
 
 from collections.abc import Mapping
 

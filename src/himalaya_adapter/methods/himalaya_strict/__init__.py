@@ -1,4 +1,4 @@
-"""HIMALAYA to the letter of its source: a trained router per token, a protected head (docs/method.md)."""
+"""HIMALAYA to the letter of its source: a trained router per token, a protected head (docs/method-strict.md)."""
 
 from .config import HimalayaStrictConfig
 from .layer import HimalayaStrictLayer

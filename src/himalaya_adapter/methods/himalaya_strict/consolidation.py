@@ -1,4 +1,4 @@
-"""Replay-free consolidation: what stands in for an atom that is overwritten (docs/method.md, section 6)."""
+"""Replay-free consolidation: what stands in for an atom that is overwritten (docs/method-strict.md, section 6)."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The two-tier dictionary of atoms that all layers share (docs/method.md, section 1)."""
+"""The two-tier dictionary of atoms that all layers share (docs/method-strict.md, section 1)."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Budgeted elastic growth: which directions the loss asks for and no atom offers (docs/method.md, section 5)."""
+"""Budgeted elastic growth: directions that the loss asks for and no atom offers (docs/method-strict.md, section 5)."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""What keeps earlier tasks in the router's head: a projector of its steps (docs/method.md, section 6)."""
+"""What keeps earlier tasks in the router's head: a projector of its steps (docs/method-strict.md, section 6)."""
 
 import math
 

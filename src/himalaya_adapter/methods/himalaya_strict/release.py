@@ -1,4 +1,4 @@
-"""What a release file of HIMALAYA holds, and the way back (docs/method.md, section 7)."""
+"""What a release file of HIMALAYA holds, and the way back (docs/method-strict.md, section 7)."""
 
 from collections.abc import Mapping
 

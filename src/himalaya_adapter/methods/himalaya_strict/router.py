@@ -1,4 +1,4 @@
-"""The hyper-router: which atoms a token uses, with which coefficients, how strongly (docs/method.md, section 3)."""
+"""The hyper-router: which atoms a token uses, with which coefficients and gain (docs/method-strict.md, section 3)."""
 
 import hashlib
 import math

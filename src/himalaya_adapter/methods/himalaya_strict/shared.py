@@ -28,7 +28,7 @@ from .router import FINAL_TEMPERATURE_SHARE, task_code
 from .statistics import share_maximum, sum_over_ranks
 from .update import TINY, SharedUpdate
 
-# Share of a task's feature energy that the head's later steps must leave alone (docs/method.md, section 6).
+# Share of a task's feature energy that the head's later steps must leave alone (docs/method-strict.md, section 6).
 PROTECTED_ENERGY = 0.99
 PROJECTION_TOKENS = 4096
 # Of the head's gradient; a residual grows with the gain, the head's gradient does not.

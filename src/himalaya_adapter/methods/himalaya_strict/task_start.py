@@ -1,4 +1,4 @@
-"""How a task begins: from its first residuals (docs/method.md, section 6)."""
+"""How a task begins: from its first residuals (docs/method-strict.md, section 6)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +20,7 @@ def first_residuals(model: nn.Module, shared: SharedAdapter, examples: Mapping[s
         which alone needs them), and the ``(d, d)`` sum of
         :math:`-\tfrac12 (g \hat x^\top + \hat x g^\top)` over them, :math:`g` being the gradient of the loss by
         the layer's output. To first order, an update :math:`\gamma r r^\top` lowers the loss by
-        :math:`\gamma r^\top C r` (docs/method.md, section 6).
+        :math:`\gamma r^\top C r` (docs/method-strict.md, section 6).
     """
     inputs: list[Tensor] = []
     curvature = shared.code.new_zeros(shared.width, shared.width)

@@ -1,4 +1,4 @@
-"""What the adapter adds to a token, the same for all layers (docs/method.md, sections 1 to 4)."""
+"""What the adapter adds to a token, the same for all layers (docs/method-strict.md, sections 1 to 4)."""
 
 from typing import Any, NamedTuple, Self
 

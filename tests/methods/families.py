@@ -35,9 +35,9 @@ SHARED_SIZES = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_attention_h
 NO_END = {"bos_token_id": None, "eos_token_id": None}
 
 
-def llama(layers: int = 2, **changes: Any) -> LlamaForCausalLM:
+def llama(layers: int = 2, std: float = INIT_STD, **changes: Any) -> LlamaForCausalLM:
     sizes = SHARED_SIZES | NO_END | {"intermediate_size": 128, "num_key_value_heads": 2, "num_hidden_layers": layers}
-    return LlamaForCausalLM(LlamaConfig(**sizes, initializer_range=INIT_STD, **changes))
+    return LlamaForCausalLM(LlamaConfig(**sizes | changes, initializer_range=std))
 
 
 def qwen2() -> Qwen2ForCausalLM:

@@ -115,7 +115,7 @@ def open_training_file(found: Tensors, state: Tensors, values: tuple[str, ...] =
     """
     _check_layout(found, state)
     check_finite(found, values)
-    return dict(found)
+    return {name: tensor.to(state[name].dtype) for name, tensor in found.items()}
 
 
 def open_release_file(
@@ -174,11 +174,22 @@ def _check_layout(found: Tensors, expected: Tensors) -> None:
     for name in sorted(expected.keys() | found.keys()):
         there = _kind(found[name]) if name in found else "nothing"
         wanted = _kind(expected[name]) if name in expected else "nothing"
-        if there != wanted:
+        if there != wanted and not _differ_in_precision(found.get(name), expected.get(name)):
             raise HimalayaError(
                 f"the adapter file does not fit: '{name}' is {there}, expected {wanted}; it was written with another "
                 "configuration, base model or version of himalaya-adapter"
             )
+
+
+def _differ_in_precision(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether nothing else distinguishes them: a model cast to another precision takes its adapter along."""
+    return (
+        one is not None
+        and other is not None
+        and one.shape == other.shape
+        and one.is_floating_point()
+        and other.is_floating_point()
+    )
 
 
 def _kind(tensor: Tensor) -> str:

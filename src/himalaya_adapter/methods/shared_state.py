@@ -86,6 +86,7 @@ class SharedStateModel(TargetsModel):
 
         Raises:
             HimalayaError: The config is a release's and the adapter is to be trained.
+            TypeError: A target is of a kind that the method cannot adapt. Nothing is changed.
         """
         if f"{self.prefix}shared" not in self._modules:
             setattr(self, f"{self.prefix}shared", nn.ModuleDict())
@@ -93,7 +94,11 @@ class SharedStateModel(TargetsModel):
         if getattr(config, "released", False) and not config.inference_mode:
             raise HimalayaError(INFERENCE_ONLY)
         config = _maybe_include_all_linear_layers(config, model)
-        targets = [module for name, module in model.named_modules() if self._check_target_module_exists(config, name)]
+        found = {name: one for name, one in model.named_modules() if self._check_target_module_exists(config, name)}
+        targets = list(found.values())
+        for name, target in found.items():
+            base = target.get_base_layer() if isinstance(target, self.tuner_layer_cls) else target
+            self._check_target(base, config, name)
         others = [(parameter, parameter.requires_grad) for parameter in self._shared.parameters()]
         if targets:
             shared = self._new_shared_state(config, targets, model)

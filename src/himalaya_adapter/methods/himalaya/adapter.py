@@ -1,6 +1,7 @@
 """One adapter through its life: what it is learning, what it has learnt, and which task it answers as."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 UNNAMED = "unnamed"
 # A random adapter, for tests: its atoms are about so long.
 RANDOM_NORM = 0.5
+# Of the config, beside the core and the atoms.
+ANSWERS_DEPEND_ON = ("placement", "rank", "active_atoms", "norm_bound", "seed", "layers", "layers_to_transform")
+ONE_AT_A_TIME = "placement='weights' answers all rows of a batch as one task: set one task at a time"
 Vectors = list[tuple[Tensor, Tensor]]
 
 
@@ -59,7 +63,7 @@ class HimalayaAdapter(SharedState):
         self._known: tuple[Any, Vectors] | None = None
         self._known_atoms: tuple[Any, Tensor] | None = None
         self._pass: Vectors | None = None
-        self._anchors: Tensor | None = None
+        self._anchors: tuple[Any, Tensor] | None = None
         self._warned = False
         if not config.init_weights:
             random = torch.randn(self.atoms.shape, generator=torch.Generator().manual_seed(config.seed + 2))
@@ -70,10 +74,11 @@ class HimalayaAdapter(SharedState):
     @property
     def anchors(self) -> Tensor:
         """The layers' anchors, ``(L, d)``, in float32."""
-        device = self.dictionary.core.device
-        if self._anchors is None or self._anchors.device != device:
-            self._anchors = layer_anchors(self.dictionary.core_atoms(), self.layers, self.config.seed)
-        return self._anchors
+        state = _state(self.dictionary.core)
+        if self._anchors is None or self._anchors[0] != state:
+            with torch.inference_mode(False), torch.no_grad():  # made once, also for passes that have gradients
+                self._anchors = state, layer_anchors(self.dictionary.core_atoms(), self.layers, self.config.seed)
+        return self._anchors[1]
 
     @property
     def learns(self) -> bool:
@@ -114,13 +119,15 @@ class HimalayaAdapter(SharedState):
             if self.learns:
                 return self._per_layer(scaled(self.atoms.float()), like.dtype)
         rows = (int(self.tasks.answers),) if self.rows is None else self.rows
-        rows = tuple(row for row in rows for _ in range(1 if len(rows) == 1 else len(like) // len(rows)))
-        if len(rows) not in (1, len(like)):
-            raise HimalayaError(f"set_task was given {len(rows)} tasks, the batch has {len(like)} rows")
+        if len(rows) > 1:
+            each, left = divmod(len(like), len(rows))  # beams of a row lie side by side
+            if left or not each:
+                raise HimalayaError(f"set_task was given {len(rows)} tasks, the batch has {len(like)} rows")
+            rows = tuple(row for row in rows for _ in range(each))
         rows = rows[:1] if len({*rows}) == 1 else rows
         key = rows, like.dtype, like.device, *self._state()
-        if self._known is None or self._known[0] != key:
-            with torch.no_grad():
+        if self._known is None or self._known[0] != key or self._moves(rows):
+            with torch.inference_mode(False), torch.no_grad():
                 atoms = {row: self.task_atoms(row) for row in {*rows}}
                 stacked = torch.stack([atoms[row] for row in rows])
                 self._known = key, self._per_layer(stacked[0] if len(rows) == 1 else stacked, like.dtype)
@@ -142,17 +149,24 @@ class HimalayaAdapter(SharedState):
                 return scaled(self.atoms.float())
         rows = {int(self.tasks.answers)} if self.rows is None else {*self.rows}
         if len(rows) > 1:
-            raise HimalayaError("placement='weights' answers all rows of a batch as one task: set one task at a time")
+            raise HimalayaError(ONE_AT_A_TIME)
         row = rows.pop()
         key = row, *self._state()
-        if self._known_atoms is None or self._known_atoms[0] != key:
-            self._known_atoms = key, self.task_atoms(row)
+        if self._known_atoms is None or self._known_atoms[0] != key or (first and self._moves((row,))):
+            with torch.inference_mode(False):
+                self._known_atoms = key, self.task_atoms(row)
         return self._known_atoms[1]
 
     def _state(self) -> tuple[tuple[int, int], ...]:
         """Changes whenever anything changes that a task's atoms depend on."""
-        state = self.atoms, self.dictionary.elastic, self.tasks.numbers, self.tasks.coefficients, self.tasks.open_row
-        return tuple((one.data_ptr(), one._version) for one in state)
+        tasks, dictionary = self.tasks, self.dictionary
+        return _state(
+            self.atoms, dictionary.core, dictionary.elastic, tasks.numbers, tasks.coefficients, tasks.open_row
+        )
+
+    def _moves(self, rows: tuple[int, ...]) -> bool:
+        """Whether one of the rows is being learnt: some optimisers' steps do not count as changes of a tensor."""
+        return self.atoms.requires_grad and int(self.tasks.open_row) in rows
 
     def _per_layer(self, atoms: Tensor, dtype: torch.dtype) -> Vectors:
         write, read = update_vectors(self.anchors, self.codes.to(atoms), atoms, self.config.norm_bound)
@@ -188,20 +202,22 @@ class HimalayaAdapter(SharedState):
         """Begin to learn a task, new or known; one that is being learnt ends first.
 
         Raises:
-            HimalayaError: No room, a name that cannot be stored, or a release.
+            HimalayaError: No room, a name that cannot be stored, or an adapter for inference. Nothing is changed.
         """
         if self.packed is not None:
             raise HimalayaError(INFERENCE_ONLY)
-        row = self.tasks.find(name)
-        if row is not None and row == int(self.tasks.open_row):
+        if not self.atoms.requires_grad:
+            raise HimalayaError("the adapter was loaded for inference: load it with is_trainable=True to train it")
+        row, ending = self.tasks.find(name), int(self.tasks.open_row)
+        broken = not self.atoms.isfinite().all()
+        if row is not None and row == ending and not broken:
             return []
-        events = self.end_task()
+        if row is None:
+            self.tasks.free_row(name)
+        again = broken and ending in (row, NO_ROW)  # what cannot be stored begins anew
+        self.growth.check_room(row, None if again or ending == NO_ROW else ending)
+        events = [] if again else self.end_task()
         row = self.tasks.open(name)
-        try:
-            self.growth.check_room(row)
-        except HimalayaError:
-            self.tasks.open_row.fill_(NO_ROW)
-            raise
         known = bool(self.tasks.learnt[row])
         self.tasks.open_row.fill_(NO_ROW)
         begin = self.task_atoms(row) if known else torch.zeros_like(self.atoms)
@@ -219,14 +235,12 @@ class HimalayaAdapter(SharedState):
         Returns:
             What was shared and what was evicted; nothing if there is nothing to store.
         """
-        if int(self.tasks.open_row) == NO_ROW:
-            if not self.atoms.any() or not self._warned:
-                return []
-            self.growth.check_room(self.tasks.open(UNNAMED))
-        row = int(self.tasks.open_row)
+        if int(self.tasks.open_row) == NO_ROW and not self.atoms.any():
+            return []
         atoms = scaled(self.atoms.float())
         if not atoms.isfinite().all():
             raise HimalayaError("the task's atoms are not finite: start it again with a lower learning rate")
+        row = self.tasks.open(UNNAMED) if int(self.tasks.open_row) == NO_ROW else int(self.tasks.open_row)
         events = self.growth.store(row, atoms)
         self.router.learn(_row_code(row, self.config.max_tasks).to(self.atoms.device))
         self.tasks.open_row.fill_(NO_ROW)
@@ -249,7 +263,7 @@ class HimalayaAdapter(SharedState):
         """Answer as one task; as one for each row of a batch; or as the one that each prompt looks like (``None``).
 
         Raises:
-            HimalayaError: A task that is not known.
+            HimalayaError: A task that is not known, or several where the placement answers as one at a time.
         """
         if isinstance(name, str):
             self.answer_as(self.tasks.row_of(name))
@@ -257,6 +271,10 @@ class HimalayaAdapter(SharedState):
             self.infers_task, self.rows = True, None
         else:
             rows = tuple(FROZEN if one is None else self.tasks.row_of(one) for one in name)
+            if not rows:
+                raise HimalayaError("set_task was given no task: name one, or one for each row of the batch")
+            if self.config.placement == "weights" and len({*rows}) > 1:
+                raise HimalayaError(ONE_AT_A_TIME)
             self.infers_task, self.rows = False, rows
 
     # Prompts ---------------------------------------------------------------------------------------------------
@@ -304,13 +322,19 @@ class HimalayaAdapter(SharedState):
         return {"free_atoms": len(self.growth.free_slots()), "active_atoms": self.config.active_atoms}
 
     def task_hash(self, name: str) -> str:
-        """SHA-256 of the vectors that answer as a task: the same as long as its answers are, bit for bit."""
+        """SHA-256 of all that a task's answers depend on beside the frozen model: the same as long as they are."""
         atoms = self.task_atoms(self.tasks.row_of(name))
-        vectors = update_vectors(self.anchors, self.codes.to(atoms), atoms, self.config.norm_bound)
-        digest = hashlib.sha256()
-        for vector in vectors:
-            digest.update(vector.cpu().numpy().tobytes())
+        config = {field: getattr(self.config, field) for field in ANSWERS_DEPEND_ON}
+        targets = self.config.target_modules
+        config["target_modules"] = sorted(targets) if isinstance(targets, set) else targets
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for tensor in (self.anchors, atoms):
+            digest.update(tensor.float().cpu().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _state(*tensors: Tensor) -> tuple[tuple[int, int], ...]:
+    return tuple((id(one), one._version) for one in tensors)
 
 
 def _row_bits(rows: int) -> int:

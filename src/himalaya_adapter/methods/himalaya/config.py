@@ -12,6 +12,7 @@ from himalaya_adapter.methods.targets import TargetsConfig
 
 MOST_ACTIVE_ATOMS = 3
 LARGEST_BOUND = 2.0
+MOST_ATOMS = 2**15
 # Version of the adapter files that this code writes and reads. Those of 0.1 had versions 1 and 2.
 FORMAT_VERSION = 3
 WRITTEN_BY_0_1 = (
@@ -119,14 +120,21 @@ class HimalayaConfig(TargetsConfig):
                 f"elastic_atoms={self.elastic_atoms} must be at least atoms_per_task={self.atoms_per_task}: "
                 "one task needs so many slots"
             )
+        if self.core_atoms + self.elastic_atoms > MOST_ATOMS:
+            raise ValueError(
+                f"core_atoms={self.core_atoms} and elastic_atoms={self.elastic_atoms} must be at most {MOST_ATOMS} "
+                "together: the table of tasks numbers atoms in 16 bits"
+            )
         if not 0 < self.norm_bound <= LARGEST_BOUND:
             raise ValueError(f"norm_bound={self.norm_bound} must be above 0 and at most {LARGEST_BOUND}")
         if not 0 < self.similarity_threshold_tau <= 1:
             raise ValueError(f"similarity_threshold_tau={self.similarity_threshold_tau} must be in (0, 1]")
+        if self.format_version < FORMAT_VERSION:
+            raise HimalayaError(WRITTEN_BY_0_1)
         if self.format_version != FORMAT_VERSION:
             raise ValueError(
-                f"format_version={self.format_version} is not {FORMAT_VERSION}: the adapter was written by another "
-                "version of himalaya-adapter"
+                f"format_version={self.format_version} is newer than {FORMAT_VERSION}, the newest that this "
+                "himalaya-adapter reads: update it"
             )
 
     @classmethod

@@ -61,6 +61,12 @@ class FisherMemory(nn.Module):
         """The directions in the buffer, ``(m, d)``."""
         return normalize(self.residuals[: min(int(self.seen), RESIDUALS)].float(), dim=1)
 
+    def share(self, atom: Tensor, other: Tensor) -> float:
+        """The share of an atom's energy that another one in its place has, below 0 if it is worse than nothing."""
+        both = torch.stack([atom - other, atom]).double()
+        error, energy = (both * fisher_metric_product(both, self.unit_residuals().double())).sum(1).tolist()
+        return 1 - error / energy
+
     def stand_in(self, atom: Tensor, candidates: Tensor, most: int, steps: int) -> StandIn:
         """The combination of at most ``most`` of the candidates ``(n, d)`` that is closest to an atom ``(d,)``.
 

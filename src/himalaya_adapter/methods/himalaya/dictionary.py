@@ -10,6 +10,8 @@ from himalaya_adapter.methods.quantization import dequantise_matrix, quantise_ma
 
 # Neighbours in a row that share a scale and a minimum.
 GROUP = 32
+# A shortened atom is rounded again, which may lengthen it by a little.
+SHORTENINGS, MARGIN = 3, 1 + 2**-8
 HALVES = ("scale", "minimum")
 
 
@@ -37,7 +39,16 @@ class RowFormat(NamedTuple):
         return self.groups * (GROUP // 8 * self.bits + 4)
 
     def pack(self, atoms: Tensor) -> Tensor:
-        """Atoms ``(n, d)`` as bytes ``(n, row_bytes)``; no row depends on another."""
+        """Atoms ``(n, d)`` of norm at most 1 as bytes ``(n, row_bytes)``; no row depends on another.
+
+        Rounding may lengthen an atom, by more the fewer the bits: such a one is shortened first.
+        """
+        for _ in range(SHORTENINGS):
+            rounded = torch.linalg.vector_norm(self.unpack(self._pack(atoms)), dim=1, keepdim=True)
+            atoms = torch.where(rounded > 1, atoms / (rounded * MARGIN), atoms)
+        return self._pack(atoms)
+
+    def _pack(self, atoms: Tensor) -> Tensor:
         padded = pad(atoms, (0, self.groups * GROUP - self.width))
         parts = quantise_matrix(padded, self.bits, torch.ones_like(padded[0]), GROUP)
         halves = [parts[name].view(torch.uint8) for name in HALVES]

@@ -12,9 +12,10 @@ from himalaya_adapter.methods.kd_tree import KDTree
 from .config import HimalayaConfig
 from .consolidation import FisherMemory
 from .dictionary import Dictionary
-from .tasks import COEFFICIENT_STEP, LARGEST_COEFFICIENT, TERMS, TaskTable
+from .tasks import COEFFICIENT_STEP, TERMS, TaskTable, rounded
 
 Event = dict[str, Any]
+ROUNDING = 1e-6
 
 
 class Growth:
@@ -39,19 +40,26 @@ class Growth:
         uses = self.tasks.uses(self.first_slot + len(self.dictionary.elastic))[self.first_slot :]
         return [self.first_slot + slot for slot in (uses == 0).nonzero().flatten().tolist()]
 
-    def check_room(self, row: int) -> None:
-        """Make sure that the task of a row can be stored once it is learnt.
+    def check_room(self, row: int | None, ending: int | None = None) -> None:
+        """Make sure that a task can be stored once it is learnt, and before it the one that ends now.
+
+        Args:
+            row: The task's row; ``None``: it has none yet.
+            ending: The row of the one that ends now; ``None``: there is none.
 
         Raises:
             HimalayaError: It cannot without an eviction, and `evict` is off.
         """
-        own = {number for number in self.tasks.numbers[row].flatten().tolist() if number >= self.first_slot}
-        own = {number for number in own if {user for user, _ in self.tasks.users(number)} == {row}}
-        room, need = len(self.free_slots()) + len(own), self.config.atoms_per_task
-        if room < need and not self.config.evict:
+        stay = [one for one in self.tasks.learnt.nonzero().flatten().tolist() if one not in (row, ending)]
+        taken = self.tasks.numbers[stay][self.tasks.coefficients[stay] != 0].unique()
+        room = len(self.dictionary.elastic) - int((taken >= self.first_slot).sum())
+        need = self.config.atoms_per_task
+        if room < need * (1 if ending is None else 2) and not self.config.evict:
+            room -= 0 if ending is None else need
             raise HimalayaError(
-                f"no room for another task: {room} of {len(self.dictionary.elastic)} slots are free, a task needs "
-                f"{need} (atoms_per_task); forget a task, or allow evictions with evict=True, which forget a little"
+                f"no room for another task: {max(0, room)} of {len(self.dictionary.elastic)} slots are free, a task "
+                f"needs {need} (atoms_per_task); attach an adapter with more elastic_atoms, or allow evictions with "
+                "evict=True, which forget a little"
             )
 
     @torch.no_grad()
@@ -64,7 +72,7 @@ class Growth:
         self.tasks.learnt[row] = False  # what only this task used is free
         self.tasks.numbers[row], self.tasks.coefficients[row] = -1, 0
         events: list[Event] = []
-        free, written = self.free_slots(), []
+        free, kept = self.free_slots(), list[int]()
         occupied = sorted({*range(self.first_slot, self.first_slot + len(self.dictionary.elastic))} - {*free})
         shares = self.fisher.energy / self.fisher.energy.sum().clamp_min(1e-12)
         for slot in free:
@@ -78,11 +86,11 @@ class Growth:
                 events.append({"event": "sharing", "slot": slot - self.first_slot, "similarity": cosine})
             else:
                 if not free:
-                    free = [self._evict(written, events)]
+                    free = [self._evict(kept, events)]
                     occupied = [one for one in occupied if one != free[0]]
                 slot, coefficient = free.pop(0), 1.0
                 self.dictionary.write(slot - self.first_slot, atom)
-                written.append(slot)
+            kept.append(slot)
             self.tasks.set_atom(row, number, [slot], [coefficient])
             self.fisher.importance[slot - self.first_slot] += shares[number]
         self.tasks.learnt[row] = True
@@ -97,10 +105,10 @@ class Growth:
         nearest = nearest_direction(atom, there, self.config)
         other = there[nearest]
         cosine = float(normalize(atom, dim=0) @ normalize(other, dim=0))
-        coefficient = float(atom @ other / other.square().sum())
-        if abs(cosine) < self.config.similarity_threshold_tau:
-            return None
-        if abs(coefficient) > LARGEST_COEFFICIENT * COEFFICIENT_STEP:
+        coefficient = rounded(float(atom @ other / other.square().sum()))
+        missed = float((atom - coefficient * other).square().sum() / atom.square().sum())
+        tau = self.config.similarity_threshold_tau
+        if abs(cosine) < tau or missed > 2 * (1 - tau**2) + ROUNDING:  # half for the angle, half for the coefficient
             return None
         return occupied[nearest], coefficient, cosine
 
@@ -118,9 +126,12 @@ class Growth:
         for user, atom in users:
             held = self._atom(user, atom)
             stand_in = self.fisher.stand_in(held, candidates, TERMS, self.config.fisher_projection_steps)
+            weights = [rounded(one) for one in stand_in.weights.tolist()]
+            share = self.fisher.share(held, torch.tensor(weights).to(held) @ candidates[stand_in.numbers])
             numbers = [usable[one] for one in stand_in.numbers.tolist()]
-            self.tasks.set_atom(user, atom, numbers, stand_in.weights.tolist())
-            survives.append(stand_in.survives)
+            # Rounded, it may be worse than nothing.
+            self.tasks.set_atom(user, atom, numbers if share > 0 else [], weights if share > 0 else [])
+            survives.append(max(0.0, share))
         self.fisher.importance[slot - self.first_slot] = 0
         events.append(
             {

@@ -1,7 +1,11 @@
 """HIMALAYA as a PEFT tuner."""
 
+import copy
+import inspect
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -11,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.shared_state import SharedStateModel
 
@@ -20,13 +23,17 @@ from .config import HimalayaConfig
 from .growth import Event
 from .layer import HimalayaLayer, StreamLayer
 from .release import pack, unpack
-from .tasks import FROZEN
+from .tasks import FROZEN, normalised
 from .weights import HashedLinear
 
 logger = logging.getLogger(__name__)
 # The names that transformers gives to a decoder's list of layers.
 DECODER_LAYERS = r"(.*\.)?(layers|h|blocks)\.\d+"
 ALL_LINEAR = "all-linear"
+NO_LAYERS = (
+    "{} has no list of decoder layers of the usual names (layers, h, blocks): name the modules whose output is to be "
+    "edited in target_modules, or use placement='weights'"
+)
 EXAMPLES = 16  # of a task, by which an earlier one is chosen to start from
 
 
@@ -54,12 +61,10 @@ class HimalayaModel(SharedStateModel):
             What happened: sharing and evictions of a task that had not been ended, and the start from an earlier one.
 
         Raises:
-            HimalayaError: No room, a name that cannot be stored, a merged adapter or a release. Nothing is changed.
+            HimalayaError: No room, a name that cannot be stored, a merged adapter or one for inference. Nothing is
+                changed.
         """
         refuse_if_merged(self.model, f"start_task({name!r})")
-        for adapter in self._active():
-            if not adapter.atoms.requires_grad:
-                raise HimalayaError("the adapter was loaded for inference: load it with is_trainable=True to train it")
         events = []
         for adapter in self._active():
             fresh = adapter.tasks.find(name) is None
@@ -173,7 +178,7 @@ class HimalayaModel(SharedStateModel):
 
     def remembers_task(self, name: str) -> bool:
         """Whether the adapter has learnt this task and knows its prompts."""
-        return name in self.tasks
+        return normalised(name) in self.tasks
 
     def _embedded(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         embeddings = cast(nn.Embedding, cast(PreTrainedModel, self.model).get_input_embeddings())(input_ids)
@@ -201,15 +206,26 @@ class HimalayaModel(SharedStateModel):
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Watch where a pass begins, then create the adapter."""
+        """Watch where a pass and a generation begin, then create the adapter.
+
+        Raises:
+            ValueError: The targets are not there, or cannot be adapted.
+        """
+        # A copy, for the adapter writes into it what it finds: the same config may serve for another model.
+        self.peft_config[adapter_name] = config = copy.copy(self.peft_config[adapter_name])
+        names = (name for name, _ in model.named_modules())
+        if _edits_layers(config) and not any(re.fullmatch(DECODER_LAYERS, name) for name in names):
+            raise ValueError(NO_LAYERS.format(type(model).__name__))
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
         if not hasattr(self, "_hook"):
             self._hook = model.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._generates: bool | None = False  # None: the prompts of this generation have been read
+            if hasattr(model, "generate"):
+                vars(model)["generate"] = partial(self._generate, cast(Any, model).generate)
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: Any) -> PeftConfig:
         if peft_config.target_modules is None:
-            stream = cast(HimalayaConfig, peft_config).placement == "residual_stream"
-            peft_config.target_modules = DECODER_LAYERS if stream else ALL_LINEAR
+            peft_config.target_modules = DECODER_LAYERS if _edits_layers(peft_config) else ALL_LINEAR
         return peft_config
 
     def _new_shared_state(self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module) -> HimalayaAdapter:
@@ -221,7 +237,14 @@ class HimalayaModel(SharedStateModel):
             )
         config.layers = len(targets)
         bases = [module.get_base_layer() if isinstance(module, HimalayaLayer) else module for module in targets]
-        adapter = HimalayaAdapter(config, max(_width(base, model) for base in bases), _embedding_width(model))
+        width = max(_width(base, model) for base in bases)
+        for base in bases:
+            if config.placement == "residual_stream" and isinstance(base, nn.Linear) and base.out_features != width:
+                raise TypeError(
+                    f"a target returns {base.out_features} features, others {width}: the update of the residual "
+                    "stream has one width, so name modules whose output is added to the stream"
+                )
+        adapter = HimalayaAdapter(config, width, _embedding_width(model))
         adapter.entries = sum(config.rank * sum(base.weight.shape) for base in bases if isinstance(base, nn.Linear))
         return adapter
 
@@ -247,26 +270,41 @@ class HimalayaModel(SharedStateModel):
         """Run the model. PEFT's own version passes by the model's hooks."""
         return self.model(*args, **kwargs)
 
-    def _begin_pass(self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+    def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Let the prompts choose the task, at the first pass of a generation."""
         waiting = [adapter for adapter in self._active() if adapter.infers_task]
-        cache = inputs.get("past_key_values")
-        if not waiting or (cache is not None and cache.get_seq_length() > 0):
+        if not waiting:
             return
+        inputs = inspect.signature(model.forward).bind_partial(*args, **inputs).arguments
+        inputs |= inputs.pop("kwargs", {})
+        cache = inputs.get("past_key_values")
+        if self._generates is None or (cache is not None and cache.get_seq_length() > 0):
+            return
+        if self._generates:
+            self._generates = None  # the passes to come are of the same prompts
         mask = inputs.get("attention_mask")
         mask = mask if torch.is_tensor(mask) and mask.dim() == 2 else None
         if inputs.get("inputs_embeds") is not None:
             embeddings = inputs["inputs_embeds"]
             prompts = embeddings, torch.ones(embeddings.shape[:2], device=embeddings.device) if mask is None else mask
         else:
-            prompts = self._embedded(inputs["input_ids"] if "input_ids" in inputs else args[0], mask)
+            prompts = self._embedded(inputs["input_ids"], mask)
         for adapter in waiting:
             adapter.read_prompts(*prompts)
 
-    def unload(self) -> nn.Module:
-        """Give back the model as it was before it was adapted."""
+    def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """In the place of the model's own ``generate``: prompts choose the task once, with a cache or without."""
+        self._generates = True
+        try:
+            return generate(*args, **kwargs)
+        finally:
+            self._generates = False
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
         self._hook.remove()
-        return super().unload()
+        vars(model).pop("generate", None)
+        return model
 
     @classmethod
     def _pack(cls, state: Mapping[str, Tensor], config: PeftConfig) -> dict[str, Tensor]:
@@ -277,6 +315,10 @@ class HimalayaModel(SharedStateModel):
         cls, packed: Mapping[str, Tensor], config: PeftConfig, state: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         return unpack(packed, state)
+
+
+def _edits_layers(config: PeftConfig) -> bool:
+    return config.target_modules is None and cast(HimalayaConfig, config).placement == "residual_stream"
 
 
 def _width(base: nn.Module, model: nn.Module) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.release import check_finite
 
 # Tensors whose values must be finite; the others are whole numbers.
@@ -16,9 +17,11 @@ def pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The part of an adapter's state that a release keeps, as it is: atoms are stored in few bits anyway.
 
     Raises:
-        HimalayaError: A value is not finite.
+        HimalayaError: A value is not finite, or a task is being learnt.
     """
     check_finite(state, VALUES)
+    if not state["atoms"].is_meta and state["atoms"].any():
+        raise HimalayaError("what is being learnt is not stored yet: call model.end_task() before save_release")
     return {name: tensor.detach().clone() for name, tensor in state.items() if not name.startswith(TRAINING)}
 
 

@@ -53,9 +53,13 @@ class TaskTable(nn.Module):
         return bytes(self.names[row].tolist()).rstrip(b"\0").decode()
 
     def find(self, name: str) -> int | None:
-        """The row of a task that has been learnt or is being learnt."""
-        rows = [*self.learnt.nonzero().flatten().tolist(), int(self.open_row)]
-        return next((row for row in rows if row != NO_ROW and self.name(row) == normalised(name)), None)
+        """The row of a task that has been learnt or is being learnt.
+
+        Raises:
+            HimalayaError: No task can have this name.
+        """
+        rows, wanted = [*self.learnt.nonzero().flatten().tolist(), int(self.open_row)], normalised(name)
+        return next((row for row in rows if row != NO_ROW and self.name(row) == wanted), None)
 
     def row_of(self, name: str) -> int:
         """The row of a task.
@@ -68,6 +72,19 @@ class TaskTable(nn.Module):
             raise unknown_name("task", name, self.known())
         return row
 
+    def free_row(self, name: str) -> int:
+        """A row for a new task.
+
+        Raises:
+            HimalayaError: Every row is taken.
+        """
+        free = [row for row in (~self.learnt).nonzero().flatten().tolist() if row != int(self.open_row)]
+        if not free:
+            raise HimalayaError(
+                f"no room for task '{name}': all {len(self.learnt)} rows of the table are taken (max_tasks)"
+            )
+        return free[0]
+
     def open(self, name: str) -> int:
         """The row of a task that begins to be learnt: its own if it is known, else a free one.
 
@@ -76,12 +93,7 @@ class TaskTable(nn.Module):
         """
         row = self.find(name)
         if row is None:
-            free = (~self.learnt).nonzero().flatten()
-            if len(free) == 0:
-                raise HimalayaError(
-                    f"no room for task '{name}': all {len(self.learnt)} rows of the table are taken (max_tasks)"
-                )
-            row = int(free[0])
+            row = self.free_row(name)
             self.clear(row)
             encoded = normalised(name).encode()
             self.names[row, : len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
@@ -97,8 +109,7 @@ class TaskTable(nn.Module):
 
     def set_atom(self, row: int, atom: int, numbers: Sequence[int], coefficients: Sequence[float]) -> None:
         """Say which dictionary atoms, and how much of each, one of a task's atoms is; none: it is zero."""
-        steps = [round(one / COEFFICIENT_STEP) for one in coefficients]
-        steps = [max(-LARGEST_COEFFICIENT, min(LARGEST_COEFFICIENT, one)) for one in steps]
+        steps = [round(rounded(one) / COEFFICIENT_STEP) for one in coefficients]
         self.numbers[row, atom] = NOTHING
         self.coefficients[row, atom] = 0
         self.numbers[row, atom, : len(steps)] = torch.tensor(numbers, dtype=torch.int16)
@@ -113,6 +124,12 @@ class TaskTable(nn.Module):
         """How many atoms of learnt tasks use each of ``count`` dictionary atoms, ``(count,)``."""
         used = self.numbers[self.learnt][self.coefficients[self.learnt] != 0]
         return torch.bincount(used[used >= 0].long(), minlength=count)
+
+
+def rounded(coefficient: float) -> float:
+    """A coefficient as it can be stored."""
+    steps = round(coefficient / COEFFICIENT_STEP)
+    return max(-LARGEST_COEFFICIENT, min(LARGEST_COEFFICIENT, steps)) * COEFFICIENT_STEP
 
 
 def normalised(name: str) -> str:

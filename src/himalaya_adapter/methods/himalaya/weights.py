@@ -1,4 +1,4 @@
-r"""The mergeable placement: a LoRA whose factors are picked out of the task's atoms (docs/method.md, "In the weights").
+r"""The mergeable placement: a LoRA whose factors are picked out of the task's atoms (docs/method.md).
 
 As Uni-LoRA (Li et al. 2025, arXiv:2506.00799): every entry of a factor is one of the task's numbers, chosen by a seed
 and divided by the square root of how many entries are expected to choose it, so that the map is near an isometry.
@@ -43,7 +43,7 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
         self._known: dict[str, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}
 
     def add_adapter(self, name: str, config: TargetsConfig) -> None:
-        """Draw the module's part of the map from atoms to factors, ``A_0`` ``(R, in)`` and ``picks`` ``(R, in + out)``."""
+        """Draw the module's part of the map: ``A_0`` ``(R, in)``, and which number each entry is ``(R, in + out)``."""
         adapter, options = self.shared[name], cast(HimalayaConfig, config)
         generator = torch.Generator().manual_seed(options.seed * MODULES + self.number[name])
         entries = options.rank, self.in_features + self.out_features
@@ -60,12 +60,16 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
         atoms = self.shared[name].answering_atoms(first=self.number[name] == 0)
         if name in self._known and self._known[name][0] is atoms:
             return self._known[name][1]
+        if atoms.requires_grad:
+            return self._make(name, atoms)
+        with torch.inference_mode(False), torch.no_grad():
+            self._known[name] = atoms, self._make(name, atoms)
+        return self._known[name][1]
+
+    def _make(self, name: str, atoms: Tensor) -> list[tuple[Tensor, Tensor]]:
         picked = atoms.flatten()[self.picks[name].long()] * self.scales[name]
         down, up = picked.split([self.in_features, self.out_features], dim=1)
-        made = [(self.anchors[name].to(down) + down, up.T)]
-        if not made[0][0].requires_grad:
-            self._known[name] = atoms, made
-        return made
+        return [(self.anchors[name].to(down) + down, up.T)]
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT's ``convert_to_lora`` can write the adapter: exactly, at the adapter's rank."""

@@ -1,0 +1,158 @@
+"""Every decoder that transformers builds in the usual way: recognised, left alone at first, learnt with."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from families import INIT_STD, VOCABULARY, llama, opt
+from learning import PLACEMENTS, assert_same, attached, learn, logits_of, snapshot
+from peft import get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from himalaya_adapter import HimalayaConfig
+from himalaya_adapter.methods.himalaya import HashedLinear, StreamLayer
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCABULARY}
+LLAMA_LIKE = SIZES | {"intermediate_size": 96, "num_key_value_heads": 2, "initializer_range": INIT_STD}
+OF_GEMMA = LLAMA_LIKE | {"head_dim": 16}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": LLAMA_LIKE,
+    "mistral": LLAMA_LIKE,
+    "qwen2": LLAMA_LIKE,
+    "qwen3": LLAMA_LIKE | {"head_dim": 16},
+    "gemma": OF_GEMMA,
+    "gemma2": OF_GEMMA,
+    "gemma3_text": OF_GEMMA | {"layer_types": ["sliding_attention", "full_attention"]},
+    "phi": LLAMA_LIKE | {"num_key_value_heads": 4},
+    "phi3": LLAMA_LIKE,
+    "smollm3": LLAMA_LIKE,
+    "opt": SIZES | {"ffn_dim": 96, "word_embed_proj_dim": 64, "init_std": INIT_STD},
+    "gpt_neox": SIZES | {"intermediate_size": 96, "initializer_range": INIT_STD},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY, "initializer_range": INIT_STD},
+    "falcon": SIZES | {"initializer_range": INIT_STD},
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY, "initializer_range": INIT_STD},
+}
+HAVE_NO_LINEAR_MODULES = ("gpt2",)  # its projections are of a class of their own
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def built(family: str) -> PreTrainedModel:
+    config = AutoConfig.for_model(family, **FAMILIES[family], **SPECIAL)
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_adapted_everywhere_and_learns(family: str, placement: str) -> None:
+    if placement == "weights" and family in HAVE_NO_LINEAR_MODULES:
+        pytest.skip("no linear modules")
+    base = logits_of(attached(lambda: built(family)).unload())
+    model = attached(lambda: built(family), placement=placement)
+    kind = StreamLayer if placement == "residual_stream" else HashedLinear
+    adapted = [name for name, module in model.named_modules() if isinstance(module, kind)]
+    assert len(adapted) == 2 if placement == "residual_stream" else len(adapted) >= 8
+    assert not any("lm_head" in name for name in adapted)
+    assert torch.equal(logits_of(model), base)
+    tokens = torch.arange(3, 19).view(2, 8)
+    model.train().start_task("a")
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(10):
+        loss = model.eval()(input_ids=tokens, labels=tokens).loss
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0] - 0.1, losses
+    model.end_task()
+    logits = logits_of(model)
+    assert (logits - base).abs().max() > 1e-2
+    with model.disable_adapter():
+        assert torch.equal(logits_of(model), base)
+    written = model.generate(input_ids=tokens, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    again = model.generate(input_ids=tokens, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=False)
+    assert torch.equal(written, again)
+
+
+# What cannot be adapted ----------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """A model without a list of decoder layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(inputs))
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
+    "no decoder layers": (Plain, {}, "Plain has no list of decoder layers of the usual names"),
+    "nothing of the name": (llama, {"target_modules": ["nanga_parbat"]}, "nanga_parbat.* not found in the base model"),
+    "not linear": (
+        llama,
+        {"placement": "weights", "target_modules": ["q_proj", "mlp"]},
+        r"^target 'model\.layers\.0\.mlp' is a LlamaMLP, not a linear module; placement='weights' adapts linear",
+    ),
+    "of no type that is adapted": (
+        lambda: built("gpt2"),
+        {"placement": "weights", "target_modules": ["c_attn"]},
+        "c_attn' is a Conv1D, not a linear module",
+    ),
+    "other width": (llama, {"target_modules": ["up_proj"]}, "a target returns 128 features, others 64"),
+    "two widths": (Plain, {"target_modules": ["first", "second"]}, "a target returns 5 features, others 8"),
+    "other number of layers": (llama, {"layers": 30}, "was made for 30 adapted modules, this model has 2"),
+}
+
+
+@pytest.mark.parametrize(("family", "options", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_model_that_does_not_fit_is_one_clear_line_and_stays_as_it_is(
+    family: Callable[[], nn.Module], options: dict[str, Any], message: str
+) -> None:
+    model = family()
+    before, modules = snapshot(model), [type(module) for module in model.modules()]
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
+        get_peft_model(model, HimalayaConfig(**options))
+    assert "\n" not in str(caught.value)
+    assert_same(model, before)
+    assert [type(module) for module in model.modules()] == modules
+    assert not model._forward_pre_hooks
+
+
+def test_one_config_serves_for_models_of_any_depth() -> None:
+    config = HimalayaConfig(task_type="CAUSAL_LM")
+    for layers in (2, 3):
+        model = get_peft_model(llama(layers), config)
+        assert model.peft_config["default"].layers == layers
+    assert config.layers is None
+    assert config.target_modules is None
+    assert learn(get_peft_model(opt(), config), "a") == []
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "a fourth active atom": ({"active_atoms": 4}, "active_atoms=4 must be at most 3: 3, and atoms_per_task"),
+    "more active than there are": ({"atoms_per_task": 2}, "active_atoms=3 must be at most 2"),
+    "less than one task": ({"elastic_atoms": 11}, "elastic_atoms=11 must be at least atoms_per_task=12"),
+    "more than can be numbered": ({"elastic_atoms": 40_000}, "elastic_atoms=40000 must be at most 32768 together"),
+    "no task": ({"max_tasks": 0}, "max_tasks=0 must be at least 1"),
+    "no bound": ({"norm_bound": 0.0}, "norm_bound=0.0 must be above 0 and at most 2.0"),
+    "a larger bound": ({"norm_bound": 2.5}, "norm_bound=2.5 must be above 0 and at most 2.0"),
+    "a bound that is no number": ({"norm_bound": float("nan")}, "norm_bound=nan must be above 0"),
+    "a cosine above 1": ({"similarity_threshold_tau": 1.1}, r"similarity_threshold_tau=1.1 must be in \(0, 1\]"),
+    "placement": ({"placement": "attention"}, "placement='attention' is not one of residual_stream, weights"),
+    "bits": ({"quantisation_bits": 1}, "quantisation_bits=1 is not one of 2, 3, 4, 5, 6, 7, 8"),
+    "fanout": ({"fanout": 3}, "fanout=3 is not one of 4, 8, 16"),
+    "rank": ({"rank": 0}, "rank=0 must be at least 1"),
+    "steps": ({"fisher_projection_steps": 0}, "fisher_projection_steps=0 must be at least 1"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD.keys())
+def test_a_value_out_of_range_is_one_clear_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^(core_atoms=24 and )?{message}") as caught:
+        HimalayaConfig(**options)
+    assert "\n" not in str(caught.value)

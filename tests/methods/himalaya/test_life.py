@@ -1,0 +1,390 @@
+"""A task from its start to its answers: what is kept, what is refused, and who answers which prompt."""
+
+import copy
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from families import PADDING, Case, llama, random_tokens
+from learning import PLACEMENTS, adapter_of, assert_same, attached, learn, logits_of, prompts, snapshot
+from peft import PeftModel
+
+from himalaya_adapter import save_release
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.himalaya.adapter import UNNAMED
+
+each_placement = pytest.mark.parametrize("placement", PLACEMENTS)
+GENERATION = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+
+
+def train(model: PeftModel, seed: int = 0, steps: int = 1) -> None:
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=0.01)
+    model.train()
+    for _ in range(steps):
+        model(input_ids=random_tokens(seed), labels=random_tokens(seed)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+@pytest.fixture(scope="module")
+def two_tasks() -> PeftModel:
+    """A model that has learnt ``a`` and ``b``."""
+    model = attached()
+    learn(model, "a", seed=1, lr=0.01)
+    learn(model, "b", seed=2, lr=0.01)
+    return model
+
+
+# Start and end -------------------------------------------------------------------------------------------------
+
+
+@each_placement
+def test_a_task_starts_as_the_frozen_model_whatever_was_learnt_before(placement: str) -> None:
+    model = attached(placement=placement)
+    base = logits_of(model)
+    learn(model, "a")
+    a = logits_of(model)
+    assert not torch.equal(a, base)
+    assert model.start_task("b") == []
+    assert torch.equal(logits_of(model), base)
+    assert model.start_task("b") == []  # it is open
+    model.end_task()
+    assert model.tasks == ["a", "b"]
+    model.set_task("a")
+    assert torch.equal(logits_of(model), a)
+    assert model.end_task() == []  # nothing is open
+    assert torch.equal(logits_of(model), a)
+
+
+@each_placement
+def test_a_known_task_goes_on_from_where_it_was(placement: str) -> None:
+    model = attached(placement=placement)
+    learn(model, "a", steps=8)
+    learn(model, "b")
+    a, b = (answers(model, name) for name in ("a", "b"))
+    model.start_task("a")
+    torch.testing.assert_close(logits_of(model), a, rtol=0, atol=1e-4)
+    model.end_task()  # nothing was learnt
+    torch.testing.assert_close(answers(model, "a"), a, rtol=0, atol=1e-4)
+    learn(model, "a", seed=5, steps=8)
+    assert (answers(model, "a") - a).abs().max() > 1e-2
+    assert torch.equal(answers(model, "b"), b)
+    assert model.tasks == ["a", "b"]
+
+
+def answers(model: PeftModel, name: str) -> torch.Tensor:
+    model.set_task(name)
+    return logits_of(model)
+
+
+def test_a_start_ends_the_task_before_it() -> None:
+    model = attached()
+    learn(model, "a", end=False)
+    a = logits_of(model)
+    model.start_task("b")
+    assert model.tasks == ["a"]
+    # In between it was rounded.
+    assert torch.cosine_similarity((answers(model, "a") - a).flatten(), a.flatten(), dim=0).abs() < 0.5
+    assert (answers(model, "a") - a).abs().max() < 1
+
+
+def test_an_unknown_task_is_refused_with_those_that_are_known(two_tasks: PeftModel) -> None:
+    two_tasks.set_task("b")
+    b = logits_of(two_tasks)
+    for name in ("c", ["a", "c"]):
+        with pytest.raises(HimalayaError, match=r"^unknown task 'c'; did you mean '.'\? \(known: a, b\)$"):
+            two_tasks.set_task(name)
+        assert torch.equal(logits_of(two_tasks), b)
+    assert not two_tasks.remembers_task("c")
+    assert two_tasks.remembers_task("a")
+
+
+@pytest.mark.parametrize("name", [None, "", " a", 3])
+def test_a_start_with_what_is_no_name_changes_nothing(name: object) -> None:
+    model = attached()
+    learn(model, "a", end=False)
+    before = snapshot(model)
+    with pytest.raises(HimalayaError, match=r"^a task's name is "):
+        model.start_task(name)
+    assert_same(model, before)
+
+
+# Broken training -----------------------------------------------------------------------------------------------
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_is_left_out() -> None:
+    model = attached()
+    model.train().start_task("a")
+    adapter = adapter_of(model)
+    optimizer = torch.optim.AdamW([adapter.atoms], lr=0.01)
+    model.protect(optimizer)
+    for bad in (torch.nan, torch.inf):
+        before = snapshot(model)
+        model(input_ids=random_tokens(), labels=random_tokens()).loss.backward()
+        adapter.atoms.grad[0, 0] = bad
+        optimizer.step()
+        assert_same(model, before)
+        optimizer.zero_grad()
+    train(model)
+    assert adapter.atoms.any()
+    model.end_task()
+    assert logits_of(model).isfinite().all()
+
+
+def test_a_task_whose_atoms_are_not_finite_is_not_stored_and_can_be_started_again() -> None:
+    model = attached()
+    learn(model, "a")
+    a = logits_of(model)
+    for known in (False, True):
+        learn(model, "b", end=False)
+        with torch.no_grad():
+            adapter_of(model).atoms[0, 0] = torch.nan
+        before = snapshot(model)
+        for call in (model.end_task, lambda: model.start_task("c"), lambda: model.start_task("a")):
+            with pytest.raises(HimalayaError, match="atoms are not finite: start it again with a lower learning rate"):
+                call()
+            assert_same(model, before)
+        model.start_task("b")
+        assert logits_of(model).isfinite().all()
+        assert adapter_of(model).atoms.any() == known  # what it had learnt before
+        learn(model, "b")
+    assert torch.equal(answers(model, "a"), a)
+
+
+# Without a task ------------------------------------------------------------------------------------------------
+
+
+def test_training_outside_of_a_task_warns_once_and_is_not_lost(caplog: pytest.LogCaptureFixture) -> None:
+    model = attached()
+    with caplog.at_level(logging.WARNING, logger="himalaya_adapter"):
+        train(model, steps=4)
+    (record,) = caplog.records
+    assert "the adapter is trained outside of a task: call model.start_task(name) first" in record.getMessage()
+    learnt = logits_of(model)
+    model.start_task("a")
+    assert model.tasks == [UNNAMED]
+    assert (answers(model, UNNAMED) - learnt).abs().max() < 1
+    assert adapter_of(model).task_atoms(0).any()
+
+
+def test_what_was_learnt_without_a_name_survives_a_file(tmp_path: Path) -> None:
+    model = attached()
+    train(model, steps=4)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(Case(llama).base(), tmp_path, is_trainable=True).eval()
+    assert torch.equal(logits_of(loaded), logits_of(model))
+    loaded.start_task("a")
+    assert loaded.tasks == [UNNAMED]
+
+
+@each_placement
+def test_an_adapter_that_has_learnt_tasks_is_not_trained_outside_of_one(placement: str) -> None:
+    model = attached(placement=placement)
+    learn(model, "a")
+    learn(model, "b")
+    model.train()
+    for answering in ("b", "a", None):
+        model.set_task(answering)
+        before = snapshot(model)
+        with pytest.raises(HimalayaError, match=r"no task is being learnt: call model\.start_task\(name\) before you"):
+            model(input_ids=random_tokens(batch=1), labels=random_tokens(batch=1))
+        assert_same(model, before)
+    model.start_task("c")
+    model.set_task("a")  # and not back
+    with pytest.raises(HimalayaError, match="no task is being learnt"):
+        model(input_ids=random_tokens(), labels=random_tokens())
+
+
+# Files and inference -------------------------------------------------------------------------------------------
+
+
+@each_placement
+def test_a_half_learnt_task_goes_on_from_its_file_as_if_nothing_had_been(placement: str, tmp_path: Path) -> None:
+    model = attached(placement=placement)
+    learn(model, "a")
+    learn(model, "b", end=False)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(Case(llama).base(), tmp_path, is_trainable=True).eval()
+    for one in (model, loaded):
+        learn(one, "b", seed=4)
+    assert torch.equal(logits_of(model), logits_of(loaded))
+    assert_same(loaded, snapshot(model))
+
+
+def test_an_adapter_for_inference_refuses_to_learn_before_anything_changes(
+    two_tasks: PeftModel, tmp_path: Path
+) -> None:
+    two_tasks.set_task("b")
+    two_tasks.save_pretrained(tmp_path / "adapter")
+    save_release(two_tasks, tmp_path / "release")
+    for kind, message in (("adapter", "is_trainable=True"), ("release", "load the adapter that it was made from")):
+        loaded = PeftModel.from_pretrained(Case(llama).base(), tmp_path / kind).eval()
+        before = snapshot(loaded)
+        for name in ("c", "a"):
+            with pytest.raises(HimalayaError, match=message):
+                loaded.start_task(name)
+        assert_same(loaded, before)
+        assert torch.equal(logits_of(loaded), logits_of(two_tasks))
+
+
+@each_placement
+def test_an_evaluation_sees_a_step_that_leaves_no_trace(placement: str) -> None:
+    """Some optimisers write into the memory of a parameter, which torch does not count as a change of it."""
+    model = attached(placement=placement)
+    learn(model, "a", end=False)
+    before = logits_of(model)
+    adapter_of(model).atoms.data.mul_(-1)
+    assert (logits_of(model) - before).abs().max() > 1e-2
+
+
+@each_placement
+def test_what_was_made_in_inference_mode_serves_a_pass_with_gradients(placement: str) -> None:
+    model = attached(placement=placement)
+    learn(model, "a")
+    with torch.inference_mode():
+        wanted = model(input_ids=random_tokens()).logits
+    embeddings = model.get_input_embeddings()(random_tokens()).detach().requires_grad_()
+    logits = model(inputs_embeds=embeddings).logits
+    logits.sum().backward()
+    assert embeddings.grad.any()
+    assert torch.equal(logits.detach(), wanted)
+    learn(model, "b")
+
+
+def test_a_copy_of_a_model_lives_by_itself() -> None:
+    model = attached()
+    learn(model, "a")
+    other = copy.deepcopy(model)
+    a = logits_of(model)
+    learn(other, "b")
+    assert model.tasks == ["a"]
+    assert torch.equal(logits_of(model), a)
+    other.set_task(None)
+    assert other.generate(input_ids=prompts(97), **GENERATION).shape == (6, 12)
+    assert not adapter_of(model).infers_task
+
+
+def test_unloading_leaves_nothing_behind() -> None:
+    for way in ("unload", "merge_and_unload"):
+        model = attached(placement="weights")
+        learn(model, "a")
+        base = getattr(model, way)()
+        assert not base._forward_pre_hooks
+        assert "generate" not in vars(base)
+
+
+# Who answers ---------------------------------------------------------------------------------------------------
+
+
+def mixed() -> tuple[torch.Tensor, torch.Tensor]:
+    """Three prompts of different lengths, padded at the left, and their mask."""
+    batch, mask = random_tokens(3, 3, 9), torch.ones(3, 9, dtype=torch.long)
+    for row, padding in enumerate((5, 0, 2)):
+        batch[row, :padding], mask[row, :padding] = PADDING, 0
+    return batch, mask
+
+
+def test_each_row_of_a_batch_is_answered_as_its_own_task(two_tasks: PeftModel) -> None:
+    batch, mask = mixed()
+    names = ["b", None, "a"]
+    two_tasks.set_task(names)
+    together = logits_of(two_tasks, batch, attention_mask=mask)
+    written = two_tasks.generate(input_ids=batch, attention_mask=mask, **GENERATION)[:, 9:]
+    beams = two_tasks.generate(input_ids=batch, attention_mask=mask, num_beams=3, **GENERATION)[:, 9:]
+    for row, name in enumerate(names):
+        two_tasks.set_task([name])
+        own = slice(row, row + 1)
+        prompt = {"input_ids": batch[own, mask[row] == 1], "attention_mask": mask[own, mask[row] == 1]}
+        alone = two_tasks(**prompt).logits
+        torch.testing.assert_close(together[own, mask[row] == 1], alone, rtol=1e-5, atol=1e-5)
+        length = prompt["input_ids"].shape[1]
+        assert torch.equal(two_tasks.generate(**prompt, **GENERATION)[0, length:], written[row])
+        assert torch.equal(two_tasks.generate(**prompt, num_beams=3, **GENERATION)[0, length:], beams[row])
+
+
+def test_a_list_of_another_length_than_the_batch_is_refused(two_tasks: PeftModel) -> None:
+    for names, rows in ((["a", "b", "a"], 2), (["a", "b"], 3), (["a", "b"], 1)):
+        two_tasks.set_task(names)
+        with pytest.raises(HimalayaError, match=rf"set_task was given {len(names)} tasks, the batch has {rows} rows"):
+            logits_of(two_tasks, random_tokens(batch=rows))
+    two_tasks.set_task("a")
+    with pytest.raises(HimalayaError, match="set_task was given no task"):
+        two_tasks.set_task([])
+
+
+def test_in_the_weights_rows_of_a_batch_have_one_task() -> None:
+    model = attached(placement="weights")
+    learn(model, "a")
+    learn(model, "b")
+    b = logits_of(model)
+    with pytest.raises(HimalayaError, match="answers all rows of a batch as one task: set one task at a time"):
+        model.set_task(["a", "b"])
+    assert torch.equal(logits_of(model), b)
+    model.set_task(["b", "b"])
+    assert torch.equal(logits_of(model), b)
+
+
+def test_a_prompt_is_answered_as_the_task_that_it_looks_like(two_tasks: PeftModel) -> None:
+    for seed, name in ((1, "a"), (2, "b")):
+        asked = prompts(seed)
+        assert [found for found, _ in two_tasks.infer_task(asked)] == [name] * 6
+        assert [found for found, _ in two_tasks.infer_task(asked, [])] == [None] * 6
+    batch = torch.cat([prompts(2, 1), prompts(1, 2)])
+    two_tasks.set_task(["b", "a", "a"])
+    wanted = logits_of(two_tasks, batch)
+    two_tasks.set_task(None)
+    base, embeddings = two_tasks.get_base_model(), two_tasks.get_input_embeddings()(batch)
+    with torch.no_grad():
+        found = {
+            "named": two_tasks(input_ids=batch),
+            "positional": two_tasks(batch),
+            "positional, base model": base(batch),
+            "positional mask": base(batch, torch.ones_like(batch)),
+            "embedded": two_tasks(inputs_embeds=embeddings),
+            "embedded, with a mask": two_tasks(inputs_embeds=embeddings, attention_mask=torch.ones_like(batch)),
+        }
+    for how, output in found.items():
+        assert torch.equal(output.logits, wanted), how
+    padded = torch.cat([torch.full((3, 4), PADDING), batch], dim=1)
+    mask = (padded != PADDING).long()
+    mask[:, 4:] = 1
+    logits = logits_of(two_tasks, padded, attention_mask=mask)[:, 4:]
+    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_prompt_has_one_task_for_the_whole_generation(two_tasks: PeftModel, use_cache: bool, beams: int) -> None:
+    """Also where every step passes the whole text again, whose end then looks like another task."""
+    batch = torch.cat([prompts(2, 1), prompts(1, 1)])
+    settings = {**GENERATION, "max_new_tokens": 20, "min_new_tokens": 20, "num_beams": beams, "use_cache": use_cache}
+    two_tasks.set_task(["b", "a"])
+    wanted = two_tasks.generate(input_ids=batch, **settings)
+    reads = []
+    adapter = adapter_of(two_tasks)
+    two_tasks.set_task(None)
+    original = adapter.read_prompts
+    adapter.read_prompts = lambda *prompts: (reads.append(len(prompts[0])), original(*prompts))
+    try:
+        assert torch.equal(two_tasks.generate(input_ids=batch, **settings), wanted)
+        assert torch.equal(two_tasks.get_base_model().generate(batch, **settings), wanted)
+        embeddings = two_tasks.get_input_embeddings()(batch)
+        assert torch.equal(two_tasks.generate(inputs_embeds=embeddings, **settings), wanted[:, batch.shape[1] :])
+    finally:
+        del adapter.read_prompts
+    assert len(reads) == 3
+    # The next prompt is read anew.
+    two_tasks.set_task("a")
+    other = two_tasks.generate(input_ids=prompts(1), **settings)
+    two_tasks.set_task(None)
+    assert torch.equal(two_tasks.generate(input_ids=prompts(1), **settings), other)
+
+
+def test_before_anything_was_learnt_a_prompt_is_answered_as_the_frozen_model() -> None:
+    model = attached()
+    base = logits_of(model)
+    model.set_task(None)
+    assert torch.equal(logits_of(model), base)
+    assert model.infer_task(random_tokens()) == [(None, 0.0)] * 2

@@ -1,4 +1,4 @@
-"""Adapter files: the small one for inference, and what is checked before anything is loaded (docs/method.md, 7)."""
+"""Adapter files: the small one for inference, and what is checked before anything is loaded (docs/deployment.md)."""
 
 import copy
 import hashlib

@@ -136,6 +136,19 @@ def test_the_tables_of_latency_are_generated_from_the_committed_measurements(nam
     assert module.written(name) == module.generated(name), "run: python docs/generate_latency.py"
 
 
+@pytest.mark.parametrize("table", ["methods", "rounding", "variants"])
+def test_the_tables_of_single_tasks_are_generated_from_the_committed_trials(table: str) -> None:
+    module = script(ROOT / "docs" / "generate_trials.py")
+    page = module.PAGE.read_text(encoding="utf-8")
+    assert page.split(module.START.format(table))[1].split(module.END)[0] == module.TABLES[table]()
+
+
+def test_the_picture_of_single_tasks_shows_the_committed_trials() -> None:
+    module = script(ROOT / "docs" / "generate_trials.py")
+    with Image.open(module.PICTURE) as image:
+        assert image.info["Description"] == module.shown(), "run: python docs/generate_trials.py"
+
+
 def test_what_evaluation_saves_is_what_was_measured() -> None:
     tasks = read_json(ROOT / "benchmarks" / "results" / "evaluation.json")["tasks"]
     medians = [statistics.median(task["ratios"]) for task in tasks]

@@ -47,7 +47,7 @@ class ElasticDictionaryConfig:
     Args:
         max_atoms: How many slots there are; never more or fewer.
         index: ``learnable_kd_tree`` or ``scan``.
-        quantisation_bits: Bits of an atom's entry in a release file.
+        quantisation_bits: Bits of a stored atom's entry; in HIMALAYA_STRICT of one in a release file.
     """
 
     max_atoms: int | None = None
@@ -99,7 +99,7 @@ class AdapterConfig:
         lora_rank: Rank of LILAC's updates.
         dictionary_size: Atoms of LILAC's dictionary.
         quantisation_bits: Bits of a number in LILAC's release file.
-        ewc_lambda: Strength of online EWC (see `OnlineEWC`), for any method but HIMALAYA and O-LoRA; ``null``: none.
+        ewc_lambda: Strength of online EWC (see `OnlineEWC`), for any method but HIMALAYA, HIMALAYA_STRICT and O-LoRA; ``null``: none.
     """
 
     type: str = MISSING

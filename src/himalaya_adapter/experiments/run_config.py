@@ -59,7 +59,7 @@ class TrainingConfig:
         save_steps: Steps between two checkpoints inside a task.
         seed: Seed of initialisation, order and sampling.
         report_to: Trackers of the Trainer: ``none``, ``tensorboard``, ``wandb``, ``mlflow``, ``trackio``.
-        similarity_threshold_tau: HIMALAYA grows when residuals are less similar to its atoms than this.
+        similarity_threshold_tau: The cosine from which a learnt atom shares a slot; HIMALAYA_STRICT grows below it.
         fisher_projection_steps: Steps of HIMALAYA's consolidation of an atom before it is overwritten.
         router_temperature_anneal: How the temperature of HIMALAYA_STRICT's gates falls over a task: ``linear``.
     """

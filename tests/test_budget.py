@@ -29,6 +29,7 @@ METHODS = {
     "himalaya on weights": [
         *("model.adapter.type=HIMALAYA", "model.adapter.options={placement: weights, target_modules: [k_proj]}"),
     ],
+    "himalaya strict": ["model.adapter.type=HIMALAYA_STRICT"],
     "lora": ["model.adapter.type=LORA", f"model.adapter.options={LORA_OPTIONS}"],
     "lora and a whole module": [
         *("model.adapter.type=LORA", "model.adapter.options={modules_to_save: [lm_head], target_modules: [q_proj]}"),
@@ -116,7 +117,7 @@ def test_the_budget_is_a_bound_and_not_a_byte_less(run: Callable[..., RunConfig]
     size = sum(count_budget(run()).stored.values())
     exact = size / BYTES_PER_MB
     check_budget(run(f"model.adapter.total_parameter_budget_mb={exact}"))
-    with pytest.raises(HimalayaError, match=r"the adapter takes .* MB \(.* of them head_triangle\)"):
+    with pytest.raises(HimalayaError, match=r"the adapter takes .* MB \(.* of them dictionary\.elastic\)"):
         check_budget(run(f"model.adapter.total_parameter_budget_mb={(size - 1) / BYTES_PER_MB}"))
     with pytest.raises(HimalayaError, match=r"takes 3 MB \(2 of them b\), .* allows 2\.5: lower"):
         check_size({"a": 1_000_000, "b": 2_000_000}, 2.5)
@@ -138,27 +139,26 @@ def test_matrix_products_are_counted_as_the_formula_says(run: Callable[..., RunC
     assert budget.overhead == pytest.approx(added / (weights + attention))
 
 
-def test_an_adapter_computes_what_was_counted(run: Callable[..., RunConfig]) -> None:
-    """The same counters around a forward pass with real weights; less where no token has a choice of atoms."""
-    config = run()
+@pytest.mark.parametrize("method", ["himalaya", "himalaya on weights"])
+def test_an_adapter_computes_what_was_counted(method: str, run: Callable[..., RunConfig]) -> None:
+    """The same counters around a forward pass with real weights."""
+    config = run(*METHODS[method])
     budget = count_budget(config)
     loaded = load_backbone(config.model.backbone.name, dtype="float32").model
     loaded.set_attn_implementation("eager")
     model = adapt(loaded, run_method(config), 0).eval()
+    model.start_task("a")
+    model.end_task()
     tokens = torch.zeros(1, TOKENS, dtype=torch.int64)
-
-    @torch.no_grad()
-    def products() -> int:
-        model(input_ids=tokens)
+    with torch.no_grad():
+        model(input_ids=tokens)  # makes the vectors, or the factors, once
         with FlopCounterMode(display=False) as counter:
             model(input_ids=tokens)
-        return counter.get_total_flops()
-
-    shared = model.base_model.himalaya_shared["default"]
-    assert budget.bare.products < products() < budget.adapted.products
-    with torch.no_grad():
-        shared.router.head.zero_()  # all gates are alike
-    assert products() == budget.adapted.products
+    assert counter.get_total_flops() == budget.adapted.products > budget.bare.products
+    width, layers, rank = 64, 2, 4
+    keys = 32  # outputs of k_proj
+    added = layers * (width if method == "himalaya" else rank * (width + keys))
+    assert budget.adapted.products - budget.bare.products == 2 * TOKENS * added
 
 
 def test_other_operations_are_counted_by_the_numbers_they_touch() -> None:
@@ -241,7 +241,7 @@ def test_a_copied_module_keeps_its_mode() -> None:
         (["model.backbone.name=smollm2-135"], "unknown backbone 'smollm2-135'; did you mean 'smollm2-135m'"),
         (["model.adapter.type=HIMALYA"], "unknown method 'himalya'"),
         (["model.adapter.options.target_modules=[nothing]"], "HIMALAYA does not fit LlamaForCausalLM"),
-        (["model.adapter.options.hidden_params=100"], "hidden_params=100 is too small for width 64"),
+        (["model.adapter.options.elastic_atoms=3"], "elastic_atoms=3 must be at least atoms_per_task=12"),
         (
             ["model.adapter.type=LN_TUNING", "model.adapter.options={target_modules: [input_layernorm]}"],
             "what method LN_TUNING with these options costs cannot be counted without the backbone's weights",

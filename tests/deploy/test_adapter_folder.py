@@ -20,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
-from himalaya_adapter.deploy.answering import answer, choose_task
+from himalaya_adapter.deploy.answering import answer
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.storage import read_json
 
@@ -89,7 +89,7 @@ def test_the_card_says_it_to_people(run: Path) -> None:
         int(row.split("|")[2].replace(",", "")) for row in text.split("| part |")[1].split("\n\n")[0].split("\n")[2:]
     ]
     assert sum(sizes) == metrics["released_bytes"]
-    assert f"{metrics['update_norm_max']:.4f} of an update (bound 1.0)" in text
+    assert f"{metrics['update_norm_max']:.4f} of an update (bound 2.0)" in text
     for task in metrics["tasks"]:
         assert f"| {task['name']} |" in text
         assert f"{task['released']['score']:.3f}" in text
@@ -124,9 +124,9 @@ def test_the_same_answer_from_run_adapter_and_release_and_from_copies_of_them(
         capsys, run / "adapter", PROMPTS["echo"], "--task", "echo"
     )
     assert load_adapter(tmp_path / "moved_release", backbone=str(place / "backbone")).tasks == TASKS
-    # PEFT has written where the training's backbone lies, and nobody the tasks.
+    # PEFT has written where the training's backbone lies, and the adapter itself knows its tasks.
     moved_adapter = load_adapter(tmp_path / "moved_adapter")
-    assert (moved_adapter.tasks, moved_adapter.backbone) == ((), str(place / "backbone"))
+    assert (moved_adapter.tasks, moved_adapter.backbone) == (TASKS, str(place / "backbone"))
 
 
 def test_a_release_goes_to_a_hub_and_answers_from_there(
@@ -176,22 +176,12 @@ def test_without_a_task_the_prompt_says_it(task: str, run: Path, capsys: pytest.
     assert silence == ""
 
 
-def test_a_task_without_a_name_is_still_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(run / "adapter", tmp_path / "moved")
-    answered, line = generated(capsys, tmp_path / "moved", PROMPTS["echo"])
-    assert line.startswith("task without a name, confidence ")
-    assert answered == generated(capsys, run, PROMPTS["echo"], "--task", "echo")[0]
-
-
-def test_a_name_that_the_memory_does_not_know_is_told(
-    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_an_adapter_knows_its_tasks_without_its_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(run / "adapter", tmp_path / "moved")
-    loaded = load_adapter(tmp_path / "moved")
-    choose_task(loaded, PROMPTS["echo"], "echo")
-    assert "has seen no prompts" not in caplog.text
-    choose_task(loaded, PROMPTS["echo"], "ecco")
-    assert "the adapter has seen no prompts of a task 'ecco'" in caplog.text
+    moved = shutil.copytree(run / "adapter", tmp_path / "moved")
+    assert generated(capsys, moved, PROMPTS["echo"]) == generated(capsys, run, PROMPTS["echo"])
+    assert "unknown task 'ecco'; did you mean 'echo'" in refused(capsys, moved, "text", "--task", "ecco")
 
 
 def test_a_method_without_tasks_answers_and_one_that_cannot_tell_them_asks(

@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tiny_runs import TASKS, run_words
+from learnt import write_learnt
+from tiny_runs import TASKS
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
@@ -26,17 +27,16 @@ PROMPT = [5, 17, 40, 9]
 
 
 @pytest.fixture(scope="module")
-def run(place: Path) -> Path:
-    """A finished run on a tiny backbone."""
-    assert main([*run_words(place, "HIMALAYA", max_updates_per_task=4), f"results_dir={place / 'out'}"]) == 0
-    return place / "out" / "himalaya"
+def learnt(place: Path) -> Path:
+    """The folder of an adapter on a tiny backbone."""
+    return write_learnt(place / "learnt", place / "backbone")
 
 
 @pytest.fixture(scope="module")
-def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(learnt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle; tests leave it as it is."""
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
-    assert main(["export", str(run), "--format", "bundle", "--output", str(folder)]) == 0
+    assert main(["export", str(learnt), "--format", "bundle", "--output", str(folder)]) == 0
     return folder
 
 
@@ -56,7 +56,7 @@ def start(python: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(python), *words], capture_output=True, text=True, env=environment, cwd="/", timeout=120)
 
 
-def test_only_numpy_and_onnxruntime_are_needed(run: Path, bundle: Path, tmp_path: Path) -> None:
+def test_only_numpy_and_onnxruntime_are_needed(learnt: Path, bundle: Path, tmp_path: Path) -> None:
     python = clean_python(tmp_path / "clean", NEEDED)
     for package in ("torch", "transformers", "onnx", "tokenizers", "himalaya_adapter"):
         assert f"No module named '{package}'" in start(python, "-c", f"import {package}").stderr
@@ -64,7 +64,7 @@ def test_only_numpy_and_onnxruntime_are_needed(run: Path, bundle: Path, tmp_path
     checked = start(python, runner, "check")
     assert checked.returncode == 0, checked.stderr
     assert len(checked.stdout.splitlines()) == 1 + len(TASKS)
-    loaded = load_adapter(run / "release", task=TASKS[0], dtype="float32")
+    loaded = load_adapter(learnt, task=TASKS[0], dtype="float32")
     ids = torch.tensor([PROMPT])
     expected = loaded.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
@@ -86,9 +86,9 @@ def test_missing_onnxruntime_is_one_line(bundle: Path, tmp_path: Path) -> None:
     assert found.stderr == "run.py: onnxruntime is not installed: pip install numpy onnxruntime\n"
 
 
-def test_a_text_is_answered_as_by_pytorch(run: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_is_answered_as_by_pytorch(learnt: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = "Is 3 even?\nAnswer:"
-    loaded = load_adapter(run / "release", task="parity", dtype="float32")
+    loaded = load_adapter(learnt, task="parity", dtype="float32")
     inputs = loaded.tokenizer(prompt, return_tensors="pt")
     tokens = loaded.model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     expected = loaded.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -119,19 +119,17 @@ def test_the_graphs_share_their_weights(bundle: Path) -> None:
     assert places[0] <= places[1]
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_a_quantised_base_leaves_the_adapter_in_32_bits(
-    precision: str, run: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    learnt: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / precision
-    words = ["export", str(run), "--format", "bundle", "--output", str(folder), "--precision", precision]
+    folder = tmp_path / "int4"
+    words = ["export", str(learnt), "--format", "bundle", "--output", str(folder), "--precision", "int4"]
     assert main(words) == 0
     low, full = (read_json(place / "manifest.json") for place in (folder, bundle))
     assert low["files"]["weights.bin"]["bytes"] < full["files"]["weights.bin"]["bytes"]
     assert low["check"]["deviation"] > low["check"]["tolerance"] * 1e-3
-    quantised = {"int8": "MatMulInteger", "int4": "MatMulNBits"}[precision]
     counts = [
-        sum(node.op_type == quantised for node in onnx.load(folder / name, load_external_data=False).graph.node)
+        sum(node.op_type == "MatMulNBits" for node in onnx.load(folder / name, load_external_data=False).graph.node)
         for name in ("base.onnx", "adapted.onnx")
     ]
     assert counts[0] == counts[1] == 2 * 7 + 1
@@ -226,9 +224,9 @@ def test_other_answers_are_told(bundle: Path, tmp_path: Path, capsys: pytest.Cap
     assert "this machine computes something else: task colour_word" in one_line(folder, ["check"], capsys)
 
 
-def test_a_folder_in_use_is_left_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_in_use_is_left_alone(learnt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
-    assert main(["export", str(run), "--format", "bundle", "--output", str(tmp_path)]) == 2
+    assert main(["export", str(learnt), "--format", "bundle", "--output", str(tmp_path)]) == 2
     assert "is not an empty folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

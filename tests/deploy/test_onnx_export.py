@@ -1,4 +1,4 @@
-"""`himalaya export --format onnx` of a tiny run: its graphs answer as PyTorch does, and hold nothing else."""
+"""`himalaya export --format onnx`: its graphs answer as PyTorch does, and hold nothing else."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,46 +8,38 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from learnt import learn, write_learnt
 from onnxruntime import InferenceSession
-from tiny_runs import TASKS, run_words
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    LlamaForCausalLM,
-    MistralConfig,
-    Phi3Config,
-    PretrainedConfig,
-)
+from peft import LoraConfig, get_peft_model
+from tiny_runs import TASKS
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaForCausalLM, MistralConfig, PretrainedConfig
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
-from himalaya_adapter.deploy.onnx.decoder_graph import decoder_graph
-from himalaya_adapter.deploy.onnx.export import load_for_onnx
-from himalaya_adapter.deploy.onnx.layer_graph import one_layer, random_adapter
-from himalaya_adapter.deploy.onnx.parity import TOLERANCE, check_parity, open_session
-from himalaya_adapter.deploy.onnx.tables import become_release, make_tables
-from himalaya_adapter.deploy.onnx.update import exported_update
+from himalaya_adapter.deploy.onnx.decoder_graph import decoder_graph, standing_in
+from himalaya_adapter.deploy.onnx.layer_graph import TASK, one_layer
+from himalaya_adapter.deploy.onnx.parity import TOLERANCE, check_parity, compare, decoder_cases, open_session
+from himalaya_adapter.deploy.onnx.update import ExportedUpdate
+from himalaya_adapter.deploy.onnx.writing import finish, write_model
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.release import save_release
+from himalaya_adapter.methods import HimalayaStrictConfig, save_release
 from himalaya_adapter.storage import read_json
 
 FILES = {
     *("adapter.onnx", "adapter_function_free.onnx", "parity.json"),
-    *("layer.onnx", "layer_base.onnx", "layer_function_free.onnx", "layer_weights.bin"),
     *("model.onnx", "model_base.onnx", "model_function_free.onnx", "model_weights.bin"),
 }
 NEW_TOKENS = 8
 
 
 @pytest.fixture(scope="module")
-def run(place: Path) -> Path:
-    assert main([*run_words(place, "HIMALAYA"), f"results_dir={place / 'out'}"]) == 0
-    return place / "out" / "himalaya"
+def folder(place: Path) -> Path:
+    return write_learnt(place / "learnt", place / "backbone")
 
 
 @pytest.fixture(scope="module")
-def exported(run: Path, place: Path) -> Path:
-    assert main(["export", str(run), "--format", "onnx", "--output", str(place / "onnx")]) == 0
+def exported(folder: Path, place: Path) -> Path:
+    assert main(["export", str(folder), "--format", "onnx", "--output", str(place / "onnx")]) == 0
     return place / "onnx"
 
 
@@ -80,8 +72,9 @@ def generated(model: torch.nn.Module, prompt: Sequence[int]) -> list[int]:
     return answer[0, ids.shape[1] :].tolist()
 
 
-def test_greedy_text_is_that_of_pytorch(run: Path, exported: Path) -> None:
-    adapter = load_adapter(run / "release", dtype="float32")
+def test_greedy_text_is_that_of_pytorch(folder: Path, exported: Path) -> None:
+    """A task for each row of a batch, token by token with a cache."""
+    adapter = load_adapter(folder, dtype="float32")
     texts = ["Is 12 even?\nAnswer:", "Repeat 7:", "Text: the green dog 4 was on the sofa\nColour:"]
     prompts = [adapter.tokenizer(text).input_ids for text in texts]
     padding = adapter.tokenizer.pad_token_id
@@ -146,13 +139,27 @@ def test_layers_of_the_base_graph_share_the_weights_file(exported: Path) -> None
     assert {entry["location"] for entry in large["model_base.onnx"].values()} == {"model_weights.bin"}
 
 
-def test_some_tasks_only_at_another_opset(run: Path, tmp_path: Path) -> None:
-    words = ["export", str(run / "release"), "--format", "onnx", "--output", str(tmp_path / "out")]
-    assert main([*words, "--task", "echo", "--opset", "21", "--graph", "adapter"]) == 0
+def test_some_tasks_only_at_another_opset_from_a_release(folder: Path, place: Path, tmp_path: Path) -> None:
+    save_release(load_adapter(folder).model, tmp_path / "mine")
+    words = ["export", str(tmp_path / "mine"), "--backbone", str(place / "backbone"), "--format", "onnx"]
+    words += ["--output", str(tmp_path / "out"), "--graph", "adapter", "--opset", "21"]
+    assert main([*words, "--task", "echo", "--task", "parity"]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {name for name in FILES if name[0] in "ap"}
     model = onnx.load(tmp_path / "out" / "adapter.onnx")
     assert {entry.domain: entry.version for entry in model.opset_import}[""] == 21
-    assert json.loads({entry.key: entry.value for entry in model.metadata_props}["himalaya.tasks"]) == ["echo"]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["himalaya.tasks"]) == ["echo", "parity"]
+
+
+def test_one_layer_of_a_shape(tiny_model: Callable[..., LlamaForCausalLM], tmp_path: Path) -> None:
+    model = one_layer(tiny_model().config)
+    update = ExportedUpdate(model.base_model.himalaya_shared["default"], [TASK])
+    with standing_in(model, update) as inner:
+        write_model(finish(decoder_graph(inner, update, 18), {}), tmp_path / "layer.onnx")
+    states = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(0))
+    cases = decoder_cases(model, 1, states, ("inputs_embeds", "hidden_states"), lambda row: None)
+    found = compare(open_session(tmp_path / "layer.onnx", threads=1), cases)
+    assert all(output["relative"] <= TOLERANCE for output in found.values())
 
 
 @pytest.mark.parametrize(
@@ -163,76 +170,53 @@ def test_some_tasks_only_at_another_opset(run: Path, tmp_path: Path) -> None:
         (["--task", "ecko"], "unknown task 'ecko'; did you mean 'echo'?"),
     ],
 )
-def test_bad_words(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, words: list[str], message: str) -> None:
-    assert main(["export", str(run), "--format", "onnx", "--output", str(tmp_path / "out"), *words]) == 2
+def test_bad_words(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, words: list[str], message: str
+) -> None:
+    assert main(["export", str(folder), "--format", "onnx", "--output", str(tmp_path / "out"), *words]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert message in lines[-1]
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(run: Path, tmp_path: Path) -> None:
+def test_a_folder_with_something_else_in_it_is_left_alone(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert main(["export", str(run), "--format", "onnx", "--output", str(tmp_path)]) == 2
+    assert main(["export", str(folder), "--format", "onnx", "--output", str(tmp_path)]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_another_method_names_the_way_out(place: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main([*run_words(place, "LORA"), f"results_dir={place / 'out'}"]) == 0
-    with pytest.raises(HimalayaError, match=r"LORA has no ONNX operator: merge .*merge_and_unload"):
-        load_for_onnx(place / "out" / "lora")
-
-
-def test_a_release_outside_of_a_run_is_exported_by_the_names_of_its_tasks(
-    run: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_what_has_no_operator_names_the_way_out(
+    place: Path, tmp_path: Path, tiny_model: Callable[..., LlamaForCausalLM], capsys: pytest.CaptureFixture
 ) -> None:
-    save_release(load_adapter(run).model, tmp_path / "mine")
-    written = {path.name for path in (tmp_path / "mine").iterdir()}
-    assert written == {"adapter_config.json", "adapter_model.safetensors"}
-    assert str(place) not in (tmp_path / "mine" / "adapter_config.json").read_text(encoding="utf-8")
-    words = ["export", str(tmp_path / "mine"), "--backbone", str(place / "backbone")]
-    lora = [*words, "--format", "lora", "--output", str(tmp_path / "lora")]
-    assert main(lora) == 2
-    assert "is no run's folder" in capsys.readouterr().err
-    words += ["--format", "onnx", "--graph", "adapter", "--output", str(tmp_path / "out")]
-    assert main(words) == 2
-    assert "does not say what it has learnt: name it with --task" in capsys.readouterr().err
-    assert main([*words, "--task", "echo", "--task", "parity"]) == 0
-    model = onnx.load(tmp_path / "out" / "adapter.onnx")
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    assert json.loads(metadata["himalaya.tasks"]) == ["echo", "parity"]
-
-
-def test_a_run_in_4_bits_is_exported_in_32(place: Path, tmp_path: Path) -> None:
-    words = [*run_words(place, "HIMALAYA", max_updates_per_task=1), "model.backbone.quantisation=4-bit"]
-    assert main([*words, f"results_dir={tmp_path / 'runs'}"]) == 0
-    words = ["export", str(tmp_path / "runs" / "himalaya"), "--format", "onnx", "--graph", "model"]
-    assert main([*words, "--output", str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out" / "model.onnx").is_file()
+    strict = get_peft_model(tiny_model(), HimalayaStrictConfig(task_type="CAUSAL_LM"))
+    lora = get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"]))
+    weights = learn(tiny_model(), placement="weights", target_modules=["q_proj"])
+    messages = {
+        strict: "an adapter of HIMALAYA_STRICT has no ONNX operator, only one of HIMALAYA has",
+        lora: "an adapter of LORA has no ONNX operator, only one of HIMALAYA has; merge_and_unload() merges",
+        weights: "placement 'weights' has no ONNX operator and needs none: write it as a LoRA (--format lora)",
+    }
+    for number, (model, message) in enumerate(messages.items()):
+        model.save_pretrained(tmp_path / str(number))
+        words = [str(tmp_path / str(number)), "--backbone", str(place / "backbone")]
+        assert main(["export", *words, "--format", "onnx", "--output", str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+        assert main(["latency", *words]) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (Phi3Config(sliding_window=128), "a phi3 with attention windows cannot be exported"),
         (MistralConfig(sliding_window=128), "a mistral with attention windows cannot be exported"),
         (GPT2Config(), "a gpt2 cannot be exported: its cache is not"),
     ],
 )
 def test_another_attention_is_refused(config: PretrainedConfig, message: str) -> None:
-    shared, adapter, tasks = random_adapter(config.hidden_size)
-    update = exported_update(make_tables(become_release(shared, adapter), adapter, tasks))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(HimalayaError, match=message):
-        decoder_graph(model, update, 18)
-
-
-def test_an_adapter_of_another_width_is_refused(tiny_model: Callable[..., LlamaForCausalLM]) -> None:
-    shared, config, tasks = random_adapter(128)
-    update = exported_update(make_tables(become_release(shared, config), config, tasks))
-    layer = one_layer(tiny_model().config, config)
-    with pytest.raises(HimalayaError, match="the adapter is 128 wide, the model's hidden states are 64"):
-        decoder_graph(layer.base_model.model, update, 18)
+        decoder_graph(model, None, 18)
 
 
 def test_a_graph_that_differs_is_not_written() -> None:

@@ -64,7 +64,7 @@ class _Saved:
 
     folder: Path
     tasks: tuple[str, ...]
-    backbone: str
+    backbone: str | None
     revision: str | None
     quantisation: str | None
     dtype: str = "auto"
@@ -89,9 +89,13 @@ def load_adapter(
     saved = _find(folder)
     if task is not None and saved.tasks and task not in saved.tasks:
         raise unknown_name("task", task, saved.tasks)  # before the backbone is loaded for nothing
-    quantisation = saved.quantisation if dtype is None else None
+    quantisation, name = saved.quantisation if dtype is None else None, backbone or saved.backbone
+    if name is None:
+        raise HimalayaError(
+            f"the adapter in {saved.folder} does not say which model it was trained on: name it (--backbone)"
+        )
     try:
-        loaded = load_backbone(backbone or saved.backbone, quantisation=quantisation, dtype=dtype or saved.dtype)
+        loaded = load_backbone(name, quantisation=quantisation, dtype=dtype or saved.dtype)
     except HimalayaError as error:
         if backbone is not None:
             raise
@@ -160,14 +164,10 @@ def _alone(folder: Path) -> _Saved:
         name = told.get("name") or config["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError) as error:
         raise HimalayaError(f"the adapter in {folder} could not be loaded: {CONFIG_FILE} is damaged") from error
-    if name is None:
-        raise HimalayaError(
-            f"the adapter in {folder} does not say which model it was trained on: name it (--backbone)"
-        )
     return _Saved(
         folder=folder,
         tasks=tuple(facts["tasks"]),
-        backbone=name,
+        backbone=name or None,
         revision=told.get("revision", config.get("revision")),
         quantisation="4-bit" if told.get("quantisation") else None,
         sizes={size: told[size] for size in SIZES if size in told},

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from himalaya_adapter.deploy.adapter_folder import IN_A_RUN
 from himalaya_adapter.deploy.bundle.runner.graph import Array
 from himalaya_adapter.deploy.bundle.runner.latency import BASE, measure
 from himalaya_adapter.deploy.bundle.runner.measure import device
@@ -60,7 +61,9 @@ def measure_latency(
     else:
         loaded = load_for_onnx(adapter, backbone=backbone)
         pair, prompt = backbone_pair(loaded), neutral_prompt(loaded.loaded.tokenizer)
-        subject = f"{loaded.metadata['backbone']} with the adapter of the run {loaded.loaded.folder.parent.name}"
+        folder = loaded.loaded.folder
+        name = f"of the run {folder.parent.name}" if folder.name in IN_A_RUN else f"in {folder.name}"
+        subject = f"{loaded.metadata['backbone']} with the adapter {name}"
     graphs = {BASE: pair.base, ADAPTED: pair.adapted}
     return {
         "subject": subject,

@@ -9,19 +9,25 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from families import STRICT_CASES, llama
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from families import HIMALAYA_STREAM, llama, random_tokens
+from peft import (
+    AutoPeftModelForCausalLM,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from tiny_runs import write_backbone
 
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods import HimalayaStrictConfig, save_release
+from himalaya_adapter.methods import HimalayaConfig, save_release
 
-CASE = STRICT_CASES["strict-stream"]
+CASE = HIMALAYA_STREAM["himalaya-llama"]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.himalaya_strict_shared."
+PREFIX = "base_model.himalaya_shared."
 KINDS = pytest.mark.parametrize("kind", ["adapter", "release"])
 Tensors = dict[str, torch.Tensor]
 
@@ -35,7 +41,18 @@ def write_both(model: PeftModel, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_both(get_peft_model(CASE.base(), CASE.config()), tmp_path_factory.mktemp("written"))
+    return write_both(learnt(), tmp_path_factory.mktemp("written"))
+
+
+def learnt(base: torch.nn.Module | None = None, **changes: Any) -> PeftModel:
+    """A model whose adapter has learnt one task."""
+    model = get_peft_model(CASE.base() if base is None else base, CASE.config(fresh=True, **changes))
+    model.start_task("parity")
+    model.observe_prompts(random_tokens())
+    with torch.no_grad():
+        model.base_model.himalaya_shared["default"].atoms.normal_(0, 0.05)
+    model.end_task()
+    return model
 
 
 def snapshot(model: torch.nn.Module) -> Tensors:
@@ -62,42 +79,42 @@ def added(name: str) -> Callable[[Tensors], Tensors]:
 
 
 MISFITS = {
-    "missing": ("adapter", without("head_triangle"), r"'head_triangle' is nothing, expected float32 \["),
+    "missing": ("adapter", without("fisher.seen"), r"'fisher\.seen' is nothing, expected int64 \["),
     "unknown": ("adapter", added(f"{PREFIX}surprise"), r"'surprise' is float32 \[3\], expected nothing"),
     "elsewhere": ("adapter", added("base_model.model.surprise"), r"model\.surprise' is \[3\], expected nothing"),
     "shape": (
         "adapter",
-        changed("dictionary.elastic", lambda tensor: tensor[:, :32].contiguous()),
-        r"'dictionary\.elastic' is float32 \[16, 32\], expected float32 \[16, 64\]",
+        changed("dictionary.elastic", lambda tensor: tensor[:, :16].contiguous()),
+        r"'dictionary\.elastic' is uint8 \[768, 16\], expected uint8 \[768, 32\]",
     ),
     "dtype": (
         "adapter",
-        changed("router.head", torch.Tensor.int),
-        r"'router\.head' is int32 \[81, 16, 32\], expected float32 \[81, 16, 32\]",
+        changed("router.means", torch.Tensor.int),
+        r"'router\.means' is int32 \[64, 55\], expected float32 \[64, 55\]",
     ),
     "nan": (
         "adapter",
-        changed("router.head", lambda tensor: tensor / 0),
-        r"'router\.head' holds values .* not finite",
+        changed("router.means", lambda tensor: tensor / 0),
+        r"'router\.means' holds values .* not finite",
     ),
     "no tensors": ("adapter", lambda _: {}, "is nothing, expected"),
     "missing in a release": (
         "release",
-        without("dictionary.elastic.scale"),
-        r"'dictionary\.elastic\.scale' is nothing, expected float16",
+        without("tasks.names"),
+        r"'tasks\.names' is nothing, expected uint8",
     ),
     "no checksum": ("release", without("checksum"), r"'checksum' is nothing, expected uint8 \[32\]"),
     "shape in a release": (
         "release",
-        changed("dictionary.elastic.codes", lambda tensor: tensor[:-3].contiguous()),
-        r"'dictionary\.elastic\.codes' is uint8 \[765\], expected uint8 \[768\]",
+        changed("dictionary.elastic", lambda tensor: tensor[:-3].contiguous()),
+        r"'dictionary\.elastic' is uint8 \[765, 32\], expected uint8 \[768, 32\]",
     ),
     "dtype in a release": (
         "release",
-        changed("router.head.values", torch.Tensor.float),
-        r"'router\.head\.values' is float32 \[81, 16, 32\], expected int8 \[81, 16, 32\]",
+        changed("tasks.coefficients", torch.Tensor.float),
+        r"'tasks\.coefficients' is float32 \[64, 12, 8\], expected int8 \[64, 12, 8\]",
     ),
-    "one bit in a release": ("release", changed("in_use", torch.logical_not), "does not match its checksum"),
+    "one bit in a release": ("release", changed("tasks.learnt", torch.logical_not), "does not match its checksum"),
 }
 
 
@@ -107,12 +124,12 @@ def test_a_file_that_does_not_fit_changes_nothing(
 ) -> None:
     tensors = alter(load_file(written / kind / WEIGHTS))
     model = PeftModel.from_pretrained(CASE.base(seed=1), written / kind)
-    before, packed = snapshot(model), model.base_model.himalaya_strict_shared["default"].packed
+    before, packed = snapshot(model), model.base_model.himalaya_shared["default"].packed
     with pytest.raises(HimalayaError, match=message) as caught:
         set_peft_model_state_dict(model, tensors)
     assert "\n" not in str(caught.value)
     assert_unchanged(model, before)
-    assert model.base_model.himalaya_strict_shared["default"].packed is packed
+    assert model.base_model.himalaya_shared["default"].packed is packed
 
     shutil.copytree(written / kind, tmp_path / kind)
     save_file(tensors, tmp_path / kind / WEIGHTS)
@@ -145,7 +162,7 @@ def test_what_fits_is_loaded_whole(written: Path) -> None:
 
 @KINDS
 def test_modules_to_save_come_along_and_are_checked(kind: str, tmp_path: Path) -> None:
-    model = get_peft_model(CASE.base(), CASE.config(modules_to_save=["lm_head"]))
+    model = learnt(modules_to_save=["lm_head"])
     with torch.no_grad():
         model.base_model.model.lm_head.modules_to_save["default"].weight.fill_(2)
     write_both(model, tmp_path)
@@ -163,10 +180,30 @@ def test_modules_to_save_come_along_and_are_checked(kind: str, tmp_path: Path) -
 def test_a_file_of_a_newer_version_is_refused_by_name(kind: str, written: Path, tmp_path: Path) -> None:
     shutil.copytree(written / kind, tmp_path / kind)
     config = json.loads((tmp_path / kind / CONFIG).read_text())
-    assert config["format_version"] == 2
-    (tmp_path / kind / CONFIG).write_text(json.dumps(config | {"format_version": 3}))
-    with pytest.raises(ValueError, match=r"^format_version=3 is newer than 2, the newest that this himalaya"):
+    assert config["format_version"] == 3
+    (tmp_path / kind / CONFIG).write_text(json.dumps(config | {"format_version": 4}))
+    with pytest.raises(ValueError, match=r"^format_version=4 is newer than 3, the newest that this himalaya"):
         PeftModel.from_pretrained(CASE.base(), tmp_path / kind)
+
+
+# What `adapter_config.json` of version 0.1 held beside fields that there are still.
+OF_0_1 = {"gain": "learned", "norm_target": "update", "hidden_params": 45_000, "quantisation_bits": 16}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("loader", [AutoPeftModelForCausalLM, PeftModel])
+def test_an_adapter_of_version_0_1_is_refused_with_the_version_that_reads_it(
+    loader: Any, version: int, written: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(written / "adapter", tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / CONFIG).read_text())
+    (tmp_path / "adapter" / CONFIG).write_text(json.dumps(config | OF_0_1 | {"format_version": version}))
+    base = [] if loader is AutoPeftModelForCausalLM else [CASE.base()]
+    with pytest.raises(
+        HimalayaError, match=r"^this adapter was written by himalaya-adapter 0\.1.*: load it with"
+    ) as no:
+        loader.from_pretrained(*base, tmp_path / "adapter")
+    assert "\n" not in str(no.value)
 
 
 # A run's folder ------------------------------------------------------------------------------------------------
@@ -176,7 +213,7 @@ def test_a_file_of_a_newer_version_is_refused_by_name(kind: str, written: Path, 
 def run(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> Path:
     """A finished run of one task, as far as loading looks at it, with ``adapter`` and ``release``."""
     backbone = write_backbone(tmp_path / "backbone", tiny_model, tiny_tokenizer)
-    folder = write_both(get_peft_model(tiny_model(), CASE.config()), tmp_path / "run")
+    folder = write_both(learnt(tiny_model()), tmp_path / "run")
     entry = {"name": str(backbone), "quantisation": None, "dtype": "float32"}
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"backbone": entry}}))
     (folder / "metrics.json").write_text(json.dumps({"tasks": [{"name": "parity"}]}))
@@ -215,7 +252,7 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "config without a method": (CONFIG, lambda _: b"{}"),
     "config of another type": (CONFIG, lambda content: content.replace(b'"core_atoms": 24', b'"core_atoms": "many"')),
     "config of other sizes": (CONFIG, lambda content: content.replace(b'"core_atoms": 24', b'"core_atoms": 25')),
-    "config of no method": (CONFIG, lambda content: content.replace(b'"HIMALAYA_STRICT"', b'"NANGA_PARBAT"')),
+    "config of no method": (CONFIG, lambda content: content.replace(b'"HIMALAYA"', b'"NANGA_PARBAT"')),
 }
 
 
@@ -254,7 +291,7 @@ def test_a_damaged_file_leaves_a_loaded_model_as_it_was(written: Path, tmp_path:
     shutil.copytree(written / "adapter", tmp_path / "adapter")
     path = tmp_path / "adapter" / WEIGHTS
     path.write_bytes(path.read_bytes()[:-1])
-    model = get_peft_model(llama(), HimalayaStrictConfig(task_type="CAUSAL_LM"))
+    model = get_peft_model(llama(), HimalayaConfig(task_type="CAUSAL_LM"))
     before = snapshot(model)
     with pytest.raises(SafetensorError):
         model.load_adapter(tmp_path / "adapter", "default")

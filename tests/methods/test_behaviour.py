@@ -226,3 +226,16 @@ def test_a_token_changes_no_logit_before_it(case: Case, position: int) -> None:
     before, after = logits_of(model, tokens), logits_of(model, changed)
     assert torch.equal(before[:, :position], after[:, :position])
     assert not torch.equal(before[:, position:], after[:, position:])
+
+
+def test_a_model_that_was_cast_to_16_bits_is_saved_and_loaded(case: Case, tmp_path) -> None:
+    model = case.adapted()
+    train_one_step(model)
+    model.to(torch.bfloat16)
+    cast = logits_of(model).float()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(case.base().bfloat16(), tmp_path).eval()
+    assert torch.cosine_similarity(logits_of(loaded).float(), cast, dim=-1).min() > 0.999
+    full = PeftModel.from_pretrained(case.base(), tmp_path, is_trainable=True)
+    assert {p.dtype for p in full.parameters() if p.requires_grad} == {torch.float32}
+    assert logits_of(full.eval()).isfinite().all()

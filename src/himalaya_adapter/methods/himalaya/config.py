@@ -109,6 +109,13 @@ class HimalayaConfig(TargetsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.HIMALAYA
+        if self.format_version < FORMAT_VERSION:
+            raise HimalayaError(WRITTEN_BY_0_1)
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"format_version={self.format_version} is newer than {FORMAT_VERSION}, the newest that this "
+                "himalaya-adapter reads: update it"
+            )
         for name, allowed in CHOICES.items():
             self._require_one_of(name, allowed)
         self._require_at_least(1, *AT_LEAST_ONE)
@@ -129,13 +136,6 @@ class HimalayaConfig(TargetsConfig):
             raise ValueError(f"norm_bound={self.norm_bound} must be above 0 and at most {LARGEST_BOUND}")
         if not 0 < self.similarity_threshold_tau <= 1:
             raise ValueError(f"similarity_threshold_tau={self.similarity_threshold_tau} must be in (0, 1]")
-        if self.format_version < FORMAT_VERSION:
-            raise HimalayaError(WRITTEN_BY_0_1)
-        if self.format_version != FORMAT_VERSION:
-            raise ValueError(
-                f"format_version={self.format_version} is newer than {FORMAT_VERSION}, the newest that this "
-                "himalaya-adapter reads: update it"
-            )
 
     @classmethod
     def from_peft_type(cls, **options: Any) -> "HimalayaConfig":
@@ -144,6 +144,6 @@ class HimalayaConfig(TargetsConfig):
         Raises:
             HimalayaError: The file is one of version 0.1.
         """
-        if options.get("peft_type") == "HIMALAYA" and options.get("format_version") != FORMAT_VERSION:
+        if options.get("peft_type") == "HIMALAYA" and options.get("format_version", 0) < FORMAT_VERSION:
             raise HimalayaError(WRITTEN_BY_0_1)
         return super().from_peft_type(**options)

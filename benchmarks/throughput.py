@@ -56,7 +56,9 @@ def main() -> None:
     training = {name: _Training(model, step, batch) for name, (model, step) in models.items()}
     kinds = {"training": _measured(training, batch.numel(), arguments.rounds)}
     if not arguments.compile:  # from a cache that grows, each token would be compiled anew
-        models[IN_WEIGHTS][0].merge_adapter()
+        for name in (HIMALAYA, IN_WEIGHTS):
+            models[name][0].end_task()
+        models[IN_WEIGHTS] = models[IN_WEIGHTS][0].merge_and_unload(), models[IN_WEIGHTS][1]
         decode = {name: _Decode(model, prompt, arguments.tokens) for name, (model, _) in models.items()}
         kinds["decode"] = _measured(decode, arguments.tokens, arguments.rounds)
         prefill = {name: _Prefill(model, prompt) for name, (model, _) in models.items()}

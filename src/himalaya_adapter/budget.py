@@ -92,11 +92,11 @@ def count_budget(run: RunConfig) -> Budget:
     config = model.active_peft_config
     trainable = ((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
     parameters, stored = _by_part((name, tensor.numel()) for name, tensor in trainable), _training_bytes(run, model)
+    with model.disable_adapter():
+        bare = _operations(model, mode)
     model.requires_grad_(False)  # operations are those of inference
     if isinstance(config, HimalayaConfig):
         model.set_task([None])  # which task answers cannot be seen without values; all cost the same
-    with model.disable_adapter():
-        bare = _operations(model, mode)
     try:
         adapted = _operations(model, mode)
     except RuntimeError:  # what torch raises when values of a fake tensor are asked for, as WaveFT does in each pass

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tiny_runs import TASKS
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
+from himalaya_adapter.deploy.bundle import writer
 from himalaya_adapter.deploy.bundle.runner.command import main as runner_main
 from himalaya_adapter.deploy.bundle.runner.manifest import digest, sha256
 from himalaya_adapter.storage import read_json
@@ -30,6 +32,15 @@ PROMPT = [5, 17, 40, 9]
 def learnt(place: Path) -> Path:
     """The folder of an adapter on a tiny backbone."""
     return write_learnt(place / "learnt", place / "backbone")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs_of_one_export() -> Iterator[None]:
+    """All bundles here are of one adapter: its graphs are made once, which takes longest."""
+    with pytest.MonkeyPatch.context() as patch:
+        made, export = [], writer.backbone_pair
+        patch.setattr(writer, "backbone_pair", lambda adapter: (made or made.append(export(adapter)) or made)[0])
+        yield
 
 
 @pytest.fixture(scope="module")

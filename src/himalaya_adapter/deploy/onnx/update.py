@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from himalaya_adapter.methods.himalaya import HimalayaAdapter
-from himalaya_adapter.methods.himalaya.dictionary import GROUP
 from himalaya_adapter.methods.himalaya.tasks import COEFFICIENT_STEP
 from himalaya_adapter.methods.himalaya.update import layer_anchors, update_vectors
 from himalaya_adapter.methods.quantization import unpack_codes
 
 from .operator import DOMAIN, VERSION
 from .parity import Case
-from .writing import export_module, name_dimensions
 
 TABLES = ("numbers", "coefficients", "codes", "scale", "minimum", "signs", "layer_codes")
 
@@ -35,11 +33,12 @@ def make_tables(adapter: HimalayaAdapter, tasks: Sequence[str]) -> dict[str, Ten
     numbers = torch.where(coefficients != 0, table.numbers[rows][:, :, :terms].long(), 0)
     kept = torch.cat([torch.arange(core), numbers.unique()]).unique()  # sorted: the core comes first
     parts = dictionary.row_format.parts(torch.cat([dictionary.core, dictionary.elastic])[kept])
-    codes = unpack_codes(parts["codes"], parts["scale"].numel() * GROUP, dictionary.row_format.bits)
+    bits = dictionary.row_format.bits
+    codes = unpack_codes(parts["codes"], len(parts["codes"]) * 8 // bits, bits)
     return {
         "numbers": torch.searchsorted(kept, numbers),
         "coefficients": coefficients,
-        "codes": codes.view(*parts["scale"].shape, GROUP),
+        "codes": codes.view(*parts["scale"].shape, -1),
         "scale": parts["scale"].float()[..., None],
         "minimum": parts["minimum"].float()[..., None],
         "signs": layer_anchors(torch.eye(core), adapter.layers, adapter.config.seed),
@@ -96,10 +95,16 @@ class ExportedUpdate(nn.Module):
 
 def vectors_graph(update: ExportedUpdate, opset: int) -> ir.Model:
     """The adapter alone as a graph: input ``task``, outputs ``write`` and ``read``."""
-    inputs = {"task": torch.zeros(2, dtype=torch.long)}
-    exported = export_module(update, inputs, {"task": (0,)}, (["task"], ["write", "read"]), opset)
-    name_dimensions(exported, {"task": {0: "batch"}})
-    return exported
+    task = ir.val("task", ir.DataType.INT64, ["batch"])
+    tables = [ir.val(name, const_value=ir.tensor(getattr(update, name), name=name)) for name in TABLES]
+    outputs = [
+        ir.val("write", ir.DataType.FLOAT, ["batch", update.layers, update.width]),
+        ir.val("read", ir.DataType.FLOAT, ["batch", update.width, update.layers]),
+    ]
+    node = ir.node("Vectors", [task, *tables], update.attributes, domain=DOMAIN, outputs=outputs)
+    imports = {"": opset, DOMAIN: VERSION}
+    graph = ir.Graph([task], outputs, nodes=[node], initializers=tables, opset_imports=imports, name="adapter")
+    return ir.Model(graph, ir_version=1)
 
 
 def vectors_cases(adapter: HimalayaAdapter, tasks: Sequence[str]) -> list[Case]:

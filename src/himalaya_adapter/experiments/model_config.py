@@ -99,7 +99,7 @@ class AdapterConfig:
         lora_rank: Rank of LILAC's updates.
         dictionary_size: Atoms of LILAC's dictionary.
         quantisation_bits: Bits of a number in LILAC's release file.
-        ewc_lambda: Strength of online EWC (see `OnlineEWC`), for any method but HIMALAYA, HIMALAYA_STRICT and O-LoRA; ``null``: none.
+        ewc_lambda: Strength of online EWC (`OnlineEWC`), for methods that do not protect themselves; ``null``: none.
     """
 
     type: str = MISSING

@@ -53,7 +53,8 @@ class MergeableLayer(BaseTunerLayer):
             if self._has(name):
                 merged = self._delta(name) + self._weight()
                 if safe_merge and not merged.isfinite().all():
-                    raise ValueError(f"the weight merged with adapter {name} is not finite: the adapter is damaged")
+                    # In PEFT's words.
+                    raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
                 self._weight().copy_(merged)
                 self.merged_adapters.append(name)
 

@@ -33,6 +33,11 @@ class SharedState(nn.Module):
     # The content of the release file that the adapter was loaded from, which is what is saved again.
     packed: dict[str, Tensor] | None = None
 
+    def stored_bytes(self) -> dict[str, int]:
+        """Bytes of every stored tensor, by its name."""
+        stored = self.packed or self.state_dict()
+        return {name: tensor.numel() * tensor.element_size() for name, tensor in stored.items()}
+
 
 class SharedStateModel(TargetsModel):
     """A PEFT tuner that owns one `SharedState` per adapter name, in the `ModuleDict` ``<prefix>shared``.

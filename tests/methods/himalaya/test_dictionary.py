@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learning import random_atoms
 
-from himalaya_adapter.methods.himalaya.dictionary import GROUP, Dictionary, RowFormat
+from himalaya_adapter.methods.himalaya.dictionary import Dictionary
+from himalaya_adapter.methods.packed_rows import GROUP, RowFormat
 
 SEEDS = st.integers(0, 2**32 - 1)
 BITS = st.integers(2, 8)

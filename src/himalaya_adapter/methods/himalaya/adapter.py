@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.packed_rows import RowFormat
 from himalaya_adapter.methods.prompt_memory import PromptMemory
 from himalaya_adapter.methods.release import INFERENCE_ONLY
 from himalaya_adapter.methods.shared_state import SharedState
 
 from .config import HimalayaConfig
 from .consolidation import FisherMemory
-from .dictionary import Dictionary, RowFormat
+from .dictionary import Dictionary
 from .growth import Event, Growth
 from .tasks import COEFFICIENT_STEP, FROZEN, NO_ROW, TaskTable
 from .update import bounded, layer_anchors, layer_codes, scaled, unscaled, update_vectors
@@ -102,9 +103,13 @@ class HimalayaAdapter(SharedState):
         if number == 0 or self._pass is None:
             self._pass = self._vectors(hidden_states)
         found = self._pass[number]
-        if number == self.layers - 1:
-            self._pass = None  # nothing of a pass is kept beyond it
+        if torch.is_grad_enabled() and self.atoms.requires_grad and not found[0].requires_grad and self.learns:
+            # A layer inside of a reentrant checkpoint runs again, now with a graph, which must be its own.
+            return self._vectors(hidden_states)[number]
         return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pass": None}  # the vectors of the last pass belong to its graph
 
     @torch.compiler.disable
     def _vectors(self, like: Tensor) -> Vectors:
@@ -299,11 +304,6 @@ class HimalayaAdapter(SharedState):
         self.rows = tuple(self.recognise(embeddings, mask)[0])
 
     # What is reported ------------------------------------------------------------------------------------------
-
-    def stored_bytes(self) -> dict[str, int]:
-        """Bytes of every stored tensor, by its name."""
-        stored = self.packed or self.state_dict()
-        return {name: tensor.numel() * tensor.element_size() for name, tensor in stored.items()}
 
     @torch.no_grad()
     def norm_certificate(self) -> dict[str, float]:

@@ -1,11 +1,7 @@
 """HIMALAYA as a PEFT tuner."""
 
-import copy
-import inspect
-import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,10 +9,9 @@ from peft import PeftConfig
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
 
 from himalaya_adapter.methods.merging import refuse_if_merged
-from himalaya_adapter.methods.shared_state import SharedStateModel
+from himalaya_adapter.methods.prompted import PromptedModel, embedding_width, hidden_width
 
 from .adapter import HimalayaAdapter
 from .config import HimalayaConfig
@@ -26,7 +21,6 @@ from .release import pack, unpack
 from .tasks import FROZEN, normalised
 from .weights import HashedLinear
 
-logger = logging.getLogger(__name__)
 # The names that transformers gives to a decoder's list of layers.
 DECODER_LAYERS = r"(.*\.)?(layers|h|blocks)\.\d+"
 ALL_LINEAR = "all-linear"
@@ -37,7 +31,7 @@ NO_LAYERS = (
 EXAMPLES = 16  # of a task, by which an earlier one is chosen to start from
 
 
-class HimalayaModel(SharedStateModel):
+class HimalayaModel(PromptedModel):
     """Puts a `StreamLayer` in the place of each decoder layer, or a `HashedLinear` in that of each linear module.
 
     A task is learnt between `start_task` and `end_task`; afterwards its answers never change. All methods that follow
@@ -146,16 +140,6 @@ class HimalayaModel(SharedStateModel):
         for adapter in self._active():
             adapter.set_task(name)
 
-    def observe_prompts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
-        """Remember what the open task's prompts look like, as moments of fixed size, for `set_task(None)`.
-
-        Args:
-            input_ids: Prompts without their answers, ``(batch, length)``.
-            attention_mask: 0 at padding; without it all tokens count.
-        """
-        for adapter in self._active():
-            adapter.observe_prompts(*self._embedded(input_ids, attention_mask))
-
     @torch.no_grad()
     def infer_task(
         self, input_ids: Tensor, names: Sequence[str] | None = None, attention_mask: Tensor | None = None
@@ -180,24 +164,7 @@ class HimalayaModel(SharedStateModel):
         """Whether the adapter has learnt this task and knows its prompts."""
         return normalised(name) in self.tasks
 
-    def _embedded(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        embeddings = cast(nn.Embedding, cast(PreTrainedModel, self.model).get_input_embeddings())(input_ids)
-        return embeddings, torch.ones_like(input_ids) if attention_mask is None else attention_mask
-
     # What is reported ------------------------------------------------------------------------------------------
-
-    def stored_bytes(self) -> dict[str, int]:
-        """Bytes of every stored tensor of the active adapters, by name."""
-        return {name: size for adapter in self._active() for name, size in adapter.stored_bytes().items()}
-
-    def norm_certificate(self) -> dict[str, float]:
-        """The largest norms over all tasks and layers: ``update_norm_max`` and ``atom_norm_max`` (at most 1)."""
-        norms = [adapter.norm_certificate() for adapter in self._active()]
-        return {name: max(norm[name] for norm in norms) for name in norms[0]}
-
-    def task_statistics(self) -> dict[str, Any]:
-        """How much room is left for further tasks."""
-        return self._active()[0].task_statistics()
 
     def task_hash(self, name: str) -> str:
         """SHA-256 of what answers as a task: the same as long as its answers are, bit for bit."""
@@ -206,22 +173,17 @@ class HimalayaModel(SharedStateModel):
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Watch where a pass and a generation begin, then create the adapter.
+        """Create the adapter.
 
         Raises:
             ValueError: The targets are not there, or cannot be adapted.
         """
-        # A copy, for the adapter writes into it what it finds: the same config may serve for another model.
-        self.peft_config[adapter_name] = config = copy.copy(self.peft_config[adapter_name])
         names = (name for name, _ in model.named_modules())
-        if _edits_layers(config) and not any(re.fullmatch(DECODER_LAYERS, name) for name in names):
+        if _edits_layers(self.peft_config[adapter_name]) and not any(
+            re.fullmatch(DECODER_LAYERS, name) for name in names
+        ):
             raise ValueError(NO_LAYERS.format(type(model).__name__))
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        if not hasattr(self, "_hook"):
-            self._hook = model.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
-            self._generates: bool | None = False  # None: the prompts of this generation have been read
-            if hasattr(model, "generate"):
-                vars(model)["generate"] = partial(self._generate, cast(Any, model).generate)
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: Any) -> PeftConfig:
         if peft_config.target_modules is None:
@@ -233,7 +195,7 @@ class HimalayaModel(SharedStateModel):
         if config.layers not in (None, len(targets)):
             raise ValueError(
                 f"the adapter was made for {config.layers} adapted modules, this model has {len(targets)}: "
-                "load it onto the model that it was made for"
+                "load it onto the model that it was made for; a new adapter needs a config of its own"
             )
         config.layers = len(targets)
         bases = [module.get_base_layer() if isinstance(module, HimalayaLayer) else module for module in targets]
@@ -244,20 +206,15 @@ class HimalayaModel(SharedStateModel):
                     f"a target returns {base.out_features} features, others {width}: the update of the residual "
                     "stream has one width, so name modules whose output is added to the stream"
                 )
-        adapter = HimalayaAdapter(config, width, _embedding_width(model))
+        adapter = HimalayaAdapter(config, width, embedding_width(model))
         adapter.entries = sum(config.rank * sum(base.weight.shape) for base in bases if isinstance(base, nn.Linear))
         return adapter
 
-    def _check_target(self, base: nn.Module, config: PeftConfig, key: str) -> None:
-        if cast(HimalayaConfig, config).placement == "weights" and not isinstance(base, nn.Linear):
-            raise TypeError(
-                f"target '{key}' is a {type(base).__name__}, not a linear module; placement='weights' adapts "
-                "linear modules only: name those in target_modules, or use placement='residual_stream'"
-            )
-
     def _new_layer(self, base: nn.Module, config: PeftConfig) -> Any:
         in_weights = cast(HimalayaConfig, config).placement == "weights"
-        return HashedLinear(base, **get_quantization_kwargs(self)) if in_weights else StreamLayer(base)
+        return (
+            HashedLinear(cast(nn.Linear, base), **get_quantization_kwargs(self)) if in_weights else StreamLayer(base)
+        )
 
     def _add_adapter(self, layer: Any, name: str, config: PeftConfig) -> None:
         super()._add_adapter(layer, name, config)
@@ -265,46 +222,6 @@ class HimalayaModel(SharedStateModel):
         if isinstance(layer, HashedLinear):
             layer.add_adapter(name, cast(HimalayaConfig, config))
             layer._move_adapter_to_device_of_base_layer(name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model. PEFT's own version passes by the model's hooks."""
-        return self.model(*args, **kwargs)
-
-    def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-        """Let the prompts choose the task, at the first pass of a generation."""
-        waiting = [adapter for adapter in self._active() if adapter.infers_task]
-        if not waiting:
-            return
-        inputs = inspect.signature(model.forward).bind_partial(*args, **inputs).arguments
-        inputs |= inputs.pop("kwargs", {})
-        cache = inputs.get("past_key_values")
-        if self._generates is None or (cache is not None and cache.get_seq_length() > 0):
-            return
-        if self._generates:
-            self._generates = None  # the passes to come are of the same prompts
-        mask = inputs.get("attention_mask")
-        mask = mask if torch.is_tensor(mask) and mask.dim() == 2 else None
-        if inputs.get("inputs_embeds") is not None:
-            embeddings = inputs["inputs_embeds"]
-            prompts = embeddings, torch.ones(embeddings.shape[:2], device=embeddings.device) if mask is None else mask
-        else:
-            prompts = self._embedded(inputs["input_ids"], mask)
-        for adapter in waiting:
-            adapter.read_prompts(*prompts)
-
-    def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """In the place of the model's own ``generate``: prompts choose the task once, with a cache or without."""
-        self._generates = True
-        try:
-            return generate(*args, **kwargs)
-        finally:
-            self._generates = False
-
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
-        model = super()._unload_and_optionally_merge(*args, **kwargs)
-        self._hook.remove()
-        vars(model).pop("generate", None)
-        return model
 
     @classmethod
     def _pack(cls, state: Mapping[str, Tensor], config: PeftConfig) -> dict[str, Tensor]:
@@ -323,18 +240,9 @@ def _edits_layers(config: PeftConfig) -> bool:
 
 def _width(base: nn.Module, model: nn.Module) -> int:
     """Width of what a module returns: that of the model's hidden states, or a linear module's own."""
-    config = getattr(model, "config", None)
-    hidden_size = (
-        getattr(config.get_text_config(), "hidden_size", None) if hasattr(config, "get_text_config") else None
-    )
-    if hidden_size is None and isinstance(base, nn.Linear):
+    width = hidden_width(model)
+    if width is None and isinstance(base, nn.Linear):
         return base.out_features
-    if hidden_size is None:
+    if width is None:
         raise ValueError(f"the width of a {type(base).__name__} is not known: the model's config has no hidden_size")
-    return hidden_size
-
-
-def _embedding_width(model: nn.Module) -> int | None:
-    """Width of a language model's input embeddings; a model without any cannot infer tasks from prompts."""
-    lookup: Any = getattr(model, "get_input_embeddings", lambda: None)
-    return getattr(lookup(), "embedding_dim", None)
+    return width

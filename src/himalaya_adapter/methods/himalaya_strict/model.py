@@ -8,9 +8,8 @@ import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
 
-from himalaya_adapter.methods.shared_state import SharedStateModel
+from himalaya_adapter.methods.prompted import PromptedModel, embedding_width, hidden_width
 
 from .allocation import forget_moments
 from .config import HimalayaStrictConfig
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 HAS_MLP = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "gpt2")
 
 
-class HimalayaStrictModel(SharedStateModel):
+class HimalayaStrictModel(PromptedModel):
     """Wraps the target modules and owns the adapters' shared state, one `SharedAdapter` per adapter name.
 
     The verbs of the stream (`start_task`, `end_task`, `set_task`, ...) act on the active adapters and can be called on
@@ -110,16 +109,6 @@ class HimalayaStrictModel(SharedStateModel):
         for shared in self._active():
             shared.end_task()
 
-    def observe_prompts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
-        """Remember what the current task's prompts look like, as moments of fixed size, for `set_task(None)`.
-
-        Args:
-            input_ids: Prompts without their answers, ``(batch, length)``.
-            attention_mask: 0 at padding; without it all tokens count.
-        """
-        for shared in self._active():
-            shared.observe_prompts(*self._embedded(input_ids, attention_mask))
-
     def set_task(self, name: str | None) -> None:
         """Answer as task ``name`` from now on. A new name is a new task: its gain starts near zero.
 
@@ -154,58 +143,16 @@ class HimalayaStrictModel(SharedStateModel):
         positive = (task_code(name, memory.codes.shape[1]) > 0).to(memory.codes.device)
         return bool((memory.codes[: memory.tasks] == positive).all(1).any())
 
-    def _embedded(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        embeddings = cast(nn.Embedding, cast(PreTrainedModel, self.model).get_input_embeddings())(input_ids)
-        return embeddings, torch.ones_like(input_ids) if attention_mask is None else attention_mask
-
-    def stored_bytes(self) -> dict[str, int]:
-        """Bytes of every stored tensor of the active adapters, by name."""
-        return {name: size for shared in self._active() for name, size in shared.stored_bytes().items()}
-
-    def norm_certificate(self) -> dict[str, float]:
-        """The largest norms seen in training: ``update_norm_max`` (bound 1) and ``atom_norm_max`` (bound 1.05)."""
-        norms = [shared.norm_certificate() for shared in self._active()]
-        return {name: max(norm[name] for norm in norms) for name in norms[0]}
-
-    def task_statistics(self) -> dict[str, Any]:
-        """What the current task has used so far: active atoms per token, usage of each atom, head directions left."""
-        return self._active()[0].task_statistics()
-
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Watch where a pass begins, then create the adapter."""
-        if not hasattr(self, "_hook"):
-            self._hook = model.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-
     def _new_shared_state(self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module) -> SharedAdapter:
-        return SharedAdapter(config, max(_width(module, model) for module in targets), _embedding_width(model))
+        return SharedAdapter(config, max(_width(module, model) for module in targets), embedding_width(model))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model. PEFT's own version passes by the model's hooks."""
-        return self.model(*args, **kwargs)
-
-    def _begin_pass(self, _: nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+    def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
+        super()._begin_pass(model, args, inputs)
         mask = inputs.get("attention_mask")
-        mask = mask if torch.is_tensor(mask) and mask.dim() == 2 else None
-        cache = inputs.get("past_key_values")
         for shared in self._active():
-            if shared.infers_task and (cache is None or cache.get_seq_length() == 0):
-                shared.read_prompts(*self._embedded(inputs["input_ids"], mask))
-            shared.begin_pass(None if mask is None else mask.bool())
-
-    def _check_target(self, base: nn.Module, config: PeftConfig, key: str) -> None:
-        if config.placement == "weights" and not isinstance(base, nn.Linear):
-            raise TypeError(
-                f"target '{key}' is a {type(base).__name__}, not a linear module; placement='weights' adapts "
-                "linear modules only: name those in target_modules, or use placement='residual_stream'"
-            )
-
-    def unload(self) -> nn.Module:
-        """Give back the model as it was before it was adapted."""
-        self._hook.remove()
-        return super().unload()
+            shared.begin_pass(mask.bool() if torch.is_tensor(mask) and mask.dim() == 2 else None)
 
     @classmethod
     def _pack(cls, state: Mapping[str, Tensor], config: PeftConfig) -> dict[str, Tensor]:
@@ -222,13 +169,7 @@ def _width(module: nn.Module, model: nn.Module) -> int:
     base = module.get_base_layer() if isinstance(module, HimalayaStrictLayer) else module
     if isinstance(base, nn.Linear):
         return max(base.in_features, base.out_features)
-    hidden_size = getattr(getattr(model, "config", None), "hidden_size", None)
-    if hidden_size is not None:
-        return hidden_size
-    raise ValueError(f"the width of a {type(base).__name__} is not known: the model's config has no hidden_size")
-
-
-def _embedding_width(model: nn.Module) -> int | None:
-    """Width of a language model's input embeddings; a model without any cannot infer tasks from prompts."""
-    lookup: Any = getattr(model, "get_input_embeddings", lambda: None)
-    return getattr(lookup(), "embedding_dim", None)
+    width = hidden_width(model)
+    if width is None:
+        raise ValueError(f"the width of a {type(base).__name__} is not known: the model's config has no hidden_size")
+    return width

@@ -269,11 +269,6 @@ class SharedAdapter(SharedUpdate):
 
     # What is reported ------------------------------------------------------------------------------------------
 
-    def stored_bytes(self) -> dict[str, int]:
-        """Bytes of every stored tensor, by its name."""
-        stored = self.packed or self.state_dict()
-        return {name: tensor.numel() * tensor.element_size() for name, tensor in stored.items()}
-
     def norm_certificate(self) -> dict[str, float]:
         """The largest norms seen in training."""
         return {"update_norm_max": self.update_norm_max.item(), "atom_norm_max": self.atom_norm_max.item()}

@@ -31,8 +31,6 @@ TABLES = {
             case("one-name", "MLP", target_modules="lin0"),
             case("two-widths", "MLP", target_modules=["lin0", "lin1"]),
             case("modules-to-save", "MLP", target_modules=["lin0"], modules_to_save=["lin1"]),
-            case("residual-norm", "MLP", target_modules=["lin0"], norm_target="residual"),
-            case("fixed-gain", "MLP", target_modules=["lin0"], gain="fixed"),
             case("residual-stream", "MLP", target_modules=["lin0"], placement="residual_stream"),
             case("layer-norm", "MLP_LayerNorm", target_modules=["lin0"], modules_to_save=["layernorm0"]),
             case("embedding", "EmbConv1D", target_modules=["lin0"], modules_to_save=["emb"]),

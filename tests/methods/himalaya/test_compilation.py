@@ -9,9 +9,8 @@ from families import random_tokens
 from learning import PLACEMENTS, adapter_of, attached, learn, logits_of
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_a_compiled_model_computes_what_the_model_computes(placement: str) -> None:
-    model = attached(placement=placement)
+def test_a_compiled_model_computes_what_the_model_computes() -> None:
+    model = attached()
     learn(model, "a", end=False)
     tokens = random_tokens(1)
     mask = torch.ones_like(tokens).index_fill_(1, torch.arange(3), 0)

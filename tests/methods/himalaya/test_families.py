@@ -1,12 +1,13 @@
 """Every decoder that transformers builds in the usual way: recognised, left alone at first, learnt with."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from families import INIT_STD, VOCABULARY, llama, opt
-from learning import PLACEMENTS, assert_same, attached, learn, logits_of, snapshot
+from families import INIT_STD, VOCABULARY, llama, random_tokens
+from learning import PLACEMENTS, adapter_of, assert_same, attached, logits_of, snapshot
 from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -123,14 +124,29 @@ def test_a_model_that_does_not_fit_is_one_clear_line_and_stays_as_it_is(
     assert not model._forward_pre_hooks
 
 
-def test_one_config_serves_for_models_of_any_depth() -> None:
+def test_a_config_belongs_to_its_adapter() -> None:
+    """As PEFT does, what is found on attaching is written into the config."""
     config = HimalayaConfig(task_type="CAUSAL_LM")
-    for layers in (2, 3):
-        model = get_peft_model(llama(layers), config)
-        assert model.peft_config["default"].layers == layers
-    assert config.layers is None
-    assert config.target_modules is None
-    assert learn(get_peft_model(opt(), config), "a") == []
+    assert get_peft_model(llama(2), config).peft_config["default"] is config
+    assert config.layers == 2
+    with pytest.raises(ValueError, match=r"made for 2 adapted modules, this model has 3: .* a config of its own"):
+        get_peft_model(llama(3), config)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_target_inside_of_a_checkpoint_gets_the_same_gradient(reentrant: bool) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = attached(lambda: llama(4), target_modules=["mlp"]).train()
+        model.start_task("a")
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        for _ in range(2):
+            model(input_ids=random_tokens(), labels=random_tokens()).loss.backward()
+        gradients.append(adapter_of(model).atoms.grad)
+        copy.deepcopy(model)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

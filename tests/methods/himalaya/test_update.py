@@ -65,8 +65,8 @@ def test_each_row_of_a_batch_may_have_atoms_of_its_own() -> None:
 
 
 def test_the_vectors_have_the_derivative_that_they_claim() -> None:
-    anchors, codes = made(3)
-    atoms = (0.4 * random(4, 6, 20)).requires_grad_()
+    anchors, codes = made(3, layers=3, atoms=4, width=7)
+    atoms = (0.4 * random(4, 4, 7)).requires_grad_()
     for bound in (0.5, 2.0):  # some reads are scaled back, and none
         assert torch.autograd.gradcheck(lambda one, bound=bound: update_vectors(anchors, codes, one, bound), atoms)
     assert torch.autograd.gradcheck(bounded, (2 * random(5, 3, 4)).requires_grad_())

@@ -27,9 +27,14 @@ TASKS = ("parity", "colour_word", "echo")
 NOT_REPEATED = {"seconds", "train_seconds", "eval_seconds", "peak_memory_bytes", "resumed", "evaluation_cost"}
 COLOURS = ("blue", "green", "red", "white")
 ADAPTERS: dict[str, dict[str, Any]] = {
-    # So few atoms and so short a window that the dictionary grows, and the third task evicts an atom of the first two.
+    # So few slots that the third task evicts an atom of the first two.
     "HIMALAYA": {
         "type": "HIMALAYA",
+        "options": {"core_atoms": 4, "elastic_atoms": 8, "atoms_per_task": 3, "evict": True, "leaf_size": 2},
+    },
+    # So few atoms and so short a window that the dictionary grows, and the third task evicts an atom of the first two.
+    "HIMALAYA_STRICT": {
+        "type": "HIMALAYA_STRICT",
         "options": {
             **{"core_atoms": 4, "elastic_atoms": 6, "leaf_size": 2, "hidden_params": 4000},
             **{"growth_window": 2, "similarity_threshold_tau": 0.99},

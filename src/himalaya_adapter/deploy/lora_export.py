@@ -14,7 +14,6 @@ from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.himalaya import HashedLinear, HimalayaConfig
 from himalaya_adapter.methods.himalaya.layer import NO_WEIGHT
-from himalaya_adapter.methods.linear_delta import SCALING
 from himalaya_adapter.methods.release import CARD_FILE, WEIGHTS_FILE
 from himalaya_adapter.storage import IN_USE, in_use, whole_folder
 
@@ -84,7 +83,7 @@ def _write_lora(folder: Path, model: PeftModel, task: str, backbone: str) -> Non
             state[f"{INNER}{module}.lora_{part}.weight"] = factor.detach().float().cpu().contiguous()
     config = LoraConfig(
         r=rank,
-        lora_alpha=int(SCALING * rank),
+        lora_alpha=rank,  # the factors are the whole update
         target_modules=_target_modules(model, [*layers]),
         base_model_name_or_path=backbone,
         task_type=TaskType.CAUSAL_LM,

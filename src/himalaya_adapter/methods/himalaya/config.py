@@ -82,7 +82,7 @@ class HimalayaConfig(TargetsConfig):
     placement: Literal["residual_stream", "weights"] = field(
         default="residual_stream", metadata={"help": "After decoder layers, or in the weights of linear modules."}
     )
-    rank: int = field(default=4, metadata={"help": "Rank of the update of a weight."})
+    rank: int = field(default=1, metadata={"help": "Rank of the update of a weight."})
     core_atoms: int = field(default=24, metadata={"help": "Number of frozen atoms."})
     elastic_atoms: int = field(default=768, metadata={"help": "Slots for atoms that tasks learn."})
     atoms_per_task: int = field(default=12, metadata={"help": "Atoms that a task learns."})

@@ -49,7 +49,12 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
         entries = options.rank, self.in_features + self.out_features
         self.picks[name] = torch.randint(adapter.atoms.numel(), entries, generator=generator, dtype=torch.int32)
         self.anchors[name] = torch.randn(options.rank, self.in_features, generator=generator) / self.in_features**0.5
-        self.scales[name] = (adapter.atoms.numel() / adapter.entries) ** 0.5
+        # As numbers of size 1 from a vector of norm sqrt(d), and then an isometry.
+        self.scales[name] = (adapter.width * adapter.atoms.numel() / adapter.entries) ** 0.5
+
+    def scale(self, name: str) -> float:
+        """1: the factors are the whole update."""
+        return 1.0
 
     def factors(self, name: str) -> list[tuple[Tensor, Tensor]]:
         """``A_0 + A``, ``(R, in)``, and ``B``, ``(out, R)``.

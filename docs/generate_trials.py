@@ -14,26 +14,14 @@ from typing import Any
 from himalaya_adapter.report import style
 
 DOCS = Path(__file__).parent
-TRIALS = DOCS.parent / "benchmarks" / "results" / "single_task" / "trials.jsonl"
+FOLDER = DOCS.parent / "benchmarks" / "results" / "single_task"
+TRIALS, EXPLORATIONS = FOLDER / "trials.jsonl", FOLDER / "explorations.jsonl"
 PAGE, PICTURE = DOCS / "trials.md", DOCS / "images" / "nll_against_bytes.png"
 START, END = "<!-- generated: {} -->\n", "<!-- end -->"
 # Fields of a trial that name what is compared; the others are the task, the seed and what was measured.
 SETTING = (
-    *(
-        "update",
-        "lr",
-        "atoms",
-        "active",
-        "bound",
-        "radius",
-        "rank",
-        "modules",
-        "anchor",
-        "codes",
-        "optimizer",
-        "beta2",
-    ),
-    *("clip", "average", "loop_bits", "items"),
+    *("update", "lr", "atoms", "active", "bound", "radius", "rank", "modules", "anchor", "gain", "codes"),
+    *("average", "loop_bits"),
 )
 NAMES = {
     "anchored": "HIMALAYA",
@@ -45,9 +33,14 @@ NAMES = {
     "vblora": "VB-LoRA",
     "tinylora": "TinyLoRA",
 }
-DEFAULTS = {"bound": 2.0, "radius": 1.0, "atoms": 12, "active": 3, "lr": 0.003}  # HIMALAYA's own
+DEFAULTS = {"update": "anchored", "bound": 2.0, "radius": 1.0, "atoms": 12, "active": 3, "lr": 0.003}
+# What the explorations vary: HIMALAYA's forms after a decoder layer and in the weights.
+STARTS = (
+    {"update": "anchored", "bound": 2.0, "radius": 1.0, "lr": 0.003, "codes": "balanced", "average": None},
+    {"update": "hashed", "rank": 1, "radius": 1.0, "lr": 0.003, "anchor": 1.0, "gain": 24.0},
+)
 GROUP, GROUP_BYTES = 32, 4  # numbers that share a scale and a minimum in half precision
-KEEPS = 0.005  # of the score: the fewest bits that lose no more
+KEEPS = 0.02  # of NLL: the fewest bits that lose no more
 BITS = (2, 3, 4)
 Pair = tuple[str, int]
 
@@ -64,7 +57,8 @@ class Setting:
         """The method and its size."""
         method, one = NAMES[self.fields["update"]], self.fields
         if one["update"] in ("anchored", "hashed"):
-            return f"{method}, {one['atoms']} atoms"
+            rank = "" if one["update"] == "anchored" or one["rank"] == 1 else f", rank {one['rank']}"
+            return f"{method}, {one['atoms']} atoms{rank}"
         return f"{method} r={one['rank']}" if one["update"] in ("loreft", "lora", "unilora", "vera") else method
 
     @property
@@ -82,9 +76,12 @@ class Setting:
         return [bits for bits in BITS if all(f"{bits}_bits" in self.trials[pair] for pair in pairs)]
 
     def bits_kept(self, pairs: Sequence[Pair]) -> int:
-        """The fewest bits at which the score stays; 16 where none was tried or none is enough."""
-        whole = self.mean("score", pairs)
-        return next((b for b in self.rounded(pairs) if self.mean("score", pairs, b) >= whole - KEEPS), 16)
+        """The fewest bits at which the loss stays; 16 where none was tried or none is enough."""
+        kept = [pair for pair in pairs if "3_bits" in self.trials[pair]]
+        if not kept:
+            return 16
+        whole = self.mean("nll", kept)
+        return next((b for b in self.rounded(kept) if self.mean("nll", kept, b) <= whole + KEEPS), 16)
 
 
 def stored_bytes(numbers: int, bits: int) -> int:
@@ -92,39 +89,32 @@ def stored_bytes(numbers: int, bits: int) -> int:
     return numbers * bits // 8 + (-(-numbers // GROUP) * GROUP_BYTES if bits < 16 else 0)
 
 
-def settings() -> list[Setting]:
+def settings(path: Path = TRIALS) -> list[Setting]:
     """All settings, in the order in which they were first tried."""
     found: dict[str, dict[Pair, Mapping[str, Any]]] = {}
-    for line in TRIALS.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        found.setdefault(json.dumps([row[key] for key in SETTING]), {})[row["task"], row["seed"]] = row
-    return [Setting({key: next(iter(one.values()))[key] for key in SETTING}, one) for one in found.values()]
+        found.setdefault(json.dumps([row.get(key) for key in SETTING]), {})[row["task"], row["seed"]] = row
+    return [Setting({key: next(iter(one.values())).get(key) for key in SETTING}, one) for one in found.values()]
 
 
-def is_default_form(setting: Setting) -> bool:
-    """Whether it is HIMALAYA's form of update, with any number of atoms and rate, or another method."""
-    if setting.fields["update"] != "anchored":
-        return True
-    other = [*("codes", "optimizer", "beta2", "clip", "average", "loop_bits", "items"), "bound", "radius"]
-    return all(setting.fields[key] == reference().fields[key] for key in other)
+def having(fields: Mapping[str, Any], path: Path = TRIALS) -> Setting:
+    """The setting with these fields on the most tasks and seeds."""
+    fitting = [one for one in settings(path) if all(one.fields[key] == value for key, value in fields.items())]
+    return max(fitting, key=lambda one: len(one.trials))
 
 
 def reference() -> Setting:
     """HIMALAYA as it is by default."""
-    mine = [one for one in settings() if one.fields["update"] == "anchored"]
-    return max(
-        (one for one in mine if all(one.fields[key] == value for key, value in DEFAULTS.items())),
-        key=lambda one: len(one.trials),
-    )
+    return having(DEFAULTS)
 
 
 def compared() -> list[Setting]:
-    """The methods' table: of each the rate with the lowest loss on the pairs that its rates share."""
+    """The methods' table: of each the rate that was tried most often, and of such ones the better."""
     best: dict[str, Setting] = {}
     for one in settings():
-        if is_default_form(one):
-            there = best.get(one.name)
-            best[one.name] = one if there is None or _is_better(one, there) else there
+        there = best.get(one.name)
+        best[one.name] = one if there is None or _is_better(one, there) else there
     return sorted(best.values(), key=lambda one: (one.fields["update"] != "anchored", -len(one.trials), one.numbers))
 
 
@@ -156,25 +146,31 @@ def methods() -> str:
 
 
 def variants() -> str:
-    """What was varied in HIMALAYA's update, beside its default on the same tasks and seeds."""
-    own, lines = reference(), ["| changed | task × seed | score − default | NLL − default |", "|---|---|---|---|"]
-    for one in settings():
-        changed = {key: one.fields[key] for key in SETTING if one.fields[key] != own.fields[key]}
-        pairs = sorted(one.trials.keys() & own.trials.keys())
-        if one.fields["update"] == "anchored" and changed and pairs:
-            told = ", ".join(
-                f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in changed.items()
-            )
-            gap = [one.mean(key, pairs) - own.mean(key, pairs) for key in ("score", "nll")]
-            lines.append(f"| {told} | {len(pairs)} | {gap[0]:+.3f} | {gap[1]:+.3f} |")
+    """What was varied in HIMALAYA's update, beside its form on the same tasks and seeds."""
+    lines = ["| form | changed | task × seed | score − form | NLL − form |", "|---|---|---|---|---|"]
+    for fields in STARTS:
+        own = having(fields, EXPLORATIONS)
+        for one in settings(EXPLORATIONS):
+            changed = {key: one.fields[key] for key in SETTING if one.fields[key] != own.fields[key]}
+            pairs = sorted(one.trials.keys() & own.trials.keys())
+            if one.fields["update"] == own.fields["update"] and changed and pairs:
+                told = ", ".join(f"{key} {_word(value)}" for key, value in changed.items())
+                gap = [one.mean(key, pairs) - own.mean(key, pairs) for key in ("score", "nll")]
+                lines.append(
+                    f"| {NAMES[own.fields['update']]} | {told} | {len(pairs)} | {gap[0]:+.3f} | {gap[1]:+.3f} |"
+                )
     return "\n".join(lines) + "\n"
+
+
+def _word(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
 def rounding() -> str:
     """Scores of the same trained numbers, rounded to few bits."""
     lines = ["| update | task × seed | bits | bytes | score | NLL |", "|---|---|---|---|---|---|"]
     for one in compared():
-        pairs = sorted(pair for pair, row in one.trials.items() if any(f"{bits}_bits" in row for bits in BITS))
+        pairs = sorted(pair for pair, row in one.trials.items() if "3_bits" in row)
         for bits in (None, *one.rounded(pairs)) if pairs else ():
             size = stored_bytes(one.numbers, bits or 32) if bits else 4 * one.numbers
             lines.append(
@@ -188,7 +184,7 @@ TABLES = {"methods": methods, "rounding": rounding, "variants": variants}
 
 
 def points() -> list[tuple[str, int, float]]:
-    """Name, bytes at the fewest bits that keep the score, and NLL less HIMALAYA's on the same tasks and seeds."""
+    """Name, bytes at the fewest bits that keep the loss, and NLL less HIMALAYA's on the same tasks and seeds."""
     own, found = reference(), []
     for one in compared():
         pairs = sorted(one.trials.keys() & own.trials.keys())
@@ -215,7 +211,7 @@ def draw() -> None:
     axes.axhline(0, color=style.GRID_COLOR, linewidth=1.2)
     axes.margins(x=0.25)
     style.style_axes(
-        axes, x="bytes of a task, at the fewest bits that keep its score", y="NLL less HIMALAYA's (lower is better)"
+        axes, x="bytes of a task, at the fewest bits that keep its loss", y="NLL less HIMALAYA's (lower is better)"
     )
     figure.savefig(PICTURE, dpi=style.PNG_DPI, metadata={"Description": shown()})
 

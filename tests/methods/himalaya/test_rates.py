@@ -25,7 +25,7 @@ def test_a_step_moves_an_atom_by_the_same_at_every_width_and_the_loss_falls(widt
     torch.manual_seed(0)
     base = llama(hidden_size=width, std=0.6 / width**0.5, **SHAPES[width])
     count = 12 if placement == "residual_stream" else 3  # few enough that each number is an entry of a factor
-    config = HimalayaConfig(task_type="CAUSAL_LM", placement=placement, atoms_per_task=count)
+    config = HimalayaConfig(task_type="CAUSAL_LM", placement=placement, atoms_per_task=count, rank=4)
     model = get_peft_model(base, config).train()
     model.start_task("a")
     atoms = adapter_of(model).atoms

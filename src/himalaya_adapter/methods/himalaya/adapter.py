@@ -25,7 +25,7 @@ from .update import bounded, layer_anchors, layer_codes, scaled, unscaled, updat
 logger = logging.getLogger(__name__)
 UNNAMED = "unnamed"
 # A random adapter, for tests: its atoms are about so long.
-RANDOM_NORM = 0.5
+RANDOM_NORM = {"residual_stream": 0.5, "weights": 0.1}
 # Of the config, beside the core and the atoms.
 ANSWERS_DEPEND_ON = ("placement", "rank", "active_atoms", "norm_bound", "seed", "layers", "layers_to_transform")
 ONE_AT_A_TIME = "placement='weights' answers all rows of a batch as one task: set one task at a time"
@@ -68,7 +68,7 @@ class HimalayaAdapter(SharedState):
         self._warned = False
         if not config.init_weights:
             random = torch.randn(self.atoms.shape, generator=torch.Generator().manual_seed(config.seed + 2))
-            self.atoms.data = unscaled(random * RANDOM_NORM / width**0.5)
+            self.atoms.data = unscaled(random * RANDOM_NORM[config.placement] / width**0.5)
 
     # The update ------------------------------------------------------------------------------------------------
 

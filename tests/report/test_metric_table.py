@@ -36,6 +36,23 @@ def set_metrics(folder: Path, **values: float | None) -> None:
     write_json(folder / "metrics.json", {**read_json(folder / "metrics.json"), **values})
 
 
+def test_a_norm_is_held_against_the_bound_of_its_own_run(make_run: MakeRun) -> None:
+    def exceeds(*norms: float) -> list[bool]:
+        for folder, norm in zip(folders, norms, strict=True):
+            set_metrics(folder, update_norm_max=norm)
+        return [entry.exceeds_bound for entry in row_of(folders, "update_norm_max").entries]
+
+    folders = [make_run("strict", tasks=["x", "y"], method="himalaya_strict")]  # names no bound: the letter's, 1
+    folders += [make_run(f"wide-{seed}", tasks=["x", "y"], seed=seed) for seed in (0, 1)]
+    for folder in folders[1:]:
+        path = folder / "adapter" / "adapter_config.json"
+        write_json(path, {**read_json(path), "norm_bound": 2.0})
+    assert exceeds(1.0, 2.0, 1.5) == [False, False]
+    assert exceeds(1.5, 1.5, 1.5) == [True, False]
+    assert exceeds(1.0, 2.0, 2.01) == [False, True]  # one seed of two
+    assert exceeds(2.01, 2.01, 2.0) == [True, True]
+
+
 def test_values_are_printed_for_people() -> None:
     assert format_value(0.71349, "score") == "0.713"
     assert format_value(None, "score") == "–"

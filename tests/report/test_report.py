@@ -169,12 +169,19 @@ def test_half_a_line_and_a_repeated_task_among_the_events_change_nothing(make_ru
     assert read_run(folder) == whole
 
 
-def test_norm_above_its_bound_is_called_out(make_run: MakeRun) -> None:
+# An adapter whose config names no bound has the letter's, 1.
+@pytest.mark.parametrize("bound", [None, 0.5, 2.0])
+def test_norm_above_its_bound_is_called_out(bound: float | None, make_run: MakeRun) -> None:
     folder = make_run("run", tasks=SIX_TASKS[:2])
-    change(folder / "metrics.json", update_norm_max=1.01)
+    if bound is not None:
+        change(folder / "adapter" / "adapter_config.json", norm_bound=bound)
+    most = bound or 1.0
+    change(folder / "metrics.json", update_norm_max=most + 0.01)
     page = read_page(write_run_report(folder))
-    assert "1.010 above the bound" in page.text
+    assert f"{most + 0.01:.3f} above the bound" in page.text
     assert page.text.count("above the bound") == 1  # the atoms are within theirs
+    change(folder / "metrics.json", update_norm_max=most + 1e-5)  # rounding
+    assert "above the bound" not in read_page(write_run_report(folder)).text
 
 
 def test_comparison_writes_page_tables_figures_and_json(make_run: MakeRun, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The headline table: every metric with its formula, its interval or spread, and the best method marked."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,16 +18,29 @@ Better = Literal["higher", "lower", "near zero"]
 Interval = tuple[float, float]
 
 
+def update_norm_bound(adapter_config: Mapping[str, Any]) -> float:
+    """What the norm of an adapter's update cannot exceed."""
+    return float(adapter_config.get("norm_bound", LETTER_NORM_BOUND))
+
+
+def atom_norm_bound(_: Mapping[str, Any]) -> float:
+    """What the norm of an atom cannot exceed, whatever the adapter."""
+    return ATOM_NORM_BOUND
+
+
 @dataclass(frozen=True)
 class Metric:
-    """One row of the table; ``_{…}`` in a formula is a subscript, a_{i,j} the score on task j after task i."""
+    """One row of the table; ``_{…}`` in a formula is a subscript, a_{i,j} the score on task j after task i.
+
+    ``bound``, where there is one, is found from a run's ``adapter_config.json``: adapters have bounds of their own.
+    """
 
     key: str
     title: str
     formula: str
     kind: Kind
     better: Better
-    bound: float | None = None
+    bound: Callable[[Mapping[str, Any]], float] | None = None
 
 
 METRICS = (
@@ -59,8 +72,15 @@ METRICS = (
     Metric("released_bytes", "Bytes of the release file", "quantised, for inference only", "bytes", "lower"),
     Metric("trainable_parameters", "Trainable parameters", "numbers the optimiser moves", "count", "lower"),
     Metric("ewc_lambda", "EWC λ", "loss + λ/2 Σ_{i} F_{i} (θ_{i} − θ*_{i})²", "count", "lower"),
-    Metric("update_norm_max", "Largest update norm", "max ‖ΔW‖ seen; the method bounds it", "norm", "lower"),
-    Metric("atom_norm_max", "Largest atom norm", "max ‖atom‖ seen; bound 1.05", "norm", "lower", ATOM_NORM_BOUND),
+    Metric(
+        "update_norm_max",
+        "Largest update norm",
+        "max ‖ΔW‖ seen; the method bounds it",
+        "norm",
+        "lower",
+        update_norm_bound,
+    ),
+    Metric("atom_norm_max", "Largest atom norm", "max ‖atom‖ seen; bound 1.05", "norm", "lower", atom_norm_bound),
     Metric("peak_memory_bytes", "Peak memory", "largest memory of the process", "bytes", "lower"),
     Metric("train_seconds", "Training time", "wall clock, all tasks", "seconds", "lower"),
     Metric("eval_seconds", "Evaluation time", "wall clock, all evaluations", "seconds", "lower"),
@@ -92,7 +112,7 @@ class Entry:
         spread: ``[low, high]``, with several seeds ``± standard deviation``; empty where neither is known.
         best: Best of the row, among at least two methods.
         clear: Best, and its interval overlaps no other method's.
-        exceeds_bound: A norm above its bound.
+        exceeds_bound: A norm above its bound, in at least one run.
     """
 
     text: str
@@ -130,7 +150,7 @@ def metric_rows(groups: Sequence[MethodGroup]) -> list[Row]:
                 spread=format_interval(interval) or format_deviation(group.spread(metric.key), metric.kind),
                 best=index in best,
                 clear=index in clear,
-                exceeds_bound=value is not None and metric.bound is not None and value > metric.bound + NORM_TOLERANCE,
+                exceeds_bound=any(_exceeds_bound(run, metric) for run in group.runs),
             )
             for index, (group, value, interval) in enumerate(zip(groups, values, intervals, strict=True))
         )
@@ -144,6 +164,14 @@ def _value(group: MethodGroup, metric: Metric) -> float | None:
     if over_seeds is None:
         return None
     return max(group.values(metric.key)) if metric.kind == "norm" else over_seeds.mean
+
+
+def _exceeds_bound(run: RunRecord, metric: Metric) -> bool:
+    """Whether a run's value is above the bound that its own adapter has."""
+    value = run.metrics.get(metric.key)
+    if value is None or metric.bound is None:
+        return False
+    return bool(value > metric.bound(run.adapter_config) + NORM_TOLERANCE)
 
 
 def metric_interval(run: RunRecord, key: str) -> Interval | None:
@@ -244,8 +272,3 @@ def _best(
         other is not None and (mine[0] > other[1] or mine[1] < other[0]) for other in others
     )
     return best, {top} if apart else set()
-
-
-def update_norm_bound(adapter_config: Mapping[str, Any]) -> float:
-    """What the norm of an adapter's update cannot exceed."""
-    return float(adapter_config.get("norm_bound", LETTER_NORM_BOUND))

@@ -24,6 +24,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "O_LORA": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
 }
 STEPS = 20
+RATE = 0.05
+# A factor's entries are an atom's times about sqrt(width): at the rate above its loss goes up and down.
+RATES = {"HIMALAYA in the weights": 3e-3}
 
 
 def answers(model: Any, tokenizer: Any) -> list[int]:
@@ -45,7 +48,7 @@ def train_save_load(place: Path, method: str) -> None:
 
     batch = tokenizer("Question: what colour is the sky?\nAnswer: blue", return_tensors="pt")
     batch["labels"] = batch["input_ids"]
-    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=0.05)
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=RATES.get(method, RATE))
     if hasattr(model, "start_task"):
         model.start_task("sky", batch)
     if hasattr(model, "protect"):

@@ -48,7 +48,9 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
         generator = torch.Generator().manual_seed(options.seed * MODULES + self.number[name])
         entries = options.rank, self.in_features + self.out_features
         self.picks[name] = torch.randint(adapter.atoms.numel(), entries, generator=generator, dtype=torch.int32)
-        self.anchors[name] = torch.randn(options.rank, self.in_features, generator=generator) / self.in_features**0.5
+        # Signs, as whole numbers: no cast of the model touches them.
+        signs = torch.randint(0, 2, (options.rank, self.in_features), generator=generator, dtype=torch.int8)
+        self.anchors[name] = signs * 2 - 1
         # As numbers of size 1 from a vector of norm sqrt(d), and then an isometry.
         self.scales[name] = (adapter.width * adapter.atoms.numel() / adapter.entries) ** 0.5
 
@@ -74,7 +76,7 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
     def _make(self, name: str, atoms: Tensor) -> list[tuple[Tensor, Tensor]]:
         picked = atoms.flatten()[self.picks[name].long()] * self.scales[name]
         down, up = picked.split([self.in_features, self.out_features], dim=1)
-        return [(self.anchors[name].to(down) + down, up.T)]
+        return [(self.anchors[name] / self.in_features**0.5 + down, up.T)]
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT's ``convert_to_lora`` can write the adapter: exactly, at the adapter's rank."""

@@ -1,4 +1,4 @@
-"""On a real language model: three tasks, each of which answers at the end with the bits of its first answers."""
+"""On a real language model: three tasks, each of which answers at the end with the bits that it gave at first."""
 
 import pytest
 import torch

@@ -247,8 +247,7 @@ def measured(backbone: Backbone, model: Any, task: Task, collate: AnswerCollator
     order, nll = sorted(range(len(items)), key=lambda index: len(items[index]["input_ids"])), [0.0] * len(items)
     for start in range(0, len(order), 20):
         batch = collate([items[i] for i in order[start : start + 20]])
-        loss, _ = answer_loss(model, batch, "none")
-        counts = (batch["labels"][:, 1:] != IGNORED_LABEL).sum(1)
+        loss, counts = answer_loss(model, batch, "none")[0], (batch["labels"][:, 1:] != IGNORED_LABEL).sum(1)
         for index, value in zip(order[start : start + 20], loss.view(len(counts), -1).sum(1) / counts, strict=True):
             nll[index] = round(value.item(), 4)
     result = evaluate_task(model, backbone.tokenizer, task, split="validation", batch_size=60, max_length=MAX_LENGTH)
@@ -283,11 +282,13 @@ def main() -> None:
     arguments.output.touch()
     rows = [json.loads(line) for line in arguments.output.read_text().splitlines()]
     known = {Trial(**{name: row[name] for name in kinds}) for row in rows}
+    if not (missing := [trial for trial in trials if trial not in known]):
+        return
     tasks = load_stream("package_stream_25", limits=Limits(train=ITEMS, validation=60, test=1)).tasks
     backbone = load_backbone("smollm2-135m")
     backbone.model.requires_grad_(False).eval()
     backbone.model.set_attn_implementation("eager")  # a sixth faster on a CPU, for sequences as short as these
-    for trial in (trial for trial in trials if trial not in known):
+    for trial in missing:
         row = run(trial, next(task for task in tasks if task.name == trial.task), backbone, arguments.bits)
         with arguments.output.open("a") as file:
             file.write(json.dumps(row) + "\n")

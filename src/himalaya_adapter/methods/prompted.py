@@ -35,9 +35,9 @@ class PromptedModel(SharedStateModel):
         return {name: size for adapter in self._active() for name, size in adapter.stored_bytes().items()}
 
     def norm_certificate(self) -> dict[str, float]:
-        """The largest norms: ``update_norm_max`` and ``atom_norm_max``."""
+        """The largest norms: ``atom_norm_max``, and where the update's is bounded ``update_norm_max``."""
         norms = [adapter.norm_certificate() for adapter in self._active()]
-        return {name: max(norm[name] for norm in norms) for name in norms[0]}
+        return {name: max(norm.get(name, 0.0) for norm in norms) for name in norms[0]}
 
     def task_statistics(self) -> dict[str, Any]:
         """What is worth knowing of the current task, and of the room that is left."""

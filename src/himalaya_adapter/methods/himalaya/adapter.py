@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -77,7 +78,8 @@ class HimalayaAdapter(SharedState):
         """The layers' anchors, ``(L, d)``, in float32."""
         state = _state(self.dictionary.core)
         if self._anchors is None or self._anchors[0] != state:
-            with torch.inference_mode(False), torch.no_grad():  # made once, also for passes that have gradients
+            # Made once, also for passes that have gradients or another precision.
+            with torch.inference_mode(False), torch.no_grad(), _full_precision(self.dictionary.core):
                 self._anchors = state, layer_anchors(self.dictionary.core_atoms(), self.layers, self.config.seed)
         return self._anchors[1]
 
@@ -174,7 +176,8 @@ class HimalayaAdapter(SharedState):
         return self.atoms.requires_grad and int(self.tasks.open_row) in rows
 
     def _per_layer(self, atoms: Tensor, dtype: torch.dtype) -> Vectors:
-        write, read = update_vectors(self.anchors, self.codes.to(atoms), atoms, self.config.norm_bound)
+        with _full_precision(atoms):
+            write, read = update_vectors(self.anchors, self.codes.to(atoms), atoms, self.config.norm_bound)
         write, read = write.to(dtype), read.to(dtype)
         if atoms.dim() == 3:  # a row of the batch, a token, an entry
             write = write[:, :, None]
@@ -307,14 +310,13 @@ class HimalayaAdapter(SharedState):
 
     @torch.no_grad()
     def norm_certificate(self) -> dict[str, float]:
-        """The largest norms of an update and of an atom, over all tasks and layers."""
-        norms = {"update_norm_max": 0.0, "atom_norm_max": 0.0}
-        for row in {int(self.tasks.open_row), *self.tasks.learnt.nonzero().flatten().tolist()}:
-            atoms = self.task_atoms(row)
+        """The largest norms over all tasks: of an atom, and of a layer's update where that is bounded."""
+        rows = {int(self.tasks.open_row), *self.tasks.learnt.nonzero().flatten().tolist()}
+        atoms = torch.stack([self.task_atoms(row) for row in rows])
+        norms = {"atom_norm_max": atoms.norm(dim=-1).max().item()}
+        if self.config.placement == "residual_stream":
             write, read = update_vectors(self.anchors, self.codes.to(atoms), atoms, self.config.norm_bound)
-            update = (write.norm(dim=-1) * read.norm(dim=-1)).max().item()
-            norms["update_norm_max"] = max(norms["update_norm_max"], update)
-            norms["atom_norm_max"] = max(norms["atom_norm_max"], atoms.norm(dim=-1).max().item())
+            norms["update_norm_max"] = (write.norm(dim=-1) * read.norm(dim=-1)).max().item()
         return norms
 
     def task_statistics(self) -> dict[str, Any]:
@@ -335,6 +337,11 @@ class HimalayaAdapter(SharedState):
 
 def _state(*tensors: Tensor) -> tuple[tuple[int, int], ...]:
     return tuple((id(one), one._version) for one in tensors)
+
+
+def _full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """Without mixed precision: what is kept for later passes must not depend on the pass that needed it first."""
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 def _row_bits(rows: int) -> int:

@@ -109,7 +109,9 @@ def test_the_resources_are_those_of_the_adapter(run: Path) -> None:
         assert found["atom_norm_max"] is None
     else:
         assert 0 < found["trainable_parameters"] < sum(tensor.numel() for tensor in tensors.values())
-        assert 0 < found["update_norm_max"] <= 1 + 1e-6
+        bound = read_json(run / "adapter" / "adapter_config.json")["norm_bound"]
+        assert bound == 2
+        assert 0 < found["update_norm_max"] <= bound * (1 + 1e-6)
         assert 0.9 < found["atom_norm_max"] <= 1.05
 
 
@@ -124,8 +126,8 @@ def test_the_events_and_the_environment_tell_what_happened(run: Path, place: Pat
     assert all(event["skipped_steps"] == 0 for event in ends)
     assert all(event["stored_bytes"] == ends[0]["stored_bytes"] for event in ends), "constant size"
     if run.name == "himalaya":
-        assert all(len(event["atom_usage"]) == 10 for event in ends)
-        assert all(0 < event["expected_active_atoms"] <= 3.01 for event in ends)
+        assert all(event["active_atoms"] == 3 for event in ends)
+        assert all(0 <= event["free_atoms"] < 8 for event in ends)
     else:
         assert event_lines(run) == ends
     environment = read_json(run / "environment.json")
@@ -142,16 +144,18 @@ def test_the_dictionary_grows_and_evicts(run: Path) -> None:
     order = [(event["index"], event.get("step", event.get("steps")), event["event"] == "task_end") for event in lines]
     assert order == sorted(order)
     assert all(event["task"] == TASKS[event["index"]] for event in lines)
-    promotions = [event for event in lines if event["event"] == "promotion"]
     evictions = [event for event in lines if event["event"] == "eviction"]
-    assert promotions
-    assert all(1 <= event["step"] <= 6 and 0 <= event["slot"] < 6 for event in promotions)
-    assert all(0 <= event["similarity"] < 0.99 for event in promotions)
-    assert {event["index"] for event in evictions} == {2}, "the first two tasks have taken all slots"
-    assert all(event["step"] == 0 and 0 <= event["survives"] <= 1 for event in evictions)
+    sharings = [event for event in lines if event["event"] == "sharing"]
+    assert {event["event"] for event in lines} <= {"eviction", "sharing", "task_end"}
+    assert {event["index"] for event in evictions} == {2}, "the first two tasks have left too few slots"
+    assert all(event["step"] == 6 and 0 <= event["slot"] < 8 for event in [*evictions, *sharings])
+    assert all(0 <= event["survives"] <= 1 and set(event["tasks"]) <= set(TASKS[:2]) for event in evictions)
+    assert all(0.98 <= abs(event["similarity"]) <= 1 + 1e-6 for event in sharings)
     free = [event["free_atoms"] for event in task_ends(run)]
-    assert free[0] > 0
-    assert free[1:] == [0, 0]
+    shared = [sum(event["index"] <= index for event in sharings) for index in range(3)]
+    assert free[:2] == [8 - 3 + shared[0], 8 - 6 + shared[1]]
+    assert free[2] == 0
+    assert len(evictions) == 3 * 3 - 8 - shared[2]
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Growth of the dictionary" in page
     assert "Events, task by task" in page

@@ -77,18 +77,28 @@ def test_joint_learns_all_tasks_at_once(run: Callable[..., dict[str, Any]]) -> N
     assert result["metrics"]["forgetting"] == 0
 
 
-@pytest.mark.parametrize("protocol", ["independent", "joint"])
-def test_a_killed_bound_goes_on(run: Callable[..., dict[str, Any]], protocol: str, tmp_path: Path) -> None:
-    whole = run(protocol)
-    words = ["run", f"run={tmp_path / 'lora.yaml'}", f"results_dir={tmp_path / 'killed'}"]
+@pytest.mark.parametrize(
+    ("protocol", "method"), [("independent", "LORA"), ("joint", "LORA"), ("independent", "HIMALAYA")]
+)
+def test_a_killed_bound_goes_on(
+    run: Callable[..., dict[str, Any]], protocol: str, method: str, tmp_path: Path
+) -> None:
+    whole = run(protocol, method)
+    words = ["run", f"run={tmp_path / f'{method.lower()}.yaml'}", f"results_dir={tmp_path / 'killed'}"]
     assert in_own_process(words, "record_1") == -9
     assert in_own_process(words) == 0
-    assert results(tmp_path / "killed" / "lora") == whole
+    assert results(tmp_path / "killed" / method.lower()) == whole
 
 
-def test_independent_works_for_a_method_with_a_stream_of_its_own(run: Callable[..., dict[str, Any]]) -> None:
-    matrix = scores(run("independent", "HIMALAYA"))
+@pytest.mark.parametrize("protocol", ["independent", "frozen"])
+def test_a_bound_works_for_a_method_with_a_stream_of_its_own(
+    protocol: str, run: Callable[..., dict[str, Any]]
+) -> None:
+    result = run(protocol, "HIMALAYA")
+    matrix = scores(result)
     assert all(row[task] == matrix[task][task] for row in matrix for task in range(len(row)))
+    assert (result["metrics"]["base_drift"] == 0) == (protocol == "frozen")
+    assert steps(result) == [0 if protocol == "frozen" else 6] * 3
 
 
 def test_a_method_that_learns_tasks_by_name_cannot_mix_them(

@@ -225,6 +225,8 @@ class StreamRunner:
         # one must too.
         trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         events += noted_events(trainer.state)
+        if hasattr(self.model, "end_task"):
+            events += [{**event, "step": trainer.state.global_step} for event in self.model.end_task() or ()]
         losses = step_losses(trainer.state)
         record = {
             "steps": trainer.state.global_step,
@@ -280,9 +282,7 @@ class StreamRunner:
         self.store.write_learned(index, head | record | stored)
 
     def _method_record(self) -> dict[str, Any]:
-        """End the task and say what the method tells about it: as much as it has verbs for."""
-        if hasattr(self.model, "end_task"):
-            self.model.end_task()
+        """What the method tells about the task that has just ended: as much as it has verbs for."""
         record: dict[str, Any] = {}
         for verb in ("norm_certificate", "task_statistics"):
             if hasattr(self.model, verb):
@@ -308,7 +308,7 @@ class StreamRunner:
         shutil.copytree(last, self.store.folder / "adapter", ignore=shutil.ignore_patterns(COMPLETE))
         self.scores.score_unlabelled()
         released = self.scores.release()
-        if hasattr(self.model, "set_task"):
+        if hasattr(self.model, "set_task") and self.config.training.protocol != FROZEN:
             self.model.set_task(self.stream.tasks[-1].name)
         drift = base_drift(
             self.model,

@@ -68,8 +68,6 @@ class StreamScores:
     def score(self, row: int | str, index: int) -> None:
         """Score task ``index`` after training through task ``row``, or before all training."""
         task = self.stream.tasks[index]
-        if row != BEFORE and hasattr(self.model, "set_task"):
-            self.model.set_task(task.name)
         if not PartialState().is_main_process or self.store.score(row, index) is not None:
             return
         if isinstance(row, int):
@@ -82,6 +80,8 @@ class StreamScores:
         if known is not None:
             self.store.write_score(row, index, {**known, "reused": True})
             return
+        if row != BEFORE and hasattr(self.model, "set_task"):
+            self.model.set_task(task.name)
         with self.model.disable_adapter() if row == BEFORE else nullcontext():
             score = self._evaluate(task)
         self.store.write_score(row, index, score)

@@ -89,6 +89,8 @@ class Functions(TorchFunctionMode):
         if name == "__setitem__" and isinstance(args[0], FarTensor) and not isinstance(args[2], torch.Tensor):
             args[0].near[tree_map(nearer, args[1])] = args[2]
             return None
+        if name == "__getitem__" and isinstance(args[0], FarTensor) and isinstance(args[1], list):
+            return function(args[0], torch.tensor(args[1], dtype=torch.long))  # torch makes it on the device
         if name == "tolist" and isinstance(args[0], FarTensor):
             return args[0].near.tolist()
         return function(*args, **kwargs)

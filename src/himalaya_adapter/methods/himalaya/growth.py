@@ -155,7 +155,7 @@ def nearest_direction(vector: Tensor, atoms: Tensor, config: HimalayaConfig) -> 
     query, keys = normalize(vector[None], dim=1), normalize(atoms, dim=1)
     if config.index == "scan":
         return int((keys @ query[0]).abs().argmax())
-    tree = KDTree(len(keys), keys.shape[1], config.fanout, config.leaf_size)
+    tree = KDTree(len(keys), keys.shape[1], config.fanout, config.leaf_size).to(keys.device)
     tree.build(keys)
     both = tree.nearest(torch.cat([query, -query]), keys)
     return int(both[int((keys[both] @ query[0]).abs().argmax())])

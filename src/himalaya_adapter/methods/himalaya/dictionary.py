@@ -37,6 +37,6 @@ class Dictionary(nn.Module):
         return self.row_format.unpack(torch.cat([self.core, self.elastic])[numbers])
 
     @torch.no_grad()
-    def write(self, slot: int, atom: Tensor | None) -> None:
-        """Put an atom ``(d,)`` into a slot, rounded, or empty the slot."""
-        self.elastic[slot] = 0 if atom is None else self.row_format.pack(atom[None])[0]
+    def write(self, slot: int, atom: Tensor) -> None:
+        """Put an atom ``(d,)`` into a slot, rounded."""
+        self.elastic[slot] = self.row_format.pack(atom[None])[0]

@@ -59,7 +59,7 @@ class Growth:
             raise HimalayaError(
                 f"no room for another task: {max(0, room)} of {len(self.dictionary.elastic)} slots are free, a task "
                 f"needs {need} (atoms_per_task); attach an adapter with more elastic_atoms, or allow evictions with "
-                "evict=True, which forget a little"
+                "evict=True, which forget part of what was learnt"
             )
 
     @torch.no_grad()

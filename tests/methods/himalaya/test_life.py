@@ -161,7 +161,8 @@ def test_training_outside_of_a_task_warns_once_and_is_not_lost(caplog: pytest.Lo
     with caplog.at_level(logging.WARNING, logger="himalaya_adapter"):
         train(model, steps=4)
     (record,) = caplog.records
-    assert "the adapter is trained outside of a task: call model.start_task(name) first" in record.getMessage()
+    assert "the adapter is trained outside of a task" in record.getMessage()
+    assert "`with model.learning(name):`, or give a Trainer callbacks=[TaskCallback(name)]" in record.getMessage()
     learnt = logits_of(model)
     model.start_task("a")
     assert model.tasks == [UNNAMED]
@@ -188,13 +189,18 @@ def test_an_adapter_that_has_learnt_tasks_is_not_trained_outside_of_one(placemen
     for answering in ("b", "a", None):
         model.set_task(answering)
         before = snapshot(model)
-        with pytest.raises(HimalayaError, match=r"no task is being learnt: call model\.start_task\(name\) before you"):
+        with pytest.raises(
+            HimalayaError, match=r"^no task is being learnt: train inside of `with model\.learning\(name\)"
+        ):
             model(input_ids=random_tokens(batch=1), labels=random_tokens(batch=1))
         assert_same(model, before)
     model.start_task("c")
-    model.set_task("a")  # and not back
-    with pytest.raises(HimalayaError, match="no task is being learnt"):
-        model(input_ids=random_tokens(), labels=random_tokens())
+    for other in ("a", ["c"], None):  # and not back
+        model.set_task(other)
+        with pytest.raises(HimalayaError, match=r"^task 'c' is being learnt, but the adapter answers as another one"):
+            model(input_ids=random_tokens(batch=1), labels=random_tokens(batch=1))
+    model.set_task("c")
+    model(input_ids=random_tokens(), labels=random_tokens()).loss.backward()
 
 
 # Files and inference -------------------------------------------------------------------------------------------
@@ -388,3 +394,64 @@ def test_before_anything_was_learnt_a_prompt_is_answered_as_the_frozen_model() -
     model.set_task(None)
     assert torch.equal(logits_of(model), base)
     assert model.infer_task(random_tokens()) == [(None, 0.0)] * 2
+
+
+# One block --------------------------------------------------------------------------------------------------------
+
+
+@each_placement
+def test_a_task_in_a_block_is_learnt_as_with_the_single_verbs(placement: str) -> None:
+    model, other = attached(placement=placement), attached(placement=placement)
+    tokens = random_tokens(97, 2, 8)
+    learn(other, "a", seed=97, lr=0.01)
+    with model.learning("a"):
+        model.observe_prompts(prompts(97))
+        optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=0.01)
+        model.train()
+        for _ in range(3):
+            model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert model.tasks == ["a"]
+    assert_same(model, snapshot(other))
+    before = snapshot(model)
+    adapter_of(model).atoms.grad = torch.ones_like(adapter_of(model).atoms)
+    torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0).step()
+    assert_same(model, before)  # after the block no optimiser is watched
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("how", [ValueError, KeyboardInterrupt])
+def test_after_an_exception_in_a_block_the_adapter_is_as_before(known: bool, how: type[BaseException]) -> None:
+    model = attached()
+    learn(model, "a")
+    if known:
+        learn(model, "b")
+    model.set_task("a")
+    before, logits = snapshot(model), logits_of(model)
+    with pytest.raises(how), model.learning("b"):  # noqa: PT012
+        model.observe_prompts(prompts(1))
+        train(model)
+        raise how
+    assert_same(model, before)
+    assert adapter_of(model).atoms.grad is None
+    assert torch.equal(logits_of(model), logits)
+    assert model.tasks == (["a", "b"] if known else ["a"])
+
+
+def test_blocks_do_not_nest_and_hold_one_task() -> None:
+    model = attached()
+    before = snapshot(model)
+    message = (
+        r"^task 'a' is being learnt: before task '[ab]' begins, model.end_task\(\) keeps what it has learnt so far"
+    )
+    for other in ("b", "a"):
+        with pytest.raises(HimalayaError, match=message), model.learning("a"), model.learning(other):
+            pass
+        assert_same(model, before)
+    for verb in (model.end_task, lambda: model.start_task("b"), lambda: model.forget_task("a")):
+        message = r"^task 'a' was ended, or another one started, inside of "
+        with pytest.raises(HimalayaError, match=message), model.learning("a"):  # noqa: PT012
+            train(model)
+            verb()
+        assert_same(model, before)

@@ -29,6 +29,10 @@ UNNAMED = "unnamed"
 RANDOM_NORM = {"residual_stream": 0.5, "weights": 0.1}
 # Of the config, beside the core and the atoms.
 ANSWERS_DEPEND_ON = ("placement", "rank", "active_atoms", "norm_bound", "seed", "layers", "layers_to_transform")
+NO_TASK = (
+    "no task is being learnt: train inside of `with model.learning(name):`, or give a Trainer "
+    "callbacks=[TaskCallback(name)]"
+)
 ONE_AT_A_TIME = "placement='weights' answers all rows of a batch as one task: set one task at a time"
 Vectors = list[tuple[Tensor, Tensor]]
 
@@ -186,15 +190,19 @@ class HimalayaAdapter(SharedState):
     def _check_training(self) -> None:
         if self.packed is not None:
             raise HimalayaError(INFERENCE_ONLY)
-        if not self.learns or (int(self.tasks.open_row) == NO_ROW and self.tasks.learnt.any()):
+        open_row = int(self.tasks.open_row)
+        if open_row != NO_ROW and not self.learns:
             raise HimalayaError(
-                "no task is being learnt: call model.start_task(name) before you train, and model.end_task() after"
+                f"task '{self.tasks.name(open_row)}' is being learnt, but the adapter answers as another one: call "
+                f"model.set_task('{self.tasks.name(open_row)}') before you train on"
             )
+        if open_row == NO_ROW and (not self.learns or self.tasks.learnt.any()):
+            raise HimalayaError(NO_TASK)
         if int(self.tasks.open_row) == NO_ROW and not self._warned:
             self._warned = True
             logger.warning(
-                "the adapter is trained outside of a task: call model.start_task(name) first, or the next task starts "
-                "from scratch and this one is stored as '%s'",
+                "the adapter is trained outside of a task, and what it learns is stored as '%s': train inside of "
+                "`with model.learning(name):`, or give a Trainer callbacks=[TaskCallback(name)]",
                 UNNAMED,
             )
         # Whoever takes the optimiser's steps: atoms that have left the ball are put back before they are used again.
@@ -251,11 +259,74 @@ class HimalayaAdapter(SharedState):
         row = self.tasks.open(UNNAMED) if int(self.tasks.open_row) == NO_ROW else int(self.tasks.open_row)
         events = self.growth.store(row, atoms)
         self.router.learn(_row_code(row, self.config.max_tasks).to(self.atoms.device))
-        self.tasks.open_row.fill_(NO_ROW)
-        self.atoms.zero_()
-        self._warned = False
+        self._close()
         self.answer_as(row)
         return events
+
+    @torch.no_grad()
+    def forget_task(self, name: str) -> None:
+        """Remove a task: its row, the slots that no other task uses, and what the memory of prompts knows of it.
+
+        Raises:
+            HimalayaError: It is not known, another one is being learnt, or a release. Nothing is changed.
+        """
+        if self.packed is not None:
+            raise HimalayaError(INFERENCE_ONLY)
+        row, open_row = self.tasks.row_of(name), int(self.tasks.open_row)
+        if open_row not in (NO_ROW, row):
+            raise HimalayaError(
+                f"task '{self.tasks.name(open_row)}' is being learnt: end it before you forget task '{name}'"
+            )
+        if open_row == row:
+            self._close()
+        self.growth.remove(row)
+        self.router.remove(_row_code(row, self.config.max_tasks).to(self.atoms.device))
+        self.fisher.forget()
+        none_left = not self.tasks.learnt.any()
+        if self.rows is not None:
+            self.rows = tuple(FROZEN if one == row else one for one in self.rows)
+        if none_left or int(self.tasks.answers) == row:
+            self.tasks.answers.fill_(NO_ROW if none_left else FROZEN)
+
+    def _close(self) -> None:
+        """No task is being learnt any more; an optimiser's step that comes late finds no gradient."""
+        self.tasks.open_row.fill_(NO_ROW)
+        self.atoms.zero_()
+        self.atoms.grad = None
+        self.router.task_moment.zero_()
+        self._warned = False
+
+    def check_closed(self, name: str) -> None:
+        """Make sure that no task is being learnt.
+
+        Raises:
+            HimalayaError: One is.
+        """
+        if int(self.tasks.open_row) != NO_ROW:
+            other = self.tasks.name(int(self.tasks.open_row))
+            raise HimalayaError(
+                f"task '{other}' is being learnt: before task '{name}' begins, model.end_task() keeps what it has "
+                f"learnt so far, model.forget_task('{other}') drops it"
+            )
+
+    def check_open(self, name: str) -> None:
+        """Make sure that this task is being learnt.
+
+        Raises:
+            HimalayaError: It is not.
+        """
+        if self.tasks.find(name) != int(self.tasks.open_row):
+            raise HimalayaError(f"task '{name}' was ended, or another one started, inside of model.learning('{name}')")
+
+    def snapshot(self) -> tuple[Any, ...]:
+        """A copy of all that `restore` puts back."""
+        return {name: tensor.clone() for name, tensor in self.state_dict().items()}, self.rows, self.infers_task
+
+    def restore(self, state: tuple[Any, ...]) -> None:
+        """Be as at the time of a `snapshot`."""
+        tensors, self.rows, self.infers_task = state
+        self.load_state_dict(tensors)
+        self.atoms.grad = None
 
     @torch.no_grad()
     def begin_from(self, row: int) -> None:

@@ -57,6 +57,12 @@ class FisherMemory(nn.Module):
             self.seen += 1
             self.energy += squared / squared.sum()
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Empty the buffer: which task a direction is from is not kept."""
+        for buffer in (self.residuals, self.seen, self.energy):
+            buffer.zero_()
+
     def unit_residuals(self) -> Tensor:
         """The directions in the buffer, ``(m, d)``."""
         return normalize(self.residuals[: min(int(self.seen), RESIDUALS)].float(), dim=1)

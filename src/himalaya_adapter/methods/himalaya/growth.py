@@ -97,6 +97,19 @@ class Growth:
         self.fisher.energy.zero_()
         return events
 
+    @torch.no_grad()
+    def remove(self, row: int) -> None:
+        """Forget a row of the table: slots that only its task uses become zero, those of other tasks stay."""
+        shared = self.tasks.numbers[row][self.tasks.coefficients[row] != 0] - self.first_slot
+        self.tasks.clear(row)
+        free = [slot - self.first_slot for slot in self.free_slots()]
+        self.dictionary.elastic[free] = 0
+        self.fisher.importance[free] = 0
+        # What the others have of a shared slot: as much as if each of their atoms mattered alike.
+        uses = self.tasks.uses(self.first_slot + len(self.dictionary.elastic))[self.first_slot :]
+        shared = shared[shared >= 0].long()
+        self.fisher.importance[shared] = uses[shared] / self.config.atoms_per_task
+
     def _similar(self, atom: Tensor, occupied: list[int]) -> tuple[int, float, float] | None:
         """The slot of another task that can serve, how much of it, and the cosine; none if none is close enough."""
         if not occupied:

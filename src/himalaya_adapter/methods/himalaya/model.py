@@ -1,13 +1,15 @@
 """HIMALAYA as a PEFT tuner."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from peft import PeftConfig
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from himalaya_adapter.methods.merging import refuse_if_merged
@@ -75,6 +77,55 @@ class HimalayaModel(PromptedModel):
         """
         return [event for adapter in self._active() for event in adapter.end_task()]
 
+    def forget_task(self, name: str) -> None:
+        """Remove a task: the adapter no longer knows its name, and all other tasks answer bit for bit as before.
+
+        Its atoms become zero and their slots free, but for those that another task shares. Its row of coefficients,
+        the mean of its prompts and all directions of past gradients are deleted too. In the file then still depend on
+        the task's data: atoms that another task shares; with ``evict=True`` the combinations that stand in for what
+        was evicted while the task was there; and the spread of prompts, which is one sum over all tasks, until the
+        last one is forgotten.
+
+        Raises:
+            HimalayaError: The task is not known, another one is being learnt, or the adapter is merged or a release.
+                Nothing is changed.
+        """
+        refuse_if_merged(self.model, f"forget_task({name!r})")
+        for adapter in self._active():
+            adapter.forget_task(name)
+
+    @contextmanager
+    def learning(self, name: str, examples: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """Learn a task in a loop of your own: ``with model.learning("tickets"): ...``.
+
+        As `start_task`, `protect` with any optimiser that steps inside, and `end_task`. After an exception the adapter
+        is as before.
+
+        Args:
+            name: The task's name.
+            examples: As in `start_task`.
+
+        Raises:
+            HimalayaError: A task is being learnt already; or as `start_task`.
+        """
+        adapters = self._active()
+        for adapter in adapters:
+            adapter.check_closed(name)
+        before = [adapter.snapshot() for adapter in adapters]
+        watch = register_optimizer_step_pre_hook(lambda optimizer, *_: self._before_step(optimizer))
+        try:
+            self.start_task(name, examples)
+            yield
+            for adapter in adapters:
+                adapter.check_open(name)
+            self.end_task()
+        except BaseException:
+            for adapter, state in zip(adapters, before, strict=True):
+                adapter.restore(state)
+            raise
+        finally:
+            watch.remove()
+
     @torch.no_grad()
     def _warm_start(self, adapter: HimalayaAdapter, examples: Mapping[str, Any]) -> list[Event]:
         """Let the open task start from the earlier one with the lowest loss on its first examples."""
@@ -108,16 +159,18 @@ class HimalayaModel(PromptedModel):
         Returns:
             Handles; ``remove()`` them to stop.
         """
+        return [optimizer.register_step_pre_hook(lambda *_: self._before_step(optimizer))]
 
-        def before_step(*_: Any) -> None:
-            for adapter in self._active():
-                gradient = adapter.atoms.grad
-                if gradient is not None and gradient.isfinite().all():
-                    adapter.fisher.observe(gradient)
-                elif gradient is not None:
-                    optimizer.zero_grad()
-
-        return [optimizer.register_step_pre_hook(before_step)]
+    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        steps = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for adapter in self._active():
+            gradient = adapter.atoms.grad
+            if gradient is None or id(adapter.atoms) not in steps:
+                continue
+            if gradient.isfinite().all():
+                adapter.fisher.observe(gradient)
+            else:
+                optimizer.zero_grad()
 
     # Answering -------------------------------------------------------------------------------------------------
 

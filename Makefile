@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/himalaya run run=demo-himalaya results_dir=$(RESULTS)/demo
 	$(BIN)/himalaya run run=demo-lora results_dir=$(RESULTS)/demo
 	@echo "The report is here:"
-	@$(BIN)/himalaya compare results_dir=$(RESULTS)/demo run_ids='["himalaya", "lora"]'
+	@$(BIN)/himalaya compare $(RESULTS)/demo himalaya lora
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .

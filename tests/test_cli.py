@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -274,9 +275,8 @@ def test_generate_refuses(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["results_dir=x"], "compare takes results_dir=FOLDER and run_ids="),
-        (["results_dir=x", "run_ids=himalaya"], "is not a JSON list of names"),
-        (["results_dir=RESULTS", 'run_ids=["himalya"]'], "did you mean 'himalaya'"),
+        (["x"], "no runs to compare: x holds no finished run"),
+        (["RESULTS", "himalya"], "did you mean 'himalaya'"),
     ],
 )
 def test_compare_refuses(
@@ -316,10 +316,13 @@ def test_a_mistake_in_a_shell_is_one_line_and_status_2() -> None:
 
 @pytest.mark.parametrize("arguments", [["rum"], [], ["run"], ["generate", "folder"]])
 def test_an_incomplete_command_shows_its_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert "usage: himalaya" in capsys.readouterr().err
+    assert main(arguments) == 2
+    assert "Usage: himalaya" in capsys.readouterr().err
+
+
+def test_the_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"himalaya-adapter {metadata.version('himalaya-adapter')}\n"
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_the_page_stands_alone_and_the_runs_can_be_compared(place: Path, capsys:
         assert all(task in page for task in TASKS)
         assert "http://" not in page.replace("http://www.w3.org", "")
     capsys.readouterr()
-    assert main(["compare", f"results_dir={place / 'out'}", 'run_ids=["himalaya", "lora"]']) == 0
+    assert main(["compare", str(place / "out"), "himalaya", "lora"]) == 0
     report = place / "out" / "comparison" / "report.html"
     assert capsys.readouterr().out.strip() == str(report)
     assert report.is_file()

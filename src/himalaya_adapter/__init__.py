@@ -1,10 +1,30 @@
-"""HIMALAYA: continual learning of a long stream of tasks with one tiny adapter of constant size."""
+"""HIMALAYA: continual learning of a long stream of tasks with one tiny adapter of constant size.
+
+Importing the package costs next to nothing: what is named here is loaded when it is first used. From then on, or as
+soon as anything imports ``peft``, PEFT knows the package's methods.
+"""
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from himalaya_adapter.peft_hook import register_with_peft
+
+if TYPE_CHECKING:
+    from himalaya_adapter.methods import HimalayaConfig, HimalayaModel, save_release
+
+__all__ = ["HimalayaConfig", "HimalayaModel", "save_release"]
 
 # At import bitsandbytes warns that an optional CPU kernel is missing; nothing here needs it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+register_with_peft()
 
-from .methods import HimalayaConfig, HimalayaModel, save_release  # noqa: E402
 
-__all__ = ["HimalayaConfig", "HimalayaModel", "save_release"]
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"{__name__}.methods"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -87,7 +87,7 @@ def few_openings() -> Iterator[None]:
 def measured(place: Path) -> dict[str, Any]:
     """What `himalaya latency` writes about a tiny adapter."""
     folder = write_learnt(place / "learnt", place / "backbone")
-    words = ["latency", str(folder), "--precision", "fp32", "int8", "int4", "--threads", "1"]
+    words = ["latency", str(folder), "--precision", "fp32,int8,int4", "--threads", "1"]
     assert main([*words, "--seconds", "0.05", "--output", str(place / "latency.json")]) == 0
     return read_json(place / "latency.json")
 

@@ -243,8 +243,8 @@ def test_comparison_refuses_runs_that_were_not_measured_alike(make_run: MakeRun,
 @pytest.mark.parametrize(
     ("run_ids", "reason"),
     [
-        ([], "run_ids is empty"),
-        (["himalaya", "himalaya"], "'himalaya' more than once"),
+        ([], "no runs to compare"),
+        (["himalaya", "himalaya"], "'himalaya' is named more than once"),
         (["himalaia"], "did you mean 'himalaya'"),
         (["himalaya", "unfinished"], "'unfinished' is not finished"),
     ],

@@ -159,12 +159,10 @@ def read_comparable_runs(results_dir: Path, run_ids: Sequence[str]) -> list[RunR
         HimalayaError: No or repeated run ids, an unknown or unfinished run, or runs that differ in one of the above.
     """
     if not run_ids:
-        raise HimalayaError(
-            'no runs to compare: run_ids is empty; give at least one, for example run_ids=\'["a","b"]\''
-        )
+        raise HimalayaError(f"no runs to compare: {results_dir} holds no finished run, and none is named")
     repeated = sorted({run_id for run_id in run_ids if list(run_ids).count(run_id) > 1})
     if repeated:
-        raise HimalayaError(f"run_ids names '{repeated[0]}' more than once; give every run once")
+        raise HimalayaError(f"run '{repeated[0]}' is named more than once; name every run once")
     for run_id in run_ids:
         if not (results_dir / run_id).is_dir():
             known = [path.parent.name for path in results_dir.glob("*/metrics.json")]

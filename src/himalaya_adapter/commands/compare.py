@@ -1,0 +1,19 @@
+"""``himalaya compare``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(help="The folder of the runs, which a run calls results_dir.")],
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN_ID]...", help="The runs (default: all that are finished).")
+    ] = None,
+) -> None:
+    """Compare finished runs of one stream."""
+    from himalaya_adapter.report import write_comparison
+
+    chosen = run_ids or sorted(path.parent.name for path in folder.glob("*/metrics.json"))
+    print(write_comparison(folder, chosen, folder / "comparison"))

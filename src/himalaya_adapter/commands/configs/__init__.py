@@ -1,0 +1,1 @@
+"""Write run configs from an experiment plan, or check some."""

@@ -1,0 +1,1 @@
+"""List, fetch or show the data of a stream."""

@@ -1,0 +1,29 @@
+"""``himalaya data list``."""
+
+from typing import Annotated
+
+import typer
+
+
+def command(stream: Annotated[str | None, typer.Argument(help="A stream's name or its YAML file.")] = None) -> None:
+    """The streams; with a name, the stream's tasks and whether its archives are in the cache."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from himalaya_adapter.packages import archive_path
+    from himalaya_adapter.streams import stream_names
+    from himalaya_adapter.streams.catalogue import read_definition
+
+    if stream is None:
+        for name in stream_names():
+            print(f"{name}: {' '.join(read_definition(name).description.split())}")
+        return
+    definition = read_definition(stream)
+    table = Table("task", "kind", "language", "metric", "what it asks", title=f"{stream}: {definition.description}")
+    for spec in definition.tasks:
+        table.add_row(spec.name, spec.kind, spec.language, spec.metric, spec.description)
+    console = Console()
+    console.print(table)
+    for archive in definition.used_archives().values():
+        state = "cached" if archive_path(archive.requirement).is_file() else "not fetched"
+        console.print(f"{archive.requirement} ({archive.licence}): {state}", highlight=False)

@@ -1,0 +1,25 @@
+"""``himalaya run``."""
+
+import os
+
+from himalaya_adapter.commands import Overrides
+
+CONTINUES = True
+
+
+def command(overrides: Overrides) -> None:
+    """Learn a stream; the same command continues an interrupted run.
+
+    For example: himalaya run run=demo-himalaya mode=trial results_dir=outputs
+    """
+    from himalaya_adapter.experiments import compose_run
+    from himalaya_adapter.report import write_run_report
+    from himalaya_adapter.training import run_stream
+
+    launch = compose_run(overrides)
+    folder = run_stream(launch.run, launch.results_dir, overwrite=launch.overwrite)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one process of several: the first one reports
+    if not (folder / "report.html").is_file():
+        write_run_report(folder)
+    print(folder / "report.html")

@@ -1,0 +1,62 @@
+"""What an import costs, counted in modules, and that PEFT knows the methods in either order of imports."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import get_peft_model
+from tiny_runs import write_backbone
+
+from himalaya_adapter import HimalayaConfig
+
+HEAVY = {"torch", "transformers", "peft", "optuna", "trl", "lm_eval", "bitsandbytes", "datasets", "onnx", "matplotlib"}
+
+
+def in_a_new_process(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("words", [None, ["--help"], ["--version"], ["run", "--help"], ["data", "list"]])
+def test_what_needs_no_model_loads_none(words: list[str] | None) -> None:
+    start = "import himalaya_adapter" if words is None else f"from himalaya_adapter.cli import main; main({words})"
+    loaded = in_a_new_process(f"import sys; {start}; print('\\nLOADED', *sys.modules)").rpartition("LOADED")[2].split()
+    assert "himalaya_adapter" in loaded
+    assert HEAVY.isdisjoint(loaded)
+
+
+ORDERS = {
+    "PEFT first": "import peft; import himalaya_adapter",
+    "PEFT last": """
+import importlib.util, sys
+import himalaya_adapter
+assert importlib.util.find_spec("peft") is not None  # as transformers asks
+assert "peft" not in sys.modules
+import peft""",
+}
+
+
+@pytest.mark.parametrize("imports", ORDERS.values(), ids=ORDERS)
+def test_plain_peft_loads_an_adapter(
+    imports: str, tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    backbone = write_backbone(tmp_path / "backbone", tiny_model, tiny_tokenizer)
+    model = get_peft_model(tiny_model(), HimalayaConfig(task_type="CAUSAL_LM"))
+    model.start_task("colours")
+    model.end_task()
+    model.save_pretrained(tmp_path / "adapter")
+    load = f"""
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained({str(backbone)!r})
+print(peft.PeftModel.from_pretrained(base, {str(tmp_path / "adapter")!r}).tasks)
+"""
+    assert "colours" in in_a_new_process(imports + load)
+
+
+def test_an_unknown_name_of_the_package() -> None:
+    with pytest.raises(ImportError, match="HimalayaConfg"):
+        from himalaya_adapter import HimalayaConfg  # noqa: F401

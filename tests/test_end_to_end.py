@@ -19,6 +19,7 @@ from himalaya_adapter.evaluation import metrics as formulas
 from himalaya_adapter.evaluation.item_scores import read_item_scores
 from himalaya_adapter.evaluation.scoring import evaluate_task
 from himalaya_adapter.experiments import compose_run
+from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams import load_stream
 from himalaya_adapter.training import run_stream
@@ -171,8 +172,7 @@ def test_the_saved_adapter_scores_as_the_last_row(run: Path, place: Path) -> Non
     backbone = load_backbone(str(place / "backbone"), dtype="float32")
     model = PeftModel.from_pretrained(backbone.model, run / "adapter").eval()
     for index, task in enumerate(stream.tasks):
-        if hasattr(model, "set_task"):
-            model.set_task(task.name)
+        continual(model).set_task(task.name)
         score = evaluate_task(model, backbone.tokenizer, task, batch_size=8, max_length=96)
         wanted = stored(run, 2, index)
         assert list(score.item_scores) == wanted["item_scores"]

@@ -12,6 +12,7 @@ from tiny_runs import PRELOADED, write_backbone
 
 from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.methods.construction import adapt, method_config
+from himalaya_adapter.methods.continual import continual
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "HIMALAYA": {},
@@ -49,10 +50,8 @@ def train_save_load(place: Path, method: str) -> None:
     batch = tokenizer("Question: what colour is the sky?\nAnswer: blue", return_tensors="pt")
     batch["labels"] = batch["input_ids"]
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=RATES.get(method, RATE))
-    if hasattr(model, "start_task"):
-        model.start_task("sky", batch)
-    if hasattr(model, "protect"):
-        model.protect(optimizer)
+    continual(model).start_task("sky", batch)
+    continual(model).protect(optimizer)
     losses = []
     for _ in range(STEPS):
         loss = model.train()(**batch).loss
@@ -60,8 +59,7 @@ def train_save_load(place: Path, method: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    if hasattr(model, "end_task"):
-        model.end_task()
+    continual(model).end_task()
     assert losses[-1] < losses[0] - 0.1, losses
     for name, weight in backbone.model.state_dict().items():
         if name in packed:

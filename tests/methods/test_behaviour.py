@@ -61,11 +61,9 @@ def test_disabling_the_adapter_gives_the_base_model(case: Case) -> None:
 @pytest.mark.parametrize("name", ["default", "another"])
 def test_a_saved_adapter_comes_back_bit_for_bit(case: Case, name: str, tmp_path) -> None:
     model = case.adapted()
-    if hasattr(model, "start_task"):
-        model.start_task("first")
+    model.start_task("first")
     train_one_step(model)
-    if hasattr(model, "end_task"):
-        model.end_task()
+    model.end_task()
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(case.base(), tmp_path, adapter_name=name).eval()
     assert torch.equal(logits_of(loaded), logits_of(model))

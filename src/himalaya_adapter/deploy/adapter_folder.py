@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.backbones.shape import SIZES, sizes_of
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.methods.himalaya import HimalayaModel
+from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from himalaya_adapter.storage import read_json
 
@@ -109,10 +109,10 @@ def load_adapter(
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise HimalayaError(f"the adapter in {saved.folder} could not be loaded: {reason}") from error
-    if task is not None and hasattr(model, "set_task"):
-        model.set_task(task)
-    tasks = tuple(model.tasks) if isinstance(model.base_model, HimalayaModel) else saved.tasks
-    return LoadedAdapter(model, loaded.tokenizer, tasks, loaded.name, saved.folder)
+    method = continual(model)
+    if task is not None:
+        method.set_task(task)
+    return LoadedAdapter(model, loaded.tokenizer, tuple(method.tasks) or saved.tasks, loaded.name, saved.folder)
 
 
 def _find(folder: str | Path) -> _Saved:

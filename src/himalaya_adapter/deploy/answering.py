@@ -9,6 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.evaluation.generation import GREEDY
+from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.streams.encoding import encode_prompt
 
 logger = logging.getLogger(__name__)
@@ -40,25 +41,25 @@ def choose_task(adapter: LoadedAdapter, prompt: str, task: str = AUTO) -> Chosen
         HimalayaError: A task that the adapter has not learnt, or ``"auto"`` for a method that switches between tasks
             and cannot tell one from its prompt.
     """
-    model, known = adapter.model, adapter.tasks
-    method = model.active_peft_config.peft_type.value
+    method, known = continual(adapter.model), adapter.tasks
+    kind = adapter.model.active_peft_config.peft_type.value
     if task != AUTO and known and task not in known:
         raise unknown_name("task", task, known)
-    if not hasattr(model, "set_task"):
+    if not method.switches_tasks:
         if task != AUTO:
-            logger.warning("an adapter of %s answers alike for all tasks: the name '%s' changes nothing", method, task)
+            logger.warning("an adapter of %s answers alike for all tasks: the name '%s' changes nothing", kind, task)
         return ChosenTask(None)
     if task != AUTO:
-        if not known and hasattr(model, "remembers_task") and not model.remembers_task(task):
+        if not known and not method.remembers_task(task):
             logger.warning("the adapter has seen no prompts of a task '%s': it answers as an untrained one", task)
-        model.set_task(task)
+        method.set_task(task)
         return ChosenTask(task)
-    if not hasattr(model, "infer_task"):
-        raise HimalayaError(f"{method} cannot tell a task from its prompt: name one with --task ({', '.join(known)})")
-    ((name, confidence),) = model.infer_task(_encoded(adapter, prompt), known)
+    if not method.recognises_tasks:
+        raise HimalayaError(f"{kind} cannot tell a task from its prompt: name one with --task ({', '.join(known)})")
+    ((name, confidence),) = method.infer_task(_encoded(adapter, prompt), known)
     if confidence == 0:
         raise HimalayaError("the adapter has not learnt to tell tasks from prompts: name one with --task")
-    model.set_task(name)  # without a name: as the prompt says, each time
+    method.set_task(name)  # without a name: as the prompt says, each time
     return ChosenTask(name, confidence)
 
 

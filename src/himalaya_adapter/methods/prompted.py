@@ -20,6 +20,10 @@ class PromptedModel(SharedStateModel):
     concerns the active adapters, and can be called on the `PeftModel` itself.
     """
 
+    separates_tasks = True
+    switches_tasks = True
+    recognises_tasks = True
+
     def observe_prompts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
         """Remember what the open task's prompts look like, as moments of fixed size, for ``set_task(None)``.
 

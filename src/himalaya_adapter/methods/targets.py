@@ -8,6 +8,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import nn
 
+from .continual import ContinualModel
+
 
 @dataclass
 class TargetsConfig(PeftConfig):
@@ -62,7 +64,7 @@ class TargetsConfig(PeftConfig):
             raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
 
 
-class TargetsModel(BaseTuner):
+class TargetsModel(ContinualModel, BaseTuner):
     """A PEFT tuner that puts one layer in the place of each target and gives it every adapter that targets it."""
 
     @staticmethod

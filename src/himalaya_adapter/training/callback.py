@@ -11,27 +11,29 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.continual import continual
+from himalaya_adapter.methods.events import Event, SkippedStep
 from himalaya_adapter.training.run_store import mark_complete
 
 logger = logging.getLogger(__name__)
-SKIPPED_STEP = "skipped_step"
 SECONDS = "seconds_of_steps"
 # So many steps in a row without a finite gradient are no accident.
 MOST_SKIPPED = 10
 
 
 class StreamCallback(TrainerCallback):
-    """Lets a continual method anneal, protect and grow, drops steps that are not finite, marks whole checkpoints.
+    """Lets the method anneal, protect and grow, drops steps that are not finite, marks whole checkpoints.
 
     What happened goes to the Trainer's log history, which travels with the checkpoints: see `noted_events`.
 
     Args:
-        model: The PEFT model; methods without ``protect`` and ``anneal`` are trained as they are.
+        model: The PEFT model.
         task: Name of the task, for messages.
     """
 
     def __init__(self, model: Any, task: str) -> None:
         self.model = model
+        self.method = continual(model)
         self.task = task
         self.handles: list[Any] = []
         self.clock = time.perf_counter()
@@ -41,18 +43,14 @@ class StreamCallback(TrainerCallback):
     ) -> None:
         """Hook the method into the optimiser, and go on with the time that earlier processes have taken."""
         self.clock = time.perf_counter() - seconds_of_steps(state)
-        if hasattr(self.model, "protect"):
-            optimizer = kwargs["optimizer"]
-            self.handles = self.model.protect(
-                getattr(optimizer, "optimizer", optimizer), on_growth=lambda event: _note(state, event)
-            )
+        optimizer = kwargs["optimizer"]
+        self.handles = self.method.protect(getattr(optimizer, "optimizer", optimizer), lambda one: _note(state, one))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set the temperature from the step's number, so that a resumed task goes on with the same one."""
-        if hasattr(self.model, "anneal"):
-            self.model.anneal(state.global_step / state.max_steps)
+        self.method.anneal(state.global_step / state.max_steps)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -68,12 +66,11 @@ class StreamCallback(TrainerCallback):
         if torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
             return
         self.model.zero_grad()
-        if hasattr(self.model, "forget_passes"):
-            self.model.forget_passes()
-        _note(state, {"event": SKIPPED_STEP})
+        self.method.skip_step()
+        _note(state, SkippedStep())
         step = state.global_step + 1
         logger.warning("task %s, step %d: loss or gradient is not finite, step skipped", self.task, step)
-        skipped = {event["step"] for event in noted_events(state) if event["event"] == SKIPPED_STEP}
+        skipped = {event["step"] for event in noted_events(state) if event["event"] == SkippedStep.kind}
         if skipped.issuperset(range(step - MOST_SKIPPED + 1, step + 1)):
             raise HimalayaError(
                 f"task '{self.task}': {MOST_SKIPPED} steps in a row had a loss or gradient that is not finite, up to "
@@ -112,9 +109,9 @@ def seconds_of_steps(state: TrainerState) -> float:
 
 def step_losses(state: TrainerState) -> list[float]:
     """The losses of a task's steps, in order, without those that were skipped; penalties (EWC) are part of them."""
-    skipped = {event["step"] for event in noted_events(state) if event["event"] == SKIPPED_STEP}
+    skipped = {event["step"] for event in noted_events(state) if event["event"] == SkippedStep.kind}
     return [entry["loss"] for entry in state.log_history if "loss" in entry and entry["step"] not in skipped]
 
 
-def _note(state: TrainerState, event: dict[str, Any]) -> None:
-    state.log_history.append({**event, "step": state.global_step + 1})
+def _note(state: TrainerState, event: Event) -> None:
+    state.log_history.append({**event.as_dict(), "step": state.global_step + 1})

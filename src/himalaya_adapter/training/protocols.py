@@ -7,6 +7,7 @@ from peft import PeftModel
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.method_options import method_of
 from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.streams import Task
 from himalaya_adapter.training.run_store import BEFORE
 
@@ -46,7 +47,7 @@ def check_protocol(run: RunConfig, model: PeftModel) -> None:
     Raises:
         HimalayaError: As said.
     """
-    if run.training.protocol == JOINT and hasattr(model, "start_task"):
+    if run.training.protocol == JOINT and continual(model).separates_tasks:
         raise HimalayaError(
             f"training.protocol=joint of run '{run.run_id}': {method_of(run)} learns each task under its name "
             "and cannot mix them; expected sequential, independent or frozen, or another method such as LORA"

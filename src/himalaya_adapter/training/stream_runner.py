@@ -30,19 +30,15 @@ from himalaya_adapter.evaluation.item_scores import write_item_scores
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.methods.construction import adapt, run_method
+from himalaya_adapter.methods.continual import continual
+from himalaya_adapter.methods.events import SkippedStep
 from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Stream, Task, load_stream
 from himalaya_adapter.streams.encoding import count_truncated
 from himalaya_adapter.streams.plain_text import held_out_text
 from himalaya_adapter.training.arguments import training_arguments
 from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer, answer_log_likelihoods
-from himalaya_adapter.training.callback import (
-    SKIPPED_STEP,
-    StreamCallback,
-    noted_events,
-    seconds_of_steps,
-    step_losses,
-)
+from himalaya_adapter.training.callback import StreamCallback, noted_events, seconds_of_steps, step_losses
 from himalaya_adapter.training.encoded_items import EncodedItems
 from himalaya_adapter.training.environment import describe_environment
 from himalaya_adapter.training.online_ewc import FISHER_ITEMS, OnlineEWC
@@ -153,6 +149,7 @@ class StreamRunner:
         self.stream = stream
         self.tokenizer = backbone.tokenizer
         self.model = model
+        self.method = continual(model)
         self.scores = StreamScores(config, store, stream, backbone.tokenizer, model)
         self.processes = PartialState()
         self.fresh: dict[str, Tensor] = {}  # what every task of the protocol `independent` starts from
@@ -198,15 +195,13 @@ class StreamRunner:
         collator = AnswerCollator(self.tokenizer.pad_token_id)
         with self.processes.main_process_first():  # it deletes what is damaged
             checkpoint = self.store.last_checkpoint(index)
-        events: list[dict[str, Any]] = []
-        if hasattr(self.model, "start_task"):
-            first = collator(examples.first(CALIBRATION_ITEMS))
-            inputs: dict[str, Any] = {key: value.to(self.model.device) for key, value in first.items()}
-            inputs |= {"logits_to_keep": first["labels"].shape[1], "use_cache": False}
-            events = [{**event, "step": 0} for event in self.model.start_task(task.name, inputs)]
-        if hasattr(self.model, "observe_prompts"):
+        first = collator(examples.first(CALIBRATION_ITEMS))
+        inputs: dict[str, Any] = {key: value.to(self.model.device) for key, value in first.items()}
+        inputs |= {"logits_to_keep": first["labels"].shape[1], "use_cache": False}
+        events = [{**event.as_dict(), "step": 0} for event in self.method.start_task(task.name, inputs)]
+        if self.method.recognises_tasks:
             for batch in self.scores.prompts(task, "train"):
-                self.model.observe_prompts(batch.input_ids, batch.attention_mask)
+                self.method.observe_prompts(batch.input_ids, batch.attention_mask)
         # Beside the checkpoints, which are deleted when the task is learnt.
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(self.store.folder / "tensorboard"))
         trainer = AnswerTrainer(
@@ -216,7 +211,7 @@ class StreamRunner:
             data_collator=collator,
             processing_class=self.tokenizer,
             callbacks=[StreamCallback(self.model, task.name)],
-            penalties=self._penalties(),
+            penalties=[*(self.ewc.penalties(self.model) if self.ewc else ()), self.method.penalty],
         )
         trainer.remove_callback(PrinterCallback)  # without a terminal it would fill standard output
         logger.info("task %d of %d: learning %s", index + 1, len(self.stream.tasks), task.name)
@@ -225,17 +220,18 @@ class StreamRunner:
         # one must too.
         trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         events += noted_events(trainer.state)
-        if hasattr(self.model, "end_task"):
-            events += [{**event, "step": trainer.state.global_step} for event in self.model.end_task() or ()]
+        events += [{**event.as_dict(), "step": trainer.state.global_step} for event in self.method.end_task()]
         losses = step_losses(trainer.state)
         record = {
             "steps": trainer.state.global_step,
             "resumed": checkpoint is not None,
             "train_seconds": seconds_of_steps(trainer.state),
-            "skipped_steps": sum(event["event"] == SKIPPED_STEP for event in events),
+            "skipped_steps": sum(event["event"] == SkippedStep.kind for event in events),
             "loss_first": losses[0] if losses else None,
             "loss_last": losses[-1] if losses else None,
-            **self._method_record(),
+            **self.method.norm_certificate(),
+            **self.method.task_statistics(),
+            "stored_bytes_by_part": self.method.stored_bytes(),
             "events": [{"index": index, "task": task.name, **event} for event in events],
         }
         if training.gradient_checkpointing:
@@ -247,11 +243,6 @@ class StreamRunner:
             )
             record["train_seconds"] += time.perf_counter() - started
         self._record(index, record)
-
-    def _penalties(self) -> list[Callable[[], Tensor]]:
-        """What is added to the loss: EWC's, and the method's own."""
-        own = [self.model.penalty] if hasattr(self.model, "penalty") else []
-        return [*(self.ewc.penalties(self.model) if self.ewc else ()), *own]
 
     def _truncated(self, task: Task) -> dict[str, int]:
         """How many prompts of a task lose their beginning, for it to be known how much of the task is seen."""
@@ -281,16 +272,6 @@ class StreamRunner:
         stored = stored_bytes(self.store.unfinished_adapter, record.get("stored_bytes_by_part"), adapters)
         self.store.write_learned(index, head | record | stored)
 
-    def _method_record(self) -> dict[str, Any]:
-        """What the method tells about the task that has just ended: as much as it has verbs for."""
-        record: dict[str, Any] = {}
-        for verb in ("norm_certificate", "task_statistics"):
-            if hasattr(self.model, verb):
-                record |= getattr(self.model, verb)()
-        if hasattr(self.model, "stored_bytes"):
-            record["stored_bytes_by_part"] = self.model.stored_bytes()
-        return record
-
     def _load_adapter(self, folder: Path) -> None:
         if not is_complete(folder):
             raise HimalayaError(
@@ -308,8 +289,8 @@ class StreamRunner:
         shutil.copytree(last, self.store.folder / "adapter", ignore=shutil.ignore_patterns(COMPLETE))
         self.scores.score_unlabelled()
         released = self.scores.release()
-        if hasattr(self.model, "set_task") and self.config.training.protocol != FROZEN:
-            self.model.set_task(self.stream.tasks[-1].name)
+        if self.config.training.protocol != FROZEN:
+            self.method.set_task(self.stream.tasks[-1].name)
         drift = base_drift(
             self.model,
             self.tokenizer,

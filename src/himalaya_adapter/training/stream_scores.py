@@ -16,6 +16,7 @@ from himalaya_adapter.evaluation.metrics import rows_to_measure
 from himalaya_adapter.evaluation.score_cache import ScoreCache, file_hashes
 from himalaya_adapter.evaluation.scoring import evaluate_task
 from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.release import has_release, save_release
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams import Stream, Task
@@ -47,6 +48,7 @@ class StreamScores:
         self.stream = stream
         self.tokenizer = tokenizer
         self.model = model
+        self.method = continual(model)
         self.measured = rows_to_measure(config.evaluation.rows, len(stream.tasks))
         settings = {
             "batch_size": config.evaluation.eval_batch_size,
@@ -80,8 +82,8 @@ class StreamScores:
         if known is not None:
             self.store.write_score(row, index, {**known, "reused": True})
             return
-        if row != BEFORE and hasattr(self.model, "set_task"):
-            self.model.set_task(task.name)
+        if row != BEFORE:
+            self.method.set_task(task.name)
         with self.model.disable_adapter() if row == BEFORE else nullcontext():
             score = self._evaluate(task)
         self.store.write_score(row, index, score)
@@ -94,7 +96,7 @@ class StreamScores:
 
     def score_unlabelled(self) -> None:
         """Score all tasks again, a method that can tell tasks from prompts being told nothing but the prompts."""
-        if not hasattr(self.model, "infer_task") or self.config.training.protocol != SEQUENTIAL:
+        if not self.method.recognises_tasks or self.config.training.protocol != SEQUENTIAL:
             return
         names = [task.name for task in self.stream.tasks]
         for index, task in enumerate(self.stream.tasks):
@@ -103,9 +105,9 @@ class StreamScores:
                 found = [
                     name
                     for batch in self.prompts(task, self.config.evaluation.split)
-                    for name, _ in self.model.infer_task(batch.input_ids, names, batch.attention_mask)
+                    for name, _ in self.method.infer_task(batch.input_ids, names, batch.attention_mask)
                 ]
-                self.model.set_task(None)
+                self.method.set_task(None)
                 recognised = sum(name == task.name for name in found) / len(found)
                 seconds = time.perf_counter() - started
                 score = self._evaluate(task)
@@ -152,9 +154,8 @@ class StreamScores:
         if row == BEFORE:
             return None
         folder = self._adapter(row)
-        if hasattr(self.model, "task_hash"):
-            return {"task": self.model.task_hash(task.name)}
-        return file_hashes(folder)
+        task_hash = self.method.task_hash(task.name)
+        return file_hashes(folder) if task_hash is None else {"task": task_hash}
 
     def _adapter(self, row: int | str) -> Path:
         """Folder of the adapter that a row is scored with.

@@ -108,7 +108,7 @@ def test_a_shared_slot_stays_until_its_last_task_is_forgotten() -> None:
     adapter, atoms = adapter_of(model), random_atoms(0)
     put(adapter, "a", atoms)
     (event, *others) = put(adapter, "b", torch.cat([atoms[:1], random_atoms(1)[1:]]))
-    assert event["event"] == "sharing"
+    assert event.kind == "sharing"
     assert others == []
     b = adapter.task_atoms(1)
     model.forget_task("a")

@@ -1,7 +1,5 @@
 """Where a learnt task goes: a free slot, one that it shares, or one that is taken from a task that misses it least."""
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +9,7 @@ from torch.nn.functional import normalize
 
 from himalaya_adapter import HimalayaConfig
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.himalaya import HimalayaAdapter
 from himalaya_adapter.methods.himalaya.growth import nearest_direction
 
@@ -19,8 +18,8 @@ SEEDS = st.integers(0, 2**31)
 SOURCE = {"core_atoms": 24, "elastic_atoms": 16, "atoms_per_task": 3, "evict": True, "similarity_threshold_tau": 0.95}
 
 
-def kinds(events: list[dict[str, Any]]) -> list[str]:
-    return [event["event"] for event in events]
+def kinds(events: list[Event]) -> list[str]:
+    return [event.kind for event in events]
 
 
 def atoms_of(adapter: HimalayaAdapter, name: str) -> torch.Tensor:
@@ -63,9 +62,9 @@ def test_an_atom_that_is_there_already_is_shared(index: str, factor: float) -> N
     there, atoms = atoms_of(adapter, "a"), random_atoms(1)
     atoms[1] = factor * there[2]
     (event,) = put(adapter, "b", atoms)
-    assert event["event"] == "sharing"
-    assert event["slot"] == 2
-    assert event["similarity"] == pytest.approx(1 if factor > 0 else -1, abs=1e-5)
+    assert event.kind == "sharing"
+    assert event.slot == 2
+    assert event.similarity == pytest.approx(1 if factor > 0 else -1, abs=1e-5)
     torch.testing.assert_close(atoms_of(adapter, "b")[1], atoms[1], rtol=0, atol=0.01)
     assert slots_of(adapter, "b") == [2, 3, 4]
     assert torch.equal(atoms_of(adapter, "a"), there)
@@ -134,9 +133,9 @@ def test_the_slot_that_is_missed_least_is_evicted() -> None:
     adapter.atoms.data[1] = -0.1 * torch.arange(64).remainder(2)
     events = adapter.end_task()
     assert kinds(events) == ["eviction", "eviction"]
-    assert [event["slot"] for event in events] == [1, 4]
-    assert [event["tasks"] for event in events] == [["a"], ["b"]]
-    assert all(0 <= event["survives"] < 1 for event in events)
+    assert [event.slot for event in events] == [1, 4]
+    assert [event.tasks for event in events] == [["a"], ["b"]]
+    assert all(0 <= event.survives < 1 for event in events)
 
 
 def test_a_slot_that_the_new_task_shares_is_not_evicted_for_it() -> None:
@@ -189,7 +188,7 @@ def test_the_source_s_dictionary_over_twelve_tasks(index: str) -> None:
             assert "eviction" not in kinds(mine)
     assert kinds(events).count("sharing") == 2
     assert kinds(events).count("eviction") == 36 - 2 - 16
-    assert all(event["survives"] > 0.02 for event in events if event["event"] == "eviction")
+    assert all(event.survives > 0.02 for event in events if event.kind == "eviction")
     assert all(size == sizes[0] for size in sizes)
     assert adapter.growth.free_slots() == []
     assert len(adapter.tasks.known()) == 12

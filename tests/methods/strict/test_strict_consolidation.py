@@ -130,8 +130,8 @@ def test_past_tasks_notice_an_eviction_less_with_consolidation_than_without(atom
         before = {name: routing(shared, name, projected) for name, (projected, _) in past.items()}
         assert shared.in_use.all()
         event = evict(shared)
-        slot = event["slot"]
-        surviving.append(event["survives"])
+        slot = event.slot
+        surviving.append(event.survives)
         changed = torch.zeros(2, dtype=torch.float64)
         for name, (projected, own) in past.items():
             u, raw = before[name]

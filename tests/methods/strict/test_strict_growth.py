@@ -163,14 +163,14 @@ def test_a_promotion_takes_a_free_slot_then_the_least_useful_own_one_never_anoth
         value = shared.statistics.usage[CORE:] * shared.statistics.fisher
         event = grow(shared)
         assert event is not None
-        slot = event["slot"]
+        slot = event.slot
         assert slot not in others
         if turn < 2:
             assert slot not in own
             assert "evicted" not in event
         else:
-            assert slot == event["evicted"] == min(own, key=lambda one: value[one].item())
-            assert 0 <= event["survives"] <= 1
+            assert slot == event.evicted == min(own, key=lambda one: value[one].item())
+            assert 0 <= event.survives <= 1
         assert torch.equal(shared.dictionary.elastic[slot], direction)
         kept = [one for one in range(8) if one != slot]
         assert torch.equal(shared.dictionary.elastic[kept], atoms[kept])

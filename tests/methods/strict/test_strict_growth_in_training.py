@@ -10,6 +10,7 @@ from families import STRICT_CASES, examples, llama, random_tokens
 from peft import PeftModel, get_peft_model
 
 from himalaya_adapter.methods import HimalayaStrictConfig
+from himalaya_adapter.methods.events import Promotion
 from himalaya_adapter.methods.himalaya_strict import SharedAdapter
 from himalaya_adapter.methods.himalaya_strict.allocation import forget_moments
 
@@ -61,20 +62,21 @@ def test_only_the_moments_of_the_overwritten_atom_are_forgotten() -> None:
 
 def test_a_promotion_in_training_is_reported_with_its_moments_forgotten() -> None:
     model, shared = training()
-    optimizer, events = optimizer_of(model), []
+    optimizer, events, steps = optimizer_of(model), [], []
 
-    def note(event: dict[str, Any]) -> None:
-        slot = event["slot"]
+    def note(event: Promotion) -> None:
+        slot = event.slot
         for parameter, row in ((shared.dictionary.elastic, slot), (shared.router.head, CORE + slot)):
             assert not optimizer.state[parameter]["exp_avg"][row].any()
             assert not optimizer.state[parameter]["exp_avg_sq"][row].any()
             assert optimizer.state[parameter]["exp_avg"].any()
-        events.append(event | {"step": int(shared.growth.seen)})
+        events.append(event)
+        steps.append(int(shared.growth.seen))
 
     model.protect(optimizer, note)
     train(model, optimizer, range(13))
-    assert [event["step"] for event in events] == [4, 8, 12]  # every window, as no cosine reaches 1
-    assert all(event["event"] == "promotion" and 0 <= event["similarity"] < 1 for event in events)
+    assert steps == [4, 8, 12]  # every window, as no cosine reaches 1
+    assert all(event.kind == "promotion" and 0 <= event.similarity < 1 for event in events)
     torch.testing.assert_close(shared.dictionary.elastic.norm(dim=1), torch.ones(16), rtol=0, atol=1e-5)
 
 
@@ -112,8 +114,8 @@ def test_the_window_goes_on_after_saving_and_loading(tmp_path: Path) -> None:
         runs.append((events, shared.state_dict()))
     # Up to the rounding of sums, whose order may depend on where in memory a loaded tensor lies.
     (first, state), (second, resumed) = runs
-    assert [event["slot"] for event in first] == [event["slot"] for event in second]
-    assert [event["similarity"] for event in first] == pytest.approx([event["similarity"] for event in second])
+    assert [event.slot for event in first] == [event.slot for event in second]
+    assert [event.similarity for event in first] == pytest.approx([event.similarity for event in second])
     for name, tensor in state.items():
         rounding = 1 if name == "growth.residuals" else 1e-4
         torch.testing.assert_close(resumed[name].double(), tensor.double(), rtol=0, atol=rounding, msg=name)
@@ -128,7 +130,7 @@ def test_an_adapter_in_64_bits_grows_and_evicts() -> None:
         events += model.start_task(task, examples())
         train(model, optimizer, range(6))
         model.end_task()
-    assert {event["event"] for event in events} == {"promotion", "eviction"}
+    assert {event.kind for event in events} == {"promotion", "eviction"}
     assert all(tensor.isfinite().all() for tensor in shared.state_dict().values())
     assert shared.dictionary.elastic.dtype == torch.float64
 

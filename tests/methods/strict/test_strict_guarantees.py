@@ -9,6 +9,7 @@ from families import OBLONG, SQUARE, Case, llama, random_tokens
 from peft import PeftModel, get_peft_model
 
 from himalaya_adapter.methods import HimalayaStrictConfig
+from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.himalaya_strict import SharedAdapter
 from himalaya_adapter.methods.himalaya_strict.allocation import evict
 from himalaya_adapter.methods.himalaya_strict.release import pack
@@ -24,9 +25,9 @@ def shared_of(model: PeftModel) -> SharedAdapter:
     return model.base_model.himalaya_strict_shared["default"]
 
 
-def learn(model: PeftModel, tasks: range, steps: int = 1, lr: float = 0.01) -> list[dict[str, Any]]:
+def learn(model: PeftModel, tasks: range, steps: int = 1, lr: float = 0.01) -> list[Event]:
     """Learn tasks of random tokens; returns the evictions and promotions."""
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     handles = model.protect(optimizer, events.append)
     for task in tasks:
@@ -77,7 +78,7 @@ def test_the_tasks_do_not_change_the_stored_bytes(tmp_path: Path) -> None:
     assert sizes[0] == sizes[1] == sizes[2]
     shared = shared_of(model)
     assert shared.tasks_learnt == 60
-    assert sum(event["event"] == "eviction" for event in events) > 40
+    assert sum(event.kind == "eviction" for event in events) > 40
     assert all(tensor.isfinite().all() for tensor in shared.state_dict().values())
     certificate = model.norm_certificate()
     assert certificate["update_norm_max"] <= 1 + 1e-6
@@ -108,7 +109,7 @@ def test_the_certificate_holds_over_many_tasks_with_promotions_and_evictions(cas
         atoms = shared.dictionary.atoms()
         assert atoms.isfinite().all()
         assert atoms.norm(dim=1).max() <= 1.05
-    counts = {kind: sum(event["event"] == kind for event in events) for kind in ("promotion", "eviction")}
+    counts = {kind: sum(event.kind == kind for event in events) for kind in ("promotion", "eviction")}
     assert counts["promotion"] > 20, counts
     assert counts["eviction"] > 15, counts
     assert 1 <= max(most) <= 3
@@ -128,7 +129,7 @@ def test_the_certificate_holds_over_many_tasks_with_promotions_and_evictions(cas
 # Switches for ablation -----------------------------------------------------------------------------------------
 
 
-def learnt(**changes: Any) -> tuple[SharedAdapter, list[dict[str, Any]], torch.Tensor]:
+def learnt(**changes: Any) -> tuple[SharedAdapter, list[Event], torch.Tensor]:
     """An adapter after two tasks, its events, and the logits of the second task."""
     torch.manual_seed(0)
     config = HimalayaStrictConfig(
@@ -141,7 +142,7 @@ def learnt(**changes: Any) -> tuple[SharedAdapter, list[dict[str, Any]], torch.T
 
 
 @pytest.fixture(scope="module")
-def default() -> tuple[SharedAdapter, list[dict[str, Any]], torch.Tensor]:
+def default() -> tuple[SharedAdapter, list[Event], torch.Tensor]:
     return learnt()
 
 
@@ -161,7 +162,7 @@ def test_without_the_tree_no_threshold_is_stored_or_trained(default) -> None:
 
 def test_without_growth_nothing_is_promoted(default) -> None:
     shared, events, _ = learnt(grow=False)
-    assert {event["event"] for event in default[1]} == {"promotion"}
+    assert {event.kind for event in default[1]} == {"promotion"}
     assert events == []
     assert not shared.growth.residuals.any()
     assert shared.state_dict().keys() == default[0].state_dict().keys()

@@ -112,9 +112,9 @@ def test_tasks_own_a_fair_share_of_free_atoms_then_those_missed_least(consolidat
         assert shared.in_use.all()
         own = shared.own_elastic.nonzero().flatten().tolist()
         [event] = events  # a sixth of the slots, or at least one
-        assert event["event"] == "eviction"
-        assert event["slot"] == missed.index(min(missed))
-        assert own == [event["slot"]]
+        assert event.kind == "eviction"
+        assert event.slot == missed.index(min(missed))
+        assert own == [event.slot]
         if index == 3 and not consolidate:  # what the evicted one meant goes to its partner; every task counts 1
             assert shared.importance.sum().item() == pytest.approx(importance.item() + 1, abs=1e-3)
 

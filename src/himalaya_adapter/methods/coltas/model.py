@@ -8,6 +8,8 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.linear_delta import LinearDeltaModel
 from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.shared_state import SharedState, SharedStateModel
@@ -49,32 +51,33 @@ class ColtasModel(LinearDeltaModel, SharedStateModel):
 
     prefix = "coltas_"
     tuner_layer_cls = ColtasLayer
+    separates_tasks = True
+    switches_tasks = True
 
-    def set_task(self, name: str) -> None:
+    def set_task(self, name: str | None) -> None:
         """Answer as task ``name`` from now on.
 
         Raises:
-            HimalayaError: An adapter is merged: the weights are those of its task.
+            HimalayaError: No task is named; or an adapter is merged: the weights are those of its task.
         """
+        if name is None:
+            raise HimalayaError("COLTAS cannot tell a task from its prompt: name one")
         refuse_if_merged(self.model, f"set_task('{name}')")
         for mask in self._active():
             mask.set_task(name)
 
-    def start_task(self, name: str, examples: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    def start_task(self, name: str, examples: Mapping[str, Any] | None = None) -> list[Event]:
         """Begin to learn task ``name``: its components, in the state in which earlier tasks left them.
 
         Args:
             name: The task's name; its hash chooses the masks.
             examples: Not looked at.
-
-        Returns:
-            No events.
         """
         self.set_task(name)
         return []
 
     def protect(
-        self, optimizer: torch.optim.Optimizer, on_growth: Callable[[dict[str, Any]], None] | None = None
+        self, optimizer: torch.optim.Optimizer, on_event: Callable[[Event], None] | None = None
     ) -> list[RemovableHandle]:
         """Let steps of ``optimizer`` move the current task's components only; ``remove()`` the handles to stop.
 
@@ -82,7 +85,7 @@ class ColtasModel(LinearDeltaModel, SharedStateModel):
 
         Args:
             optimizer: The optimiser that trains the adapter.
-            on_growth: Never called: the adapter does not grow.
+            on_event: Never called: nothing happens inside a task.
         """
         before: list[tuple[Tensor, Any, Tensor]] = []
 

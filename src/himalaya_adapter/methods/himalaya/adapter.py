@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.packed_rows import RowFormat
 from himalaya_adapter.methods.prompt_memory import PromptMemory
 from himalaya_adapter.methods.release import INFERENCE_ONLY
@@ -19,7 +20,7 @@ from himalaya_adapter.methods.shared_state import SharedState
 from .config import HimalayaConfig
 from .consolidation import FisherMemory
 from .dictionary import Dictionary
-from .growth import Event, Growth
+from .growth import Growth
 from .tasks import COEFFICIENT_STEP, FROZEN, NO_ROW, TaskTable
 from .update import bounded, layer_anchors, layer_codes, scaled, unscaled, update_vectors
 

@@ -1,12 +1,11 @@
 """Where a learnt task's atoms go: a shared slot, a free one, or the least-used one (docs/method.md, "Growth")."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.events import Event, Eviction, Sharing
 from himalaya_adapter.methods.kd_tree import KDTree
 
 from .config import HimalayaConfig
@@ -14,7 +13,6 @@ from .consolidation import FisherMemory
 from .dictionary import Dictionary
 from .tasks import COEFFICIENT_STEP, TERMS, TaskTable, rounded
 
-Event = dict[str, Any]
 ROUNDING = 1e-6
 
 
@@ -83,7 +81,7 @@ class Growth:
             shared = self._similar(atom, occupied)
             if shared is not None:
                 slot, coefficient, cosine = shared
-                events.append({"event": "sharing", "slot": slot - self.first_slot, "similarity": cosine})
+                events.append(Sharing(slot - self.first_slot, cosine))
             else:
                 if not free:
                     free = [self._evict(kept, events)]
@@ -147,12 +145,11 @@ class Growth:
             survives.append(max(0.0, share))
         self.fisher.importance[slot - self.first_slot] = 0
         events.append(
-            {
-                "event": "eviction",
-                "slot": slot - self.first_slot,
-                "tasks": sorted({self.tasks.name(user) for user, _ in users}),
-                "survives": sum(survives) / len(survives) if survives else 1.0,
-            }
+            Eviction(
+                slot - self.first_slot,
+                survives=sum(survives) / len(survives) if survives else 1.0,
+                tasks=sorted({self.tasks.name(user) for user, _ in users}),
+            )
         )
         return slot
 

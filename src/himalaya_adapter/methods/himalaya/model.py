@@ -1,7 +1,7 @@
 """HIMALAYA as a PEFT tuner."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from himalaya_adapter.methods.events import Event, WarmStart
 from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.prompted import PromptedModel, embedding_width, hidden_width
 
 from .adapter import HimalayaAdapter
 from .config import HimalayaConfig
-from .growth import Event
 from .layer import HimalayaLayer, StreamLayer
 from .release import pack, unpack
 from .tasks import FROZEN, normalised
@@ -149,9 +149,11 @@ class HimalayaModel(PromptedModel):
             return []
         adapter.begin_from(best)
         source = adapter.tasks.name(best)
-        return [{"event": "warm_start", "from": source, "loss": losses[best], "fresh_loss": losses[FROZEN]}]
+        return [WarmStart(source, losses[best], losses[FROZEN])]
 
-    def protect(self, optimizer: torch.optim.Optimizer, **_: Any) -> list[RemovableHandle]:
+    def protect(
+        self, optimizer: torch.optim.Optimizer, on_event: Callable[[Event], None] | None = None
+    ) -> list[RemovableHandle]:
         """Watch an optimiser's steps: one whose gradient is not finite is skipped, the others join the Fisher memory.
 
         Earlier tasks need no protection: they are no parameters.

@@ -1,10 +1,12 @@
 """Which elastic atoms a task owns, and which it borrows: free slots, slots of earlier tasks, growth inside a task."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from himalaya_adapter.methods.events import Eviction, Promotion
 from himalaya_adapter.methods.fisher import fisher_projection
 
 from .consolidation import PARTNER_SHARE, StandIn, imprint
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 GROWN_COEFFICIENT = 0.1
 
 
-def allocate(shared: "SharedAdapter") -> list[dict[str, Any]]:
+def allocate(shared: "SharedAdapter") -> list[Eviction]:
     """Give the task its share of the free elastic slots; when there is none, the slot that earlier tasks miss least.
 
     The share is what all tasks so far would get alike, at most `atoms_per_task` and at least one. With ``evict=False``
@@ -58,7 +60,7 @@ def borrow(shared: "SharedAdapter", worth: Tensor) -> Tensor:
     return torch.zeros_like(shared.in_use).index_fill_(0, best.indices, True) & shared.in_use
 
 
-def evict(shared: "SharedAdapter") -> dict[str, Any]:
+def evict(shared: "SharedAdapter") -> Eviction:
     """Free the slot that earlier tasks miss least; what it did for them is handed over to other atoms.
 
     What is missed is the importance (usage times Fisher information, in shares of the task) times the share that no
@@ -72,7 +74,7 @@ def evict(shared: "SharedAdapter") -> dict[str, Any]:
     for slot, stand_in in stand_ins.items():
         missed[slot] *= 1 - stand_in.survives
     slot = min(slots, key=lambda one: missed[one])
-    event = {"event": "eviction", "slot": slot, "importance": importance[slot].item()}
+    event = Eviction(slot, importance=importance[slot].item())
     if slot in stand_ins:
         stand_in = stand_ins[slot]
         head = imprint(shared.router.head, core + slot, stand_in, shared.consolidation, OWN_GATE, UNUSED_GATE)
@@ -80,7 +82,7 @@ def evict(shared: "SharedAdapter") -> dict[str, Any]:
         shared.consolidation.hand_over(core + slot, stand_in)
         if stand_in.newcomer >= core:
             importance[stand_in.newcomer - core] += importance[slot] * stand_in.survives
-        event |= {"newcomer": stand_in.newcomer, "survives": stand_in.survives}
+        event = replace(event, newcomer=stand_in.newcomer, survives=stand_in.survives)
     partners = shared.in_use[core:] & (
         together[core + slot, core:] > PARTNER_SHARE * together[core + slot, core + slot]
     )
@@ -103,10 +105,10 @@ def _stand_ins(shared: "SharedAdapter", slots: list[int], together: Tensor) -> d
     }
 
 
-def grow(shared: "SharedAdapter") -> dict[str, Any] | None:
+def grow(shared: "SharedAdapter") -> Promotion | None:
     """Promote the residuals' main direction to an atom: in a free slot, or in the task's least useful one."""
     core = shared.config.core_atoms
-    event: dict[str, Any] = {"event": "promotion", "similarity": shared.growth.mean_similarity}
+    similarity, evicted, survives = shared.growth.mean_similarity, None, None
     shared.growth.restart()
     own = shared.own_elastic.nonzero().flatten()
     free = (~shared.in_use[core:]).nonzero().flatten()
@@ -118,10 +120,10 @@ def grow(shared: "SharedAdapter") -> dict[str, Any] | None:
     elif len(own) > 1:
         importance = (shared.statistics.usage[core:] * shared.statistics.fisher)[own]
         slot = int(own[importance.argmin()])
-        event["evicted"] = slot
+        evicted = slot
         if shared.config.consolidate:
             others = core + own[own != slot]
-            weights, event["survives"] = fisher_projection(
+            weights, survives = fisher_projection(
                 shared.dictionary.elastic[slot],
                 shared.dictionary.atoms()[others],
                 residuals,
@@ -138,7 +140,7 @@ def grow(shared: "SharedAdapter") -> dict[str, Any] | None:
     shared.in_use[core + slot] = shared.own[core + slot] = True
     shared.statistics.fisher[slot] = 0
     shared.rebuild_tree()
-    return event | {"slot": slot}
+    return Promotion(slot, similarity, evicted, survives)
 
 
 @torch.no_grad()

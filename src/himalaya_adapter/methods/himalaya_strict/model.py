@@ -9,6 +9,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.prompted import PromptedModel, embedding_width, hidden_width
 
 from .allocation import forget_moments
@@ -37,7 +38,7 @@ class HimalayaStrictModel(PromptedModel):
 
     # The stream's life cycle -----------------------------------------------------------------------------------
 
-    def start_task(self, name: str, examples: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    def start_task(self, name: str, examples: Mapping[str, Any] | None = None) -> list[Event]:
         """Begin to learn task ``name``: it gets its own atoms and a head that starts as a no-op.
 
         Args:
@@ -71,7 +72,7 @@ class HimalayaStrictModel(PromptedModel):
             shared.anneal(progress)
 
     def protect(
-        self, optimizer: torch.optim.Optimizer, on_growth: Callable[[dict[str, Any]], None] | None = None
+        self, optimizer: torch.optim.Optimizer, on_event: Callable[[Event], None] | None = None
     ) -> list[RemovableHandle]:
         """Let every step of ``optimizer`` keep off what earlier tasks rely on; ``remove()`` the handles to stop.
 
@@ -80,7 +81,7 @@ class HimalayaStrictModel(PromptedModel):
         Args:
             optimizer: The optimiser that trains the adapter. The parameters' change is projected, not only their
                 gradient: an adaptive optimiser rescales gradients after they are projected.
-            on_growth: Called with every promotion of a residual to an atom.
+            on_event: Called with every promotion of a residual to an atom.
         """
         before: list[dict[str, Tensor] | None] = []
 
@@ -93,21 +94,22 @@ class HimalayaStrictModel(PromptedModel):
             for shared, parameters in zip(self._active(), before, strict=True):
                 event = shared.after_step(parameters) if parameters is not None else None
                 if event is not None:
-                    forget_moments(shared, optimizer, event["slot"])
-                    if on_growth is not None:
-                        on_growth(event)
+                    forget_moments(shared, optimizer, event.slot)
+                    if on_event is not None:
+                        on_event(event)
 
         return [optimizer.register_step_pre_hook(remember), optimizer.register_step_post_hook(project)]
 
-    def forget_passes(self) -> None:
+    def skip_step(self) -> None:
         """Forget what the passes since the last step have seen: the step that they were for is skipped."""
         for shared in self._active():
-            shared.forget_passes()
+            shared.skip_step()
 
-    def end_task(self) -> None:
+    def end_task(self) -> list[Event]:
         """Close the task: what it has used is protected from now on."""
         for shared in self._active():
             shared.end_task()
+        return []
 
     def set_task(self, name: str | None) -> None:
         """Answer as task ``name`` from now on. A new name is a new task: its gain starts near zero.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.events import Eviction, Promotion
 from himalaya_adapter.methods.kd_tree import FAR
 from himalaya_adapter.methods.prompt_memory import PromptMemory
 from himalaya_adapter.methods.release import INFERENCE_ONLY
@@ -110,7 +111,7 @@ class SharedAdapter(SharedUpdate):
         self.memory.observe(features.T @ features)
 
     @torch.no_grad()
-    def start_task(self, name: str) -> list[dict[str, Any]]:
+    def start_task(self, name: str) -> list[Eviction]:
         """Begin to learn task ``name``: its code, atoms of its own, a head that is a no-op, empty statistics.
 
         Returns:
@@ -190,7 +191,7 @@ class SharedAdapter(SharedUpdate):
         gradients = [one.grad for one in (self.router.head, self.dictionary.elastic) if one.grad is not None]
         probed = self._probe.grad if self._probe is not None else None
         if not gradients or not all(gradient.isfinite().all() for gradient in gradients):
-            self.forget_passes()
+            self.skip_step()
             return None
         self.statistics.fold()
         share_maximum(self.update_norm_max)
@@ -202,10 +203,10 @@ class SharedAdapter(SharedUpdate):
             if residual.isfinite().all() and residual.norm() > SMALLEST_RESIDUAL * gradients[0].norm():
                 residual = normalize(residual, dim=0)
                 self.growth.observe(residual, self._similarity(residual))
-        self.forget_passes()
+        self.skip_step()
         return {"head": self.router.head.clone(), "elastic": self.dictionary.elastic.clone()}
 
-    def forget_passes(self) -> None:
+    def skip_step(self) -> None:
         """Forget what the passes since the last step have seen."""
         self.statistics.discard()
         if self._probe is not None:
@@ -231,7 +232,7 @@ class SharedAdapter(SharedUpdate):
             self.tree.build(self._keys(self.dictionary.elastic))
 
     @torch.no_grad()
-    def after_step(self, before: dict[str, Tensor]) -> dict[str, Any] | None:
+    def after_step(self, before: dict[str, Tensor]) -> Promotion | None:
         """Take out of the optimiser's step what earlier tasks rely on, and put the atoms back on the sphere.
 
         Returns:

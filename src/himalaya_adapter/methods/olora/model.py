@@ -8,6 +8,7 @@ from peft import PeftConfig
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
+from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.linear_delta import LinearDeltaModel
 
 from .layer import OLoraLayer
@@ -26,11 +27,12 @@ class OLoraModel(LinearDeltaModel):
 
     prefix = "o_lora_"
     tuner_layer_cls = OLoraLayer
+    separates_tasks = True
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     # The stream's life cycle -----------------------------------------------------------------------------------
 
-    def start_task(self, name: str, examples: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    def start_task(self, name: str, examples: Mapping[str, Any] | None = None) -> list[Event]:
         """Freeze what the last task has learnt and start a fresh adapter, which changes no output.
 
         Nothing is frozen before the first task: an adapter whose B are all 0 has learnt nothing.
@@ -38,9 +40,6 @@ class OLoraModel(LinearDeltaModel):
         Args:
             name: The task's name; not used.
             examples: Not used.
-
-        Returns:
-            No events.
         """
         for adapter in self.active_adapters:
             layers = list(self._layers(adapter))

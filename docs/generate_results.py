@@ -10,19 +10,20 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean
 
+from expected_results import expected_results, expected_table
 from matplotlib.figure import Figure
 
 from himalaya_adapter.budget import BYTES_PER_MB, count_budget
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.report import figures
 from himalaya_adapter.report.comparison import compare
-from himalaya_adapter.report.expected_results import expected_results
-from himalaya_adapter.report.markdown import tables
+from himalaya_adapter.report.markdown import document
 from himalaya_adapter.report.method_groups import MethodGroup, group_by_method
-from himalaya_adapter.report.metric_table import ARROWS, METRICS, format_value
+from himalaya_adapter.report.metric_table import ARROWS, format_value
 from himalaya_adapter.report.run_folder import RunRecord, read_comparable_runs, read_run
 from himalaya_adapter.report.style import PNG_DPI
 from himalaya_adapter.storage import read_json
+from himalaya_adapter.stream_metrics import METRICS
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -123,7 +124,7 @@ def generated(section: str) -> str:
 def parts(section: str) -> list[str]:
     """The comparison of a section's runs: its first table, then the others with their titles."""
     comparison = compare(finished(section))
-    below_the_title = tables(comparison, expected_results(comparison)).split("\n", 1)[1]
+    below_the_title = document(comparison, expected_table(expected_results(comparison))).split("\n", 1)[1]
     if section in IN_SHORT:
         below_the_title = below_the_title.split("\n## Task by task")[0]
     return [part.strip() for part in below_the_title.split("\n## ")]

@@ -125,7 +125,7 @@ def test_methods_without_a_common_seed_are_compared_unpaired(make_run: MakeRun, 
     make_run("b", tasks=TASKS, seed=1, method="lora", method_name="LoRA")
     comparison = comparison_of(tmp_path, "a", "b")
     assert all(difference.seeds == () for difference in comparison.tasks)
-    assert "| LoRA | not paired |" in markdown.tables(comparison, [])
+    assert "| LoRA | not paired |" in markdown.document(comparison)
 
 
 def test_runs_without_item_scores_are_told_and_not_tested(two_methods: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from expected_results import ExpectedResult, expected_results
 
 from himalaya_adapter.report.comparison import compare
-from himalaya_adapter.report.expected_results import ExpectedResult, expected_results
 from himalaya_adapter.report.run_folder import read_comparable_runs
 from himalaya_adapter.storage import read_json, write_json
 

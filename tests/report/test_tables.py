@@ -8,7 +8,6 @@ import pytest
 
 from himalaya_adapter.report import latex, markdown, write_comparison
 from himalaya_adapter.report.comparison import Comparison, compare
-from himalaya_adapter.report.expected_results import expected_results
 from himalaya_adapter.report.run_folder import read_comparable_runs
 
 TASKS = ["film_verdict", "100% & {more}", "law|topic"]
@@ -59,12 +58,11 @@ def written(make_run: MakeRun, tmp_path: Path) -> Comparison:
 
 
 def test_latex_is_whole_and_escaped(written: Comparison) -> None:
-    text = latex.tables(written, expected_results(written))
+    text = latex.document(written)
     check_latex(text)
     topics = re.findall(r"\\label\{tab:(.*?)\}", text)
     assert topics == [
         *("headline", "further-metrics", "seeds", "paired-differences", "tasks", "task-differences"),
-        "expected-results",
     ]
     assert r"{}[LoRA] r=8 \textbackslash{}o/ 50\% \& \$x\_1\$ \#\textasciitilde{}\textasciicircum{}" in text
     assert r"100\% \& \{more\}" in text
@@ -72,11 +70,11 @@ def test_latex_is_whole_and_escaped(written: Comparison) -> None:
 
 
 def test_markdown_is_whole_and_holds_the_same_numbers(written: Comparison) -> None:
-    text = markdown.tables(written, expected_results(written))
+    text = markdown.document(written)
     check_markdown(text)
     lora = written.groups[1].spread("forgetting")
     assert f"{lora.mean:.3f} ± {lora.deviation:.3f}" in text
-    assert rf"{lora.mean:.3f} {{\scriptsize $\pm$ {lora.deviation:.3f}}}" in latex.tables(written, [])
+    assert rf"{lora.mean:.3f} {{\scriptsize $\pm$ {lora.deviation:.3f}}}" in latex.document(written)
     assert r"law\|topic" in text
     assert r"\|\*" in text
 

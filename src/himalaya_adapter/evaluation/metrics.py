@@ -10,12 +10,13 @@ backward transfer read only the diagonal and the last row, so they do not change
 cells that are there, as each says; nothing is filled in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from himalaya_adapter import stream_metrics
 from himalaya_adapter.evaluation.intervals import bootstrap_weights, percentile_interval
 
 Matrix = Sequence[Sequence[float | None]]
@@ -131,6 +132,10 @@ def retention(a: Matrix) -> float:
         if i > 0
     ]
     return float(np.mean(rows)) if rows else 1.0
+
+
+# By the names that the table of all metrics gives them.
+MEASURES: dict[str, Callable[[Matrix], float]] = {key: globals()[key] for key in stream_metrics.keys("of matrix")}
 
 
 @dataclass(frozen=True)

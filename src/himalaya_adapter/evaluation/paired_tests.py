@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from himalaya_adapter import stream_metrics
 from himalaya_adapter.evaluation import metrics
 from himalaya_adapter.evaluation.intervals import RESAMPLES, Array, bootstrap_weights, percentile_interval
 from himalaya_adapter.evaluation.item_scores import ItemScores
@@ -19,13 +20,7 @@ from himalaya_adapter.evaluation.item_scores import ItemScores
 BLOCKS = 10  # of RESAMPLES resamples: p-values down to 1/5000 survive a correction for dozens of comparisons
 EXACT_ITEMS = 12  # up to so many items that differ, all sign patterns are counted instead of drawn
 ROUNDING = 1e-9  # two sums of the same differences in another order are equal
-MEASURES = {
-    "retained_accuracy_auc": metrics.retained_accuracy_auc,
-    "average_accuracy": metrics.average_accuracy,
-    "learning_accuracy": metrics.learning_accuracy,
-    "forgetting": metrics.forgetting,
-}
-OF_MEASURED_ROWS = ("retained_accuracy_auc", "forgetting")  # comparable only if the same rows were measured
+MEASURES = {key: metrics.MEASURES[key] for key in stream_metrics.keys("paired")}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from himalaya_adapter import stream_metrics
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments.keys import leaf_keys
 from himalaya_adapter.experiments.method_options import HIMALAYA, HIMALAYA_STRICT, adapter_options, method_of
@@ -21,10 +22,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "training.lr_scheduler": ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"),
     "training.mixed_precision": ("auto", "no", "bf16", "fp16"),
     "training.report_to": ("none", "tensorboard", "wandb", "mlflow", "trackio"),
-    "evaluation.primary_metric": (
-        *("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "backward_transfer"),
-        *("forgetting", "average_anytime_accuracy", "retention"),
-    ),
+    "evaluation.primary_metric": stream_metrics.keys("of matrix"),
     "evaluation.split": ("test", "validation"),
     "dataset.order": ("given", "reversed"),
     "evaluation.secondary_metric": (None, "cpu_latency_overhead"),

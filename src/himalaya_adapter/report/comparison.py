@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from himalaya_adapter import stream_metrics
 from himalaya_adapter.evaluation.intervals import Array
 from himalaya_adapter.evaluation.paired_tests import (
     MEASURES,
-    OF_MEASURED_ROWS,
     PairedTest,
     ScoredRun,
     bootstrap_test,
@@ -112,7 +112,7 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     for pair in pairs:
         untested: Sequence[str] = ()
         if pair.ours[0].metrics.get("measured_rows") != pair.theirs[0].metrics.get("measured_rows"):
-            untested = OF_MEASURED_ROWS
+            untested = stream_metrics.keys("of measured rows")
             notes.append(f"{pair.other.label} measured other rows of the matrix: no tests of its AUC and forgetting.")
         for key in MEASURES:
             if key not in untested:

@@ -11,15 +11,14 @@ from himalaya_adapter.evaluation.paired_tests import BLOCKS
 from himalaya_adapter.report import latex, markdown
 from himalaya_adapter.report.comparison import Comparison, Difference, compare
 from himalaya_adapter.report.comparison_tables import comparison_tables
-from himalaya_adapter.report.expected_results import ExpectedResult, expected_results
 from himalaya_adapter.report.html import HASH_DIGITS, NOT_OF_THE_MACHINE, Picture, picture, render
 from himalaya_adapter.report.method_groups import MethodGroup, spread
-from himalaya_adapter.report.metric_table import METRICS
 from himalaya_adapter.report.run_folder import RunRecord, read_comparable_runs
 from himalaya_adapter.report.sections import comparison_sections
 from himalaya_adapter.report.style import method_styles
 from himalaya_adapter.report.table import Table
 from himalaya_adapter.storage import write_atomic, write_json
+from himalaya_adapter.stream_metrics import METRICS
 
 FORMAT = 2
 LONGEST_STEM = 100  # characters; file names end at 255 bytes, and a topic and a suffix follow
@@ -27,7 +26,6 @@ LONGEST_STEM = 100  # characters; file names end at 255 bytes, and a topic and a
 TABLES_ABOVE = {
     "retained_accuracy": ("headline", "further_metrics", "seeds"),
     "paired_differences": ("paired_differences",),
-    "task_scores": ("expected_results",),
     "task_differences": ("tasks", "tasks_learnt", "task_differences"),
     "learning_by_position": ("tasks", "tasks_learnt"),  # where there are no paired tests
 }
@@ -52,13 +50,12 @@ def write_comparison(results_dir: Path, run_ids: Sequence[str], output_folder: P
             are the same method with the same seed.
     """
     comparison = compare(read_comparable_runs(results_dir, run_ids))
-    expected = expected_results(comparison)
     stem = _stem(run_ids)
     pictures = [picture(section, output_folder / "figures", stem) for section in comparison_sections(comparison)]
-    page = _render(comparison, _in_order(comparison_tables(comparison, expected), pictures))
-    write_json(output_folder / "aggregated_metrics.json", _aggregate(comparison, expected))
-    write_atomic(output_folder / "tables.md", markdown.tables(comparison, expected))
-    write_atomic(output_folder / "tables.tex", latex.tables(comparison, expected))
+    page = _render(comparison, _in_order(comparison_tables(comparison), pictures))
+    write_json(output_folder / "aggregated_metrics.json", _aggregate(comparison))
+    write_atomic(output_folder / "tables.md", markdown.document(comparison))
+    write_atomic(output_folder / "tables.tex", latex.document(comparison))
     path = output_folder / "report.html"
     write_atomic(path, page)
     return path
@@ -114,7 +111,7 @@ def _stem(run_ids: Sequence[str]) -> str:
     return f"{len(run_ids)}_runs_{hashlib.sha256(stem.encode()).hexdigest()[:12]}"
 
 
-def _aggregate(comparison: Comparison, expected: Sequence[ExpectedResult]) -> dict[str, Any]:
+def _aggregate(comparison: Comparison) -> dict[str, Any]:
     first = comparison.reference.first
     return {
         "format": FORMAT,
@@ -135,7 +132,6 @@ def _aggregate(comparison: Comparison, expected: Sequence[ExpectedResult]) -> di
             "tasks": [_difference(difference) for difference in comparison.tasks],
             "notes": list(comparison.notes),
         },
-        "expected_results": [asdict(result) for result in expected],
     }
 
 

@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 
 from himalaya_adapter.report.comparison import Comparison
-from himalaya_adapter.report.expected_results import ExpectedResult
 from himalaya_adapter.report.method_groups import MethodGroup, alone
 from himalaya_adapter.report.metric_table import (
     ARROWS,
-    HEADLINE,
     MANY_METHODS,
-    UNRANKED,
     Entry,
     Row,
     metric_rows,
@@ -22,14 +19,11 @@ MATRIX_LEGEND = "a_{i,j} is the score on task j after training through task i of
 READ_TOGETHER = "Read forgetting together with learning accuracy: who learns nothing forgets nothing."
 
 
-def comparison_tables(
-    comparison: Comparison, expected: Sequence[ExpectedResult], *, by_method: bool | None = None
-) -> list[Table]:
+def comparison_tables(comparison: Comparison, *, by_method: bool | None = None) -> list[Table]:
     """All tables, those without content left out.
 
     Args:
         comparison: The methods and their tests.
-        expected: The source's claims with their verdicts.
         by_method: The metrics as columns and a line per method; without it, for five methods or more.
     """
     groups = comparison.groups
@@ -43,7 +37,6 @@ def comparison_tables(
         measure_differences(comparison),
         *([task_scores(groups)] if len(groups) < MANY_METHODS else task_scores_of_many(groups)),
         task_differences(comparison),
-        _expected(expected),
     ]
     return [table for table in tables if table.rows]
 
@@ -87,7 +80,7 @@ def _by_metric(groups: Sequence[MethodGroup], rows: Sequence[Row]) -> Table:
 
 
 def _by_method(groups: Sequence[MethodGroup], rows: Sequence[Row], *, headline: bool) -> Table:
-    chosen = [row for row in rows if (row.metric.key in HEADLINE) == headline]
+    chosen = [row for row in rows if ("headline" in row.metric.marks) == headline]
     formulas = "; ".join(f"{row.metric.title}: {row.metric.formula}" for row in chosen)
     return Table(
         topic="headline" if headline else "further_metrics",
@@ -95,7 +88,7 @@ def _by_method(groups: Sequence[MethodGroup], rows: Sequence[Row], *, headline: 
         header=(
             Text("method", words=True),
             *(
-                Text(row.metric.title + ("" if row.metric.key in UNRANKED else ARROWS[row.metric.better]))
+                Text(row.metric.title + ("" if "unranked" in row.metric.marks else ARROWS[row.metric.better]))
                 for row in chosen
             ),
         ),
@@ -113,7 +106,7 @@ def _by_method(groups: Sequence[MethodGroup], rows: Sequence[Row], *, headline: 
 def _seeds(groups: Sequence[MethodGroup]) -> Table:
     """Every seed's numbers, where a method has several."""
     singles = [(index, alone(run)) for index, group in enumerate(groups) for run in group.runs]
-    chosen = [row for row in metric_rows([single for _, single in singles]) if row.metric.key in HEADLINE]
+    chosen = [row for row in metric_rows([single for _, single in singles]) if "headline" in row.metric.marks]
     several = len(singles) > len(groups)
     return Table(
         topic="seeds",
@@ -130,27 +123,4 @@ def _seeds(groups: Sequence[MethodGroup]) -> Table:
         if several
         else (),
         legend="Brackets are 95 % intervals over test items.",
-    )
-
-
-def _expected(expected: Sequence[ExpectedResult]) -> Table:
-    return Table(
-        topic="expected_results",
-        title="The source's expected results",
-        header=tuple(
-            Text(name, words=True) for name in ("expected", "met if", "method", "measured", "verdict", "remark")
-        ),
-        rows=tuple(
-            (
-                Text(result.claim, words=True),
-                Text(result.rule or "–"),
-                Text(result.method or "–", words=True),
-                Text(result.text),
-                Text(result.verdict, words=True, bold=result.verdict == "met", warning=result.verdict == "not met"),
-                Text(result.remark, words=True),
-            )
-            for result in expected
-        ),
-        legend="The verdict goes by the measured mean over seeds, without a margin for seeds or test items. Scores "
-        "lie in [0, 1]: one point is 0.01.",
     )

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from himalaya_adapter.report.comparison import Comparison
 from himalaya_adapter.report.comparison_tables import comparison_tables
-from himalaya_adapter.report.expected_results import ExpectedResult
 from himalaya_adapter.report.table import Table, Text
 
 PREAMBLE = "% Needs \\usepackage{booktabs}, \\usepackage{graphicx} and a UTF-8 engine."
@@ -25,10 +24,10 @@ SUBSCRIPT = re.compile(r"([A-Za-z]+|[Σθ]\*?)_\{(.+?)\}")
 WIDEST_UPRIGHT = 90  # characters of a row; wider tables are shrunk to the line
 
 
-def tables(comparison: Comparison, expected: Sequence[ExpectedResult]) -> str:
+def document(comparison: Comparison) -> str:
     """Every table as a float with a caption and the label ``tab:<topic>``; metrics as columns, a line per method."""
     lines = [PREAMBLE, *(f"% {' '.join(note.split())}" for note in comparison.notes)]
-    for table in comparison_tables(comparison, expected, by_method=True):
+    for table in comparison_tables(comparison, by_method=True):
         lines += ["", *_table(table)]
     return "\n".join(lines) + "\n"
 

@@ -1,106 +1,20 @@
 """The headline table: every metric with its formula, its interval or spread, and the best method marked."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from himalaya_adapter.report.method_groups import MethodGroup, Spread
 from himalaya_adapter.report.run_folder import Cell, RunRecord
+from himalaya_adapter.stream_metrics import METRICS, Kind, Metric
 
-LETTER_NORM_BOUND = 1.0  # ‖ΔW‖ ≤ 1, where an adapter's config names no other bound
-ATOM_NORM_BOUND = 1.05  # rows of the dictionary after 3-bit storage
 FULL_COUNT = 1000  # means of counts from here on have no decimals
 NORM_TOLERANCE = 1e-4  # rounding of a unit norm in bfloat16 sums
 
-Kind = Literal["score", "signed", "bytes", "count", "seconds", "norm"]
-Better = Literal["higher", "lower", "near zero"]
 Interval = tuple[float, float]
-
-
-def update_norm_bound(adapter_config: Mapping[str, Any]) -> float:
-    """What the norm of an adapter's update cannot exceed."""
-    return float(adapter_config.get("norm_bound", LETTER_NORM_BOUND))
-
-
-def atom_norm_bound(_: Mapping[str, Any]) -> float:
-    """What the norm of an atom cannot exceed, whatever the adapter."""
-    return ATOM_NORM_BOUND
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One row of the table; ``_{…}`` in a formula is a subscript, a_{i,j} the score on task j after task i.
-
-    ``bound``, where there is one, is found from a run's ``adapter_config.json``: adapters have bounds of their own.
-    """
-
-    key: str
-    title: str
-    formula: str
-    kind: Kind
-    better: Better
-    bound: Callable[[Mapping[str, Any]], float] | None = None
-
-
-METRICS = (
-    Metric(
-        "retained_accuracy_auc",
-        "Retained-accuracy AUC",
-        "trapezoid over i = 1…T of mean_{j≤i} a_{i,j}, divided by T − 1",
-        "score",
-        "higher",
-    ),
-    Metric("average_accuracy", "Average accuracy (AA)", "mean_{j} a_{T,j}", "score", "higher"),
-    Metric(
-        "unlabelled_accuracy",
-        "Without task labels",
-        "mean_{j} a_{T,j}, each prompt answered as the task that it looks like",
-        "score",
-        "higher",
-    ),
-    Metric("tasks_recognised", "Tasks recognised", "share of test prompts told right", "score", "higher"),
-    Metric("released_accuracy", "Release file", "mean_{j} a_{T,j} of the quantised adapter", "score", "higher"),
-    Metric("learning_accuracy", "Learning accuracy (LA)", "mean_{j} a_{j,j}", "score", "higher"),
-    Metric("forgetting", "Forgetting", "mean_{j<T} (max_{j≤l<T} a_{l,j} − a_{T,j})", "score", "lower"),
-    Metric("backward_transfer", "Backward transfer", "mean_{j<T} (a_{T,j} − a_{j,j})", "signed", "higher"),
-    Metric("retention", "Retention", "mean_{i≥2} mean_{j<i} min(1, a_{i,j} / a_{j,j})", "score", "higher"),
-    Metric("average_anytime_accuracy", "Average anytime accuracy", "mean_{i} mean_{j≤i} a_{i,j}", "score", "higher"),
-    Metric("frozen_accuracy", "Frozen model", "mean_{j} a_{0,j}, scored before training", "score", "higher"),
-    Metric("base_drift", "Base-model drift", "perplexity on plain text, adapter on / off, − 1", "signed", "near zero"),
-    Metric("stored_bytes", "Stored bytes", "every byte the adapter keeps, after the last task", "bytes", "lower"),
-    Metric("released_bytes", "Bytes of the release file", "quantised, for inference only", "bytes", "lower"),
-    Metric("trainable_parameters", "Trainable parameters", "numbers the optimiser moves", "count", "lower"),
-    Metric("ewc_lambda", "EWC λ", "loss + λ/2 Σ_{i} F_{i} (θ_{i} − θ*_{i})²", "count", "lower"),
-    Metric(
-        "update_norm_max",
-        "Largest update norm",
-        "max ‖ΔW‖ seen; the method bounds it",
-        "norm",
-        "lower",
-        update_norm_bound,
-    ),
-    Metric("atom_norm_max", "Largest atom norm", "max ‖atom‖ seen; bound 1.05", "norm", "lower", atom_norm_bound),
-    Metric("peak_memory_bytes", "Peak memory", "largest memory of the process", "bytes", "lower"),
-    Metric("train_seconds", "Training time", "wall clock, all tasks", "seconds", "lower"),
-    Metric("eval_seconds", "Evaluation time", "wall clock, all evaluations", "seconds", "lower"),
-)
-
-# What stands in one line per method where there are too many methods for a column each.
-HEADLINE = (
-    *("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "forgetting", "retention", "base_drift"),
-    *("stored_bytes", "trainable_parameters", "train_seconds"),
-)
 ARROWS = {"higher": " ↑", "lower": " ↓", "near zero": " → 0"}
 MANY_METHODS = 5  # from here on tables hold a line, not a column, per method
-
-# A norm below its bound is not better for being smaller, all runs of a comparison share the frozen model, and a
-# setting is no result.
-UNRANKED = {"update_norm_max", "atom_norm_max", "frozen_accuracy", "ewc_lambda"}
-
-
-# What depends on how many rows of the matrix were measured: best of runs that measured the same ones only.
-OF_ALL_ROWS = {"retained_accuracy_auc", "forgetting", "retention", "average_anytime_accuracy"}
 
 
 @dataclass(frozen=True)
@@ -136,10 +50,11 @@ def metric_rows(groups: Sequence[MethodGroup]) -> list[Row]:
     rows = []
     for metric in METRICS:
         values = [_value(group, metric) for group in groups]
-        if all(value is None for value in values):
+        alone = "of several tasks" in metric.marks and len(groups[0].first.tasks) == 1
+        if alone or all(value is None for value in values):
             continue
-        intervals = [metric_interval(group.first, metric.key) if len(group.runs) == 1 else None for group in groups]
-        comparable = alike or metric.key not in OF_ALL_ROWS
+        intervals = [metric_interval(group.first, metric) if len(group.runs) == 1 else None for group in groups]
+        comparable = alike or "of measured rows" not in metric.marks
         ranked = [
             value if comparable and not group.is_bound else None for group, value in zip(groups, values, strict=True)
         ]
@@ -174,23 +89,17 @@ def _exceeds_bound(run: RunRecord, metric: Metric) -> bool:
     return bool(value > metric.bound(run.adapter_config) + NORM_TOLERANCE)
 
 
-def metric_interval(run: RunRecord, key: str) -> Interval | None:
-    """The 95 % interval of a metric: the recorded one, else from the per-task intervals, else None.
-
-    ``<key>_low`` and ``<key>_high`` in ``metrics.json`` win. Average accuracy is the last point of the
-    retained-accuracy curve, whose interval is recorded; learning and frozen accuracy are means of independent tasks.
-    """
-    low, high = run.metrics.get(f"{key}_low"), run.metrics.get(f"{key}_high")
-    if low is not None and high is not None:
-        return low, high
-    if key == "average_accuracy":
+def metric_interval(run: RunRecord, metric: Metric) -> Interval | None:
+    """The 95 % interval of a run's metric; None if it has none, or an old run has not recorded it."""
+    if metric.interval == "recorded":
+        low, high = run.metrics.get(f"{metric.key}_low"), run.metrics.get(f"{metric.key}_high")
+        return None if low is None else (low, high)
+    if metric.interval == "curve":
         last = run.metrics["retained_accuracy"][-1]
         return last["low"], last["high"]
-    if key == "learning_accuracy":
-        return interval_of_mean(run.after_learning)
-    if key == "frozen_accuracy":
-        return interval_of_mean(run.before)
-    return None
+    if metric.interval is None:
+        return None
+    return interval_of_mean(run.after_learning if metric.interval == "after_learning" else run.before)
 
 
 def interval_of_mean(cells: Sequence[Cell]) -> Interval:
@@ -262,7 +171,7 @@ def _best(
     metric: Metric, values: Sequence[float | None], intervals: Sequence[Interval | None]
 ) -> tuple[set[int], set[int]]:
     known = {index: value for index, value in enumerate(values) if value is not None}
-    if len(known) < 2 or metric.key in UNRANKED or len(set(known.values())) == 1:
+    if len(known) < 2 or "unranked" in metric.marks or len(set(known.values())) == 1:
         return set(), set()
     goodness = {"higher": lambda value: value, "lower": lambda value: -value, "near zero": lambda value: -abs(value)}
     top = max(known, key=lambda index: goodness[metric.better](known[index]))

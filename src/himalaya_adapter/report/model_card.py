@@ -9,9 +9,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, file_bytes
-from himalaya_adapter.report.metric_table import ATOM_NORM_BOUND, update_norm_bound
 from himalaya_adapter.report.run_folder import RunRecord
 from himalaya_adapter.storage import read_json, write_atomic
+from himalaya_adapter.stream_metrics import ATOM_NORM_BOUND, update_norm_bound
 from himalaya_adapter.streams.catalogue import OWN_DATA, origin_of, read_definition
 
 TEMPLATE = "model_card.md.j2"

@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from himalaya_adapter.report import style
 from himalaya_adapter.report.comparison import Comparison, Difference
-from himalaya_adapter.report.metric_table import METRICS, Metric
+from himalaya_adapter.stream_metrics import METRICS, Metric
 
 BETTER_SIDE = "#EAF2F8"  # the half of a panel in which the reference is better
 SMALLEST_ROOM = 0.002  # beside the outermost interval

@@ -2,8 +2,9 @@
 
 from himalaya_adapter.report.comparison import Comparison, Difference
 from himalaya_adapter.report.method_groups import MethodGroup
-from himalaya_adapter.report.metric_table import ARROWS, MANY_METHODS, METRICS, format_interval, format_p, format_value
+from himalaya_adapter.report.metric_table import ARROWS, MANY_METHODS, format_interval, format_p, format_value
 from himalaya_adapter.report.table import Table, Text
+from himalaya_adapter.stream_metrics import METRICS
 
 
 def measure_differences(comparison: Comparison) -> Table:

@@ -11,8 +11,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 from himalaya_adapter.report import style
 from himalaya_adapter.report.method_groups import MethodGroup, alone
-from himalaya_adapter.report.metric_table import ATOM_NORM_BOUND, format_bytes, format_seconds, update_norm_bound
+from himalaya_adapter.report.metric_table import format_bytes, format_seconds
 from himalaya_adapter.report.run_folder import RunRecord
+from himalaya_adapter.stream_metrics import ATOM_NORM_BOUND, update_norm_bound
 
 SMALLEST_SHARE = 0.01  # of all bytes, below which a part has no colour of its own
 WIDE_RANGE = 8  # largest by smallest size from which on bytes stand on a logarithmic axis

@@ -13,12 +13,12 @@ from optuna.trial import Trial, TrialState
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.evaluation.metrics import MEASURES
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.search.space import SearchedKey, with_values
 from himalaya_adapter.search.study import REASON
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.training import run_stream
-from himalaya_adapter.training.summary import MEASURES
 
 # What they say of every task, or would say again of every trial; a search says one line a trial.
 TALKATIVE = ("himalaya_adapter.training.stream_runner", "himalaya_adapter.training.preconditions")

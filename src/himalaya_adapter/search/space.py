@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from himalaya_adapter import stream_metrics
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.keys import leaf_keys
 from himalaya_adapter.experiments.run_config import RunConfig
@@ -22,7 +23,6 @@ KEYS_OF_A_TRIAL = (
 )
 # Optuna keeps these in every storage; any other choice of a categorical is kept as JSON text.
 PLAIN_CHOICES = (str, int, float, bool, type(None))
-SMALLER_IS_BETTER = ("forgetting",)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def with_values(run: RunConfig, values: Mapping[str, Any]) -> RunConfig:
 
 def direction_of(run: RunConfig) -> Literal["maximize", "minimize"]:
     """As the run says, else what is better of its primary metric."""
-    better = "minimize" if run.evaluation.primary_metric in SMALLER_IS_BETTER else "maximize"
+    better = "minimize" if run.evaluation.primary_metric in stream_metrics.LOWER_IS_BETTER else "maximize"
     return "minimize" if (run.optuna.direction or better) == "minimize" else "maximize"
 
 

@@ -11,15 +11,6 @@ from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, Ru
 
 FORMAT = 1
 KEPT_IN_FILES = ("item_scores", "reused")  # of a stored score, not in a cell of the matrix
-MEASURES = {
-    "average_accuracy": metrics.average_accuracy,
-    "learning_accuracy": metrics.learning_accuracy,
-    "backward_transfer": metrics.backward_transfer,
-    "forgetting": metrics.forgetting,
-    "average_anytime_accuracy": metrics.average_anytime_accuracy,
-    "retained_accuracy_auc": metrics.retained_accuracy_auc,
-    "retention": metrics.retention,
-}
 
 
 def summarise(
@@ -75,7 +66,7 @@ def summarise(
         "learning_rate": config.training.learning_rate,
         "protocol": config.training.protocol,
         "ewc_lambda": config.model.adapter.ewc_lambda,
-        **{name: measure(scores) for name, measure in MEASURES.items()},
+        **{name: measure(scores) for name, measure in metrics.MEASURES.items()},
         "retained_accuracy_auc_low": auc_low,
         "retained_accuracy_auc_high": auc_high,
         "unlabelled_accuracy": _mean(unlabelled, "score"),

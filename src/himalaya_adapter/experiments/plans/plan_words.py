@@ -10,11 +10,11 @@ from typing import Any
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments.plans.plan import HubModel, Plan
 from himalaya_adapter.experiments.validation import CHOICES
+from himalaya_adapter.stream_metrics import LOWER_IS_BETTER
 
 MODEL = re.compile(r"([^(]+?)\s*(?:\(([^()]*)\))?")
 SIZE = re.compile(r"\d+(?:\.\d+)?\s?[BMbm](?:\s?param\w*)?")
 AREA_UNDER_CURVE = re.compile(r"area under (?:the )?curve")
-LOWER_IS_BETTER = ("forgetting",)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
@@ -11,10 +11,13 @@ import yaml
 
 from himalaya_adapter.report.comparison import PROPOSED, Comparison
 from himalaya_adapter.report.method_groups import MethodGroup, Spread, spread
-from himalaya_adapter.report.metric_table import METRICS, Kind, format_deviation, format_value
+from himalaya_adapter.report.metric_table import format_deviation, format_value
 from himalaya_adapter.report.run_folder import RunRecord
+from himalaya_adapter.report.table import Table, Text
+from himalaya_adapter.stream_metrics import METRICS, Kind
 
 Verdict = Literal["met", "not met", "not measured"]
+CLAIMS = Path(__file__).with_suffix(".yaml")
 MOST_NAMED = 3  # tasks that a remark names one by one
 
 
@@ -72,8 +75,7 @@ def expected_results(comparison: Comparison) -> list[ExpectedResult]:
 
 @cache
 def _content() -> dict[str, Any]:
-    text = files("himalaya_adapter.report").joinpath("expected_results.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text))
+    return dict(yaml.safe_load(CLAIMS.read_text(encoding="utf-8")))
 
 
 def _differs(comparison: Comparison, setting: Mapping[str, Any]) -> str:
@@ -162,3 +164,27 @@ def _rule(claim: Mapping[str, Any]) -> str:
 def _holds(claim: Mapping[str, Any], value: float) -> bool:
     low, high = claim.get("between", (claim.get("at_least", value), claim.get("at_most", value)))
     return bool(low <= value <= high)
+
+
+def expected_table(expected: Sequence[ExpectedResult]) -> Table:
+    """The claims with their verdicts, a line each."""
+    return Table(
+        topic="expected_results",
+        title="The source's expected results",
+        header=tuple(
+            Text(name, words=True) for name in ("expected", "met if", "method", "measured", "verdict", "remark")
+        ),
+        rows=tuple(
+            (
+                Text(result.claim, words=True),
+                Text(result.rule or "–"),
+                Text(result.method or "–", words=True),
+                Text(result.text),
+                Text(result.verdict, words=True, bold=result.verdict == "met", warning=result.verdict == "not met"),
+                Text(result.remark, words=True),
+            )
+            for result in expected
+        ),
+        legend="The verdict goes by the measured mean over seeds, without a margin for seeds or test items. Scores "
+        "lie in [0, 1]: one point is 0.01.",
+    )

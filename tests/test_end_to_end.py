@@ -57,6 +57,7 @@ def test_the_matrix_is_the_stored_evaluations(run: Path) -> None:
     for cell, evaluation in cells:
         scores = evaluation.pop("item_scores")
         evaluation.pop("reused", None)
+        assert len(evaluation.pop("answers")) == 3
         assert cell == evaluation
         assert cell["low"] <= cell["score"] <= cell["high"]
         assert len(scores) == cell["n"] == 8
@@ -165,6 +166,23 @@ def test_the_dictionary_grows_and_evicts(run: Path) -> None:
 def test_training_changed_the_adapter_and_the_loss_fell(run: Path) -> None:
     first = task_ends(run)[0]
     assert first["loss_last"] < first["loss_first"]
+    assert len(first["losses"]) == first["steps"]
+    assert (first["losses"][0], first["losses"][-1]) == pytest.approx(
+        (first["loss_first"], first["loss_last"]), abs=1e-4
+    )
+
+
+def test_sample_answers_are_kept_before_training_after_it_and_at_the_end(run: Path, place: Path) -> None:
+    samples = read_json(run / "samples.json")["tasks"]
+    assert [one["task"] for one in samples] == list(TASKS)
+    for index, (task, found) in enumerate(zip(load_stream(str(place / "stream.yaml")).tasks, samples, strict=True)):
+        assert [item["target"] for item in found["items"]] == [item.target for item in task.test[:3]]
+        assert all(item.prompt.endswith(one["prompt"]) for item, one in zip(task.test, found["items"], strict=False))
+        rows = ("before", index, 2)
+        wanted = zip(*(stored(run, row, index)["answers"] for row in rows), strict=True)
+        assert [tuple(item["answers"]) for item in found["items"]] == list(wanted)
+        if task.spec.kind == "classification":
+            assert {answer for item in found["items"] for answer in item["answers"]} <= set(task.spec.labels)
 
 
 def test_the_saved_adapter_scores_as_the_last_row(run: Path, place: Path) -> None:

@@ -18,6 +18,7 @@ from himalaya_adapter.streams.task import Item, Task
 
 # One seed for every cell: the intervals of two rows of a matrix then rest on the same resamples of the same items.
 BOOTSTRAP_SEED = 0
+ANSWERS_KEPT = 3  # of a split's first items, to be shown
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class TaskScore:
         metric: Name of the metric.
         strict: Share of items whose generated text is the target exactly, outer white space aside.
         item_scores: The metric of each item, in the order of the split.
+        answers: What the first items were answered.
         seconds: Wall-clock time of the evaluation.
     """
 
@@ -42,12 +44,13 @@ class TaskScore:
     metric: str
     strict: float
     item_scores: tuple[float, ...]
+    answers: tuple[str, ...]
     seconds: float
 
     def cell(self) -> dict[str, Any]:
-        """The JSON object that stands for this score in an accuracy matrix: all but the item scores."""
+        """The JSON object that stands for this score in an accuracy matrix: all but what belongs to items."""
         fields = asdict(self)
-        del fields["item_scores"]
+        del fields["item_scores"], fields["answers"]
         return fields
 
 
@@ -131,6 +134,7 @@ def evaluate_task(
         metric=spec.metric,
         strict=float(np.mean([accuracy(text, target) for text, target in zip(written, targets, strict=True)])),
         item_scores=tuple(metric.item_scores(predictions, targets).tolist()),
+        answers=tuple(predictions[:ANSWERS_KEPT]),
         seconds=time.perf_counter() - started,
     )
 

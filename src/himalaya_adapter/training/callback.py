@@ -2,9 +2,11 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 SECONDS = "seconds_of_steps"
 # So many steps in a row without a finite gradient are no accident.
 MOST_SKIPPED = 10
+CURVE_POINTS = 50
 
 
 class StreamCallback(TrainerCallback):
@@ -111,6 +114,12 @@ def step_losses(state: TrainerState) -> list[float]:
     """The losses of a task's steps, in order, without those that were skipped; penalties (EWC) are part of them."""
     skipped = {event["step"] for event in noted_events(state) if event["event"] == SkippedStep.kind}
     return [entry["loss"] for entry in state.log_history if "loss" in entry and entry["step"] not in skipped]
+
+
+def loss_curve(losses: Sequence[float]) -> list[float]:
+    """A task's losses as they are shown: means over at most 50 equal parts of its steps."""
+    parts = np.array_split(losses, min(len(losses), CURVE_POINTS)) if losses else []
+    return [round(float(part.mean()), 4) for part in parts]
 
 
 def _note(state: TrainerState, event: Event) -> None:

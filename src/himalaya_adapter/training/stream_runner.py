@@ -38,7 +38,13 @@ from himalaya_adapter.streams.encoding import count_truncated
 from himalaya_adapter.streams.plain_text import held_out_text
 from himalaya_adapter.training.arguments import training_arguments
 from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer, answer_log_likelihoods
-from himalaya_adapter.training.callback import StreamCallback, noted_events, seconds_of_steps, step_losses
+from himalaya_adapter.training.callback import (
+    StreamCallback,
+    loss_curve,
+    noted_events,
+    seconds_of_steps,
+    step_losses,
+)
 from himalaya_adapter.training.encoded_items import EncodedItems
 from himalaya_adapter.training.environment import describe_environment
 from himalaya_adapter.training.online_ewc import FISHER_ITEMS, OnlineEWC
@@ -229,6 +235,7 @@ class StreamRunner:
             "skipped_steps": sum(event["event"] == SkippedStep.kind for event in events),
             "loss_first": losses[0] if losses else None,
             "loss_last": losses[-1] if losses else None,
+            "losses": loss_curve(losses),
             **self.method.norm_certificate(),
             **self.method.task_statistics(),
             "stored_bytes_by_part": self.method.stored_bytes(),
@@ -308,6 +315,7 @@ class StreamRunner:
         matrix, metrics = summarise(self.config, self.stream, self.store, measured)
         write_json(self.store.folder / "matrix.json", matrix)
         write_item_scores(self.store.folder, self.scores.item_scores())
+        write_json(self.store.folder / "samples.json", {"tasks": self.scores.samples()})
         write_json(self.store.folder / "metrics.json", metrics)  # last: its presence says that the run is finished
 
 

@@ -25,6 +25,7 @@ from himalaya_adapter.training.protocols import SEQUENTIAL, row_of_score
 from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore
 
 PROMPTS_AT_ONCE = 64
+PROMPT_SHOWN = 600  # characters of a sample's prompt, its end
 CACHE = ".scores"  # in the results folder, for all of its runs
 OF_THE_RUN = ("seed", "data_hashes")  # what environment.json says beside the machine, the versions and the backbone
 
@@ -143,6 +144,19 @@ class StreamScores:
         stored = [[self.store.score(row, index) for index in range(row + 1)] for row in rows]
         return [[score["item_scores"] if score else None for score in row] for row in stored]
 
+    def samples(self) -> list[dict[str, Any]]:
+        """The first items of each task with their answers before training, right after it, and at the end."""
+        last, found = len(self.stream.tasks) - 1, []
+        for index, task in enumerate(self.stream.tasks):
+            scores = (self.store.score(row, index) or {} for row in (BEFORE, index, last))
+            answers = zip(*(score.get("answers", ()) for score in scores), strict=False)  # old scores have none
+            items = [
+                {"prompt": item.prompt[-PROMPT_SHOWN:], "target": item.target, "answers": list(of_item)}
+                for item, of_item in zip(task.split(self.config.evaluation.split), answers, strict=False)
+            ]
+            found.append({"task": task.name, "items": items})
+        return found
+
     def prompts(self, task: Task, split: str) -> Iterator[Batch]:
         """The prompts of one of a task's splits, in batches."""
         length = self.config.dataset.max_seq_length
@@ -182,4 +196,4 @@ class StreamScores:
             batch_size=self.config.evaluation.eval_batch_size,
             max_length=self.config.dataset.max_seq_length,
         )
-        return {**score.cell(), "item_scores": list(score.item_scores)}
+        return {**score.cell(), "item_scores": list(score.item_scores), "answers": list(score.answers)}

@@ -10,7 +10,7 @@ from himalaya_adapter.streams import Stream
 from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore
 
 FORMAT = 1
-KEPT_IN_FILES = ("item_scores", "reused")  # of a stored score, not in a cell of the matrix
+KEPT_IN_FILES = ("item_scores", "answers", "reused")  # of a stored score, not in a cell of the matrix
 
 
 def summarise(

@@ -19,8 +19,9 @@ from himalaya_adapter.backbones.shape import ShapeMode, empty_backbone
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.method_options import method_of
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.methods import HimalayaConfig, HimalayaStrictConfig
 from himalaya_adapter.methods.construction import adapt, run_method
+from himalaya_adapter.methods.himalaya import HimalayaConfig
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig
 from himalaya_adapter.methods.release import has_release
 
 BYTES_PER_MB = 1_000_000

@@ -14,7 +14,9 @@ from tiny_runs import TASKS
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
-from himalaya_adapter.methods import GlodisConfig, HimalayaStrictConfig, save_release
+from himalaya_adapter.methods.glodis import GlodisConfig
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig
+from himalaya_adapter.methods.release import save_release
 from himalaya_adapter.storage import read_json
 
 TOKENS = [5, 17, 40, 9, 101]

@@ -19,7 +19,8 @@ from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.deploy.onnx.decoder_graph import decoder_graph
 from himalaya_adapter.deploy.onnx.parity import TOLERANCE, check_parity, open_session
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods import HimalayaStrictConfig, save_release
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig
+from himalaya_adapter.methods.release import save_release
 from himalaya_adapter.storage import read_json
 
 FILES = {

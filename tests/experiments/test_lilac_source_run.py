@@ -9,8 +9,8 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.experiments.method_options import adapter_options
 from himalaya_adapter.experiments.validation import check_run
-from himalaya_adapter.methods import LilacConfig
 from himalaya_adapter.methods.construction import run_method
+from himalaya_adapter.methods.lilac import LilacConfig
 
 NAME = LILAC.name
 

@@ -14,10 +14,11 @@ from source_runs import HIMALAYA, SOURCES, SourceRun, leaves, read
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.experiments.composition import CONF
-from himalaya_adapter.experiments.method_options import KEYS_OF_METHOD, adapter_options, method_of
+from himalaya_adapter.experiments.method_options import adapter_options, method_of
 from himalaya_adapter.experiments.validation import check_run
-from himalaya_adapter.methods import HimalayaStrictConfig
 from himalaya_adapter.methods.construction import run_method
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig
+from himalaya_adapter.registry import METHODS
 
 NAME = HIMALAYA.name
 SOURCE = read(NAME)
@@ -46,7 +47,7 @@ def test_the_file_is_the_sources_byte_for_byte(source: SourceRun) -> None:
 @every_source
 def test_every_key_is_looked_at_below(source: SourceRun) -> None:
     assert sorted(leaves(read(source.name))) == sorted([*source.options, *source.values, *source.refused])
-    keys = KEYS_OF_METHOD[source.method]
+    keys = METHODS[source.method]
     assert keys.options.keys() == source.options.keys()
     assert keys.fixed.keys() < source.refused.keys()
 
@@ -57,7 +58,7 @@ def test_a_key_sets_its_option_and_no_other(source: SourceRun, path: str, tmp_pa
     run = source.changed(path, source.options[path], tmp_path)
     check_run(run)
     after = run_method(run).to_dict()
-    option = KEYS_OF_METHOD[source.method].options[path]
+    option = METHODS[source.method].options[path]
     assert {name for name in before if before[name] != after[name]} == {option}
     assert after[option] == source.options[path]
 
@@ -88,7 +89,7 @@ def test_the_run_is_the_method_as_the_source_sets_it() -> None:
     assert run.training.learning_rate == 2e-4
     config = run_method(run)
     assert isinstance(config, HimalayaStrictConfig)
-    for key, option in KEYS_OF_METHOD["HIMALAYA_STRICT"].options.items():
+    for key, option in METHODS["HIMALAYA_STRICT"].options.items():
         assert getattr(config, option) == leaves(SOURCE)[key]
 
 

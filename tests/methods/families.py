@@ -16,15 +16,13 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from himalaya_adapter.methods import (
-    ColtasConfig,
-    GlodisConfig,
-    HimalayaConfig,
-    HimalayaStrictConfig,
-    LilacConfig,
-    LoReftConfig,
-    OLoraConfig,
-)
+from himalaya_adapter.methods.coltas import ColtasConfig
+from himalaya_adapter.methods.glodis import GlodisConfig
+from himalaya_adapter.methods.himalaya import HimalayaConfig
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig
+from himalaya_adapter.methods.lilac import LilacConfig
+from himalaya_adapter.methods.loreft import LoReftConfig
+from himalaya_adapter.methods.olora import OLoraConfig
 
 VOCABULARY = 128
 PADDING = 0

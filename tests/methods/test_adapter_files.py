@@ -23,7 +23,8 @@ from tiny_runs import write_backbone
 
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods import HimalayaConfig, save_release
+from himalaya_adapter.methods.himalaya import HimalayaConfig
+from himalaya_adapter.methods.release import save_release
 
 CASE = HIMALAYA_STREAM["himalaya-llama"]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -8,8 +8,7 @@ from families import STATIC_CASES, Case, llama, random_tokens
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
-from himalaya_adapter.methods import ColtasConfig
-from himalaya_adapter.methods.coltas import ColtasLayer, mask_dictionary, task_components
+from himalaya_adapter.methods.coltas import ColtasConfig, ColtasLayer, mask_dictionary, task_components
 from himalaya_adapter.methods.linear_delta import SCALING
 
 CASE = STATIC_CASES["coltas-llama"]

@@ -6,8 +6,7 @@ from families import STATIC_CASES
 from peft import get_peft_model
 from torch import nn
 
-from himalaya_adapter.methods import GlodisConfig
-from himalaya_adapter.methods.glodis import GlodisLayer
+from himalaya_adapter.methods.glodis import GlodisConfig, GlodisLayer
 from himalaya_adapter.methods.linear_delta import SCALING
 
 

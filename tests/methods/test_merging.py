@@ -9,8 +9,12 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods import ColtasConfig, GlodisConfig, HimalayaConfig, LilacConfig, OLoraConfig
+from himalaya_adapter.methods.coltas import ColtasConfig
+from himalaya_adapter.methods.glodis import GlodisConfig
+from himalaya_adapter.methods.himalaya import HimalayaConfig
+from himalaya_adapter.methods.lilac import LilacConfig
 from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
+from himalaya_adapter.methods.olora import OLoraConfig
 
 MERGEABLE = HIMALAYA_WEIGHTS | STATIC_CASES
 every_case = pytest.mark.parametrize("case", MERGEABLE.values(), ids=MERGEABLE.keys())

@@ -11,10 +11,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
-from himalaya_adapter.experiments.method_options import KEYS_OF_METHOD
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.search_config import DIRECTIONS, TYPES
 from himalaya_adapter.experiments.validation import CHOICES
+from himalaya_adapter.registry import METHODS
 
 PLAIN_TYPES: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 ALL_CHOICES: Mapping[str, Sequence[object]] = MappingProxyType(
@@ -22,8 +22,8 @@ ALL_CHOICES: Mapping[str, Sequence[object]] = MappingProxyType(
         **CHOICES,
         **{
             key: (only,)
-            for keys in KEYS_OF_METHOD.values()
-            for key, (only, _) in keys.fixed.items()
+            for method in METHODS.values()
+            for key, (only, _) in method.fixed.items()
             if not isinstance(only, bool)
         },
         "optuna.direction": DIRECTIONS,

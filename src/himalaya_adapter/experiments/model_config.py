@@ -91,6 +91,9 @@ class AdapterConfig:
         type: ``HIMALAYA``, its source's letter (``HIMALAYA_STRICT``, which ``HIMALAYA`` with a key that only it has
             means too), a rival (``LILAC``, ``COLTAS``, ``GLODIS``) or the name of any PEFT method (``LORA``).
         options: Fields of the method's PEFT config that differ from its defaults.
+        per_task: Learn and keep an adapter of its own for each task. All of them count as stored.
+        bits: Bits of a trained number in which the adapter is stored, and scored: 3, 4, 8 or 16, for methods that have
+            no such option of their own; ``null``: 32.
         total_parameter_budget_mb: The run refuses to start if the saved adapter would be larger (MB of 10^6 bytes).
         core_dictionary: HIMALAYA's frozen atoms.
         elastic_dictionary: HIMALAYA's trained atoms.
@@ -104,6 +107,8 @@ class AdapterConfig:
 
     type: str = MISSING
     options: dict[str, Any] = field(default_factory=dict)
+    per_task: bool = False
+    bits: int | None = None
     total_parameter_budget_mb: float | None = None
     core_dictionary: CoreDictionaryConfig = field(default_factory=CoreDictionaryConfig)
     elastic_dictionary: ElasticDictionaryConfig = field(default_factory=ElasticDictionaryConfig)

@@ -41,7 +41,7 @@ class TrainingConfig:
 
     Args:
         protocol: ``sequential``: one adapter learns the tasks one after another. The others are bounds to compare
-            with: ``independent``: each task is learnt by a fresh adapter of its own, and all of them count as stored;
+            with: ``independent``: as a method with ``model.adapter.per_task``;
             ``joint``: one adapter learns all tasks at once, mixed; ``frozen``: nothing is learnt or stored.
         task_epochs: Passes over a task's training items.
         max_updates_per_task: Most optimiser steps of a task; ``null`` means as many as the epochs hold.

@@ -9,9 +9,10 @@ from omegaconf import OmegaConf
 from himalaya_adapter import stream_metrics
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments.keys import leaf_keys
-from himalaya_adapter.experiments.method_options import HIMALAYA, HIMALAYA_STRICT, adapter_options, method_of
+from himalaya_adapter.experiments.method_options import adapter_options, method_of
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.search_config import check_search
+from himalaya_adapter.registry import method_row
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "method": ("proposed", "comparative"),
@@ -41,7 +42,7 @@ OPTIONAL_POSITIVE = (
     "hardware.max_gpu_mem_gb",
 )
 NOT_NEGATIVE = ("training.weight_decay", "training.warmup_steps")
-PROTECTS_ITSELF = (HIMALAYA, HIMALAYA_STRICT, "O_LORA")  # methods
+STORED_BITS = (3, 4, 8, 16)  # of an adapter's trained numbers
 SEEDS = 2**31  # every library's generators take seeds below it
 
 
@@ -80,8 +81,14 @@ def check_run(run: RunConfig) -> None:
         require(right, key, "a number above 0, or null")
     method, without_ewc = method_of(run), run.model.adapter.ewc_lambda is None
     twice = f"null: {method} protects earlier tasks itself"
-    require(without_ewc or method not in PROTECTS_ITSELF, "model.adapter.ewc_lambda", twice)
-    earlier = without_ewc or run.training.protocol == "sequential"
+    require(without_ewc or not method_row(method).protects_itself, "model.adapter.ewc_lambda", twice)
+    per_task, in_sequence = run.model.adapter.per_task, run.training.protocol == "sequential"
+    require(in_sequence or not per_task, "model.adapter.per_task", "false: training.protocol is not sequential")
+    own = f"null: {method} has quantisation_bits, or rests on what it has learnt to the bit"
+    ready = not (method_row(method).protects_itself or "quantisation_bits" in method_row(method).options.values())
+    require(ready or run.model.adapter.bits is None, "model.adapter.bits", own)
+    require(run.model.adapter.bits in (None, *STORED_BITS), "model.adapter.bits", f"null or one of {STORED_BITS}")
+    earlier = without_ewc or (in_sequence and not per_task)
     require(earlier, "model.adapter.ewc_lambda", "null: only training.protocol=sequential has earlier tasks")
     require(run.model.backbone.frozen, "model.backbone.frozen", "true: only the adapter is trained")
     require(run.dataset.streaming is not False, "dataset.streaming", "true: tasks come one after another, and once")

@@ -7,8 +7,9 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PeftType, g
 from transformers import PreTrainedModel, set_seed
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.experiments.method_options import adapter_options, method_of, option_keys
+from himalaya_adapter.experiments.method_options import adapter_options, given_keys, method_of
 from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.registry import method_row
 
 NEEDS_TASK_IDS = (PeftType.POLY,)
 PLAIN_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -27,8 +28,8 @@ def run_method(run: RunConfig) -> PeftConfig:
     try:
         return method_config(method, options)
     except HimalayaError as error:
-        message = str(error)
-        keys = [key for key, option in option_keys(run).items() if f"{option}=" in message]
+        message, option_of = str(error), method_row(method).options
+        keys = [key for key in given_keys(run) if key in option_of and f"{option_of[key]}=" in message]
         raise HimalayaError(message + (f" (the run sets it as {keys[0]})" if keys else "")) from error
 
 

@@ -6,9 +6,10 @@ from rich.table import Table
 
 from himalaya_adapter.budget import BYTES_PER_MB, TOKENS, Budget
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.methods import HimalayaConfig, HimalayaStrictConfig
 from himalaya_adapter.methods.construction import run_method
+from himalaya_adapter.methods.himalaya import HimalayaConfig
 from himalaya_adapter.methods.himalaya.config import MOST_ACTIVE_ATOMS
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig
 
 
 def budget_tables(run: RunConfig, budget: Budget) -> list[Table]:

@@ -13,23 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
+from himalaya_adapter.registry import METHODS
 from himalaya_adapter.report.method_groups import MethodGroup
 from himalaya_adapter.storage import write_atomic
 
-# The first six from the palette of Okabe and Ito (2008), told apart with any of the common colour deficiencies.
-METHOD_COLORS = {
-    "himalaya": "#0072B2",
-    "lora": "#D55E00",
-    "lilac": "#009E73",
-    "coltas": "#CC79A7",
-    "glodis": "#E69F00",
-    "loreft": "#56B4E9",
-    # Each from here on as far as possible (in CIELAB, at least 20) from all before it and from grey, as seen with
-    # normal vision and with any of the three colour deficiencies (Machado et al., 2009).
-    "o_lora": "#000077",
-    "ia3": "#9900FF",
-    "himalaya_strict": "#6644CC",
-}
+METHOD_COLORS = {row.type.lower(): row.color for row in METHODS.values() if row.color is not None}
 OTHER_COLORS = ("#331111", "#773311", "#554466", "#335544", "#BBAA55")
 PART_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#882255", "#999933", "#BBBBBB")
 LINE_STYLES = ("solid", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))

@@ -15,6 +15,7 @@ from torch.nn.utils import parameters_to_vector
 
 from himalaya_adapter.budget import FISHER_DTYPE
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.packed_adapter import trainable_parameters
 
 EWC_FILE = "ewc.safetensors"
 # Of a task's own training items, in hash order and so a fixed random draw: so many gradients give its Fisher.
@@ -113,11 +114,6 @@ class OnlineEWC:
                 f"this method's change between tasks ({changed[0]} and {len(changed) - 1} others): "
                 "model.adapter.ewc_lambda=null runs it without"
             )
-
-
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def diagonal_fisher(parameters: Mapping[str, Tensor], log_likelihoods: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,11 @@ from himalaya_adapter.training.run_store import BEFORE
 SEQUENTIAL, INDEPENDENT, JOINT, FROZEN = "sequential", "independent", "joint", "frozen"
 
 
+def protocol_of(run: RunConfig) -> str:
+    """The run's protocol: a method that keeps an adapter per task learns as the bound `independent` does."""
+    return INDEPENDENT if run.model.adapter.per_task else run.training.protocol
+
+
 def tasks_learnt_at(protocol: str, index: int, tasks: Sequence[Task]) -> Sequence[Task]:
     """The tasks whose items are trained on at position ``index`` of the stream.
 

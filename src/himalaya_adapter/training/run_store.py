@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from himalaya_adapter.budget import EWC_PART
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.keys import first_difference
+from himalaya_adapter.methods.packed_adapter import PACKED_FILE
 from himalaya_adapter.packages import file_sha256
 from himalaya_adapter.storage import read_json, write_atomic, write_json
 from himalaya_adapter.training.online_ewc import EWC_FILE
@@ -216,13 +217,15 @@ def stored_bytes(folder: Path, parts: Mapping[str, int] | None, adapters: int = 
     """All bytes that a saved adapter takes and those by part, as keys of a task's record.
 
     Args:
-        folder: The saved adapter, with EWC's file if that is on.
+        folder: The saved adapter, with EWC's file if that is on. If it is stored in few bits, that file counts.
         parts: What the method counts itself; if nothing, its file is one part.
         adapters: How many of its size are kept.
     """
-    adapter = (folder / ADAPTER_FILE).stat().st_size
+    packed = folder / PACKED_FILE
+    adapter = (packed if packed.is_file() else folder / ADAPTER_FILE).stat().st_size
     ewc = {EWC_PART: path.stat().st_size} if (path := folder / EWC_FILE).is_file() else {}
-    by_part = {name: size * adapters for name, size in {**(parts or {"adapter": adapter}), **ewc}.items()}
+    counted = parts if parts and not packed.is_file() else {"adapter": adapter}
+    by_part = {name: size * adapters for name, size in {**counted, **ewc}.items()}
     return {"stored_bytes": (adapter + sum(ewc.values())) * adapters, "stored_bytes_by_part": by_part}
 
 

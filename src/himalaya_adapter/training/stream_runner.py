@@ -32,6 +32,7 @@ from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.methods.construction import adapt, run_method
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.events import SkippedStep
+from himalaya_adapter.methods.packed_adapter import PackedAdapter
 from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Stream, Task, load_stream
 from himalaya_adapter.streams.encoding import count_truncated
@@ -49,7 +50,14 @@ from himalaya_adapter.training.encoded_items import EncodedItems
 from himalaya_adapter.training.environment import describe_environment
 from himalaya_adapter.training.online_ewc import FISHER_ITEMS, OnlineEWC
 from himalaya_adapter.training.preconditions import announce, check_backbone, check_stream
-from himalaya_adapter.training.protocols import FROZEN, INDEPENDENT, adapters_stored, check_protocol, tasks_learnt_at
+from himalaya_adapter.training.protocols import (
+    FROZEN,
+    INDEPENDENT,
+    adapters_stored,
+    check_protocol,
+    protocol_of,
+    tasks_learnt_at,
+)
 from himalaya_adapter.training.run_store import ADAPTER_FILE, BEFORE, COMPLETE, RunStore, is_complete, stored_bytes
 from himalaya_adapter.training.stream_scores import StreamScores
 from himalaya_adapter.training.summary import summarise
@@ -159,10 +167,13 @@ class StreamRunner:
         self.scores = StreamScores(config, store, stream, backbone.tokenizer, model)
         self.processes = PartialState()
         self.fresh: dict[str, Tensor] = {}  # what every task of the protocol `independent` starts from
-        if config.training.protocol == INDEPENDENT:
+        self.protocol = protocol_of(config)
+        if self.protocol == INDEPENDENT:
             self.fresh = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
         strength = config.model.adapter.ewc_lambda
         self.ewc = OnlineEWC(strength) if strength is not None else None
+        bits = config.model.adapter.bits
+        self.packed = PackedAdapter(model, bits) if bits is not None else None
 
     def run(self, after_task: AfterTask | None = None) -> None:
         """Learn what is not yet learned, score what is not yet scored, write the results."""
@@ -191,11 +202,11 @@ class StreamRunner:
 
     def _learn(self, index: int, task: Task) -> None:
         training = self.config.training
-        learnt = tasks_learnt_at(training.protocol, index, self.stream.tasks)
+        learnt = tasks_learnt_at(self.protocol, index, self.stream.tasks)
         if not learnt:
             self._record(index, {"steps": 0, "train_seconds": 0.0})
             return
-        if training.protocol == INDEPENDENT:
+        if self.protocol == INDEPENDENT:
             set_peft_model_state_dict(self.model, self.fresh)
         examples = EncodedItems(self.tokenizer, learnt, self.config.dataset.max_seq_length)
         collator = AnswerCollator(self.tokenizer.pad_token_id)
@@ -227,6 +238,8 @@ class StreamRunner:
         trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         events += noted_events(trainer.state)
         events += [{**event.as_dict(), "step": trainer.state.global_step} for event in self.method.end_task()]
+        if self.packed:
+            self.packed.round(self.model)
         losses = step_losses(trainer.state)
         record = {
             "steps": trainer.state.global_step,
@@ -274,8 +287,10 @@ class StreamRunner:
         self.model.save_pretrained(str(self.store.unfinished_adapter))
         if self.ewc:
             self.ewc.save(self.store.unfinished_adapter)
+        if self.packed:
+            self.packed.save(self.store.unfinished_adapter)
         head = {"event": "task_end", "index": index, "task": task.name, "truncated_prompts": self._truncated(task)}
-        adapters = adapters_stored(self.config.training.protocol, index)
+        adapters = adapters_stored(self.protocol, index)
         stored = stored_bytes(self.store.unfinished_adapter, record.get("stored_bytes_by_part"), adapters)
         self.store.write_learned(index, head | record | stored)
 
@@ -287,6 +302,8 @@ class StreamRunner:
         set_peft_model_state_dict(self.model, load_file(folder / ADAPTER_FILE))
         if self.ewc:
             self.ewc.load(folder, self.model)
+        if self.packed:
+            self.packed.load(folder)
 
     # Results ---------------------------------------------------------------------------------------------------
 
@@ -296,7 +313,7 @@ class StreamRunner:
         shutil.copytree(last, self.store.folder / "adapter", ignore=shutil.ignore_patterns(COMPLETE))
         self.scores.score_unlabelled()
         released = self.scores.release()
-        if self.config.training.protocol != FROZEN:
+        if self.protocol != FROZEN:
             self.method.set_task(self.stream.tasks[-1].name)
         drift = base_drift(
             self.model,
@@ -308,7 +325,7 @@ class StreamRunner:
         trainable, _ = self.model.get_nb_trainable_parameters()
         measured = {
             "base_drift": drift,
-            "trainable_parameters": 0 if self.config.training.protocol == FROZEN else trainable,
+            "trainable_parameters": 0 if self.protocol == FROZEN else trainable,
             "peak_memory_bytes": peak_memory_bytes(),
             "released_bytes": sum(released.values()) if released else None,
         }

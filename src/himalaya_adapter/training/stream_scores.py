@@ -21,7 +21,7 @@ from himalaya_adapter.methods.release import has_release, save_release
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams import Stream, Task
 from himalaya_adapter.streams.encoding import encode_prompt
-from himalaya_adapter.training.protocols import SEQUENTIAL, row_of_score
+from himalaya_adapter.training.protocols import SEQUENTIAL, protocol_of, row_of_score
 from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore
 
 PROMPTS_AT_ONCE = 64
@@ -50,6 +50,7 @@ class StreamScores:
         self.tokenizer = tokenizer
         self.model = model
         self.method = continual(model)
+        self.protocol = protocol_of(config)
         self.measured = rows_to_measure(config.evaluation.rows, len(stream.tasks))
         settings = {
             "batch_size": config.evaluation.eval_batch_size,
@@ -74,7 +75,7 @@ class StreamScores:
         if not PartialState().is_main_process or self.store.score(row, index) is not None:
             return
         if isinstance(row, int):
-            known = self.store.score(row_of_score(self.config.training.protocol, row, index), index)
+            known = self.store.score(row_of_score(self.protocol, row, index), index)
             if known is not None:
                 self.store.write_score(row, index, {**known, "reused": True})
                 return
@@ -97,7 +98,7 @@ class StreamScores:
 
     def score_unlabelled(self) -> None:
         """Score all tasks again, a method that can tell tasks from prompts being told nothing but the prompts."""
-        if not self.method.recognises_tasks or self.config.training.protocol != SEQUENTIAL:
+        if not self.method.recognises_tasks or self.protocol != SEQUENTIAL:
             return
         names = [task.name for task in self.stream.tasks]
         for index, task in enumerate(self.stream.tasks):
@@ -121,7 +122,7 @@ class StreamScores:
         Returns:
             The file's bytes by part.
         """
-        if not has_release(self.model.peft_config["default"]) or self.config.training.protocol != SEQUENTIAL:
+        if not has_release(self.model.peft_config["default"]) or self.protocol != SEQUENTIAL:
             return None
         folder = self.store.folder / "release"
         parts = save_release(

@@ -11,10 +11,10 @@ import yaml
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.keys import flattened
-from himalaya_adapter.experiments.method_options import KEYS_OF_METHOD
 from himalaya_adapter.experiments.plans import Catalogue, generate_configs, read_plan
 from himalaya_adapter.experiments.plans.method_defaults import default_values, method_keys, own_ranges
 from himalaya_adapter.experiments.plans.method_names import OWN_METHODS, SIZE_KEYS
+from himalaya_adapter.registry import METHODS
 
 D = "experimental_design"
 SUMMARY, SEARCH, SETTINGS = f"{D}/experiment_summary", f"{D}/hyperparameters_to_search", f"{D}/settings"
@@ -250,7 +250,7 @@ def test_what_cannot_be_read_is_one_line_that_names_the_field(
 
 
 def test_the_defaults_hold_all_keys_of_our_method_and_no_other_has_them() -> None:
-    himalayas = {*KEYS_OF_METHOD["HIMALAYA"].options, *KEYS_OF_METHOD["HIMALAYA"].fixed}
+    himalayas = {*METHODS["HIMALAYA"].options, *METHODS["HIMALAYA"].fixed}
     assert himalayas <= default_values("HIMALAYA").keys()
     for method in (*OWN_METHODS, "LORA", "VERA"):
         keys = method_keys(method)

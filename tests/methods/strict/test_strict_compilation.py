@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from families import Case, llama, random_tokens
 
-from himalaya_adapter.methods import HimalayaStrictConfig
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig
 
 CASE = Case(lambda: llama(1), method=HimalayaStrictConfig)  # tracing takes its time for every layer
 

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import normalize, pad
 
-from himalaya_adapter.methods import HimalayaStrictConfig
-from himalaya_adapter.methods.himalaya_strict import SharedAdapter
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, SharedAdapter
 from himalaya_adapter.methods.himalaya_strict.allocation import evict
 from himalaya_adapter.methods.himalaya_strict.consolidation import Consolidation
 from himalaya_adapter.methods.himalaya_strict.protection import reset_head

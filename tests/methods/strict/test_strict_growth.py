@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity, linear, normalize
 
-from himalaya_adapter.methods import HimalayaStrictConfig
-from himalaya_adapter.methods.himalaya_strict import SharedAdapter
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, SharedAdapter
 from himalaya_adapter.methods.himalaya_strict.allocation import grow
 from himalaya_adapter.methods.himalaya_strict.growth import RING_ROWS, Growth, principal_direction
 from himalaya_adapter.methods.kd_tree import KDTree

@@ -9,9 +9,8 @@ import torch
 from families import STRICT_CASES, examples, llama, random_tokens
 from peft import PeftModel, get_peft_model
 
-from himalaya_adapter.methods import HimalayaStrictConfig
 from himalaya_adapter.methods.events import Promotion
-from himalaya_adapter.methods.himalaya_strict import SharedAdapter
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, SharedAdapter
 from himalaya_adapter.methods.himalaya_strict.allocation import forget_moments
 
 CORE = 24

@@ -8,9 +8,8 @@ import torch
 from families import OBLONG, SQUARE, Case, llama, random_tokens
 from peft import PeftModel, get_peft_model
 
-from himalaya_adapter.methods import HimalayaStrictConfig
 from himalaya_adapter.methods.events import Event
-from himalaya_adapter.methods.himalaya_strict import SharedAdapter
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, SharedAdapter
 from himalaya_adapter.methods.himalaya_strict.allocation import evict
 from himalaya_adapter.methods.himalaya_strict.release import pack
 

@@ -13,11 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods import HimalayaStrictConfig, save_release
-from himalaya_adapter.methods.himalaya_strict import SharedAdapter
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, SharedAdapter
 from himalaya_adapter.methods.himalaya_strict.release import pack, unpack
 from himalaya_adapter.methods.quantization import GROUP
-from himalaya_adapter.methods.release import seal
+from himalaya_adapter.methods.release import save_release, seal
 
 WEIGHTS = "adapter_model.safetensors"
 FILES = {"adapter_config.json", WEIGHTS}

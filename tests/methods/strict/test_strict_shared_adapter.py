@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from peft import get_peft_model
 from safetensors import safe_open
 
-from himalaya_adapter.methods import HimalayaStrictConfig
-from himalaya_adapter.methods.himalaya_strict import SharedAdapter
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, SharedAdapter
 from himalaya_adapter.methods.himalaya_strict.router import FINAL_TEMPERATURE_SHARE, budget_shift, task_code
 from himalaya_adapter.methods.himalaya_strict.update import LARGEST_TREE_BONUS
 

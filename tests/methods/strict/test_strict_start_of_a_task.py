@@ -8,8 +8,7 @@ import torch
 from families import STRICT_CASES, Case, examples, llama, random_tokens
 from peft import PeftModel, get_peft_model
 
-from himalaya_adapter.methods import HimalayaStrictConfig
-from himalaya_adapter.methods.himalaya_strict import SharedAdapter
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, SharedAdapter
 from himalaya_adapter.methods.himalaya_strict.protection import kronecker_moment, reset_head, shrink_projector
 from himalaya_adapter.methods.himalaya_strict.router import task_code
 from himalaya_adapter.methods.himalaya_strict.task_start import first_residuals

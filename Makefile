@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test results throughput clean
+.PHONY: demo test test-docs docs results throughput clean
 
 demo: $(VENV)/installed
 	$(BIN)/himalaya run run=demo-himalaya results_dir=$(RESULTS)/demo
@@ -18,6 +18,14 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# The commands of the tutorials and the notebook, which take minutes.
+test-docs: $(VENV)/installed-test
+	$(BIN)/pytest -m slow --numprocesses=0
+
+# The site; then: python -m http.server -d build/site
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build
 
 results: $(VENV)/installed
 	$(BIN)/python benchmarks/run_missing.py
@@ -33,6 +41,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 clean:

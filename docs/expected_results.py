@@ -1,4 +1,4 @@
-"""The source's expected results beside what the compared runs measured."""
+"""What the original experiment plan expects beside what the compared runs measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -170,7 +170,7 @@ def expected_table(expected: Sequence[ExpectedResult]) -> Table:
     """The claims with their verdicts, a line each."""
     return Table(
         topic="expected_results",
-        title="The source's expected results",
+        title="The original plan's expected results",
         header=tuple(
             Text(name, words=True) for name in ("expected", "met if", "method", "measured", "verdict", "remark")
         ),

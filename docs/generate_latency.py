@@ -1,35 +1,30 @@
-"""Writes the generated tables of docs/deployment.md from measurements: ``python docs/generate_latency.py``."""
+"""The page of measured latencies: latency-tables.md of the site, from the committed measurements."""
 
 from pathlib import Path
 
 from himalaya_adapter.deploy import latency_tables as tables
 from himalaya_adapter.storage import read_json
 
-PAGE = Path(__file__).with_name("deployment.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "latency"
-END = "<!-- end -->"
+ABOUT = """\
+# Latency in ONNX Runtime
+
+These measurements are of **version 0.1's update**, with three forms of its operator; that of today's update has not been measured.
+*base again* is the graph without the adapter, opened twice: its overhead is the error of the measurement.
+[Deployment](deployment.md) says how `himalaya latency` measures.
+"""
 
 
-def names() -> list[str]:
-    """The measurements, each a section of the page."""
-    return sorted(path.stem for path in RESULTS.glob("*.json"))
+def page() -> str:
+    """Of each measurement the overheads, and where the time of the last graph goes in decoding."""
+    return "\n".join([ABOUT, *map(_section, sorted(RESULTS.glob("*.json")))])
 
 
-def start(name: str) -> str:
-    """The line above a measurement's tables."""
-    return f"<!-- generated: latency {name} -->\n"
-
-
-def written(name: str) -> str:
-    """A measurement's tables as they stand in the page."""
-    return PAGE.read_text(encoding="utf-8").split(start(name))[1].split(END)[0]
-
-
-def generated(name: str) -> str:
-    """A measurement's tables: overheads, and where the time of the last graph goes in decoding."""
-    result = read_json(RESULTS / f"{name}.json")
+def _section(path: Path) -> str:
+    result = read_json(path)
     shown = [entry for entry in result["measurements"] if (entry["phase"], entry["precision"]) == ("decode", "fp32")]
     parts = [
+        f"## {path.stem}\n",
         f"{result['subject']}. Measured on: {tables.device_line(result)}.\n",
         tables.markdown(tables.OVERHEAD_HEADER, tables.overhead_rows(result)),
         f"Where the time goes in decoding, graph `{result['graphs'][-1]}`:\n",
@@ -38,9 +33,3 @@ def generated(name: str) -> str:
         ),
     ]
     return "\n".join(parts)
-
-
-if __name__ == "__main__":
-    for section in names():
-        before, rest = PAGE.read_text(encoding="utf-8").split(start(section))
-        PAGE.write_text(before + start(section) + generated(section) + END + rest.split(END, 1)[1], encoding="utf-8")

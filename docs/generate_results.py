@@ -1,6 +1,7 @@
-"""Writes the generated tables and pictures of docs/results.md from the committed runs.
+"""The tables and pictures of the results, from the committed runs.
 
-Run: python docs/generate_results.py
+``python docs/generate_results.py`` writes those of README.md and docs/results.md; all others are the page
+result-tables.md of the site (``tables_page``).
 """
 
 import hashlib
@@ -27,16 +28,15 @@ from himalaya_adapter.stream_metrics import METRICS
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
-PAGE, TABLES, README = DOCS / "results.md", DOCS / "results-tables.md", ROOT / "README.md"
+PAGE, README = DOCS / "results.md", ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 ABLATIONS = "ablations"
 HIMALAYAS, BOUNDS = ("himalaya", "unprotected"), ("lora-independent", "lora-independent-fast", "frozen")
 IN_SHORT = (ABLATIONS, "first10", "first15", "last15", "reversed25")  # as a whole, not task by task
-# Sections of which all tables but the first and the paired tests stand on the page of tables, and not in the main one.
-DETAILED, IN_DETAIL = ("package25", "first15", "first10", ABLATIONS, "demo", "rivals"), " in detail"
-PAIRED, EXPECTED = "Paired tests", "The source's expected results"
-# Section of the page and folder of the results -> its runs, in the order in which they are shown; without those that
-# have a config and no results yet.
+MAIN = "package25"
+PAIRED, EXPECTED = "Paired tests", "The original plan's expected results"
+# Folder of the results -> its runs, in the order in which they are shown; without those that have a config and no
+# results yet.
 SECTIONS = {
     "demo": ["himalaya", "lora"],
     "package25": [
@@ -87,13 +87,11 @@ def start(section: str) -> str:
 
 def page(section: str) -> Path:
     """The page that a section stands in."""
-    if section == HEADLINE:
-        return README
-    return TABLES if section.endswith(IN_DETAIL) else PAGE
+    return README if section == HEADLINE else PAGE
 
 
 def written(section: str) -> str:
-    """A section's tables as they stand in their page."""
+    """A section as it stands in its page."""
     return page(section).read_text(encoding="utf-8").split(start(section))[1].split(END)[0]
 
 
@@ -104,27 +102,37 @@ def finished(section: str) -> list[RunRecord]:
 
 
 def generated(section: str) -> str:
-    """A section's tables as the committed runs have them; headings are one level lower than on a page of their own."""
-    other = {SEARCHES.name: searches, POSITIONS: positions, LLAMA: at_llama_2}
-    if section == HEADLINE:
-        return headline()
-    if section in other:
-        return other[section]()
-    whole = section.removesuffix(IN_DETAIL)
-    first, *others = parts(whole)
-    shown = (PAIRED, EXPECTED) if whole == "package25" else (PAIRED,)
-    is_main = section == whole
-    if whole in DETAILED:
-        others = [part for part in others if (part.split("\n", 1)[0] in shown) == is_main]
-    kept = [f"### {part}" for part in others]
-    return "\n\n".join([first, *kept] if is_main else kept) + "\n"
+    """A section as the committed runs have it."""
+    return MARKED[section]()
+
+
+def main_table() -> str:
+    """The first table over 25 tasks, without its legend: the page has it."""
+    return parts(MAIN)[0].split("\n\n")[0] + "\n"
+
+
+def titled(title: str) -> str:
+    """The table of the runs over 25 tasks that has this title."""
+    (part,) = (part for part in parts(MAIN) if part.split("\n", 1)[0] == title)
+    return part.split("\n\n", 2)[1] + "\n"
+
+
+def tables_page() -> str:
+    """The page of all tables: every comparison of committed runs, whole."""
+    pieces = ["# All result tables", "", ABOUT_THE_TABLES, "", "## Learning rates", "", searches()]
+    for section, title in TITLES.items():
+        first, *others = parts(section)
+        pieces += [f"## {title}", "", f"Runs: `benchmarks/results/{section}`.", "", first, ""]
+        pieces += [f"### {part}\n" for part in others]
+    return "\n".join(pieces)
 
 
 @cache
 def parts(section: str) -> list[str]:
     """The comparison of a section's runs: its first table, then the others with their titles."""
     comparison = compare(finished(section))
-    below_the_title = document(comparison, expected_table(expected_results(comparison))).split("\n", 1)[1]
+    more = [expected_table(expected_results(comparison))] if section == MAIN else []
+    below_the_title = document(comparison, *more).split("\n", 1)[1]
     if section in IN_SHORT:
         below_the_title = below_the_title.split("\n## Task by task")[0]
     return [part.strip() for part in below_the_title.split("\n## ")]
@@ -206,6 +214,31 @@ def searches() -> str:
     return "\n".join(lines) + "\n"
 
 
+# Section between markers -> what makes it; and folders of runs -> their titles on the page of tables.
+MARKED: dict[str, Callable[[], str]] = {
+    HEADLINE: headline,
+    MAIN: main_table,
+    "paired": lambda: titled(PAIRED),
+    "expected": lambda: titled(EXPECTED),
+    POSITIONS: positions,
+    LLAMA: at_llama_2,
+}
+TITLES = {
+    MAIN: "Twenty-five tasks",
+    "reversed25": "Twenty-five tasks, from the last to the first",
+    "first15": "The first fifteen tasks, on an H200",
+    "last15": "The last fifteen tasks in reverse, on an H200",
+    "first10": "The first ten tasks, on an H200",
+    ABLATIONS: "Ablations of version 0.1: six tasks, eight elastic slots",
+    "rivals": "All methods on six tasks",
+    "demo": "The demo: six tasks",
+}
+ABOUT_THE_TABLES = """\
+All that the committed runs have measured, written when this site is built. [Results](results.md) says what follows from it.
+One backbone, smollm2-135m. *HIMALAYA 0.1* is the method of version 0.1, now `HIMALAYA_STRICT` with other options. A method whose name
+has no number of seeds ran once. Times of runs that shared a machine do not compare."""
+
+
 # Name of the picture -> the section whose runs it shows, and how.
 Draw = Callable[[Sequence[MethodGroup]], Figure]
 PICTURES: dict[str, tuple[str, Draw]] = {
@@ -230,7 +263,7 @@ def draw(picture: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in (HEADLINE, *SECTIONS, *(name + IN_DETAIL for name in DETAILED), POSITIONS, LLAMA, SEARCHES.name):
+    for name in MARKED:
         before, rest = page(name).read_text(encoding="utf-8").split(start(name))
         page(name).write_text(before + start(name) + generated(name) + END + rest.split(END, 1)[1], encoding="utf-8")
     for name in PICTURES:

@@ -1,4 +1,4 @@
-"""The example of a user's own stream in docs/streams.md, followed to the letter."""
+"""The example of a user's own stream in docs/own-stream.md, followed word by word."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 from himalaya_adapter.streams import load_stream
 from himalaya_adapter.streams.catalogue import task_card
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "streams.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "own-stream.md"
 
 
 def test_the_documented_stream_loads(tmp_path: Path) -> None:

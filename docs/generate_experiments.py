@@ -30,4 +30,3 @@ def _pattern_row(pattern: Pattern, source: str) -> str:
 
 def _key_row(key: Key) -> str:
     return f"| `{key.path}` | {key.expected} | {key.default} | {key.meaning.replace('``', '`')} |"
-

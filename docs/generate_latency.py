@@ -9,8 +9,8 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "latency"
 ABOUT = """\
 # Latency in ONNX Runtime
 
-These measurements are of **version 0.1's update**, with three forms of its operator; that of today's update has not been measured.
-*base again* is the graph without the adapter, opened twice: its overhead is the error of the measurement.
+These measurements are of **version 0.1's update**, with three forms of its operator. Today's update has not been
+measured. *base again* is the graph without the adapter, opened twice: its overhead is the error of the measurement.
 [Deployment](deployment.md) says how `himalaya latency` measures.
 """
 

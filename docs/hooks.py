@@ -1,4 +1,4 @@
-"""Writes the long pages of the site when it is built: tables of results and streams, keys, commands, and the start page.
+"""The long pages of the site, written when it is built: results, streams, keys, commands, and the start page.
 
 MkDocs calls `on_files`; see mkdocs.yml.
 """

@@ -72,7 +72,10 @@ def test_the_prose_says_what_was_measured() -> None:
     *seeds, alone = (read_json(results / name / "metrics.json") for name in names)
     page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
     areas = " and ".join(f"{run['retained_accuracy_auc']:.3f}" for run in seeds)
-    assert f"The area under the curve is {areas}** with two seeds (LoReFT a task {alone['retained_accuracy_auc']:.3f}" in page
+    assert (
+        f"The area under the curve is {areas}** with two seeds (LoReFT a task {alone['retained_accuracy_auc']:.3f}"
+        in page
+    )
     learnt = " and ".join(f"{run['learning_accuracy']:.3f}" for run in seeds)
     assert f"{learnt} against {alone['learning_accuracy']:.3f}, in a fifth of its numbers" in page
     assert all(run["forgetting"] == 0 and run["tasks_recognised"] == 1 for run in seeds)

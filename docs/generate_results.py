@@ -234,9 +234,9 @@ TITLES = {
     "demo": "The demo: six tasks",
 }
 ABOUT_THE_TABLES = """\
-Everything that the committed runs have measured, on one backbone, smollm2-135m. [Results](results.md) says what follows
-from it. *HIMALAYA 0.1* is the method of version 0.1, now `HIMALAYA_STRICT` with other options. A method without a number
-of seeds ran once. Times of runs that shared a machine do not compare."""
+Everything that the committed runs have measured, on one backbone, smollm2-135m. [Results](results.md) says what
+follows from it. *HIMALAYA 0.1* is the method of version 0.1, now `HIMALAYA_STRICT` with other options. A method
+without a number of seeds ran once. Times of runs that shared a machine do not compare."""
 
 
 # Name of the picture -> the section whose runs it shows, and how.

@@ -26,11 +26,11 @@ LEARNT_HEAD = " frozen | learnt | more than without training |"
 ARCHIVE_HEAD = "| archive | MB | licence |"
 HUB_HEAD = "| task | what it asks | language | kind | metric | train | data set | splits | revision | licence |"
 ABOUT = """\
-*Constant* is the test score of always giving the commonest training answer; *copy* that of giving back the prompt's
-text. Where a table has them, *frozen* is the score of smollm2-135m before training, and *learnt* that of a fresh LoRA
-(r = 8, learning rate 1e-3, at most 400 training items and 100 test items of that task alone) with its 95 % interval. The
-last column says whether that interval lies above everything that needs no training. [Streams](streams.md) says how tasks
-are made and what to know about them.
+*Constant* is the test score of always giving the commonest training answer; *copy* that of giving back the
+prompt's text. Where a table has them, *frozen* is the score of smollm2-135m before training, and *learnt* that
+of a fresh LoRA (r = 8, learning rate 1e-3, at most 400 training items and 100 test items of that task alone)
+with its 95 % interval. The last column says whether that interval lies above everything that needs no training.
+[Streams](streams.md) says how tasks are made and what to know about them.
 """
 SHOWN_OF_A_COMMIT = 8  # characters
 

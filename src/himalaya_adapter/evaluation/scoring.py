@@ -105,7 +105,7 @@ def evaluate_task(
                 model,
                 prompts,
                 # without the EOS that encode_target adds
-                [encode_target(tokenizer, label)[:-1] for label in spec.labels],
+                [encode_target(tokenizer, label, chat=items[0].chat)[:-1] for label in spec.labels],
                 stop_tokens(tokenizer, newline_ends),
                 batch_size=batch_size,
                 padding=padding_token(tokenizer),
@@ -150,7 +150,7 @@ def encode_prompts(tokenizer: Any, task_name: str, items: Sequence[Item], max_le
     Raises:
         HimalayaError: A prompt has no tokens.
     """
-    prompts = [encode_prompt(tokenizer, item.prompt, max_length) for item in items]
+    prompts = [encode_prompt(tokenizer, item.prompt, max_length, chat=item.chat) for item in items]
     for item, prompt in zip(items, prompts, strict=True):
         if not prompt:
             raise HimalayaError(

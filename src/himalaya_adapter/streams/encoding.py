@@ -16,28 +16,31 @@ class TargetTooLong(HimalayaError):
     """A target that leaves no room for its prompt."""
 
 
-def encode_prompt(tokenizer: Any, prompt: str, max_length: int) -> list[int]:
+def encode_prompt(tokenizer: Any, prompt: str, max_length: int, *, chat: bool = False) -> list[int]:
     """Tokens of a prompt, with the BOS token if the tokenizer adds one; a prompt that is too long loses its beginning.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
-        prompt: Plain text; no chat template is applied.
+        prompt: Plain text; or, with ``chat``, what the tokenizer's chat template has made, its own BOS included.
         max_length: The most tokens returned, BOS included.
+        chat: See `Item`.
     """
     tokens: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    start = _start_tokens(tokenizer)
+    start = [] if chat else _start_tokens(tokenizer)
     room = max(max_length - len(start), 0)
     return (start + tokens[max(len(tokens) - room, 0) :])[:max_length]
 
 
-def encode_target(tokenizer: Any, target: str) -> list[int]:
-    """Tokens of one space and ``target`` as they follow a prompt, then EOS.
+def encode_target(tokenizer: Any, target: str, *, chat: bool = False) -> list[int]:
+    """Tokens of one space and ``target`` as they follow a prompt, then EOS; in a conversation without the space.
 
     Raises:
         HimalayaError: The tokenizer has no EOS token, so a target could not end.
     """
     if tokenizer.eos_token_id is None:
         raise HimalayaError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
+    if chat:
+        return [*tokenizer(target, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     anchor: list[int] = tokenizer(ANCHOR, add_special_tokens=False)["input_ids"]
     tokens: list[int] = tokenizer(f"{ANCHOR} {target}", add_special_tokens=False)["input_ids"]
     if tokens[: len(anchor)] != anchor:  # the anchor merged with the target
@@ -53,13 +56,13 @@ def encode_item(tokenizer: Any, item: Item, max_length: int) -> dict[str, list[i
     Raises:
         TargetTooLong: The target alone leaves no room for the prompt.
     """
-    target = encode_target(tokenizer, item.target)
+    target = encode_target(tokenizer, item.target, chat=item.chat)
     if len(target) >= max_length:
         raise TargetTooLong(
             f"the target of source item '{item.source}' has {len(target)} tokens; "
             f"max_length is {max_length} and must be larger"
         )
-    prompt = encode_prompt(tokenizer, item.prompt, max_length - len(target))
+    prompt = encode_prompt(tokenizer, item.prompt, max_length - len(target), chat=item.chat)
     input_ids = prompt + target
     return {
         "input_ids": input_ids,

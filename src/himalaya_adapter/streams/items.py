@@ -67,22 +67,46 @@ def read_split(spec: TaskSpec, hub: HubSource, split: str, skipped: Counter[str]
 
 
 def _items(spec: TaskSpec, name: str, rows: Iterable[Row], skipped: Counter[str]) -> Iterator[Item]:
-    fields = (
-        _fields(spec.template, spec) | _fields(spec.target, spec) | set(spec.source.where) | set(spec.source.group)
-    )
+    fields = fields_of(spec)
     for number, row in enumerate(rows, start=1):
-        where = f"row {number} of {name} in task '{spec.name}'"
         try:
-            _check_fields(fields, row, where)
-            if all(_is_kept(str(row[field]), values) for field, values in spec.source.where.items()):
-                item = _item(spec, {field: str(row[field]).strip() for field in fields}, where)
-                if _is_chosen(item, spec):
-                    yield item
+            item = item_of(spec, fields, row, f"row {number} of {name} in task '{spec.name}'")
         except BadItem as error:
             # A field that the first row lacks is a mistake in the template, or a column that is gone.
             if spec.on_bad_item == "stop" or (number == 1 and error.reason == NO_FIELD):
                 raise
             skipped[error.reason] += 1
+        else:
+            if item is not None:
+                yield item
+
+
+def fields_of(spec: TaskSpec) -> set[str]:
+    """The fields of a row that a task reads.
+
+    Raises:
+        HimalayaError: A template is no template.
+    """
+    return _fields(spec.template, spec) | _fields(spec.target, spec) | set(spec.source.where) | set(spec.source.group)
+
+
+def item_of(spec: TaskSpec, fields: set[str], row: Mapping[str, Any], where: str) -> Item | None:
+    """The item that a row gives; ``None`` if the task does not choose it.
+
+    Args:
+        spec: The task.
+        fields: Its `fields_of`.
+        row: Fields with their values.
+        where: What the row is called in messages.
+
+    Raises:
+        BadItem: A field, value, target or label is missing or wrong.
+    """
+    _check_fields(fields, row, where)
+    if not all(_is_kept(str(row[field]), values) for field, values in spec.source.where.items()):
+        return None
+    item = _item(spec, {field: str(row[field]).strip() for field in fields}, where)
+    return item if _is_chosen(item, spec) else None
 
 
 def _files(

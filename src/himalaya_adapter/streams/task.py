@@ -17,11 +17,14 @@ class Item:
         prompt: Plain text without a trailing space; ``target`` follows after one space.
         target: The text to produce, never empty.
         source: Id of the source item (story, verse, sentence template); splits are cut by its hash.
+        chat: Whether the prompt is a conversation in the words of the backbone's chat template: its control tokens
+            are read as such, and the target follows as it is.
     """
 
     prompt: str
     target: str
     source: str
+    chat: bool = False
 
 
 @dataclass(frozen=True)

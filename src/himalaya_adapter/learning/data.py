@@ -1,0 +1,310 @@
+"""A user's own file as a task: what its columns are, how rows become items, and which items are held out."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.evaluation.text_metrics import metric_by_name
+from himalaya_adapter.streams.encoding import encode_prompt, encode_target
+from himalaya_adapter.streams.items import EMPTY, BadItem, fields_of, item_of
+from himalaya_adapter.streams.readers.table import read_table
+from himalaya_adapter.streams.readers.types import Row
+from himalaya_adapter.streams.splits import HASH_RANGE, content_hash, cut, stable_hash
+from himalaya_adapter.streams.task import Item, Limits, Source, Task, TaskSpec
+
+PROMPT_COMPLETION = "{prompt}", "{completion}"
+ALPACA = "### Instruction:\n{instruction}\n\n### Response:", "{output}"
+ALPACA_INPUT = "{instruction}\n\n### Input:\n{input}"
+HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
+LABEL_METRICS = ("accuracy", "macro_f1")
+# Targets are taken for labels if there are no more of them than this, each as short and on average as frequent.
+MOST_LABELS, LONGEST_LABEL, ITEMS_A_LABEL = 20, 40, 5
+FEWEST_ITEMS = 8
+HELD_OUT_SHARE = 0.1
+FEWEST_HELD_OUT = 10  # but never more than a quarter of the items
+MOST_SCORED = 50  # of the held-out items; scoring takes about as long as learning as many
+LONGEST_ANSWER = 256  # tokens that are generated to score an item
+BAD_CHAT, TOO_LONG = "not a conversation", "too long"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a task's rows become items, and how answers are scored. It is kept beside the adapter.
+
+    Args:
+        prompt: Template of the prompt, with columns in braces; empty for conversations.
+        target: Template of the answer.
+        chat: Whether a row is a conversation: ``messages``, written with the backbone's chat template.
+        metric: Name of the metric.
+        labels: All answers there are, if the task is a classification.
+        max_new_tokens: How far an answer is generated to be scored.
+    """
+
+    prompt: str
+    target: str
+    chat: bool = False
+    metric: str = ""
+    labels: tuple[str, ...] = ()
+    max_new_tokens: int = LONGEST_ANSWER
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """The items of a user's file.
+
+    Args:
+        form: How they were made.
+        items: All of them, in the order of the rows.
+        left_out: Reason to the number of rows that gave no item.
+    """
+
+    form: Form
+    items: tuple[Item, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def task(self, name: str, train: Sequence[Item], test: Sequence[Item]) -> Task:
+        """These items as a task: what is learnt, and what is scored."""
+        kind = "classification" if self.form.labels else "generation"
+        spec = replace(_spec(name, self.form), kind=kind, metric=self.form.metric)
+        hashes = {"train": content_hash(train), "test": content_hash(test)}
+        return Task(spec, tuple(train), (), tuple(test), hashes, self.left_out)
+
+
+def read_rows(data: str, split: str = "train") -> list[Row]:
+    """The rows of a file, of a folder that `datasets` has written or can read, or of a data set of the hub.
+
+    Args:
+        data: A path that ends in one of the table formats; a folder; or ``owner/name`` or ``owner/name:config``.
+        split: Which split of a data set.
+
+    Raises:
+        HimalayaError: Nothing there, nothing that can be read, or no rows.
+    """
+    path, hub = Path(data), HUB_ID.fullmatch(data)
+    if path.is_file():
+        rows = list(read_table(path.read_bytes(), path.name, {}))
+    elif path.is_dir():
+        on_disk = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+        rows = _of_dataset(data, None, split, on_disk)
+    elif hub:
+        rows = _of_dataset(hub["id"], hub["config"], split, on_disk=False)
+    else:
+        raise HimalayaError(f"there is no file {data}, nor is it the id of a data set on the hub (owner/name)")
+    if not rows:
+        raise HimalayaError(f"{data} has no rows")
+    return rows
+
+
+def _of_dataset(name: str, config: str | None, split: str, on_disk: bool) -> list[Row]:
+    import datasets  # slow to import
+
+    try:
+        if on_disk:
+            found = datasets.load_from_disk(name)
+        else:
+            found = datasets.load_dataset(name, config)
+    except Exception as error:  # errors of the library's own, of pyarrow, of the hub's client and of httpx
+        raise HimalayaError(f"cannot read the data set {name}: {' '.join(str(error).split())}") from error
+    if isinstance(found, datasets.DatasetDict):
+        if split not in found:
+            raise unknown_name(f"split of {name}", split, found)
+        found = found[split]
+    return list(found)
+
+
+def read_data(
+    rows: Sequence[Row],
+    name: str,
+    tokenizer: Any,
+    context: int | None,
+    *,
+    known: Form | None = None,
+    templates: tuple[str, str] | None = None,
+    metric: str | None = None,
+    skip_bad_rows: bool = False,
+) -> OwnData:
+    """Make items of rows.
+
+    Args:
+        rows: What `read_rows` returns.
+        name: What the rows come from, for messages.
+        tokenizer: The backbone's.
+        context: The most tokens that it reads; ``None`` if nobody knows.
+        known: The form of a task that has been learnt before.
+        templates: Those of prompt and answer, where the columns do not speak for themselves.
+        metric: Name of the metric; by default accuracy where the answers are labels, else chrF.
+        skip_bad_rows: Leave out and count a row that gives no item.
+
+    Raises:
+        HimalayaError: Unknown columns or metric, or the first row that gives no item.
+    """
+    if metric is not None:
+        metric_by_name(metric)
+    form = _form(rows[0], name, known, templates)
+    if form.chat and tokenizer.chat_template is None:
+        raise HimalayaError(f"{name} holds conversations, and the backbone has no chat template: use prompt/completion")
+    items, left_out = [], Counter[str]()
+    spec = _spec(name, replace(form, labels=()))  # a known classification may get new labels
+    for number, row in enumerate(rows, start=1):
+        where = f"row {number} of {name}"
+        try:
+            found = [*_conversation(row, tokenizer, where)] if form.chat else [_item(spec, row, where)]
+            for item in found:
+                _check_length(item, tokenizer, context, where)
+        except BadItem as error:
+            if not skip_bad_rows:
+                raise HimalayaError(f"{error} (--skip-bad-rows leaves such rows out)") from error
+            left_out[error.reason] += 1
+        else:
+            items += found
+    if not items:
+        raise HimalayaError(f"{name} gives no item: {', '.join(left_out)}")
+    form = replace(form, **_scoring(items, known, metric, tokenizer))
+    return OwnData(form, tuple(items), left_out)
+
+
+def hold_out(data: OwnData, name: str, task: str, seed: int) -> Task:
+    """Cut the items into those that are learnt and those that are scored, by a hash: the same ones every time.
+
+    Prompts that occur with different answers are left out; so are repetitions, and rows are held out with all
+    that have the same source.
+
+    Raises:
+        HimalayaError: Too few items.
+    """
+    kept = cut(data.items, Limits(), lambda source: "train")["train"]
+    if len(kept) < FEWEST_ITEMS:
+        raise HimalayaError(
+            f"{name} gives {len(kept)} different items: at least {FEWEST_ITEMS} are needed, some of them to score"
+        )
+    place = {item.source: stable_hash(f"held out {seed} {item.source}") / HASH_RANGE for item in kept}
+    ordered = sorted(kept, key=lambda item: place[item.source])
+    share = sum(place[item.source] < HELD_OUT_SHARE for item in kept)
+    count = max(share, min(FEWEST_HELD_OUT, len(kept) // 4))
+    last = ordered[count - 1].source
+    held = [item for item in ordered if place[item.source] <= place[last]]
+    if len(held) == len(kept):
+        raise HimalayaError(f"{name} gives one conversation only: at least two are needed, one of them to score")
+    left_out = Counter(data.left_out)
+    left_out["repeated or contradictory"] = len(data.items) - len(kept)
+    chosen = replace(data, left_out=+left_out)
+    return chosen.task(task, [item for item in kept if place[item.source] > place[last]], held[:MOST_SCORED])
+
+
+def _form(row: Row, name: str, known: Form | None, templates: tuple[str, str] | None) -> Form:
+    if templates is not None:
+        return Form(*templates)
+    layout = _layout(row)
+    if known is not None and (layout == replace(known, metric="", labels=(), max_new_tokens=LONGEST_ANSWER)):
+        return known
+    if known is not None and not known.chat and fields_of(_spec(name, known)) <= row.keys():
+        return known
+    if layout is None:
+        columns = ", ".join(sorted(str(column) for column in row))
+        raise HimalayaError(
+            f"{name} has the columns {columns}; expected prompt and completion, messages, or instruction and output: "
+            "say how a row becomes a question and its answer, as in --prompt 'Ticket: {text}\\nTeam:' --target '{team}'"
+        )
+    return layout
+
+
+def _layout(row: Row) -> Form | None:
+    """The form that a row's columns speak for."""
+    if "messages" in row or isinstance(row.get("prompt"), list):
+        return Form("", "", chat=True)
+    if {"prompt", "completion"} <= row.keys():
+        return Form(*PROMPT_COMPLETION)
+    return Form(*ALPACA) if {"instruction", "output"} <= row.keys() else None
+
+
+def _spec(name: str, form: Form) -> TaskSpec:
+    """The task as the floors below know it. Rows with the same prompt have the same source."""
+    spec = TaskSpec(
+        name=name,
+        language="",
+        kind="generation",
+        source=Source(archive=None, files=(), reader="table", options={}, where={}, group=()),
+        template=form.prompt,
+        target=form.target,
+        metric=form.metric,
+        labels=form.labels,
+        label_of={label: label for label in form.labels},
+        max_new_tokens=form.max_new_tokens,
+        caps=Limits(),
+        max_prompt_characters=None,
+        max_target_characters=None,
+        description="",
+    )
+    return spec if form.chat else replace(spec, source=replace(spec.source, group=tuple(sorted(fields_of(spec)))))
+
+
+def _item(spec: TaskSpec, row: Row, where: str) -> Item:
+    if spec.template == ALPACA[0] and row.get("input"):
+        row = {**row, "instruction": ALPACA_INPUT.format_map(row)}
+    item = item_of(spec, fields_of(spec), row, where)
+    assert item is not None  # nothing in such a task leaves a good row out
+    return replace(item, source=item.prompt)
+
+
+def _conversation(row: Row, tokenizer: Any, where: str) -> Iterator[Item]:
+    """An item for each answer of the assistant, with all that was said before it."""
+    try:
+        prompt = list(row["messages"] if "messages" in row else row["prompt"])
+        messages = prompt if "messages" in row else prompt + list(row["completion"])
+        spoken = [(one["role"], one["content"].strip()) for one in messages]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadItem(BAD_CHAT, f"{where} is no list of messages, each with role and content") from error
+    for role, content in spoken:
+        control = next((token for token in tokenizer.all_special_tokens if token in content), None)
+        if control is not None:
+            raise BadItem(BAD_CHAT, f"{where} says '{control}', which is a control token of the backbone")
+        if not content:
+            raise BadItem(EMPTY, f"{where} has an empty message of '{role}'")
+    first = 1 if "messages" in row else len(prompt)
+    answers = [turn for turn in range(first, len(spoken)) if spoken[turn][0] == "assistant"]
+    if not answers:
+        raise BadItem(BAD_CHAT, f"{where} has no answer of role 'assistant' after a question")
+    for turn in answers:
+        try:
+            prompt = chat_prompt(tokenizer, spoken[:turn])
+        except TemplateError as error:
+            raise BadItem(BAD_CHAT, f"{where} does not fit the backbone's chat template: {error}") from error
+        yield Item(prompt, spoken[turn][1], source=repr(spoken[:first]), chat=True)
+
+
+def chat_prompt(tokenizer: Any, spoken: Sequence[tuple[str, str]]) -> str:
+    """What was said, as pairs of role and content, in the backbone's chat template, up to the next answer."""
+    messages = [{"role": role, "content": content} for role, content in spoken]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _check_length(item: Item, tokenizer: Any, context: int | None, where: str) -> None:
+    longest = len(item.prompt.encode()) + 1  # a token per byte and BOS
+    tokens = len(encode_prompt(tokenizer, item.prompt, longest, chat=item.chat))
+    tokens += len(encode_target(tokenizer, item.target, chat=item.chat))
+    if context is not None and tokens > context:
+        raise BadItem(TOO_LONG, f"{where} has {tokens} tokens with its answer; the backbone reads at most {context}")
+
+
+def _scoring(items: Sequence[Item], known: Form | None, metric: str | None, tokenizer: Any) -> dict[str, Any]:
+    """How answers are scored: as a task's have always been, as is asked for, or as they look."""
+    targets = Counter(item.target for item in items)
+    longest = max(len(encode_target(tokenizer, target)) for target in targets)
+    if known is not None and metric in (None, known.metric):
+        labels = tuple(dict.fromkeys([*known.labels, *sorted(targets)])) if known.labels else ()
+        length = max(known.max_new_tokens, min(longest, LONGEST_ANSWER))
+        return {"metric": known.metric, "labels": labels, "max_new_tokens": length}
+    short = all(len(target) <= LONGEST_LABEL and "\n" not in target for target in targets)
+    alike = 2 <= len(targets) <= min(MOST_LABELS, len(items) // ITEMS_A_LABEL)
+    as_labels = len(targets) > 1 if metric in LABEL_METRICS else metric is None and short and alike
+    return {
+        "metric": metric or ("accuracy" if as_labels else "chrf"),
+        "labels": tuple(sorted(targets)) if as_labels else (),
+        "max_new_tokens": min(longest, LONGEST_ANSWER),
+    }

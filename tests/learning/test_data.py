@@ -1,0 +1,215 @@
+"""A user's file becomes items, whatever its columns, or one clear line says what is wrong with it."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.learning.data import OwnData, hold_out, read_data, read_rows
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|turn|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+TICKETS = [{"text": f"printer {number} is broken", "team": ("it", "office")[number % 2]} for number in range(40)]
+TEMPLATES = "Ticket: {text}\nTeam:", "{team}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    chatty = PreTrainedTokenizerFast(
+        tokenizer_object=tiny_tokenizer.backend_tokenizer,
+        **{"eos_token": "<|end|>", "pad_token": "<|pad|>", "additional_special_tokens": ["<|turn|>"]},
+    )
+    chatty.chat_template = CHAT_TEMPLATE
+    return chatty
+
+
+@pytest.fixture
+def data(tokenizer: PreTrainedTokenizerFast):
+    def read(rows: list[dict[str, Any]], context: int | None = 512, **options: Any) -> OwnData:
+        return read_data(rows, "mine.jsonl", tokenizer, context, **options)
+
+    return read
+
+
+def test_columns_with_templates(data) -> None:
+    found = data(TICKETS, templates=TEMPLATES)
+    assert found.items[0].prompt == "Ticket: printer 0 is broken\nTeam:"
+    assert found.items[0].target == "it"
+    assert (found.form.metric, found.form.labels) == ("accuracy", ("it", "office"))
+
+
+def test_prompt_and_completion_of_free_text(data) -> None:
+    found = data([{"prompt": f"Say {n}:", "completion": f"{n} and\nmore"} for n in range(30)])
+    assert (found.items[3].prompt, found.items[3].target) == ("Say 3:", "3 and\nmore")
+    assert (found.form.metric, found.form.labels) == ("chrf", ())
+    assert 3 < found.form.max_new_tokens < 30
+
+
+def test_alpaca_with_and_without_input(data) -> None:
+    rows = [{"instruction": "Double it.", "input": "4", "output": "8"}, {"instruction": "Say hi.", "output": "hi"}]
+    first, second = data(rows).items
+    assert first.prompt == "### Instruction:\nDouble it.\n\n### Input:\n4\n\n### Response:"
+    assert second.prompt == "### Instruction:\nSay hi.\n\n### Response:"
+    assert second.target == "hi"
+
+
+def test_messages_give_an_item_for_each_answer(data, tokenizer) -> None:
+    said = [("user", "one?"), ("assistant", "1"), ("user", "two?"), ("assistant", "2")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    first, second = data([{"messages": messages}]).items
+    assert (first.target, second.target) == ("1", "2")
+    assert second.prompt == tokenizer.apply_chat_template(messages[:3], tokenize=False, add_generation_prompt=True)
+    assert first.chat
+    assert first.source == second.source  # so that no conversation is cut in two
+    trl = {"prompt": messages[:3], "completion": messages[3:]}
+    assert data([trl]).items[0].prompt == second.prompt
+
+
+def test_a_conversation_is_encoded_as_its_template_says(data, tokenizer) -> None:
+    from himalaya_adapter.streams.encoding import encode_item
+
+    messages = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "1"}]
+    item = data([{"messages": messages}]).items[0]
+    whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    tokens = encode_item(tokenizer, item, 512)["input_ids"]
+    assert tokens == whole[: len(tokens)]
+    assert tokens[-1] == tokenizer.eos_token_id
+
+
+# What a file may be --------------------------------------------------------------------------------------------
+
+
+def test_the_same_rows_from_every_format(tmp_path: Path) -> None:
+    frame = datasets.Dataset.from_list(TICKETS)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TICKETS))
+    with open(tmp_path / "a.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "team"])
+        writer.writeheader()
+        writer.writerows(TICKETS)
+    (tmp_path / "hub").mkdir()
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.to_parquet(tmp_path / "hub" / "train-00000-of-00001.parquet")  # as a data set lies on the hub
+    frame.save_to_disk(tmp_path / "disk")
+    datasets.DatasetDict({"train": frame, "test": frame.select([0])}).save_to_disk(tmp_path / "dict")
+    for name in ("a.jsonl", "a.csv", "a.parquet", "hub", "disk", "dict"):
+        assert read_rows(str(tmp_path / name)) == TICKETS, name
+    assert len(read_rows(str(tmp_path / "dict"), "test")) == 1
+    with pytest.raises(HimalayaError, match="unknown split of .* 'validation'.*known: test, train"):
+        read_rows(str(tmp_path / "dict"), "validation")
+
+
+def test_nothing_there(tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(HimalayaError, match=r"there is no file nowhere.jsonl"):
+        read_rows("nowhere.jsonl")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HimalayaError, match="cannot read the data set nobody/nothing"):
+        read_rows("nobody/nothing")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(HimalayaError, match="has no rows"):
+        read_rows(str(tmp_path / "empty.jsonl"))
+
+
+# Bad rows ------------------------------------------------------------------------------------------------------
+
+
+def test_columns_that_say_nothing_are_named(data) -> None:
+    with pytest.raises(HimalayaError, match=r"mine.jsonl has the columns team, text; expected prompt and completion"):
+        data(TICKETS)
+    with pytest.raises(HimalayaError, match=r"unknown field in row 1 of mine.jsonl 'txt'; did you mean 'text'"):
+        data(TICKETS, templates=("{txt}", "{team}"))
+
+
+GOOD = [{"prompt": f"Say {n}:", "completion": str(n)} for n in range(10)]
+CONVERSATION = {"role": "user", "content": "hello"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "x", "completion": " "}, "row 11 of mine.jsonl has an empty target"),
+        ({"prompt": "x", "completion": None}, "row 11 of mine.jsonl has no value in field 'completion'"),
+        ({"prompt": "x " * 300, "completion": "y"}, "row 11 of mine.jsonl has .* tokens .* reads at most 64"),
+    ],
+)
+def test_a_bad_row_is_named_or_left_out(data, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(HimalayaError, match=f"{message}.*--skip-bad-rows"):
+        data([*GOOD, row], context=64)
+    found = data([*GOOD, row], context=64, skip_bad_rows=True)
+    assert len(found.items) == 10
+    assert sum(found.left_out.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([CONVERSATION], "no answer of role 'assistant'"),
+        ("hello", "no list of messages"),
+        ([CONVERSATION, {"role": "assistant", "content": ""}], "an empty message of 'assistant'"),
+        ([{"role": "user", "content": "<|turn|>"}], r"says '<\|turn\|>', which is a control token"),
+    ],
+)
+def test_a_bad_conversation_is_named(data, messages: Any, message: str) -> None:
+    with pytest.raises(HimalayaError, match=f"row 1 of mine.jsonl.*{message}"):
+        data([{"messages": messages}])
+
+
+def test_conversations_need_a_chat_template(tiny_tokenizer) -> None:
+    with pytest.raises(HimalayaError, match="the backbone has no chat template"):
+        read_data([{"messages": []}], "mine.jsonl", tiny_tokenizer, None)
+
+
+# Held out ------------------------------------------------------------------------------------------------------
+
+
+def test_items_are_held_out_by_hash_and_none_is_learnt(data) -> None:
+    rows = [{"prompt": f"Say {n}:", "completion": f"number {n}"} for n in range(200)]
+    task = hold_out(data(rows), "mine.jsonl", "say", seed=0)
+    assert len(task.test) + len(task.train) == 200
+    assert 10 <= len(task.test) <= 40
+    assert not {item.prompt for item in task.test} & {item.prompt for item in task.train}
+    assert hold_out(data(rows[::-1]), "mine.jsonl", "say", seed=0) == task
+    other = hold_out(data(rows), "mine.jsonl", "say", seed=1)
+    assert {item.prompt for item in other.test} != {item.prompt for item in task.test}
+    # What was held out of a part of the rows is not learnt when more rows come.
+    part = hold_out(data(rows[:120]), "mine.jsonl", "say", seed=0)
+    assert {item.prompt for item in part.test} <= {item.prompt for item in task.test}
+
+
+def test_repeated_and_contradictory_rows_are_counted(data) -> None:
+    rows = [{"prompt": f"Say {n}:", "completion": str(n)} for n in range(20)]
+    task = hold_out(data([*rows, rows[0], {"prompt": "Say 1:", "completion": "one"}]), "mine.jsonl", "say", seed=0)
+    assert task.skipped == {"repeated or contradictory": 3}
+    assert len(task.train) + len(task.test) == 19
+
+
+def test_three_rows_are_too_few(data) -> None:
+    with pytest.raises(HimalayaError, match=r"mine.jsonl gives 3 different items: at least 8 are needed"):
+        hold_out(data(GOOD[:3]), "mine.jsonl", "say", seed=0)
+
+
+# A task that has been learnt before ----------------------------------------------------------------------------
+
+
+def test_a_known_task_keeps_its_form(data) -> None:
+    known = data(TICKETS, templates=TEMPLATES).form
+    few = data(TICKETS[:1], known=known)
+    assert few.form == known  # one row alone would be free text
+    assert few.items[0].prompt.startswith("Ticket:")
+    more = data([*TICKETS, {"text": "who", "team": "reception"}], known=known)
+    assert more.form.labels == ("it", "office", "reception")
+    assert data(GOOD, known=known).items[0].prompt == "Say 0:"  # other columns, which speak for themselves
+
+
+def test_the_metric_can_be_chosen(data) -> None:
+    assert data(TICKETS, templates=TEMPLATES, metric="exact_match").form.labels == ()
+    rows = [{"prompt": f"Say {n}:", "completion": str(n)} for n in range(30)]
+    assert len(data(rows, metric="accuracy").form.labels) == 30
+    with pytest.raises(HimalayaError, match="unknown metric 'acc'; did you mean 'accuracy'"):
+        data(rows, metric="acc")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from himalaya_adapter.errors import HimalayaError
 
 IN_USE = "{} is not an empty folder: choose a new one"
@@ -57,6 +59,36 @@ def whole_folder(path: Path) -> Iterator[Path]:
             os.replace(folder, path)  # an empty folder may be there, nothing else
         except OSError as error:
             raise HimalayaError(IN_USE.format(path)) from error
+
+
+@contextmanager
+def one_process(folder: Path, busy: str) -> Iterator[None]:
+    """Keep other processes off a folder; the operating system frees it when this process ends, however it does.
+
+    The lock lies beside the folder, which may be deleted meanwhile, or not be there yet.
+
+    Args:
+        folder: Where no other process may be at work.
+        busy: What is said if one is.
+
+    Raises:
+        HimalayaError: One is, or nothing can be written there.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HimalayaError(f"cannot make the folder {folder}: {error.strerror}") from error
+    path = folder.with_name(f".{folder.name}.lock")
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise HimalayaError(busy) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: who opens it in between finds that it is no longer there
+        lock.release()
 
 
 def in_use(path: Path) -> bool:

@@ -101,7 +101,7 @@ def test_the_same_rows_from_every_format(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.csv", "a.parquet", "hub", "disk", "dict"):
         assert read_rows(str(tmp_path / name)) == TICKETS, name
     assert len(read_rows(str(tmp_path / "dict"), "test")) == 1
-    with pytest.raises(HimalayaError, match="unknown split of .* 'validation'.*known: test, train"):
+    with pytest.raises(HimalayaError, match=r"unknown split of .* 'validation'.*known: test, train"):
         read_rows(str(tmp_path / "dict"), "validation")
 
 

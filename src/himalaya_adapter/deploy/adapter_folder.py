@@ -17,7 +17,7 @@ from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.backbones.shape import SIZES, sizes_of
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.methods.continual import continual
-from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE
 from himalaya_adapter.storage import read_json
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,12 @@ class _Saved:
 
 
 def load_adapter(
-    folder: str | Path, *, task: str | None = None, dtype: str | None = None, backbone: str | None = None
+    folder: str | Path,
+    *,
+    task: str | None = None,
+    dtype: str | None = None,
+    backbone: str | None = None,
+    trainable: bool = False,
 ) -> LoadedAdapter:
     """Load an adapter and its backbone.
 
@@ -82,6 +87,7 @@ def load_adapter(
         task: The task to switch to, if the method knows tasks; later calls of ``model.set_task`` switch again.
         dtype: Precision of the backbone, without quantisation; by default it is loaded as for the run.
         backbone: The backbone's name or folder, where it is another one than the adapter names.
+        trainable: Whether it is to learn more, which it may only on the very weights that it has learnt on.
 
     Raises:
         HimalayaError: No adapter there, a task that it has not learned, another backbone, or a damaged adapter.
@@ -103,9 +109,9 @@ def load_adapter(
             f"the adapter in {saved.folder} was trained on '{saved.backbone}', which is not here: {error}; "
             "say with --backbone where it is"
         ) from error
-    _check_backbone(loaded, saved)
+    _check_backbone(loaded, saved, same_weights=trainable)
     try:
-        model = PeftModel.from_pretrained(loaded.model, saved.folder).eval()
+        model = PeftModel.from_pretrained(loaded.model, saved.folder, is_trainable=trainable).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise HimalayaError(f"the adapter in {saved.folder} could not be loaded: {reason}") from error
@@ -155,9 +161,9 @@ def _in_run(run: Path, name: str) -> _Saved:
 
 
 def _alone(folder: Path) -> _Saved:
-    """What the folder says of itself: its model card, else PEFT's config, which names the backbone only."""
+    """What the folder says of itself: its list of tasks or model card, else PEFT's config with the backbone only."""
     _check_weights(folder)
-    facts = _facts(folder / CARD_FILE)
+    facts = _facts(folder)
     told = facts["backbone"]
     try:
         config = read_json(folder / CONFIG_FILE)
@@ -174,16 +180,21 @@ def _alone(folder: Path) -> _Saved:
     )
 
 
-def _facts(card: Path) -> dict[str, Any]:
-    """``tasks`` and ``backbone`` out of a model card's front matter; empty if the card is not one of ours."""
+def _facts(folder: Path) -> dict[str, Any]:
+    """``tasks`` and ``backbone`` as the list of tasks or the card's front matter says; empty if neither is ours."""
+    path = folder / TASKS_FILE
     try:
-        facts = ModelCard.load(card).data.to_dict().get(CARD_FACTS) if card.is_file() else None
+        if path.is_file():
+            facts = read_json(path)
+        else:
+            path = folder / CARD_FILE
+            facts = ModelCard.load(path).data.to_dict().get(CARD_FACTS) if path.is_file() else None
     except (ValueError, yaml.YAMLError) as error:
-        raise HimalayaError(f"the model card {card} is damaged: {' '.join(str(error).split())}") from error
+        raise HimalayaError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     told: dict[str, Any] = {"tasks": [], "backbone": {}} | (facts if isinstance(facts, dict) else {})
-    named = isinstance(told["tasks"], list) and all(isinstance(name, str) for name in told["tasks"])
+    named = isinstance(told["tasks"], list | dict) and all(isinstance(name, str) for name in told["tasks"])
     if not named or not isinstance(told["backbone"], dict):
-        raise HimalayaError(f"the model card {card} is damaged: '{CARD_FACTS}' holds a list of tasks and a backbone")
+        raise HimalayaError(f"{path} is damaged: expected tasks and a backbone")
     return told
 
 
@@ -207,8 +218,8 @@ def _check_weights(folder: Path) -> None:
         raise HimalayaError(f"the adapter in {folder} has lost its file {WEIGHTS_FILE}")
 
 
-def _check_backbone(loaded: Backbone, saved: _Saved) -> None:
-    """Refuse a model of other sizes; say so if its weights may be others."""
+def _check_backbone(loaded: Backbone, saved: _Saved, same_weights: bool) -> None:
+    """Refuse a model of other sizes; say so, or refuse it too, if its weights may be others."""
     found = sizes_of(loaded.model.config)
     for size, expected in saved.sizes.items():
         if found.get(size) != expected:
@@ -217,6 +228,10 @@ def _check_backbone(loaded: Backbone, saved: _Saved) -> None:
                 f"{size}={expected}, {loaded.name} has {found.get(size)}"
             )
     if saved.revision is not None and loaded.revision != saved.revision:
-        logger.warning(
-            "%s is not what the adapter was trained on: %s now, %s then", loaded.name, loaded.revision, saved.revision
-        )
+        difference = f"{loaded.revision} now, {saved.revision} then"
+        if same_weights:
+            raise HimalayaError(
+                f"the weights of {loaded.name} are not those that the adapter in {saved.folder} has learnt on, and "
+                f"what it knows needs those: {difference}"
+            )
+        logger.warning("%s is not what the adapter was trained on: %s", loaded.name, difference)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from jinja2 import TemplateError
 
@@ -52,6 +52,11 @@ class Form:
     metric: str = ""
     labels: tuple[str, ...] = ()
     max_new_tokens: int = LONGEST_ANSWER
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Self:
+        """The form that ``dataclasses.asdict`` has turned into JSON."""
+        return cls(**{**told, "labels": tuple(told["labels"])})
 
 
 @dataclass(frozen=True)
@@ -105,10 +110,7 @@ def _of_dataset(name: str, config: str | None, split: str, on_disk: bool) -> lis
     import datasets  # slow to import
 
     try:
-        if on_disk:
-            found = datasets.load_from_disk(name)
-        else:
-            found = datasets.load_dataset(name, config)
+        found = datasets.load_from_disk(name) if on_disk else datasets.load_dataset(name, config)
     except Exception as error:  # errors of the library's own, of pyarrow, of the hub's client and of httpx
         raise HimalayaError(f"cannot read the data set {name}: {' '.join(str(error).split())}") from error
     if isinstance(found, datasets.DatasetDict):
@@ -148,7 +150,9 @@ def read_data(
         metric_by_name(metric)
     form = _form(rows[0], name, known, templates)
     if form.chat and tokenizer.chat_template is None:
-        raise HimalayaError(f"{name} holds conversations, and the backbone has no chat template: use prompt/completion")
+        raise HimalayaError(
+            f"{name} holds conversations, and the backbone has no chat template: use prompt/completion"
+        )
     items, left_out = [], Counter[str]()
     spec = _spec(name, replace(form, labels=()))  # a known classification may get new labels
     for number, row in enumerate(rows, start=1):
@@ -209,7 +213,7 @@ def _form(row: Row, name: str, known: Form | None, templates: tuple[str, str] | 
         columns = ", ".join(sorted(str(column) for column in row))
         raise HimalayaError(
             f"{name} has the columns {columns}; expected prompt and completion, messages, or instruction and output: "
-            "say how a row becomes a question and its answer, as in --prompt 'Ticket: {text}\\nTeam:' --target '{team}'"
+            "say how a row becomes a question and its answer: --prompt 'Ticket: {text}\\nTeam:' --target '{team}'"
         )
     return layout
 

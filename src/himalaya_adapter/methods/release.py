@@ -19,6 +19,7 @@ from himalaya_adapter.storage import read_json, write_atomic
 
 CHECKSUM = "checksum"
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
+TASKS_FILE = "tasks.json"  # what `himalaya learn` says of each task, and of the backbone, beside the adapter
 CARD_FACTS = "himalaya"  # key of the card's front matter under which a run says what the adapter has learnt
 INFERENCE_ONLY = "a release file is for inference only: to train on, load the adapter that it was made from"
 

@@ -3,20 +3,19 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from himalaya_adapter.budget import EWC_PART
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.keys import first_difference
 from himalaya_adapter.methods.packed_adapter import PACKED_FILE
 from himalaya_adapter.packages import file_sha256
-from himalaya_adapter.storage import read_json, write_atomic, write_json
+from himalaya_adapter.storage import one_process, read_json, write_atomic, write_json
 from himalaya_adapter.training.online_ewc import EWC_FILE
 
 logger = logging.getLogger(__name__)
@@ -59,33 +58,16 @@ class RunStore:
                 raise HimalayaError(f"{path} is damaged ({_one_line(error)}): overwrite=true starts anew") from error
             self._check_same(found, config)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes off this run; the operating system frees it when this process ends, however it does.
-
-        The lock lies beside the folder, which ``overwrite`` deletes.
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes off this run.
 
         Raises:
             HimalayaError: Another process works on this run.
         """
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise HimalayaError(f"cannot make the run's folder {self.folder}: {error.strerror}") from error
-        path = self.folder.with_name(f".{self.folder.name}.lock")
-        lock = FileLock(path, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise HimalayaError(
-                f"another process is working on {self.folder}: wait for it, end it, or choose another run_id or "
-                "results_dir"
-            ) from error
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)  # while it is held: who opens it in between finds that it is no longer there
-            lock.release()
+        return one_process(
+            self.folder,
+            f"another process is working on {self.folder}: wait for it, end it, or choose another run_id or results_dir",
+        )
 
     def begin(self, environment: Mapping[str, Any]) -> None:
         """Write what the run is and with what it is made, or go on with a folder that holds the same.
@@ -202,15 +184,16 @@ class RunStore:
         lines = [json.dumps(event, ensure_ascii=False) + "\n" for event in events]
         write_atomic(self.folder / "events.jsonl", "".join(lines))
 
-    def last_checkpoint(self, index: int) -> Path | None:
-        """The newest whole checkpoint inside task ``index``; others are deleted with a message."""
-        found = self.task_checkpoints(index).glob("checkpoint-*")
-        for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-            if is_complete(path):
-                return path
-            logger.warning("%s is half-written or damaged, deleted; the run goes on from what was before it", path)
-            shutil.rmtree(path)
-        return None
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of the Trainer in a folder; others are deleted with a message."""
+    found = folder.glob("checkpoint-*")
+    for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        if is_complete(path):
+            return path
+        logger.warning("%s is half-written or damaged, deleted; the run goes on from what was before it", path)
+        shutil.rmtree(path)
+    return None
 
 
 def stored_bytes(folder: Path, parts: Mapping[str, int] | None, adapters: int = 1) -> dict[str, Any]:

@@ -58,7 +58,15 @@ from himalaya_adapter.training.protocols import (
     protocol_of,
     tasks_learnt_at,
 )
-from himalaya_adapter.training.run_store import ADAPTER_FILE, BEFORE, COMPLETE, RunStore, is_complete, stored_bytes
+from himalaya_adapter.training.run_store import (
+    ADAPTER_FILE,
+    BEFORE,
+    COMPLETE,
+    RunStore,
+    is_complete,
+    last_checkpoint,
+    stored_bytes,
+)
 from himalaya_adapter.training.stream_scores import StreamScores
 from himalaya_adapter.training.summary import summarise
 
@@ -211,7 +219,7 @@ class StreamRunner:
         examples = EncodedItems(self.tokenizer, learnt, self.config.dataset.max_seq_length)
         collator = AnswerCollator(self.tokenizer.pad_token_id)
         with self.processes.main_process_first():  # it deletes what is damaged
-            checkpoint = self.store.last_checkpoint(index)
+            checkpoint = last_checkpoint(self.store.task_checkpoints(index))
         first = collator(examples.first(CALIBRATION_ITEMS))
         inputs: dict[str, Any] = {key: value.to(self.model.device) for key, value in first.items()}
         inputs |= {"logits_to_keep": first["labels"].shape[1], "use_cache": False}

@@ -1,0 +1,219 @@
+"""An adapter that goes on learning, on disk: PEFT's two files, and ``tasks.json``, which says what each task was."""
+
+import logging
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+from safetensors.torch import load_file, save_file
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods import HimalayaConfig, HimalayaModel
+from himalaya_adapter.methods.himalaya.adapter import HimalayaAdapter
+from himalaya_adapter.methods.release import CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE
+from himalaya_adapter.packages import file_sha256
+from himalaya_adapter.storage import one_process, read_json, write_atomic, write_json
+from himalaya_adapter.training.run_store import COMPLETE, is_complete, mark_complete
+
+logger = logging.getLogger(__name__)
+FORMAT = 1
+BYTES_PER_MB = 1_000_000
+HEADER_BYTES = 8_000  # more than the names, types and shapes of the file's tensors take
+PREFIX = f"base_model.{HimalayaModel.prefix}shared."
+IDENTITY, NEW, CHECKPOINTS = "identity.json", "new", "checkpoints"
+KEPT = "kept"  # folder of the held-out items that the user wants to be kept
+
+
+class AdapterStore:
+    """The folder of an adapter, and a hidden one beside it with what is not finished.
+
+    A new state of the adapter is first written whole to the hidden folder, then moved file by file: a process killed
+    in between has either changed nothing, or the next one finishes the move.
+
+    Args:
+        folder: Where the adapter lies or will lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.unfinished = folder.with_name(f".{folder.name}.learning")
+
+    @property
+    def exists(self) -> bool:
+        """Whether an adapter is there."""
+        return (self.folder / CONFIG_FILE).is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from changing the adapter, and finish what one of them was killed at.
+
+        Raises:
+            HimalayaError: One is at it; or the folder is there, and is no adapter's, or part of a run.
+        """
+        if (self.folder.parent / "metrics.json").is_file():
+            raise HimalayaError(f"{self.folder} belongs to a run: copy it out of the run, and name the copy")
+        with one_process(self.folder, f"another process is changing {self.folder}: wait for it, or end it"):
+            self._move()
+            if not self.exists and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+                raise HimalayaError(f"{self.folder} is no adapter: it has no {CONFIG_FILE}; choose a new folder")
+            yield
+
+    # What is there ---------------------------------------------------------------------------------------------
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What ``tasks.json`` says: ``backbone``, and of each task its record under ``tasks``."""
+        path = self.folder / TASKS_FILE
+        try:
+            found = read_json(path) if path.is_file() else {"format": FORMAT, "backbone": {}, "tasks": {}}
+            if found["format"] == FORMAT and isinstance(found["tasks"], dict) and isinstance(found["backbone"], dict):
+                return dict(found)
+        except (ValueError, TypeError, KeyError) as error:
+            raise HimalayaError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        raise HimalayaError(f"{path} has another format than {FORMAT}: it was written by a newer himalaya-adapter")
+
+    def record(self, task: str) -> dict[str, Any]:
+        """What is written about a task; nothing, if it was learnt in another way than by `learn`."""
+        return dict(self.facts["tasks"].get(task, {}))
+
+    @cached_property
+    def adapter(self) -> HimalayaAdapter:
+        """The adapter itself, without its backbone.
+
+        Raises:
+            HimalayaError: There is none of this method.
+        """
+        try:
+            config = PeftConfig.from_pretrained(str(self.folder)) if self.exists else None
+        except (ValueError, TypeError, KeyError) as error:
+            raise HimalayaError(f"{self.folder / CONFIG_FILE} is damaged: {' '.join(str(error).split())}") from error
+        if not isinstance(config, HimalayaConfig) or config.released:
+            kind = "no adapter" if config is None else "a release" if config.released else config.peft_type.value
+            raise HimalayaError(f"{self.folder} is no adapter that goes on learning (found: {kind})")
+        tensors = load_file(self.folder / WEIGHTS_FILE)
+        own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+        width = own["atoms"].shape[1]
+        adapter = HimalayaAdapter(config, width, width)
+        adapter.load_state_dict(own)
+        return adapter
+
+    @property
+    def bytes(self) -> int:
+        """Size of the adapter's file."""
+        return (self.folder / WEIGHTS_FILE).stat().st_size
+
+    @property
+    def weights_hash(self) -> str | None:
+        """SHA-256 of the adapter's file; ``None`` before the first task."""
+        return file_sha256(self.folder / WEIGHTS_FILE) if self.exists else None
+
+    # Changing it -----------------------------------------------------------------------------------------------
+
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Go on with what a killed process has begun, if it was the same; anything else that is unfinished goes."""
+        found = self.unfinished / IDENTITY
+        if found.is_file() and read_json(found) == identity:
+            logger.info("going on with what was begun before")
+            return
+        if found.is_file():
+            logger.warning("the task '%s' that was begun here is dropped", read_json(found).get("task"))
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+        write_json(found, identity)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the Trainer keeps its checkpoints."""
+        return self.unfinished / CHECKPOINTS
+
+    def replace(self, save: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
+        """Put a new state in the place of the old one.
+
+        Args:
+            save: Writes PEFT's files into a folder.
+            facts: The new content of ``tasks.json``.
+        """
+        new = self.unfinished / NEW
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        with tempfile.TemporaryDirectory(dir=self.unfinished) as temporary:
+            save(Path(temporary))
+            for name in (CONFIG_FILE, WEIGHTS_FILE):  # PEFT's card says nothing
+                write_atomic(new / name, (Path(temporary) / name).read_bytes())
+        write_json(new / TASKS_FILE, {"format": FORMAT, **facts})
+        mark_complete(new)
+        self._move()
+
+    def forget(self, task: str) -> None:
+        """Remove a task, its record, and what was kept of its items.
+
+        Raises:
+            HimalayaError: The adapter does not know it.
+        """
+        self.adapter.forget_task(task)
+        state = {PREFIX + name: tensor.contiguous() for name, tensor in self.adapter.state_dict().items()}
+        facts = self.facts
+        facts["tasks"].pop(task, None)
+
+        def save(folder: Path) -> None:
+            shutil.copy(self.folder / CONFIG_FILE, folder)
+            save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+        self.replace(save, facts)
+        (self.folder / KEPT / f"{task}.json").unlink(missing_ok=True)
+
+    def _move(self) -> None:
+        new = self.unfinished / NEW
+        if not is_complete(new):
+            return
+        for path in sorted(new.iterdir()):
+            if path.name != COMPLETE:
+                write_atomic(self.folder / path.name, path.read_bytes())
+        shutil.rmtree(self.unfinished)
+        vars(self).pop("adapter", None)
+
+
+def room(adapter: HimalayaAdapter) -> int:
+    """How many more tasks fit that share nothing with those that are there."""
+    rows = int((~adapter.tasks.learnt).sum())
+    return min(rows, len(adapter.growth.free_slots()) // adapter.config.atoms_per_task)
+
+
+def sized_config(budget_mb: float, width: int, embedding_width: int, seed: int) -> HimalayaConfig:
+    """The config of the adapter with the most room whose file is not larger than a budget.
+
+    Args:
+        budget_mb: In 10^6 bytes.
+        width: Of the hidden states.
+        embedding_width: Of the input embeddings.
+        seed: Of the adapter.
+
+    Raises:
+        HimalayaError: There is not even room for one task.
+    """
+
+    def with_room(tasks: int) -> HimalayaConfig:
+        slots = tasks * HimalayaConfig.atoms_per_task
+        return HimalayaConfig(task_type="CAUSAL_LM", max_tasks=tasks, elastic_atoms=slots, seed=seed)
+
+    def size(tasks: int) -> int:
+        adapter = HimalayaAdapter(with_room(tasks), width, embedding_width)
+        return HEADER_BYTES + sum(adapter.stored_bytes().values())
+
+    smallest, budget = size(1), budget_mb * BYTES_PER_MB
+    if smallest > budget:
+        raise HimalayaError(
+            f"--budget-mb {budget_mb:g} has no room for one task: with this backbone it takes "
+            f"{math.ceil(smallest / 1000) / 1000:g} MB"
+        )
+    most = (2**15 - HimalayaConfig.core_atoms) // HimalayaConfig.atoms_per_task
+    tasks = 1 + int((budget - smallest) / (size(2) - smallest))
+    tasks = min(tasks, most)
+    while size(tasks) > budget:
+        tasks -= max(1, tasks // 100)
+    return with_room(tasks)

@@ -1,0 +1,339 @@
+"""Learn one task from a user's file, with an adapter that is new or has learnt others before."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from himalaya_adapter.backbones import load_backbone
+from himalaya_adapter.backbones.shape import sizes_of
+from himalaya_adapter.deploy.adapter_folder import load_adapter
+from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.evaluation.batching import batches
+from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
+from himalaya_adapter.experiments.run_config import RunConfig, TrainingConfig
+from himalaya_adapter.methods.construction import adapt
+from himalaya_adapter.methods.himalaya.adapter import HimalayaAdapter
+from himalaya_adapter.methods.himalaya.tasks import normalised
+from himalaya_adapter.methods.prompted import embedding_width, hidden_width
+from himalaya_adapter.storage import read_json, write_json
+from himalaya_adapter.streams import Item, Task
+from himalaya_adapter.streams.encoding import encode_prompt
+from himalaya_adapter.training.arguments import training_arguments
+from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer
+from himalaya_adapter.training.callback import StreamCallback, seconds_of_steps
+from himalaya_adapter.training.encoded_items import EncodedItems
+from himalaya_adapter.training.run_store import last_checkpoint
+from himalaya_adapter.training.stream_runner import OUT_OF_MEMORY, peak_memory_bytes
+
+from .adapter_store import KEPT, AdapterStore, room, sized_config
+from .data import MOST_SCORED, Form, OwnData, hold_out, read_data, read_rows
+from .progress import Advance, stage
+
+DEFAULT_BACKBONE, DEFAULT_BUDGET_MB = "smollm2-135m", 2.5
+# A task of few items is seen several times, until it has been trained in about so many steps.
+USUAL_STEPS, MOST_EPOCHS = 100, 10
+PROMPTS_AT_ONCE = 64
+ITEMS_SCORED_AT_ONCE = 16
+UNLIMITED = 2**20  # tokens of an item, for a backbone that does not say how many it reads
+BEFORE = "before.json"
+
+
+@dataclass(frozen=True)
+class LearnOptions:
+    """What can be said about learning a task; the defaults suit a first try.
+
+    Args:
+        backbone: Name or folder of the frozen model, for a new adapter; later only where it lies elsewhere now.
+        budget_mb: Largest file of a new adapter, which decides how many tasks it has room for.
+        new: Whether the name is meant, though another task has almost the same.
+        templates: Of prompt and answer, where the columns do not speak for themselves.
+        split: Which split of a data set.
+        metric: Name of the metric; by default as the answers look.
+        skip_bad_rows: Leave out rows that give no item.
+        epochs: Passes over the items; by default as many as make about a hundred steps.
+        steps: Most optimiser steps.
+        batch_size: Items of a step.
+        learning_rate: Peak learning rate.
+        seed: Of what is held out, and of the order of training.
+        save_steps: Steps between two checkpoints, from which a killed process goes on.
+        checks: Files by the name of an earlier task, which is scored on them before and after.
+        keep_check: Keep the held-out items beside the adapter, to score the task on whenever another is learnt.
+    """
+
+    backbone: str | None = None
+    budget_mb: float | None = None
+    new: bool = False
+    templates: tuple[str, str] | None = None
+    split: str = "train"
+    metric: str | None = None
+    skip_bad_rows: bool = False
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 4
+    learning_rate: float = 3e-3
+    seed: int = 0
+    save_steps: int = 25
+    checks: Mapping[str, str] = field(default_factory=dict)
+    keep_check: bool = False
+
+
+@dataclass(frozen=True)
+class Change:
+    """A task's score before something was learnt, and after."""
+
+    task: str
+    metric: str
+    items: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What learning a task has come to.
+
+    Args:
+        task: How the task itself has changed; before, a new one was the frozen model.
+        earlier: How earlier tasks have changed, as far as there were items to score them on.
+        record: What ``tasks.json`` says of the task.
+        room: How many more tasks of this size fit.
+        bytes: Size of the adapter's file.
+    """
+
+    task: Change
+    earlier: tuple[Change, ...]
+    record: Mapping[str, Any]
+    room: int
+    bytes: int
+
+
+def learn(folder: Path, data: str, name: str, options: LearnOptions | None = None) -> Learnt:
+    """Learn a task, new or known, and keep it in the adapter's folder, which is made if it is not there.
+
+    A process that was killed goes on when it is called again, and ends with the same adapter bit for bit. Until the
+    task has been learnt and scored, the folder stays as it is.
+
+    Args:
+        folder: The adapter's.
+        data: The task's file, folder or data set: see `read_rows`.
+        name: The task's name.
+        options: See there.
+
+    Raises:
+        HimalayaError: Anything a user can mend, in one line. The folder is as before.
+    """
+    options = options or LearnOptions()
+    name, store = normalised(name), AdapterStore(folder)
+    rows = read_rows(data, options.split)
+    with store.locked():
+        learner = _Learner(store, options)
+        try:
+            return learner.learn(rows, data, name)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not OUT_OF_MEMORY.search(str(error)):
+                raise
+            raise HimalayaError("out of memory: try --batch-size 1, shorter rows, or a smaller backbone") from error
+
+
+class _Learner:
+    """The adapter on its backbone, while it learns a task."""
+
+    def __init__(self, store: AdapterStore, options: LearnOptions) -> None:
+        self.store, self.options = store, options
+        if store.exists:
+            if options.budget_mb is not None:
+                raise HimalayaError(f"{store.folder} is there already: its room was decided when it was made")
+            _ = store.adapter  # refuses another method's, before a backbone is loaded for nothing
+            loaded = load_adapter(store.folder, backbone=options.backbone, trainable=True)
+            self.model, self.tokenizer = loaded.model, loaded.tokenizer
+            self.facts = store.facts
+        else:
+            backbone = load_backbone(options.backbone or DEFAULT_BACKBONE)
+            widths = hidden_width(backbone.model), embedding_width(backbone.model)
+            if widths[0] is None or widths[1] is None:
+                raise HimalayaError(f"{backbone.name} does not say how wide its hidden states are (hidden_size)")
+            config = sized_config(options.budget_mb or DEFAULT_BUDGET_MB, widths[0], widths[1], options.seed)
+            self.model = adapt(backbone.model, config, options.seed)
+            self.tokenizer = backbone.tokenizer
+            place = str(Path(backbone.name).resolve()) if Path(backbone.name).is_dir() else backbone.name
+            told = {"name": place, "revision": backbone.revision, **sizes_of(backbone.model.config)}
+            self.facts = {"backbone": told, "tasks": {}}
+        self.context = getattr(self.model.config, "max_position_embeddings", None)
+        self.adapter: HimalayaAdapter = self.model.base_model.himalaya_shared["default"]
+
+    def learn(self, rows: list[Any], data: str, name: str) -> Learnt:
+        options, known = self.options, name in self.model.tasks
+        _check_name(name, self.model.tasks, options.new)
+        own = self._read(rows, data, name, templates=options.templates, metric=options.metric)
+        task = hold_out(own, data, name, options.seed)
+        checks = self._checks(name)
+        self.adapter.growth.check_room(self.adapter.tasks.find(name))
+        training = self._training(len(task.train))
+        self.store.begin(
+            {"task": name, "data": task.hashes, "training": asdict(training), "adapter": self.store.weights_hash}
+            | {"backbone": self.facts["backbone"], "checks": {one.name: one.hashes for one in checks}}
+        )
+        before = self._before(task, known, checks)
+        state = self._train(task, training)
+        self.model.end_task()
+        after = self._score(task, f"scoring {name}")
+        earlier = tuple(self._change(one, before[one.name]) for one in checks)
+        record = {
+            "items": len(task.train) + (self.store.record(name).get("items", 0) if known else 0),
+            "held_out": len(task.test),
+            "left_out": dict(task.skipped),
+            "metric": after.metric,
+            "score_before": before[name],
+            "score": after.score,
+            "low": after.low,
+            "high": after.high,
+            "steps": state.global_step,
+            "seconds": round(seconds_of_steps(state), 1),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "kept_items": options.keep_check,
+            "form": asdict(own.form),
+        }
+        self.facts["tasks"][name] = record
+        self.store.replace(lambda folder: self.model.save_pretrained(folder), self.facts)
+        if options.keep_check:
+            write_json(self.store.folder / KEPT / f"{name}.json", [asdict(item) for item in task.test])
+        change = Change(name, after.metric, after.n, before[name], after.score)
+        return Learnt(change, earlier, record, room(self.adapter), self.store.bytes)
+
+    # Items -----------------------------------------------------------------------------------------------------
+
+    def _read(self, rows: list[Any], data: str, name: str, **said: Any) -> OwnData:
+        form = self.store.record(name).get("form")
+        known = Form.from_json(form) if form else None
+        skip = self.options.skip_bad_rows
+        return read_data(rows, data, self.tokenizer, self.context, known=known, skip_bad_rows=skip, **said)
+
+    def _checks(self, learning: str) -> list[Task]:
+        """The earlier tasks that are scored before and after, with the items to score them on."""
+        checks = {}
+        for name in self.model.tasks:
+            kept = self.store.folder / KEPT / f"{name}.json"
+            if kept.is_file() and name != learning:
+                items = tuple(Item(**item) for item in read_json(kept))
+                own = OwnData(Form.from_json(self.store.record(name)["form"]), items)
+                checks[name] = own.task(name, items, items)
+        for name, file in self.options.checks.items():
+            if normalised(name) not in self.model.tasks:
+                raise unknown_name("task in --check", name, self.model.tasks)
+            own = self._read(read_rows(file), file, normalised(name))
+            checks[normalised(name)] = own.task(normalised(name), own.items, own.items[:MOST_SCORED])
+        checks.pop(learning, None)
+        return list(checks.values())
+
+    # Scores ----------------------------------------------------------------------------------------------------
+
+    def _score(self, task: Task, what: str) -> TaskScore:
+        with stage(what) as advance:
+            return evaluate_task(
+                self.model,
+                self.tokenizer,
+                task,
+                batch_size=ITEMS_SCORED_AT_ONCE,
+                max_length=self.context or UNLIMITED,
+                progress=advance,
+            )
+
+    def _before(self, task: Task, known: bool, checks: Sequence[Task]) -> dict[str, float]:
+        """The scores before anything is learnt; a process that goes on finds those that are there."""
+        path = self.store.unfinished / BEFORE
+        scores: dict[str, float] = read_json(path) if path.is_file() else {}
+        for one in (task, *checks):
+            if one.name not in scores:
+                frozen = one is task and not known
+                if not frozen:
+                    self.model.set_task(one.name)
+                with self.model.disable_adapter() if frozen else nullcontext():
+                    scores[one.name] = self._score(one, f"scoring {one.name} before").score
+                write_json(path, scores)
+        return scores
+
+    def _change(self, task: Task, before: float) -> Change:
+        self.model.set_task(task.name)
+        after = self._score(task, f"scoring {task.name} again")
+        return Change(task.name, after.metric, after.n, before, after.score)
+
+    # Training --------------------------------------------------------------------------------------------------
+
+    def _training(self, items: int) -> TrainingConfig:
+        options = self.options
+        a_pass = math.ceil(items / options.batch_size)
+        epochs = options.epochs or max(1, min(MOST_EPOCHS, round(USUAL_STEPS / a_pass)))
+        if options.steps is not None and options.epochs is None:
+            epochs = math.ceil(options.steps / a_pass)
+        return TrainingConfig(
+            task_epochs=epochs,
+            max_updates_per_task=options.steps,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            save_steps=options.save_steps,
+            seed=options.seed,
+        )
+
+    def _train(self, task: Task, training: TrainingConfig) -> TrainerState:
+        examples = EncodedItems(self.tokenizer, [task], self.context or UNLIMITED)
+        self.model.start_task(task.name)
+        length = self.context or UNLIMITED
+        prompts = [encode_prompt(self.tokenizer, item.prompt, length, chat=item.chat) for item in task.train]
+        for batch in batches(prompts, PROMPTS_AT_ONCE, self.tokenizer.pad_token_id, self.model.device):
+            self.model.observe_prompts(batch.input_ids, batch.attention_mask)
+        run = RunConfig(run_id=task.name, method="proposed", method_name="HIMALAYA", training=training)
+        arguments = training_arguments(run, 0, len(examples), self.store.checkpoints)
+        arguments.disable_tqdm = True
+        with stage(f"learning {task.name}") as advance:
+            trainer = AnswerTrainer(
+                model=self.model,
+                args=arguments,
+                train_dataset=examples,
+                data_collator=AnswerCollator(self.tokenizer.pad_token_id),
+                processing_class=self.tokenizer,
+                callbacks=[StreamCallback(self.model, task.name), _Progress(advance)],
+            )
+            trainer.remove_callback(PrinterCallback)
+            checkpoint = last_checkpoint(self.store.checkpoints)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.model.eval()
+        return trainer.state
+
+
+class _Progress(TrainerCallback):
+    """Tells a stage how many steps are done."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After each step."""
+        self.advance(state.global_step, state.max_steps)
+
+
+def _check_name(name: str, known: Sequence[str], new: bool) -> None:
+    """Refuse a new name that is one slip of the finger away from a known one.
+
+    Raises:
+        HimalayaError: It is, and nobody has said that it is meant.
+    """
+    near = [one for one in known if one != name and _one_slip_apart(one, name)]
+    if name not in known and near and not new:
+        raise HimalayaError(f"there is a task '{near[0]}': did you mean it? --new learns '{name}' as another task")
+
+
+def _one_slip_apart(one: str, other: str) -> bool:
+    """Whether one letter, its case or its place makes the whole difference, or a letter too many."""
+    one, other = sorted((one.casefold(), other.casefold()), key=len)
+    start = next((place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one))
+    left, right = one[start:], other[start:]
+    if left[:1].isdigit() and right[:1].isdigit():  # a number is no slip: part1, part2
+        return False
+    return left == right[1:] or left[1:] == right[1:] or left == right[1::-1] + right[2:]

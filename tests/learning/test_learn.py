@@ -1,0 +1,203 @@
+"""Tasks come one at a time, each from a file of its own, and none changes another; no mistake changes the folder."""
+
+import gc
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from tiny_runs import write_backbone
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.learning.adapter_store import AdapterStore, room
+from himalaya_adapter.learning.learn import LearnOptions, Learnt, learn
+
+TEMPLATES = "Is {number} even?\nAnswer:", "{parity}"
+SHORT = {"steps": 4, "learning_rate": 0.03, "budget_mb": None}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def folder_hash(folder: Path) -> dict[str, str]:
+    """Everything that is there, hidden files beside it included."""
+    found = [*folder.rglob("*"), *folder.parent.glob(f".{folder.name}*")]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(found) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, tiny_model: Callable[..., Any], tiny_tokenizer) -> Path:
+    """A tiny backbone, and three files of three kinds."""
+    gc.freeze()  # the Trainer searches all that was ever imported for garbage, each time
+    place = tmp_path_factory.mktemp("files")
+    write_backbone(place / "base", tiny_model, tiny_tokenizer)
+    write_backbone(place / "other", tiny_model, tiny_tokenizer, seed=1)
+    write_backbone(place / "wide", tiny_model, tiny_tokenizer, hidden_size=128)
+    write(place / "parity.jsonl", [{"number": n, "parity": ("yes", "no")[n % 2]} for n in range(40)])
+    write(place / "echo.jsonl", [{"prompt": f"Repeat {n}:", "completion": f"{n} {n}"} for n in range(24)])
+    write(place / "order.jsonl", [{"instruction": f"Say {n}.", "input": "loud", "output": f"{n}!"} for n in range(24)])
+    return place
+
+
+def options(files: Path, **said: Any) -> LearnOptions:
+    return replace(LearnOptions(steps=4, learning_rate=0.03), **said)
+
+
+def learn_three(folder: Path, files: Path, **said: Any) -> list[Learnt]:
+    parity = options(files, backbone=str(files / "base"), templates=TEMPLATES, budget_mb=0.2, **said)
+    return [
+        learn(folder, str(files / "parity.jsonl"), "parity", parity),
+        learn(folder, str(files / "echo.jsonl"), "echo", options(files, **said)),
+        learn(folder, str(files / "order.jsonl"), "order", options(files, **said)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def learnt(files: Path, tmp_path_factory) -> tuple[Path, list[Learnt]]:
+    folder = tmp_path_factory.mktemp("learnt") / "mine"
+    return folder, learn_three(folder, files, keep_check=True)
+
+
+def test_three_tasks_one_after_another(learnt) -> None:
+    folder, (first, second, third) = learnt
+    assert [one.task.metric for one in (first, second, third)] == ["accuracy", "chrf", "chrf"]
+    assert first.record["steps"] == 4
+    assert first.record["items"] == 40 - first.task.items
+    assert [change.task for change in third.earlier] == ["parity", "echo"]
+    for change in (*second.earlier, *third.earlier):
+        assert change.after == change.before
+    assert third.earlier[0].after == first.task.after  # on the very items that were kept
+    assert first.room - third.room == 2
+    assert third.bytes == (folder / "adapter_model.safetensors").stat().st_size <= 200_000
+    assert not [*folder.parent.glob(".mine*")]
+
+
+def test_the_folder_is_a_plain_adapter_of_peft(learnt, files: Path) -> None:
+    folder, _ = learnt
+    model = AutoPeftModelForCausalLM.from_pretrained(folder)
+    assert model.tasks == ["parity", "echo", "order"]
+    assert {path.name for path in folder.iterdir()} == {
+        *("adapter_config.json", "adapter_model.safetensors", "tasks.json", "kept")
+    }
+
+
+def test_the_adapter_itself_keeps_no_item(learnt) -> None:
+    folder, _ = learnt
+    for path in folder.iterdir():
+        content = path.read_bytes() if path.is_file() else b""
+        for text in (b"Is 7 even", b"Repeat 7", b"7 7", b"Say 7", b"7!"):
+            assert text not in content, path.name
+
+
+def test_the_store_reads_the_adapter_without_its_backbone(learnt) -> None:
+    folder, (*_, third) = learnt
+    store = AdapterStore(folder)
+    assert store.adapter.tasks.known() == ["parity", "echo", "order"]
+    assert room(store.adapter) == third.room
+    assert store.record("parity")["form"]["prompt"] == TEMPLATES[0]
+
+
+def test_forgetting_leaves_the_others_bit_for_bit(learnt, tmp_path: Path) -> None:
+    folder = shutil.copytree(learnt[0], tmp_path / "mine")
+    model = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+    tokens = torch.arange(5, 25)[None]
+
+    def logits(model: Any, task: str) -> torch.Tensor:
+        model.set_task(task)
+        with torch.no_grad():
+            return model(input_ids=tokens).logits
+
+    before = {task: logits(model, task) for task in ("parity", "order")}
+    free = room(AdapterStore(folder).adapter)
+    AdapterStore(folder).forget("echo")
+    after = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+    assert after.tasks == ["parity", "order"]
+    for task, expected in before.items():
+        assert torch.equal(logits(after, task), expected)
+    assert room(AdapterStore(folder).adapter) == free + 1
+    assert AdapterStore(folder).record("echo") == {}
+    assert not (folder / "kept" / "echo.json").exists()
+
+
+def test_a_known_task_is_learnt_further_in_its_form(learnt, files: Path, tmp_path: Path) -> None:
+    folder, (first, _, third) = shutil.copytree(learnt[0], tmp_path / "mine"), learnt[1]
+    shutil.rmtree(folder / "kept")
+    again = learn(
+        folder, str(files / "parity.jsonl"), "parity", options(files, checks={"echo": str(files / "echo.jsonl")})
+    )
+    assert again.task.metric == "accuracy"
+    assert again.task.before == first.task.after
+    assert again.record["items"] == 2 * first.record["items"]
+    assert again.room == third.room
+    assert again.earlier[0].before == again.earlier[0].after
+
+
+# Mistakes ------------------------------------------------------------------------------------------------------
+
+MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [
+    ("parity.jsonl", "x", {}, "has the columns number, parity; expected prompt and completion"),
+    ("echo.jsonl", "Parity", {}, "there is a task 'parity': did you mean it"),
+    ("echo.jsonl", "party", {}, "there is a task 'parity': did you mean it"),
+    ("echo.jsonl", " x", {}, "expected 1 to 64 bytes"),
+    ("nowhere.jsonl", "x", {}, "there is no file"),
+    ("three.jsonl", "x", {}, "gives 3 different items"),
+    ("empty.jsonl", "x", {}, "row 10 of .* has an empty target"),
+    ("long.jsonl", "x", {}, "row 10 of .* has .* tokens .* reads at most 512"),
+    ("echo.jsonl", "x", {"backbone": "wide"}, "is for another backbone: .* hidden_size=64"),
+    ("echo.jsonl", "x", {"backbone": "other"}, "are not those that the adapter in .* has learnt on"),
+    ("echo.jsonl", "x", {"budget_mb": 1.0}, "its room was decided when it was made"),
+    (
+        "echo.jsonl",
+        "x",
+        {"checks": {"parrot": "echo.jsonl"}},
+        "unknown task in --check 'parrot'; did you mean 'parity'",
+    ),
+    ("echo.jsonl", "x", {"metric": "chr"}, "unknown metric 'chr'"),
+]
+
+
+@pytest.mark.parametrize(("file", "name", "said", "message"), MISTAKES)
+def test_a_mistake_is_one_line_and_changes_nothing(
+    learnt, files: Path, file: str, name: str, said: dict[str, Any], message: str
+) -> None:
+    folder, _ = learnt
+    write(files / "three.jsonl", [{"prompt": f"{n}", "completion": "x"} for n in range(3)])
+    write(files / "empty.jsonl", [{"prompt": f"{n}", "completion": "x" * (n < 9)} for n in range(10)])
+    write(files / "long.jsonl", [{"prompt": f"{n} " * (400 if n == 9 else 1), "completion": "x"} for n in range(10)])
+    if "backbone" in said:
+        said = {"backbone": str(files / said["backbone"])}
+    before = folder_hash(folder)
+    with pytest.raises(HimalayaError, match=message) as caught:
+        learn(folder, str(files / file), name, options(files, **said))
+    assert "\n" not in str(caught.value)
+    assert folder_hash(folder) == before
+
+
+def test_a_task_that_does_not_fit(files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    with pytest.raises(HimalayaError, match=r"--budget-mb 0.01 has no room for one task") as caught:
+        learn(folder, str(files / "echo.jsonl"), "echo", options(files, backbone=str(files / "base"), budget_mb=0.01))
+    assert not folder.exists()
+    smallest = float(str(caught.value).split("it takes ")[1].split()[0])
+    one_task = options(files, backbone=str(files / "base"), budget_mb=smallest)
+    assert learn(folder, str(files / "echo.jsonl"), "echo", one_task).room == 0
+    before = folder_hash(folder)
+    with pytest.raises(HimalayaError, match="no room for another task"):
+        learn(folder, str(files / "order.jsonl"), "order", options(files))
+    assert folder_hash(folder) == before
+    learn(folder, str(files / "echo.jsonl"), "echo", options(files))  # further, in its own slots
+
+
+def test_a_folder_that_is_no_adapter(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(HimalayaError, match=r"is no adapter: it has no adapter_config.json"):
+        learn(tmp_path / "mine", str(files / "echo.jsonl"), "echo", options(files, backbone=str(files / "base")))

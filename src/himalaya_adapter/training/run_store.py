@@ -64,10 +64,8 @@ class RunStore:
         Raises:
             HimalayaError: Another process works on this run.
         """
-        return one_process(
-            self.folder,
-            f"another process is working on {self.folder}: wait for it, end it, or choose another run_id or results_dir",
-        )
+        way_out = "wait for it, end it, or choose another run_id or results_dir"
+        return one_process(self.folder, f"another process is working on {self.folder}: {way_out}")
 
     def begin(self, environment: Mapping[str, Any]) -> None:
         """Write what the run is and with what it is made, or go on with a folder that holds the same.

@@ -118,13 +118,13 @@ def run_words(place: Path, method: str, **training: Any) -> list[str]:
     return ["run", f"run={write_run(place, place / 'backbone', place / 'stream.yaml', method, **training)}"]
 
 
-def run_until_killed(words: list[str], write: int | str | None) -> None:
+def run_until_killed(words: list[str], write: int | str | None, place: str | None = None) -> None:
     """Run ``himalaya WORDS`` and kill this process (SIGKILL) right before it changes the file system.
 
-    Only changes inside the folder named by ``results_dir=`` count: the ``write``-th of them, or the first whose path
-    contains the text ``write``; ``None`` lets the run finish.
+    Only changes inside the folder ``place``, or else the one named by ``results_dir=``, count: the ``write``-th of
+    them, or the first whose path contains the text ``write``; ``None`` lets the run finish.
     """
-    results = next(word.removeprefix("results_dir=") for word in words if word.startswith("results_dir="))
+    results = place or next(word.removeprefix("results_dir=") for word in words if word.startswith("results_dir="))
     changes = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "shutil.copytree"}
     done = 0
 
@@ -142,8 +142,10 @@ def run_until_killed(words: list[str], write: int | str | None) -> None:
     sys.exit(main(words))
 
 
-def in_own_process(words: list[str], write: int | str | None = None, seconds: float | None = None) -> int:
-    """Run ``himalaya WORDS`` in a process of its own and kill it at a write or after some time.
+def in_own_process(
+    words: list[str], write: int | str | None = None, seconds: float | None = None, place: str | None = None
+) -> int:
+    """Run ``himalaya WORDS`` in a process of its own and kill it at a write (in ``place``) or after some time.
 
     The process is forked off a server that has imported the package, so it starts in no time.
 
@@ -152,7 +154,7 @@ def in_own_process(words: list[str], write: int | str | None = None, seconds: fl
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=run_until_killed, args=(words, write))
+    process = context.Process(target=run_until_killed, args=(words, write, place))
     process.start()
     process.join(seconds)
     if process.is_alive():

@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from himalaya_adapter.errors import HimalayaError
+
 PACKAGED_RUNS = Path(__file__).parents[1] / "conf" / "run"
 
 
@@ -31,3 +33,16 @@ Overrides = Annotated[
     ),
 ]
 Backbone = Annotated[str | None, typer.Option(help="Name or folder, where it is not the one that the adapter names.")]
+
+
+def templates_of(prompt: str | None, target: str | None) -> tuple[str, str] | None:
+    """The templates of question and answer as they were typed, ``\\n`` for a line break.
+
+    Raises:
+        HimalayaError: Only one of them.
+    """
+    if prompt is None and target is None:
+        return None
+    if prompt is None or target is None:
+        raise HimalayaError("--prompt and --target belong together: a template of the question, and of the answer")
+    return prompt.replace("\\n", "\n"), target.replace("\\n", "\n")

@@ -21,12 +21,20 @@ class ChosenTask:
     """The task that a prompt is answered as.
 
     Args:
-        name: Its name; ``None`` if the method has one answer for all tasks, or the names were not written down.
+        name: Its name; ``None`` if the method has one answer for all tasks, or the names were not written down, or
+            the frozen model answers.
         confidence: How much the prompt looks like that task's, in [0, 1]; ``None`` if the task was named.
+        frozen: Whether the prompt looks like no task that is known, so that the frozen model answers.
     """
 
     name: str | None
     confidence: float | None = None
+    frozen: bool = False
+
+    def __str__(self) -> str:
+        if self.frozen:
+            return "the prompt looks like no task that is known: the frozen model answers"
+        return f"task {self.name or 'without a name'}, confidence {self.confidence:.2f}"
 
 
 def choose_task(adapter: LoadedAdapter, prompt: str, task: str = AUTO) -> ChosenTask:
@@ -60,10 +68,17 @@ def choose_task(adapter: LoadedAdapter, prompt: str, task: str = AUTO) -> Chosen
     if confidence == 0:
         raise HimalayaError("the adapter has not learnt to tell tasks from prompts: name one with --task")
     method.set_task(name)  # without a name: as the prompt says, each time
-    return ChosenTask(name, confidence)
+    return ChosenTask(name, confidence, frozen=name is None and bool(method.tasks))
 
 
-def answer(adapter: LoadedAdapter, prompt: str, max_new_tokens: int, streamer: BaseStreamer | None = None) -> str:
+def answer(
+    adapter: LoadedAdapter,
+    prompt: str,
+    max_new_tokens: int,
+    streamer: BaseStreamer | None = None,
+    *,
+    chat: bool = False,
+) -> str:
     """The greedy answer to a prompt, as the task that the adapter is switched to.
 
     Args:
@@ -72,6 +87,7 @@ def answer(adapter: LoadedAdapter, prompt: str, max_new_tokens: int, streamer: B
             beginning.
         max_new_tokens: The most tokens of the answer.
         streamer: Is given each token as soon as it is there.
+        chat: Whether the prompt is in the words of the backbone's chat template.
 
     Raises:
         HimalayaError: The prompt is empty, or the backbone has no room for so long an answer.
@@ -82,7 +98,7 @@ def answer(adapter: LoadedAdapter, prompt: str, max_new_tokens: int, streamer: B
         raise HimalayaError(
             f"max_new_tokens={max_new_tokens}: the backbone has {positions} positions, prompt included"
         )
-    inputs = _encoded(adapter, prompt, None if positions is None else positions - max_new_tokens)
+    inputs = _encoded(adapter, prompt, None if positions is None else positions - max_new_tokens, chat)
     output = adapter.model.generate(
         input_ids=inputs,
         attention_mask=torch.ones_like(inputs),
@@ -106,8 +122,8 @@ def check_request(prompt: str, max_new_tokens: int) -> None:
         raise HimalayaError(f"max_new_tokens={max_new_tokens}: expected a whole number of at least 1")
 
 
-def _encoded(adapter: LoadedAdapter, prompt: str, room: int | None = None) -> torch.Tensor:
+def _encoded(adapter: LoadedAdapter, prompt: str, room: int | None = None, chat: bool = False) -> torch.Tensor:
     """Tokens of a prompt ``(1, length)``, as in training; the last ``room`` of them."""
     longest = len(prompt.encode()) + 1  # a token per byte and BOS
-    tokens = encode_prompt(adapter.tokenizer, prompt, longest if room is None else room)
+    tokens = encode_prompt(adapter.tokenizer, prompt, longest if room is None else room, chat=chat)
     return torch.tensor([tokens], device=adapter.model.device)

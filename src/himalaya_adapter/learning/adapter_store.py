@@ -43,6 +43,7 @@ class AdapterStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.unfinished = folder.with_name(f".{folder.name}.learning")
+        self.finished: dict[str, Any] = {}  # what a killed process had done but for the move
 
     @property
     def exists(self) -> bool:
@@ -168,9 +169,10 @@ class AdapterStore:
         (self.folder / KEPT / f"{task}.json").unlink(missing_ok=True)
 
     def _move(self) -> None:
-        new = self.unfinished / NEW
+        new, begun = self.unfinished / NEW, self.unfinished / IDENTITY
         if not is_complete(new):
             return
+        self.finished = read_json(begun) if begun.is_file() else {}
         for path in sorted(new.iterdir()):
             if path.name != COMPLETE:
                 write_atomic(self.folder / path.name, path.read_bytes())

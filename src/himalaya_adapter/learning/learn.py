@@ -17,6 +17,7 @@ from himalaya_adapter.evaluation.batching import batches
 from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
 from himalaya_adapter.experiments.run_config import RunConfig, TrainingConfig
 from himalaya_adapter.methods.construction import adapt
+from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.himalaya.adapter import HimalayaAdapter
 from himalaya_adapter.methods.himalaya.tasks import normalised
 from himalaya_adapter.methods.prompted import embedding_width, hidden_width
@@ -146,7 +147,7 @@ class _Learner:
     def __init__(self, store: AdapterStore, options: LearnOptions) -> None:
         self.store, self.options = store, options
         if store.exists:
-            if options.budget_mb is not None:
+            if options.budget_mb is not None and not store.finished:
                 raise HimalayaError(f"{store.folder} is there already: its room was decided when it was made")
             _ = store.adapter  # refuses another method's, before a backbone is loaded for nothing
             loaded = load_adapter(store.folder, backbone=options.backbone, trainable=True)
@@ -164,28 +165,30 @@ class _Learner:
             told = {"name": place, "revision": backbone.revision, **sizes_of(backbone.model.config)}
             self.facts = {"backbone": told, "tasks": {}}
         self.context = getattr(self.model.config, "max_position_embeddings", None)
-        self.adapter: HimalayaAdapter = self.model.base_model.himalaya_shared["default"]
+        self.method = continual(self.model)
 
     def learn(self, rows: list[Any], data: str, name: str) -> Learnt:
-        options, known = self.options, name in self.model.tasks
-        _check_name(name, self.model.tasks, options.new)
+        options, known = self.options, name in self.method.tasks
+        _check_name(name, self.method.tasks, options.new)
         own = self._read(rows, data, name, templates=options.templates, metric=options.metric)
         task = hold_out(own, data, name, options.seed)
         checks = self._checks(name)
-        self.adapter.growth.check_room(self.adapter.tasks.find(name))
+        self._check_room(name)
         training = self._training(len(task.train))
-        self.store.begin(
-            {"task": name, "data": task.hashes, "training": asdict(training), "adapter": self.store.weights_hash}
-            | {"backbone": self.facts["backbone"], "checks": {one.name: one.hashes for one in checks}}
-        )
+        identity = {"task": name, "data": task.hashes, "training": asdict(training)}
+        identity |= {"backbone": self.facts["backbone"], "checks": {one.name: one.hashes for one in checks}}
+        if identity.items() <= self.store.finished.items():
+            return self._learnt(name)
+        self.store.begin({**identity, "adapter": self.store.weights_hash})
         before = self._before(task, known, checks)
         state = self._train(task, training)
-        self.model.end_task()
+        self.method.end_task()
         after = self._score(task, f"scoring {name}")
-        earlier = tuple(self._change(one, before[one.name]) for one in checks)
-        record = {
+        changes = [Change(name, after.metric, after.n, before[name], after.score)]
+        changes += [self._change(one, before[one.name]) for one in checks]
+        self.facts["tasks"][name] = {
             "items": len(task.train) + (self.store.record(name).get("items", 0) if known else 0),
-            "held_out": len(task.test),
+            "held_out": after.n,
             "left_out": dict(task.skipped),
             "metric": after.metric,
             "score_before": before[name],
@@ -195,15 +198,18 @@ class _Learner:
             "steps": state.global_step,
             "seconds": round(seconds_of_steps(state), 1),
             "peak_memory_bytes": peak_memory_bytes(),
-            "kept_items": options.keep_check,
             "form": asdict(own.form),
+            "changes": [asdict(change) for change in changes],
         }
-        self.facts["tasks"][name] = record
         self.store.replace(lambda folder: self.model.save_pretrained(folder), self.facts)
         if options.keep_check:
             write_json(self.store.folder / KEPT / f"{name}.json", [asdict(item) for item in task.test])
-        change = Change(name, after.metric, after.n, before[name], after.score)
-        return Learnt(change, earlier, record, room(self.adapter), self.store.bytes)
+        return self._learnt(name)
+
+    def _learnt(self, name: str) -> Learnt:
+        record = self.store.record(name)
+        task, *earlier = (Change(**change) for change in record["changes"])
+        return Learnt(task, tuple(earlier), record, room(self.store.adapter), self.store.bytes)
 
     # Items -----------------------------------------------------------------------------------------------------
 
@@ -216,15 +222,15 @@ class _Learner:
     def _checks(self, learning: str) -> list[Task]:
         """The earlier tasks that are scored before and after, with the items to score them on."""
         checks = {}
-        for name in self.model.tasks:
+        for name in self.method.tasks:
             kept = self.store.folder / KEPT / f"{name}.json"
             if kept.is_file() and name != learning:
                 items = tuple(Item(**item) for item in read_json(kept))
                 own = OwnData(Form.from_json(self.store.record(name)["form"]), items)
                 checks[name] = own.task(name, items, items)
         for name, file in self.options.checks.items():
-            if normalised(name) not in self.model.tasks:
-                raise unknown_name("task in --check", name, self.model.tasks)
+            if normalised(name) not in self.method.tasks:
+                raise unknown_name("task in --check", name, self.method.tasks)
             own = self._read(read_rows(file), file, normalised(name))
             checks[normalised(name)] = own.task(normalised(name), own.items, own.items[:MOST_SCORED])
         checks.pop(learning, None)
@@ -251,16 +257,22 @@ class _Learner:
             if one.name not in scores:
                 frozen = one is task and not known
                 if not frozen:
-                    self.model.set_task(one.name)
+                    self.method.set_task(one.name)
                 with self.model.disable_adapter() if frozen else nullcontext():
                     scores[one.name] = self._score(one, f"scoring {one.name} before").score
                 write_json(path, scores)
         return scores
 
     def _change(self, task: Task, before: float) -> Change:
-        self.model.set_task(task.name)
+        self.method.set_task(task.name)
         after = self._score(task, f"scoring {task.name} again")
         return Change(task.name, after.metric, after.n, before, after.score)
+
+    def _check_room(self, name: str) -> None:
+        adapter: HimalayaAdapter = self.model.base_model.himalaya_shared["default"]
+        if adapter.tasks.find(name) is None:
+            adapter.tasks.free_row(name)
+        adapter.growth.check_room(adapter.tasks.find(name))
 
     # Training --------------------------------------------------------------------------------------------------
 
@@ -281,11 +293,11 @@ class _Learner:
 
     def _train(self, task: Task, training: TrainingConfig) -> TrainerState:
         examples = EncodedItems(self.tokenizer, [task], self.context or UNLIMITED)
-        self.model.start_task(task.name)
+        self.method.start_task(task.name)
         length = self.context or UNLIMITED
         prompts = [encode_prompt(self.tokenizer, item.prompt, length, chat=item.chat) for item in task.train]
         for batch in batches(prompts, PROMPTS_AT_ONCE, self.tokenizer.pad_token_id, self.model.device):
-            self.model.observe_prompts(batch.input_ids, batch.attention_mask)
+            self.method.observe_prompts(batch.input_ids, batch.attention_mask)
         run = RunConfig(run_id=task.name, method="proposed", method_name="HIMALAYA", training=training)
         arguments = training_arguments(run, 0, len(examples), self.store.checkpoints)
         arguments.disable_tqdm = True

@@ -81,6 +81,13 @@ class StreamCallback(TrainerCallback):
                 "(the same command goes on from the last checkpoint)"
             )
 
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave out the checkpoint of the last step: resumed from it, the Trainer would take one step more."""
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note the time beside what the Trainer has just logged of a step."""
         state.log_history[-1][SECONDS] = time.perf_counter() - self.clock

@@ -1,0 +1,41 @@
+"""``himalaya tasks``."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    adapter: Annotated[Path, typer.Argument(help="An adapter's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it for a program.")] = False,
+) -> None:
+    """Say what an adapter knows, and how much room is left."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from himalaya_adapter.learning.adapter_store import AdapterStore, room
+
+    store = AdapterStore(adapter)
+    known, left = store.adapter.tasks.known(), room(store.adapter)
+    records = {name: store.record(name) for name in known}
+    backbone = store.facts["backbone"].get("name")
+    if as_json:
+        told = {"adapter": str(adapter), "backbone": backbone, "bytes": store.bytes, "room": left, "tasks": records}
+        print(json.dumps(told, ensure_ascii=False, indent=2))
+        return
+    what = f"knows {len(known)} task{'s' * (len(known) != 1)}: {', '.join(known)}" if known else "knows no task yet"
+    print(f"{adapter} {what}.")
+    print(f"{store.bytes / 1e6:.2f} MB on {backbone}; room for about {left} more tasks of this size.")
+    table = Table("task", "items learnt", "metric", "frozen", "learnt", "scored on", "question -> answer")
+    for name, record in records.items():
+        if not record:
+            table.add_row(name, *[""] * 5, "learnt in another way than by himalaya learn")
+            continue
+        form = record["form"]
+        asked = "a conversation" if form["chat"] else f"{form['prompt']!r} -> {form['target']!r}"
+        scores = f"{record['score_before']:.2f}", f"{record['score']:.2f}"
+        table.add_row(name, str(record["items"]), record["metric"], *scores, str(record["held_out"]), asked)
+    if known:
+        Console().print(table)

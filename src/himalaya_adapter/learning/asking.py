@@ -1,0 +1,121 @@
+"""Questions in the form that a task was learnt in, and how well a file of them is answered."""
+
+import string
+import sys
+from collections.abc import Sequence
+
+from transformers import TextStreamer
+
+from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
+from himalaya_adapter.deploy.answering import AUTO, answer, choose_task
+from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
+
+from .adapter_store import AdapterStore
+from .data import Form, chat_prompt, read_data, read_rows
+from .progress import stage
+
+ITEMS_AT_ONCE = 16
+LONGEST_PROMPT = 2**20  # tokens, for a backbone that does not say how many it reads
+
+
+def form_of(adapter: LoadedAdapter, task: str | None) -> Form | None:
+    """The form that a task was learnt in; ``None`` if nobody has written it down."""
+    told = AdapterStore(adapter.folder).record(task).get("form") if task is not None else None
+    return Form.from_json(told) if told else None
+
+
+def question(form: Form, text: str) -> str:
+    """A text in the place of the only column of a task's template; as it is if it is in that form already."""
+    parts = list(string.Formatter().parse(form.prompt))
+    columns = [column for _, column, _, _ in parts if column is not None]
+    if len({*columns}) != 1:
+        return text
+    before, after = parts[0][0], parts[-1][0] if parts[-1][1] is None else ""
+    asked = text.rstrip()
+    if (before or after) and asked.startswith(before) and asked.endswith(after.rstrip()):
+        return text
+    return form.prompt.format_map({columns[0]: text.strip()}).rstrip()
+
+
+class Conversation:
+    """Questions to one adapter, one after another.
+
+    Args:
+        adapter: A loaded adapter.
+        task: The task to answer as, or ``"auto"``: as each question looks.
+
+    Raises:
+        HimalayaError: A task that the adapter does not know.
+    """
+
+    def __init__(self, adapter: LoadedAdapter, task: str = AUTO) -> None:
+        if task != AUTO and adapter.tasks and task not in adapter.tasks:
+            raise unknown_name("task", task, adapter.tasks)
+        self.adapter, self.task = adapter, task
+        self.form = form_of(adapter, None if task == AUTO else task)
+        self.spoken: list[tuple[str, str]] = []  # so far, for a task that was learnt from conversations
+
+    def ask(self, text: str, max_new_tokens: int) -> str:
+        """Answer, and print the answer word by word. On standard error stands which task answers, if that was open."""
+        chat = self.form is not None and self.form.chat
+        if chat:
+            self.spoken.append(("user", text.strip()))
+            prompt = chat_prompt(self.adapter.tokenizer, self.spoken)
+        else:
+            prompt = question(self.form, text) if self.form is not None else text
+        chosen = choose_task(self.adapter, prompt, self.task)
+        if chosen.confidence is not None:
+            print(chosen, file=sys.stderr)
+        streamer = TextStreamer(self.adapter.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        told = answer(self.adapter, prompt, max_new_tokens, streamer, chat=chat)
+        if chat:
+            self.spoken.append(("assistant", told.strip()))
+        return told
+
+
+def score_file(
+    adapter: str,
+    data: str,
+    task: str,
+    backbone: str | None,
+    templates: tuple[str, str] | None,
+    split: str,
+    metric: str | None,
+) -> TaskScore:
+    """Score a task on all items of a file, in the form that it was learnt in.
+
+    Args:
+        adapter: As for `load_adapter`.
+        data: As for `read_rows`.
+        task: The task's name.
+        backbone: Where the backbone lies, if it is not where the adapter says.
+        templates: Of question and answer, in the place of the task's own.
+        split: Which split of a data set.
+        metric: Name of a metric in the place of the task's own.
+
+    Raises:
+        HimalayaError: Anything a user can mend.
+    """
+    rows = read_rows(data, split)
+    loaded = load_adapter(adapter, task=task, backbone=backbone)
+    context = getattr(loaded.model.config, "max_position_embeddings", None)
+    known = form_of(loaded, task)
+    own = read_data(rows, data, loaded.tokenizer, context, known=known, templates=templates, metric=metric)
+    _check_labels(own.form.labels, known, data)
+    with stage(f"scoring {task}") as advance:
+        return evaluate_task(
+            loaded.model,
+            loaded.tokenizer,
+            own.task(task, own.items, own.items),
+            batch_size=ITEMS_AT_ONCE,
+            max_length=context or LONGEST_PROMPT,
+            progress=advance,
+        )
+
+
+def _check_labels(labels: Sequence[str], known: Form | None, data: str) -> None:
+    """Refuse answers that the task has never seen: it cannot be right there."""
+    for label in labels:
+        if known is not None and known.labels and label not in known.labels:
+            raise HimalayaError(f"{data} has the answer '{label}'; the task has learnt: {', '.join(known.labels)}")

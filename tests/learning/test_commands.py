@@ -1,0 +1,116 @@
+"""What is typed and what is printed: learn, tasks, evaluate, generate, chat, forget; and what a kill leaves."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from tiny_runs import in_own_process, write_backbone
+
+from himalaya_adapter.cli import main
+from himalaya_adapter.storage import read_json
+
+WEIGHTS = "adapter_model.safetensors"
+TEMPLATES = ["--prompt", r"Is {number} even?\nAnswer:", "--target", "{parity}"]
+SHORT = ["--steps", "4", "--learning-rate", "0.03"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, tiny_model: Callable[..., Any], tiny_tokenizer) -> Path:
+    place = tmp_path_factory.mktemp("files")
+    write_backbone(place / "base", tiny_model, tiny_tokenizer)
+    rows = [{"number": n, "parity": ("yes", "no")[n % 2]} for n in range(40)]
+    (place / "parity.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"prompt": f"Repeat {n}:", "completion": f"{n} {n}"} for n in range(24)]
+    (place / "echo.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return place
+
+
+@pytest.fixture(scope="module")
+def mine(files: Path, tmp_path_factory) -> Path:
+    """An adapter of two tasks; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("adapter") / "mine"
+    first = [str(folder), str(files / "parity.jsonl"), "--task", "parity", "--backbone", str(files / "base")]
+    assert main(["learn", *first, *TEMPLATES, *SHORT, "--budget-mb", "0.2"]) == 0
+    shutil.copytree(folder, folder.parent / "first")
+    assert main(["learn", str(folder), str(files / "echo.jsonl"), "--task", "echo", *SHORT]) == 0
+    return folder
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    capsys.readouterr()
+    assert main([*map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def test_learning_says_what_it_has_come_to(mine: Path, files: Path, tmp_path: Path, capsys) -> None:
+    words = ["learn", tmp_path / "new", files / "parity.jsonl", "--task", "parity", "--backbone", files / "base"]
+    out = printed(capsys, *words, *TEMPLATES, *SHORT, "--keep-check").splitlines()
+    assert out[0].startswith("parity: 4 steps in ")
+    assert "GB of memory" in out[0]
+    assert out[1].startswith("parity: accuracy 0.")
+    assert out[1].endswith("held-out items")
+    assert "MB, room for about" in out[2]
+    check = f"parity={files / 'parity.jsonl'}"
+    out = printed(capsys, "learn", tmp_path / "new", files / "echo.jsonl", "--task", "echo", *SHORT, "--check", check)
+    assert "nothing lost" in out
+
+
+def test_tasks_says_what_the_adapter_knows(mine: Path, capsys) -> None:
+    out = printed(capsys, "tasks", mine)
+    assert f"{mine} knows 2 tasks: parity, echo." in out.replace("\n", " ")
+    told = json.loads(printed(capsys, "tasks", mine, "--json"))
+    assert list(told["tasks"]) == ["parity", "echo"]
+    assert told["bytes"] == (mine / WEIGHTS).stat().st_size
+    assert told["tasks"]["parity"]["metric"] == "accuracy"
+    assert told["room"] > 10
+
+
+def test_a_question_is_put_into_the_form_of_its_task(mine: Path, capsys) -> None:
+    bare = printed(capsys, "generate", mine, "12", "--task", "parity", "--max-new-tokens", 4)
+    assert bare == printed(capsys, "generate", mine, "Is 12 even?\nAnswer:", "--task", "parity", "--max-new-tokens", 4)
+    assert bare.strip()
+
+
+def test_chat_answers_line_after_line(mine: Path, capsys, monkeypatch) -> None:
+    alone = printed(capsys, "generate", mine, "12", "--task", "parity", "--max-new-tokens", 4)
+    lines = ["12", "/tasks", "/task nothing", "/task echo", "Repeat 12:", "", "/quit", "never reached"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    capsys.readouterr()
+    assert main(["chat", str(mine), "--task", "parity", "--max-new-tokens", "4"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{alone}parity, echo\n")
+    assert "unknown task 'nothing'" in err
+    assert "echo> " in err
+
+
+def test_evaluate_scores_a_file_in_the_form_of_the_task(mine: Path, files: Path, tmp_path: Path, capsys) -> None:
+    out = printed(capsys, "evaluate", mine, files / "parity.jsonl", "--task", "parity")
+    assert out.startswith("parity: accuracy 0.")
+    assert out.endswith("on 40 items\n")
+    (tmp_path / "odd.jsonl").write_text(json.dumps({"number": 3, "parity": "never"}))
+    assert main(["evaluate", str(mine), str(tmp_path / "odd.jsonl"), "--task", "parity"]) == 2
+    assert "has the answer 'never'; the task has learnt: no, yes" in capsys.readouterr().err
+    assert main(["evaluate", str(mine), str(files / "parity.jsonl"), "--task", "party"]) == 2
+    assert "unknown task 'party'; did you mean 'parity'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("killed_at", ["checkpoint-3", "/new/.tasks.json", "/mine/.tasks.json"])
+def test_a_killed_process_goes_on_and_ends_the_same(mine: Path, files: Path, tmp_path: Path, killed_at: str) -> None:
+    folder = tmp_path / "mine"
+    words = ["learn", str(folder), str(files / "parity.jsonl"), "--task", "parity", "--backbone", str(files / "base")]
+    words += [*TEMPLATES, *SHORT, "--budget-mb", "0.2", "--save-steps", "1"]
+    assert in_own_process(words, killed_at, place=str(tmp_path)) == -9
+    assert not (folder / WEIGHTS).exists() or load_file(folder / WEIGHTS)
+    assert in_own_process(words, place=str(tmp_path)) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    first = mine.parent / "first"
+    assert (folder / WEIGHTS).read_bytes() == (first / WEIGHTS).read_bytes()
+    record, expected = (read_json(one / "tasks.json")["tasks"]["parity"] for one in (folder, first))
+    for key in ("seconds", "peak_memory_bytes"):
+        del record[key], expected[key]
+    assert record == expected

@@ -45,7 +45,7 @@ def command(
     from himalaya_adapter.learning.learn import LearnOptions, learn
 
     started = time.perf_counter()
-    checks = dict(one.split("=", 1) if "=" in one else (one, "") for one in check or [])
+    checks = {name: file for name, _, file in (one.partition("=") for one in check or [])}
     for name, file in checks.items():
         if not file:
             raise HimalayaError(f"--check {name}: expected TASK=FILE")

@@ -276,10 +276,10 @@ def _conversation(row: Row, tokenizer: Any, where: str) -> Iterator[Item]:
         raise BadItem(BAD_CHAT, f"{where} has no answer of role 'assistant' after a question")
     for turn in answers:
         try:
-            prompt = chat_prompt(tokenizer, spoken[:turn])
+            asked = chat_prompt(tokenizer, spoken[:turn])
         except TemplateError as error:
             raise BadItem(BAD_CHAT, f"{where} does not fit the backbone's chat template: {error}") from error
-        yield Item(prompt, spoken[turn][1], source=repr(spoken[:first]), chat=True)
+        yield Item(asked, spoken[turn][1], source=repr(spoken[:first]), chat=True)
 
 
 def chat_prompt(tokenizer: Any, spoken: Sequence[tuple[str, str]]) -> str:

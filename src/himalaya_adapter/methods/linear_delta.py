@@ -52,6 +52,10 @@ class LinearDeltaLayer(nn.Module, MergeableLayer):
     def factors(self, name: str) -> list[tuple[Tensor, Tensor]]:
         """``A``, shape ``(r, in)``, and ``B``, shape ``(out, r)``, of each product of adapter ``name``."""
 
+    def factors_for(self, name: str, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """`factors` for inputs ``x`` ``(b, s, in)``; ``(b, r, in)`` and ``(b, out, r)`` where rows have their own."""
+        return self.factors(name)
+
     def scale(self, name: str) -> float:
         """By which the products of adapter ``name`` are multiplied."""
         return SCALING
@@ -71,9 +75,9 @@ class LinearDeltaLayer(nn.Module, MergeableLayer):
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
         for name in self.active_adapters:
-            for down, up in self.factors(name) if self._has(name) else ():
-                inner = linear(self._cast_input_dtype(x, down.dtype), down)
-                result = result + (linear(inner, up) * self.scale(name)).to(result.dtype)
+            for down, up in self.factors_for(name, x) if self._has(name) else ():
+                inner = _product(self._cast_input_dtype(x, down.dtype), down)
+                result = result + (_product(inner, up) * self.scale(name)).to(result.dtype)
         return result
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
@@ -104,6 +108,10 @@ class LinearDeltaModel(TargetsModel):
         super()._add_adapter(layer, name, config)
         layer.add_adapter(name, config)
         layer._move_adapter_to_device_of_base_layer(name)
+
+
+def _product(x: Tensor, matrix: Tensor) -> Tensor:
+    return linear(x, matrix) if matrix.dim() == 2 else x @ matrix.mT
 
 
 def widths(targets: Sequence[nn.Module]) -> tuple[int, int]:

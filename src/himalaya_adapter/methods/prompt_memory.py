@@ -1,7 +1,7 @@
 """Which task is a prompt from? Means of prompt features and their common spread (docs/method-strict.md, section 3)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import normalize
 
 # A prompt is pooled three times: over all of its tokens, around its beginning, around its end. The weight of a token
@@ -64,14 +64,29 @@ class PromptMemory(nn.Module):
         from_end = on.sum(-1, keepdim=True) - 1 - from_start
         distances = torch.cat([torch.zeros_like(on), from_start, from_end], dim=1)
         weights = on * DECAY ** distances.clamp_min(0)
-        pooled = normalize(weights @ normalize(embeddings.float(), dim=-1), dim=-1)
-        projected = torch.einsum("bpd,pnd->bpn", pooled, self.signs.float()).flatten(1)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            pooled = normalize(weights @ normalize(embeddings.float(), dim=-1), dim=-1)
+            projected = torch.einsum("bpd,pnd->bpn", pooled, self.signs.float()).flatten(1)
         return torch.cat([projected, torch.ones_like(projected[:, :1])], dim=1)
+
+    @torch.no_grad()
+    def observe_prompts(self, embeddings: Tensor, mask: Tensor) -> None:
+        """`observe` prompts as `features` takes them; those without a token, or that are not finite, do not count."""
+        features = self.features(embeddings, mask)
+        counts = features.isfinite().all(1) & mask.any(1)
+        features = features.where(counts[:, None], 0.0)
+        self.observe(features.T @ features)
 
     @torch.no_grad()
     def observe(self, moment: Tensor) -> None:
         """Add prompts of the task being learnt: ``features.T @ features`` ``(q, q)``, summed over all processes."""
         self.task_moment += moment
+
+    def gather(self) -> bool:
+        """Sum what was observed of the task over all processes; whether there is anything."""
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(self.task_moment)
+        return bool(self.task_moment.any())
 
     @torch.no_grad()
     def learn(self, code: Tensor) -> None:

@@ -1,6 +1,7 @@
 """What methods have in common whose adapters can tell a task from its prompt."""
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -8,9 +9,18 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig
 from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from .shared_state import SharedStateModel
+
+logger = logging.getLogger(__name__)
+IGNORED_LABEL = -100  # of the losses of torch and transformers
+NO_PROMPTS = (
+    "no prompt was seen in training, for no row has tokens before its first label: set_task(None) will not find the "
+    "task; call model.observe_prompts(...) before its first step"
+)
 
 
 class PromptedModel(SharedStateModel):
@@ -31,8 +41,25 @@ class PromptedModel(SharedStateModel):
             input_ids: Prompts without their answers, ``(batch, length)``.
             attention_mask: 0 at padding; without it all tokens count.
         """
+        self._watches = False  # who says what the prompts are need not have them found
         for adapter in self._active():
             adapter.observe_prompts(*self._embedded(input_ids, attention_mask))
+
+    def watch_prompts(self) -> None:
+        """Observe the prompts of all training passes until the task ends: the tokens before a row's first label.
+
+        Rows that hold several examples are taken apart where their positions begin anew, as in TRL's packing. Rows
+        without labels, or with labels from the first token on, show no prompt.
+        """
+        self._watches = True
+
+    def _end_watch(self) -> None:
+        """Put together what all processes have seen; say so if no pass has shown a prompt."""
+        if self._watches:
+            self._watches = False
+            for adapter in self._active():
+                if not adapter.gather_prompts():
+                    logger.warning(NO_PROMPTS)
 
     def stored_bytes(self) -> dict[str, int]:
         """Bytes of every stored tensor, by name."""
@@ -54,6 +81,7 @@ class PromptedModel(SharedStateModel):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         if not hasattr(self, "_hook"):
             self._hook = model.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
+            self._watches = False
             self._generates: bool | None = False  # None: the prompts of this generation have been read
             if hasattr(model, "generate"):
                 vars(model)["generate"] = partial(self._generate, cast(Any, model).generate)
@@ -63,9 +91,10 @@ class PromptedModel(SharedStateModel):
         return self.model(*args, **kwargs)
 
     def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
-        """Let the prompts choose the task, at the first pass of a generation."""
+        """Let the prompts choose the task, at the first pass of a generation; observe those of a training pass."""
         waiting = [adapter for adapter in self._active() if adapter.infers_task]
-        if not waiting:
+        observes = self._watches and model.training
+        if not waiting and not observes:
             return
         given = inspect.signature(model.forward).bind_partial(*args, **inputs).arguments
         given |= given.pop("kwargs", {})
@@ -74,15 +103,27 @@ class PromptedModel(SharedStateModel):
             return
         if self._generates:
             self._generates = None  # the passes to come are of the same prompts
-        mask = given.get("attention_mask")
-        mask = mask if torch.is_tensor(mask) and mask.dim() == 2 else None
-        embeddings = given.get("inputs_embeds")
+        if waiting:
+            prompts = self._prompts(given)
+            for adapter in waiting:
+                adapter.read_prompts(*prompts)
+        if observes and given.get("labels") is not None:
+            prompts = self._prompts(_unpacked(given))
+            for adapter in self._active():
+                adapter.observe_prompts(*prompts)
+
+    @torch.no_grad()
+    def _prompts(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Input embeddings of a pass ``(b, s, d)``, and 1 at tokens of prompts: those before a row's first label."""
+        mask, labels, embeddings = (given.get(key) for key in ("attention_mask", "labels", "inputs_embeds"))
         if embeddings is None:
-            prompts = self._embedded(given["input_ids"], mask)
-        else:
-            prompts = embeddings, torch.ones(embeddings.shape[:2], device=embeddings.device) if mask is None else mask
-        for adapter in waiting:
-            adapter.read_prompts(*prompts)
+            embeddings, _ = self._embedded(given["input_ids"], None)
+        if not torch.is_tensor(mask) or mask.dim() != 2:
+            mask = torch.ones(embeddings.shape[:2], device=embeddings.device)
+        if labels is not None:  # as many as there are logits
+            answers = pad(labels != IGNORED_LABEL, (mask.shape[1] - labels.shape[1], 0))
+            mask = mask * (answers.cumsum(1) == 0)
+        return embeddings, mask
 
     def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """In the place of the model's own ``generate``: prompts choose the task once, with a cache or without."""
@@ -108,6 +149,23 @@ class PromptedModel(SharedStateModel):
         self._hook.remove()
         vars(model).pop("generate", None)
         return model
+
+
+def _unpacked(given: dict[str, Any]) -> dict[str, Any]:
+    """Inputs of a pass with a row for each example, also where examples lie one after another without padding."""
+    positions = given.get("position_ids")
+    if given.get("attention_mask") is not None or positions is None or given.get("input_ids") is None:
+        return given
+    starts = (positions.flatten() == 0).nonzero().flatten()
+    ends = torch.cat([starts[1:], starts.new_tensor([positions.numel()])])
+    lengths = (ends - starts).tolist()
+    parts = {"input_ids": 0, "labels": IGNORED_LABEL}
+    rows = {
+        key: pad_sequence(given[key].flatten().split(lengths), batch_first=True, padding_value=filler)
+        for key, filler in parts.items()
+    }
+    ones = [torch.ones(length, device=positions.device) for length in lengths]
+    return rows | {"attention_mask": pad_sequence(ones, batch_first=True)}
 
 
 def hidden_width(model: nn.Module) -> int | None:

@@ -1,5 +1,7 @@
 """The modules that a method adapts: how a configuration names them, and how a layer takes the place of each."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +9,8 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import nn
+
+from himalaya_adapter.errors import HimalayaError
 
 from .continual import ContinualModel
 
@@ -76,6 +80,15 @@ class TargetsModel(ContinualModel, BaseTuner):
             return found
         number = key.rpartition(".")[-1]
         return number.isdecimal() and int(number) in ([wanted] if isinstance(wanted, int) else wanted)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise HimalayaError(
+                f"adapter_names: {self.prefix.rstrip('_').upper()} answers a whole batch with the active adapters; for "
+                "rows of different tasks HIMALAYA has model.set_task([...]), a name for each row"
+            )
+        yield
 
     def _check_target(self, base: nn.Module, config: PeftConfig, key: str) -> None:
         """Refuse a module that the method cannot adapt.

@@ -12,6 +12,7 @@ from peft import PeftModel
 
 from himalaya_adapter import save_release
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.himalaya import HashedLinear
 from himalaya_adapter.methods.himalaya.adapter import UNNAMED
 
 each_placement = pytest.mark.parametrize("placement", PLACEMENTS)
@@ -292,22 +293,27 @@ def mixed() -> tuple[torch.Tensor, torch.Tensor]:
     return batch, mask
 
 
-def test_each_row_of_a_batch_is_answered_as_its_own_task(two_tasks: PeftModel) -> None:
+@each_placement
+def test_each_row_of_a_batch_is_answered_as_its_own_task(placement: str) -> None:
+    model = attached(placement=placement)
+    learn(model, "a", seed=1, lr=0.01)
+    learn(model, "b", seed=2, lr=0.01)
     batch, mask = mixed()
     names = ["b", None, "a"]
-    two_tasks.set_task(names)
-    together = logits_of(two_tasks, batch, attention_mask=mask)
-    written = two_tasks.generate(input_ids=batch, attention_mask=mask, **GENERATION)[:, 9:]
-    beams = two_tasks.generate(input_ids=batch, attention_mask=mask, num_beams=3, **GENERATION)[:, 9:]
+    model.set_task(names)
+    together = logits_of(model, batch, attention_mask=mask)
+    written = model.generate(input_ids=batch, attention_mask=mask, **GENERATION)[:, 9:]
+    beams = model.generate(input_ids=batch, attention_mask=mask, num_beams=3, **GENERATION)[:, 9:]
+    assert torch.equal(logits_of(model, batch, attention_mask=mask), together)
     for row, name in enumerate(names):
-        two_tasks.set_task([name])
+        model.set_task([name])
         own = slice(row, row + 1)
         prompt = {"input_ids": batch[own, mask[row] == 1], "attention_mask": mask[own, mask[row] == 1]}
-        alone = two_tasks(**prompt).logits
+        alone = model(**prompt).logits
         torch.testing.assert_close(together[own, mask[row] == 1], alone, rtol=1e-5, atol=1e-5)
         length = prompt["input_ids"].shape[1]
-        assert torch.equal(two_tasks.generate(**prompt, **GENERATION)[0, length:], written[row])
-        assert torch.equal(two_tasks.generate(**prompt, num_beams=3, **GENERATION)[0, length:], beams[row])
+        assert torch.equal(model.generate(**prompt, **GENERATION)[0, length:], written[row])
+        assert torch.equal(model.generate(**prompt, num_beams=3, **GENERATION)[0, length:], beams[row])
 
 
 def test_a_list_of_another_length_than_the_batch_is_refused(two_tasks: PeftModel) -> None:
@@ -320,16 +326,52 @@ def test_a_list_of_another_length_than_the_batch_is_refused(two_tasks: PeftModel
         two_tasks.set_task([])
 
 
-def test_in_the_weights_rows_of_a_batch_have_one_task() -> None:
+def test_what_has_no_rows_cannot_have_a_task_for_each() -> None:
     model = attached(placement="weights")
     learn(model, "a")
     learn(model, "b")
     b = logits_of(model)
-    with pytest.raises(HimalayaError, match="answers all rows of a batch as one task: set one task at a time"):
-        model.set_task(["a", "b"])
-    assert torch.equal(logits_of(model), b)
+    model.set_task(["a", "b"])
+    layer = next(one for one in model.modules() if isinstance(one, HashedLinear))
+    for call in (model.merge_adapter, lambda: layer(torch.zeros(2, layer.in_features))):
+        with pytest.raises(HimalayaError, match="rows of a batch are answered as different tasks: for a merge, or"):
+            call()
     model.set_task(["b", "b"])
     assert torch.equal(logits_of(model), b)
+    model.merge_adapter()
+    torch.testing.assert_close(logits_of(model), b, rtol=1e-4, atol=1e-4)
+
+
+def test_names_of_adapters_are_refused_where_names_of_tasks_are_meant(two_tasks: PeftModel) -> None:
+    batch = random_tokens(batch=1)
+    for call in (two_tasks, two_tasks.generate):
+        with pytest.raises(HimalayaError, match=r"^adapter_names: HIMALAYA answers a whole batch .* model\.set_task"):
+            call(input_ids=batch, adapter_names=["default"])
+
+
+def test_an_answer_does_not_choose_its_task(two_tasks: PeftModel) -> None:
+    """In one pass over prompt and answer the tokens from the first label on are not read."""
+    asked, answers = prompts(1, 20)[:, 1:], prompts(2, 20, 12)
+    batch = torch.cat([asked, answers], dim=1)
+    labels = batch.clone()
+    labels[:, :6] = -100
+    names = [name for name, _ in two_tasks.infer_task(asked)]
+    assert [name for name, _ in two_tasks.infer_task(batch)] != names
+    two_tasks.set_task(names)
+    wanted = two_tasks(input_ids=batch, labels=labels).loss
+    two_tasks.set_task(None)
+    assert two_tasks(input_ids=batch, labels=labels).loss == wanted
+    with two_tasks.disable_adapter():
+        frozen = two_tasks(input_ids=batch, labels=batch).loss
+    assert two_tasks(input_ids=batch, labels=batch).loss == frozen, "no prompt, no task"
+
+
+def test_names_are_compared_in_one_form() -> None:
+    model = attached()
+    learn(model, "caf\u00e9", seed=1)
+    asked = prompts(1)
+    assert [name for name, _ in model.infer_task(asked, ["cafe\u0301"])] == ["cafe\u0301"] * 6
+    assert model.remembers_task("cafe\u0301")
 
 
 def test_a_prompt_is_answered_as_the_task_that_it_looks_like(two_tasks: PeftModel) -> None:
@@ -399,25 +441,75 @@ def test_before_anything_was_learnt_a_prompt_is_answered_as_the_frozen_model() -
 # One block --------------------------------------------------------------------------------------------------------
 
 
+def steps(model: PeftModel, inputs: dict[str, torch.Tensor], protect: bool) -> None:
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=0.01)
+    handles = model.protect(optimizer) if protect else []
+    model.train()
+    for _ in range(3):
+        model(**inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for handle in handles:
+        handle.remove()
+    model.eval()
+
+
 @each_placement
 def test_a_task_in_a_block_is_learnt_as_with_the_single_verbs(placement: str) -> None:
     model, other = attached(placement=placement), attached(placement=placement)
     tokens = random_tokens(97, 2, 8)
-    learn(other, "a", seed=97, lr=0.01)
+    labels = tokens.clone()
+    labels[:, :4] = -100
+    inputs = {"input_ids": tokens, "labels": labels}
+    other.start_task("a")
+    for _ in range(3):  # passes
+        other.observe_prompts(tokens[:, :4])
+    steps(other, inputs, protect=True)
+    other.end_task()
     with model.learning("a"):
-        model.observe_prompts(prompts(97))
-        optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=0.01)
-        model.train()
-        for _ in range(3):
-            model(input_ids=tokens, labels=tokens).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        steps(model, inputs, protect=False)
     assert model.tasks == ["a"]
     assert_same(model, snapshot(other))
     before = snapshot(model)
     adapter_of(model).atoms.grad = torch.ones_like(adapter_of(model).atoms)
     torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0).step()
     assert_same(model, before)  # after the block no optimiser is watched
+
+
+def test_prompts_are_found_in_padded_packed_and_padding_free_rows(caplog: pytest.LogCaptureFixture) -> None:
+    tokens = random_tokens(3, 3, 8)
+    labels = tokens.clone()
+    for row, length in enumerate((3, 4, 2)):
+        labels[row, :length] = -100
+    padding = torch.full((3, 2), PADDING)
+    padded = {
+        "input_ids": torch.cat([padding, tokens], dim=1),
+        "attention_mask": torch.cat([padding * 0, tokens * 0 + 1], dim=1),
+        "labels": torch.cat([padding * 0 - 100, labels], dim=1),
+    }
+    positions = torch.arange(8).repeat(3)[None]
+    free = {"input_ids": tokens.view(1, -1), "labels": labels.view(1, -1), "position_ids": positions}
+    wanted = attached()
+    wanted.start_task("a")
+    for row, length in enumerate((3, 4, 2)):
+        wanted.observe_prompts(tokens[row : row + 1, :length])
+    moment = adapter_of(wanted).router.task_moment
+    assert moment[-1, -1] == 3
+    for inputs in ({"input_ids": tokens, "labels": labels}, padded, free):
+        model = attached().train()
+        model.start_task("a")
+        model.watch_prompts()
+        model(**inputs)
+        torch.testing.assert_close(adapter_of(model).router.task_moment, moment, rtol=1e-5, atol=1e-5)
+        model.eval()(**inputs)
+        model.train()(input_ids=tokens)
+        assert adapter_of(model).router.task_moment[-1, -1] == 3, "no training pass, or no labels"
+    model.end_task()
+    assert not caplog.records
+    with model.learning("b"):
+        model(input_ids=tokens, labels=tokens).loss.backward()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("no prompt was seen in training, for no row has tokens before its first")
 
 
 @pytest.mark.parametrize("known", [False, True])

@@ -34,7 +34,6 @@ NO_TASK = (
     "no task is being learnt: train inside of `with model.learning(name):`, or give a Trainer "
     "callbacks=[TaskCallback(name)]"
 )
-ONE_AT_A_TIME = "placement='weights' answers all rows of a batch as one task: set one task at a time"
 Vectors = list[tuple[Tensor, Tensor]]
 
 
@@ -67,7 +66,7 @@ class HimalayaAdapter(SharedState):
         # Which row of the table answers each row of a batch; None: the one that `tasks.answers` names, for all.
         self.rows: tuple[int, ...] | None = None
         self.infers_task = False
-        self._known: tuple[Any, Vectors] | None = None
+        self._known_vectors: tuple[Tensor, torch.dtype, Vectors] | None = None
         self._known_atoms: tuple[Any, Tensor] | None = None
         self._pass: Vectors | None = None
         self._anchors: tuple[Any, Tensor] | None = None
@@ -91,14 +90,14 @@ class HimalayaAdapter(SharedState):
     @property
     def learns(self) -> bool:
         """Whether what answers is what is being learnt."""
-        return self.rows is None and not self.infers_task and int(self.tasks.answers) == int(self.tasks.open_row)
+        return self.rows is None and not self.infers_task and self.tasks.answering == self.tasks.being_learnt
 
     @torch.no_grad()
     def task_atoms(self, row: int) -> Tensor:
         """The atoms ``(k, d)`` of a row of the table: of the task being learnt its parameter, else what is stored."""
         if row == FROZEN:
             return torch.zeros_like(self.atoms, dtype=torch.float32)
-        if row == int(self.tasks.open_row):
+        if row == self.tasks.being_learnt:
             return scaled(self.atoms.float())
         weights = self.tasks.coefficients[row].float() * COEFFICIENT_STEP
         numbers = self.tasks.numbers[row].long().clamp_min(0)
@@ -120,53 +119,51 @@ class HimalayaAdapter(SharedState):
 
     @torch.compiler.disable
     def _vectors(self, like: Tensor) -> Vectors:
-        """Write and read vector of each layer, for the pass that begins with these hidden states ``(b, s, d)``.
-
-        Raises:
-            HimalayaError: The adapter is trained outside of a task, or as a release.
-        """
-        if torch.is_grad_enabled() and self.atoms.requires_grad:
-            if self.training:
-                self._check_training()
-            if self.learns:
-                return self._per_layer(scaled(self.atoms.float()), like.dtype)
-        rows = (int(self.tasks.answers),) if self.rows is None else self.rows
-        if len(rows) > 1:
-            each, left = divmod(len(like), len(rows))  # beams of a row lie side by side
-            if left or not each:
-                raise HimalayaError(f"set_task was given {len(rows)} tasks, the batch has {len(like)} rows")
-            rows = tuple(row for row in rows for _ in range(each))
-        rows = rows[:1] if len({*rows}) == 1 else rows
-        key = rows, like.dtype, like.device, *self._state()
-        if self._known is None or self._known[0] != key or self._moves(rows):
+        """Write and read vector of each layer, for the pass that begins with these hidden states ``(b, s, d)``."""
+        atoms = self.answering_atoms(len(like))
+        if atoms.requires_grad:
+            return self._per_layer(atoms, like.dtype)
+        known = self._known_vectors
+        if known is None or known[0] is not atoms or known[1] != like.dtype:
             with torch.inference_mode(False), torch.no_grad():
-                atoms = {row: self.task_atoms(row) for row in {*rows}}
-                stacked = torch.stack([atoms[row] for row in rows])
-                self._known = key, self._per_layer(stacked[0] if len(rows) == 1 else stacked, like.dtype)
-        return self._known[1]
+                known = self._known_vectors = atoms, like.dtype, self._per_layer(atoms, like.dtype)
+        return known[2]
 
-    def answering_atoms(self, first: bool) -> Tensor:
-        """The atoms ``(k, d)`` that answer now; the same tensor as long as they are the same and nothing learns.
+    def answering_atoms(self, batch: int, first: bool = True) -> Tensor:
+        """The atoms that answer now; the same tensor as long as they are the same and nothing learns.
 
         Args:
+            batch: Rows of the batch.
             first: Whether a pass begins, which is when it is checked that training is allowed.
 
+        Returns:
+            ``(k, d)``; ``(batch, k, d)`` where rows are answered as different tasks.
+
         Raises:
-            HimalayaError: The rows of a batch are to be answered as different tasks; or as `of_layer`.
+            HimalayaError: The adapter is trained outside of a task, or as a release; or `set_task` was given another
+                number of tasks.
         """
         if torch.is_grad_enabled() and self.atoms.requires_grad:
             if self.training and first:
                 self._check_training()
             if self.learns:
                 return scaled(self.atoms.float())
-        rows = {int(self.tasks.answers)} if self.rows is None else {*self.rows}
-        if len(rows) > 1:
-            raise HimalayaError(ONE_AT_A_TIME)
-        row = rows.pop()
-        key = row, *self._state()
-        if self._known_atoms is None or self._known_atoms[0] != key or (first and self._moves((row,))):
-            with torch.inference_mode(False):
-                self._known_atoms = key, self.task_atoms(row)
+        rows = (self.tasks.answering,) if self.rows is None else self.rows
+        if len({*rows}) == 1:
+            rows = rows[:1]
+        else:
+            each, left = divmod(batch, len(rows))  # beams of a row lie side by side
+            if left or not each:
+                raise HimalayaError(f"set_task was given {len(rows)} tasks, the batch has {batch} rows")
+            rows = tuple(row for row in rows for _ in range(each))
+        key = rows, *self._state()
+        # Some optimisers' steps do not count as changes of a tensor.
+        moves = first and self.atoms.requires_grad and self.tasks.being_learnt in rows
+        if self._known_atoms is None or self._known_atoms[0] != key or moves:
+            with torch.inference_mode(False), torch.no_grad():
+                each_task = {row: self.task_atoms(row) for row in {*rows}}
+                stacked = torch.stack([each_task[row] for row in rows])
+                self._known_atoms = key, stacked[0] if len(rows) == 1 else stacked
         return self._known_atoms[1]
 
     def _state(self) -> tuple[tuple[int, int], ...]:
@@ -175,10 +172,6 @@ class HimalayaAdapter(SharedState):
         return _state(
             self.atoms, dictionary.core, dictionary.elastic, tasks.numbers, tasks.coefficients, tasks.open_row
         )
-
-    def _moves(self, rows: tuple[int, ...]) -> bool:
-        """Whether one of the rows is being learnt: some optimisers' steps do not count as changes of a tensor."""
-        return self.atoms.requires_grad and int(self.tasks.open_row) in rows
 
     def _per_layer(self, atoms: Tensor, dtype: torch.dtype) -> Vectors:
         with _full_precision(atoms):
@@ -191,7 +184,7 @@ class HimalayaAdapter(SharedState):
     def _check_training(self) -> None:
         if self.packed is not None:
             raise HimalayaError(INFERENCE_ONLY)
-        open_row = int(self.tasks.open_row)
+        open_row = self.tasks.being_learnt
         if open_row != NO_ROW and not self.learns:
             raise HimalayaError(
                 f"task '{self.tasks.name(open_row)}' is being learnt, but the adapter answers as another one: call "
@@ -199,7 +192,7 @@ class HimalayaAdapter(SharedState):
             )
         if open_row == NO_ROW and (not self.learns or self.tasks.learnt.any()):
             raise HimalayaError(NO_TASK)
-        if int(self.tasks.open_row) == NO_ROW and not self._warned:
+        if self.tasks.being_learnt == NO_ROW and not self._warned:
             self._warned = True
             logger.warning(
                 "the adapter is trained outside of a task, and what it learns is stored as '%s': train inside of "
@@ -225,7 +218,7 @@ class HimalayaAdapter(SharedState):
             raise HimalayaError(INFERENCE_ONLY)
         if not self.atoms.requires_grad:
             raise HimalayaError("the adapter was loaded for inference: load it with is_trainable=True to train it")
-        row, ending = self.tasks.find(name), int(self.tasks.open_row)
+        row, ending = self.tasks.find(name), self.tasks.being_learnt
         broken = not self.atoms.isfinite().all()
         if row is not None and row == ending and not broken:
             return []
@@ -252,12 +245,12 @@ class HimalayaAdapter(SharedState):
         Returns:
             What was shared and what was evicted; nothing if there is nothing to store.
         """
-        if int(self.tasks.open_row) == NO_ROW and not self.atoms.any():
+        if self.tasks.being_learnt == NO_ROW and not self.atoms.any():
             return []
         atoms = scaled(self.atoms.float())
         if not atoms.isfinite().all():
             raise HimalayaError("the task's atoms are not finite: start it again with a lower learning rate")
-        row = self.tasks.open(UNNAMED) if int(self.tasks.open_row) == NO_ROW else int(self.tasks.open_row)
+        row = self.tasks.open(UNNAMED) if self.tasks.being_learnt == NO_ROW else self.tasks.being_learnt
         events = self.growth.store(row, atoms)
         self.router.learn(_row_code(row, self.config.max_tasks).to(self.atoms.device))
         self._close()
@@ -273,7 +266,7 @@ class HimalayaAdapter(SharedState):
         """
         if self.packed is not None:
             raise HimalayaError(INFERENCE_ONLY)
-        row, open_row = self.tasks.row_of(name), int(self.tasks.open_row)
+        row, open_row = self.tasks.row_of(name), self.tasks.being_learnt
         if open_row not in (NO_ROW, row):
             raise HimalayaError(
                 f"task '{self.tasks.name(open_row)}' is being learnt: end it before you forget task '{name}'"
@@ -286,7 +279,7 @@ class HimalayaAdapter(SharedState):
         none_left = not self.tasks.learnt.any()
         if self.rows is not None:
             self.rows = tuple(FROZEN if one == row else one for one in self.rows)
-        if none_left or int(self.tasks.answers) == row:
+        if none_left or self.tasks.answering == row:
             self.tasks.answers.fill_(NO_ROW if none_left else FROZEN)
 
     def _close(self) -> None:
@@ -303,8 +296,8 @@ class HimalayaAdapter(SharedState):
         Raises:
             HimalayaError: One is.
         """
-        if int(self.tasks.open_row) != NO_ROW:
-            other = self.tasks.name(int(self.tasks.open_row))
+        if self.tasks.being_learnt != NO_ROW:
+            other = self.tasks.name(self.tasks.being_learnt)
             raise HimalayaError(
                 f"task '{other}' is being learnt: before task '{name}' begins, model.end_task() keeps what it has "
                 f"learnt so far, model.forget_task('{other}') drops it"
@@ -316,7 +309,7 @@ class HimalayaAdapter(SharedState):
         Raises:
             HimalayaError: It is not.
         """
-        if self.tasks.find(name) != int(self.tasks.open_row):
+        if self.tasks.find(name) != self.tasks.being_learnt:
             raise HimalayaError(f"task '{name}' was ended, or another one started, inside of model.learning('{name}')")
 
     def snapshot(self) -> tuple[Any, ...]:
@@ -343,7 +336,7 @@ class HimalayaAdapter(SharedState):
         """Answer as one task; as one for each row of a batch; or as the one that each prompt looks like (``None``).
 
         Raises:
-            HimalayaError: A task that is not known, or several where the placement answers as one at a time.
+            HimalayaError: A task that is not known.
         """
         if isinstance(name, str):
             self.answer_as(self.tasks.row_of(name))
@@ -353,8 +346,6 @@ class HimalayaAdapter(SharedState):
             rows = tuple(FROZEN if one is None else self.tasks.row_of(one) for one in name)
             if not rows:
                 raise HimalayaError("set_task was given no task: name one, or one for each row of the batch")
-            if self.config.placement == "weights" and len({*rows}) > 1:
-                raise HimalayaError(ONE_AT_A_TIME)
             self.infers_task, self.rows = False, rows
 
     # Prompts ---------------------------------------------------------------------------------------------------
@@ -362,17 +353,20 @@ class HimalayaAdapter(SharedState):
     @torch.no_grad()
     def observe_prompts(self, embeddings: Tensor, mask: Tensor) -> None:
         """Remember what prompts of the current task look like: input embeddings ``(b, s, d)``, mask ``(b, s)``."""
-        features = self.router.features(embeddings, mask)
-        features = features[features.isfinite().all(1)]  # one broken prompt would spoil the memory of all tasks
-        self.router.observe(features.T @ features)
+        self.router.observe_prompts(embeddings, mask)
+
+    def gather_prompts(self) -> bool:
+        """Put together what all processes have observed of the open task's prompts; whether there is anything."""
+        return self.router.gather()
 
     def recognise(self, embeddings: Tensor, mask: Tensor) -> tuple[list[int], list[float]]:
-        """Row of the task that each prompt looks like, `FROZEN` if none is known, and a confidence in [0, 1]."""
+        """Row of the task that each prompt looks like, and a confidence in [0, 1]; `FROZEN` if it looks like none."""
         if int(self.router.tasks) == 0:
             return [FROZEN] * len(embeddings), [0.0] * len(embeddings)
         codes, confidences = self.router.infer(self.router.features(embeddings, mask))
         place = 2 ** torch.arange(codes.shape[1], device=codes.device)
-        return ((codes > 0) * place).sum(1).tolist(), confidences.tolist()
+        rows = ((codes > 0) * place).sum(1).where(mask.any(1), FROZEN)
+        return rows.tolist(), confidences.where(mask.any(1), 0.0).tolist()
 
     def read_prompts(self, embeddings: Tensor, mask: Tensor) -> None:
         """Answer each row, until the next prompts, as the task that its prompt looks like."""
@@ -383,7 +377,7 @@ class HimalayaAdapter(SharedState):
     @torch.no_grad()
     def norm_certificate(self) -> dict[str, float]:
         """The largest norms over all tasks: of an atom, and of a layer's update where that is bounded."""
-        rows = {int(self.tasks.open_row), *self.tasks.learnt.nonzero().flatten().tolist()}
+        rows = {self.tasks.being_learnt, *self.tasks.learnt.nonzero().flatten().tolist()}
         atoms = torch.stack([self.task_atoms(row) for row in rows])
         norms = {"atom_norm_max": atoms.norm(dim=-1).max().item()}
         if self.config.placement == "residual_stream":

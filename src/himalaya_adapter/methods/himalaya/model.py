@@ -61,6 +61,7 @@ class HimalayaModel(PromptedModel):
                 changed.
         """
         refuse_if_merged(self.model, f"start_task({name!r})")
+        self._end_watch()
         events = []
         for adapter in self._active():
             fresh = adapter.tasks.find(name) is None
@@ -75,6 +76,7 @@ class HimalayaModel(PromptedModel):
         Returns:
             Slots that it shares with other tasks, and evictions that made room for it.
         """
+        self._end_watch()
         return [event for adapter in self._active() for event in adapter.end_task()]
 
     def forget_task(self, name: str) -> None:
@@ -98,8 +100,8 @@ class HimalayaModel(PromptedModel):
     def learning(self, name: str, examples: Mapping[str, Any] | None = None) -> Iterator[None]:
         """Learn a task in a loop of your own: ``with model.learning("tickets"): ...``.
 
-        As `start_task`, `protect` with any optimiser that steps inside, and `end_task`. After an exception the adapter
-        is as before.
+        As `start_task`, `watch_prompts`, `protect` with any optimiser that steps inside, and `end_task`. After an
+        exception the adapter is as before.
 
         Args:
             name: The task's name.
@@ -115,6 +117,7 @@ class HimalayaModel(PromptedModel):
         watch = register_optimizer_step_pre_hook(lambda optimizer, *_: self._before_step(optimizer))
         try:
             self.start_task(name, examples)
+            self.watch_prompts()
             yield
             for adapter in adapters:
                 adapter.check_open(name)
@@ -124,6 +127,7 @@ class HimalayaModel(PromptedModel):
                 adapter.restore(state)
             raise
         finally:
+            self._watches = False
             watch.remove()
 
     @torch.no_grad()
@@ -134,7 +138,7 @@ class HimalayaModel(PromptedModel):
             key: value[:EXAMPLES] if torch.is_tensor(value) and len(value) == count else value
             for key, value in examples.items()
         }
-        row, was_training = int(adapter.tasks.open_row), self.model.training
+        row, was_training = adapter.tasks.being_learnt, self.model.training
         losses: dict[int, float] = {}
         self.model.eval()
         try:
@@ -211,9 +215,9 @@ class HimalayaModel(PromptedModel):
         """
         adapter = self._active()[0]
         rows, confidences = adapter.recognise(*self._embedded(input_ids, attention_mask))
-        found = [None if row == FROZEN else adapter.tasks.name(row) for row in rows]
-        allowed = self.tasks if names is None else names
-        return [(name if name in allowed else None, one) for name, one in zip(found, confidences, strict=True)]
+        found = ["" if row == FROZEN else adapter.tasks.name(row) for row in rows]
+        allowed = {normalised(name): name for name in (self.tasks if names is None else names)}
+        return [(allowed.get(name), one) for name, one in zip(found, confidences, strict=True)]
 
     def remembers_task(self, name: str) -> bool:
         """Whether the adapter has learnt this task and knows its prompts."""

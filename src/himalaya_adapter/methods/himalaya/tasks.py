@@ -43,6 +43,26 @@ class TaskTable(nn.Module):
         # The row that is being learnt, and the one that answers; NO_ROW: learning, or answering, without a name.
         self.register_buffer("open_row", torch.tensor(NO_ROW))
         self.register_buffer("answers", torch.tensor(NO_ROW))
+        self._numbers: dict[str, tuple[Tensor, int, int]] = {}
+
+    @property
+    def being_learnt(self) -> int:
+        """The row that is being learnt, or `NO_ROW`."""
+        return self._number("open_row")
+
+    @property
+    def answering(self) -> int:
+        """The row that answers, `FROZEN`, or `NO_ROW`."""
+        return self._number("answers")
+
+    def _number(self, name: str) -> int:
+        """The whole number in a buffer. It is read again only after a change, for that waits for the device."""
+        tensor = self._buffers[name]
+        assert tensor is not None
+        known = self._numbers.get(name)
+        if known is None or known[0] is not tensor or known[1] != tensor._version:
+            known = self._numbers[name] = tensor, tensor._version, int(tensor)
+        return known[2]
 
     def known(self) -> list[str]:
         """Names of the tasks that have been learnt, in the order of their rows."""
@@ -58,7 +78,7 @@ class TaskTable(nn.Module):
         Raises:
             HimalayaError: No task can have this name.
         """
-        rows, wanted = [*self.learnt.nonzero().flatten().tolist(), int(self.open_row)], normalised(name)
+        rows, wanted = [*self.learnt.nonzero().flatten().tolist(), self.being_learnt], normalised(name)
         return next((row for row in rows if row != NO_ROW and self.name(row) == wanted), None)
 
     def row_of(self, name: str) -> int:
@@ -78,7 +98,7 @@ class TaskTable(nn.Module):
         Raises:
             HimalayaError: Every row is taken.
         """
-        free = [row for row in (~self.learnt).nonzero().flatten().tolist() if row != int(self.open_row)]
+        free = [row for row in (~self.learnt).nonzero().flatten().tolist() if row != self.being_learnt]
         if not free:
             raise HimalayaError(
                 f"no room for task '{name}': all {len(self.learnt)} rows of the table are taken (max_tasks)"

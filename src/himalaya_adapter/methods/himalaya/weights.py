@@ -11,6 +11,7 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.utils import quantization_extra_repr
 from torch import Tensor, nn
 
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
 from himalaya_adapter.methods.targets import TargetsConfig
 
@@ -64,7 +65,24 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
         Raises:
             HimalayaError: The rows of a batch are to be answered as different tasks.
         """
-        atoms = self.shared[name].answering_atoms(first=self.number[name] == 0)
+        return self._factors(name, None)
+
+    def factors_for(self, name: str, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """`factors`; where rows of inputs are answered as different tasks ``(b, R, in)`` and ``(b, out, R)``.
+
+        Raises:
+            HimalayaError: They are, and ``x`` is not ``(b, s, in)``.
+        """
+        return self._factors(name, x)
+
+    def _factors(self, name: str, x: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        adapter = self.shared[name]
+        if adapter.rows is not None and len({*adapter.rows}) > 1 and (x is None or x.dim() != 3):
+            raise HimalayaError(
+                "rows of a batch are answered as different tasks: for a merge, or for a module that is given tokens "
+                "without their rows, set one task"
+            )
+        atoms = adapter.answering_atoms(1 if x is None else len(x), first=self.number[name] == 0)
         if name in self._known and self._known[name][0] is atoms:
             return self._known[name][1]
         if atoms.requires_grad:
@@ -74,9 +92,9 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
         return self._known[name][1]
 
     def _make(self, name: str, atoms: Tensor) -> list[tuple[Tensor, Tensor]]:
-        picked = atoms.flatten()[self.picks[name].long()] * self.scales[name]
-        down, up = picked.split([self.in_features, self.out_features], dim=1)
-        return [(self.anchors[name] / self.in_features**0.5 + down, up.T)]
+        picked = atoms.flatten(-2)[..., self.picks[name].long()] * self.scales[name]
+        down, up = picked.split([self.in_features, self.out_features], dim=-1)
+        return [(self.anchors[name] / self.in_features**0.5 + down, up.mT)]
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT's ``convert_to_lora`` can write the adapter: exactly, at the adapter's rank."""

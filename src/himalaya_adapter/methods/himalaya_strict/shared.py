@@ -106,9 +106,7 @@ class SharedAdapter(SharedUpdate):
     @torch.no_grad()
     def observe_prompts(self, embeddings: Tensor, mask: Tensor) -> None:
         """Remember what prompts of the current task look like: input embeddings ``(b, s, d)``, mask ``(b, s)``."""
-        features = self.memory.features(embeddings, mask)
-        features = features[features.isfinite().all(1)]  # one broken prompt would spoil the memory of all tasks
-        self.memory.observe(features.T @ features)
+        self.memory.observe_prompts(embeddings, mask)
 
     @torch.no_grad()
     def start_task(self, name: str) -> list[Eviction]:

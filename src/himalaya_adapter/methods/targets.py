@@ -85,8 +85,8 @@ class TargetsModel(ContinualModel, BaseTuner):
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         if kwargs.get("adapter_names") is not None:
             raise HimalayaError(
-                f"adapter_names: {self.prefix.rstrip('_').upper()} answers a whole batch with the active adapters; for "
-                "rows of different tasks HIMALAYA has model.set_task([...]), a name for each row"
+                f"adapter_names: {self.prefix.rstrip('_').upper()} answers a whole batch with the active adapters; "
+                "for rows of different tasks HIMALAYA has model.set_task([...]), a name for each row"
             )
         yield
 

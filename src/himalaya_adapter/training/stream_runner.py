@@ -39,13 +39,7 @@ from himalaya_adapter.streams.encoding import count_truncated
 from himalaya_adapter.streams.plain_text import held_out_text
 from himalaya_adapter.training.arguments import training_arguments
 from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer, answer_log_likelihoods
-from himalaya_adapter.training.callback import (
-    StreamCallback,
-    loss_curve,
-    noted_events,
-    seconds_of_steps,
-    step_losses,
-)
+from himalaya_adapter.training.callback import StreamCallback, loss_curve, seconds_of_steps, step_losses
 from himalaya_adapter.training.encoded_items import EncodedItems
 from himalaya_adapter.training.environment import describe_environment
 from himalaya_adapter.training.online_ewc import FISHER_ITEMS, OnlineEWC
@@ -69,6 +63,7 @@ from himalaya_adapter.training.run_store import (
 )
 from himalaya_adapter.training.stream_scores import StreamScores
 from himalaya_adapter.training.summary import summarise
+from himalaya_adapter.training.task_callback import noted_events
 
 logger = logging.getLogger(__name__)
 CALIBRATION_ITEMS = 16
@@ -235,7 +230,7 @@ class StreamRunner:
             train_dataset=examples,
             data_collator=collator,
             processing_class=self.tokenizer,
-            callbacks=[StreamCallback(self.model, task.name)],
+            callbacks=[StreamCallback(task.name)],
             penalties=[*(self.ewc.penalties(self.model) if self.ewc else ()), self.method.penalty],
         )
         trainer.remove_callback(PrinterCallback)  # without a terminal it would fill standard output

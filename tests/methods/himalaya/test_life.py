@@ -542,7 +542,7 @@ def test_blocks_do_not_nest_and_hold_one_task() -> None:
             pass
         assert_same(model, before)
     for verb in (model.end_task, lambda: model.start_task("b"), lambda: model.forget_task("a")):
-        message = r"^task 'a' was ended, or another one started, inside of "
+        message = r"^task 'a' was ended, or another one started, inside of its block"
         with pytest.raises(HimalayaError, match=message), model.learning("a"):  # noqa: PT012
             train(model)
             verb()

@@ -184,15 +184,15 @@ class HimalayaAdapter(SharedState):
     def _check_training(self) -> None:
         if self.packed is not None:
             raise HimalayaError(INFERENCE_ONLY)
-        open_row = self.tasks.being_learnt
-        if open_row != NO_ROW and not self.learns:
+        is_open = self.tasks.being_learnt != NO_ROW
+        if is_open and not self.learns:
             raise HimalayaError(
-                f"task '{self.tasks.name(open_row)}' is being learnt, but the adapter answers as another one: call "
-                f"model.set_task('{self.tasks.name(open_row)}') before you train on"
+                f"task '{self.open_task}' is being learnt, but the adapter answers as another one: before you train "
+                f"on, call model.set_task('{self.open_task}')"
             )
-        if open_row == NO_ROW and (not self.learns or self.tasks.learnt.any()):
+        if not is_open and (not self.learns or self.tasks.learnt.any()):
             raise HimalayaError(NO_TASK)
-        if self.tasks.being_learnt == NO_ROW and not self._warned:
+        if not is_open and not self._warned:
             self._warned = True
             logger.warning(
                 "the adapter is trained outside of a task, and what it learns is stored as '%s': train inside of "
@@ -266,13 +266,11 @@ class HimalayaAdapter(SharedState):
         """
         if self.packed is not None:
             raise HimalayaError(INFERENCE_ONLY)
-        row, open_row = self.tasks.row_of(name), self.tasks.being_learnt
-        if open_row not in (NO_ROW, row):
-            raise HimalayaError(
-                f"task '{self.tasks.name(open_row)}' is being learnt: end it before you forget task '{name}'"
-            )
-        if open_row == row:
+        row = self.tasks.row_of(name)
+        if self.tasks.being_learnt == row:
             self._close()
+        elif self.open_task is not None:
+            raise HimalayaError(f"task '{self.open_task}' is being learnt: end it before you forget task '{name}'")
         self.growth.remove(row)
         self.router.remove(_row_code(row, self.config.max_tasks).to(self.atoms.device))
         self.fisher.forget()
@@ -290,27 +288,11 @@ class HimalayaAdapter(SharedState):
         self.router.task_moment.zero_()
         self._warned = False
 
-    def check_closed(self, name: str) -> None:
-        """Make sure that no task is being learnt.
-
-        Raises:
-            HimalayaError: One is.
-        """
-        if self.tasks.being_learnt != NO_ROW:
-            other = self.tasks.name(self.tasks.being_learnt)
-            raise HimalayaError(
-                f"task '{other}' is being learnt: before task '{name}' begins, model.end_task() keeps what it has "
-                f"learnt so far, model.forget_task('{other}') drops it"
-            )
-
-    def check_open(self, name: str) -> None:
-        """Make sure that this task is being learnt.
-
-        Raises:
-            HimalayaError: It is not.
-        """
-        if self.tasks.find(name) != self.tasks.being_learnt:
-            raise HimalayaError(f"task '{name}' was ended, or another one started, inside of model.learning('{name}')")
+    @property
+    def open_task(self) -> str | None:
+        """Name of the task that is being learnt."""
+        row = self.tasks.being_learnt
+        return None if row == NO_ROW else self.tasks.name(row)
 
     def snapshot(self) -> tuple[Any, ...]:
         """A copy of all that `restore` puts back."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event, WarmStart
 from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.prompted import PromptedModel, embedding_width, hidden_width
@@ -96,6 +97,24 @@ class HimalayaModel(PromptedModel):
         for adapter in self._active():
             adapter.forget_task(name)
 
+    @property
+    def open_task(self) -> str | None:
+        """Name of the task that is being learnt."""
+        return self._active()[0].open_task
+
+    def check_closed(self, name: str, but: str | None = None) -> None:
+        """Make sure that no other task than ``but`` is being learnt before task ``name`` begins.
+
+        Raises:
+            HimalayaError: One is.
+        """
+        other = self.open_task
+        if other not in (None, but):
+            raise HimalayaError(
+                f"task '{other}' is being learnt: before task '{name}' begins, model.end_task() keeps what it has "
+                f"learnt so far, model.forget_task('{other}') drops it"
+            )
+
     @contextmanager
     def learning(self, name: str, examples: Mapping[str, Any] | None = None) -> Iterator[None]:
         """Learn a task in a loop of your own: ``with model.learning("tickets"): ...``.
@@ -111,16 +130,15 @@ class HimalayaModel(PromptedModel):
             HimalayaError: A task is being learnt already; or as `start_task`.
         """
         adapters = self._active()
-        for adapter in adapters:
-            adapter.check_closed(name)
+        self.check_closed(name)
         before = [adapter.snapshot() for adapter in adapters]
         watch = register_optimizer_step_pre_hook(lambda optimizer, *_: self._before_step(optimizer))
         try:
             self.start_task(name, examples)
             self.watch_prompts()
             yield
-            for adapter in adapters:
-                adapter.check_open(name)
+            if self.open_task != normalised(name):
+                raise HimalayaError(f"task '{name}' was ended, or another one started, inside of its block")
             self.end_task()
         except BaseException:
             for adapter, state in zip(adapters, before, strict=True):

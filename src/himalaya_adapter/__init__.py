@@ -12,8 +12,9 @@ from himalaya_adapter.peft_hook import register_with_peft
 
 if TYPE_CHECKING:
     from himalaya_adapter.methods import HimalayaConfig, HimalayaModel, save_release
+    from himalaya_adapter.training.task_callback import TaskCallback
 
-__all__ = ["HimalayaConfig", "HimalayaModel", "save_release"]
+__all__ = ["HimalayaConfig", "HimalayaModel", "TaskCallback", "save_release"]
 
 # At import bitsandbytes warns that an optional CPU kernel is missing; nothing here needs it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -23,7 +24,8 @@ register_with_peft()
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.methods"), name)
+    place = "training.task_callback" if name == "TaskCallback" else "methods"
+    return getattr(import_module(f"{__name__}.{place}"), name)
 
 
 def __dir__() -> list[str]:

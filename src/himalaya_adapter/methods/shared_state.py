@@ -33,6 +33,13 @@ class SharedState(nn.Module):
     # The content of the release file that the adapter was loaded from, which is what is saved again.
     packed: dict[str, Tensor] | None = None
 
+    def check_replacement(self, state: Tensors) -> None:
+        """Refuse a state that is about to be loaded in the place of this one, if it may not be.
+
+        Raises:
+            HimalayaError: As said.
+        """
+
     def stored_bytes(self) -> dict[str, int]:
         """Bytes of every stored tensor, by its name."""
         stored = self.packed or self.state_dict()
@@ -80,6 +87,12 @@ class SharedStateModel(TargetsModel):
     @property
     def _shared(self) -> nn.ModuleDict:
         return cast(nn.ModuleDict, getattr(self, f"{self.prefix}shared"))
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        # Methods keep their buffers in step themselves. DistributedDataParallel, which asks the `PeftModel` around the
+        # tuner for this, would put the first process's in the place of all others', and cannot send 16-bit integers.
+        return [f"base_model.{name}" for name, _ in self.named_buffers() if name.startswith(f"{self.prefix}shared.")]
 
     def _active(self) -> list[Any]:
         return [self._shared[name] for name in self.active_adapters]
@@ -177,6 +190,7 @@ class SharedStateModel(TargetsModel):
             )
         else:
             content = open_training_file(own, state, cls.finite_values)
+        shared.check_replacement(content)
         shared.packed = own if released else None
         return others | {place[name]: tensor for name, tensor in content.items()}
 

@@ -39,13 +39,6 @@ class TaskCallback(TrainerCallback):
         self.task = task
         self.handles: list[Any] = []
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Let each process keep what it has seen until the task ends, where all of it is put together."""
-        if args.ddp_broadcast_buffers is None:
-            args.ddp_broadcast_buffers = False
-
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

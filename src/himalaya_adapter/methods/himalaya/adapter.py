@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -30,6 +30,7 @@ UNNAMED = "unnamed"
 RANDOM_NORM = {"residual_stream": 0.5, "weights": 0.1}
 # Of the config, beside the core and the atoms.
 ANSWERS_DEPEND_ON = ("placement", "rank", "active_atoms", "norm_bound", "seed", "layers", "layers_to_transform")
+ROWS = ("names", "numbers", "coefficients", "learnt")  # of the table of tasks
 NO_TASK = (
     "no task is being learnt: train inside of `with model.learning(name):`, or give a Trainer "
     "callbacks=[TaskCallback(name)]"
@@ -293,6 +294,27 @@ class HimalayaAdapter(SharedState):
         """Name of the task that is being learnt."""
         row = self.tasks.being_learnt
         return None if row == NO_ROW else self.tasks.name(row)
+
+    def check_replacement(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse to load what lacks a task that this adapter has learnt, or holds another version of it.
+
+        A fresh state is no accident, and neither is one in which that very task is being learnt.
+
+        Raises:
+            HimalayaError: As said.
+        """
+        if self.atoms.is_meta or not (state["tasks.learnt"].any() or state["tasks.open_row"] != NO_ROW):
+            return
+        moved = self.growth.first_slot + (state["dictionary.elastic"] != self.dictionary.elastic).any(1).nonzero()
+        for row in self.tasks.learnt.nonzero().flatten().tolist():
+            rows = [(state[f"tasks.{name}"][row], getattr(self.tasks, name)[row]) for name in ROWS]
+            same = [torch.equal(theirs.to(own.device), own) for theirs, own in rows]
+            its_own = same[0] and state["tasks.open_row"] == row
+            if not its_own and not (all(same) and not torch.isin(self.tasks.numbers[row].long(), moved).any()):
+                raise HimalayaError(
+                    f"task '{self.tasks.name(row)}', which this adapter has learnt, is not in the file as it is here: "
+                    "load the file as an adapter of another name, or delete this one first"
+                )
 
     def snapshot(self) -> tuple[Any, ...]:
         """A copy of all that `restore` puts back."""

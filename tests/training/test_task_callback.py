@@ -1,0 +1,250 @@
+"""With one callback a Trainer learns task after task and forgets none; without it, training is refused."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from himalaya_adapter import HimalayaConfig, TaskCallback
+from himalaya_adapter.errors import HimalayaError
+
+WORKER = Path(__file__).with_name("callback_process.py")
+ITEMS = {
+    "colours": [
+        {"prompt": f"Text: {thing}\nAnswer:", "completion": f" {colour}"}
+        for thing, colour in [("the sky", "blue"), ("the dog", "brown"), ("the cat", "black"), ("the wall", "white")]
+        * 2
+    ],
+    "moods": [
+        {"prompt": f"Is it {word}?\nMood:", "completion": f" {mood}"}
+        for word, mood in [("good", "positive"), ("bad", "negative"), ("so", "neutral"), ("blue", "negative")] * 2
+    ],
+    "code": [{"prompt": f"def {name}(x", "completion": f"):\n    return {name}"} for name in "abcd" * 2],
+}
+SETTINGS: dict[str, Any] = {
+    "learning_rate": 0.01,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "num_train_epochs": 2,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "bf16": False,
+    "logging_steps": 1,
+}
+
+
+def attached(tiny_model: Callable[..., Any]) -> PeftModel:
+    config = HimalayaConfig(task_type="CAUSAL_LM", atoms_per_task=3, elastic_atoms=24)
+    return get_peft_model(tiny_model(), config)
+
+
+@pytest.fixture
+def trainer(tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., Trainer]:
+    """A Trainer of one task: ``trainer(model, task, callbacks=..., kind=..., **settings)``."""
+
+    def make(model: Any, task: str, kind: str = "plain", callbacks: Any = None, **changes: Any) -> Trainer:
+        given = {
+            "model": model,
+            "processing_class": tiny_tokenizer,
+            "callbacks": [TaskCallback(task)] if callbacks is None else callbacks,
+        }
+        settings = {**SETTINGS, "output_dir": str(tmp_path / task), **changes}
+        if kind == "plain":
+            return Trainer(
+                **given,
+                args=TrainingArguments(**settings),
+                train_dataset=rows(tiny_tokenizer, task),
+                eval_dataset=rows(tiny_tokenizer, task),
+                data_collator=padded(tiny_tokenizer.pad_token_id),
+            )
+        packing = {"sft": {}, "packed": {"packing": True}, "padding-free": {"padding_free": True, "max_length": None}}
+        settings = {"max_length": 32, **settings, **packing[kind]}
+        return SFTTrainer(**given, args=SFTConfig(**settings), train_dataset=Dataset.from_list(ITEMS[task]))
+
+    return make
+
+
+def rows(tokenizer: Any, task: str) -> list[dict[str, list[int]]]:
+    found = []
+    for item in ITEMS[task]:
+        prompt = tokenizer(item["prompt"])["input_ids"]
+        answer = tokenizer(item["completion"])["input_ids"]
+        found.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+    return found
+
+
+def padded(padding: int) -> Callable[[list[dict[str, list[int]]]], dict[str, torch.Tensor]]:
+    def collate(examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        longest = max(len(one["input_ids"]) for one in examples)
+
+        def column(key: str, filler: int) -> torch.Tensor:
+            return torch.tensor([one[key] + [filler] * (longest - len(one[key])) for one in examples])
+
+        ids = column("input_ids", padding)
+        return {"input_ids": ids, "labels": column("labels", -100), "attention_mask": (ids != padding).long()}
+
+    return collate
+
+
+def answers(model: PeftModel, tokenizer: Any, task: str) -> torch.Tensor:
+    model.set_task(task)
+    model.eval()
+    with torch.no_grad():
+        return torch.cat(
+            [model(input_ids=torch.tensor([tokenizer(one["prompt"])["input_ids"]])).logits[0] for one in ITEMS[task]]
+        )
+
+
+@pytest.mark.parametrize("kind", ["plain", "sft", "padding-free", "packed"])
+def test_three_tasks_one_after_another(
+    kind: str, trainer: Callable[..., Trainer], tiny_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    model = attached(tiny_model)
+    learnt = {}
+    for task in ITEMS:
+        before = answers(model, tiny_tokenizer, task) if task in model.tasks else None
+        assert before is None
+        trainer(model, task, kind).train()
+        learnt[task] = answers(model, tiny_tokenizer, task)
+        assert model.open_task is None
+    assert model.tasks == list(ITEMS)
+    for task, logits in learnt.items():
+        assert torch.equal(answers(model, tiny_tokenizer, task), logits), task
+        with model.disable_adapter():
+            assert (answers(model, tiny_tokenizer, task) - logits).abs().max() > 1e-3, "it did learn"
+        asked = [torch.tensor([tiny_tokenizer(one["prompt"])["input_ids"]]) for one in ITEMS[task]]
+        assert [model.infer_task(one)[0][0] for one in asked] == [task] * len(asked)
+
+
+@pytest.mark.parametrize("kind", ["plain", "sft"])
+def test_without_the_callback_a_second_data_set_is_refused(
+    kind: str, trainer: Callable[..., Trainer], tiny_model: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = attached(tiny_model)
+    with caplog.at_level(logging.WARNING, logger="himalaya_adapter"):
+        trainer(model, "code", kind, callbacks=[]).train()
+    (record,) = [one for one in caplog.records if one.name.startswith("himalaya_adapter")]
+    assert "outside of a task" in record.getMessage()
+    trainer(model, "colours", kind).train()
+    assert model.tasks == ["unnamed", "colours"]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(
+        HimalayaError, match=r"^no task is being learnt: .* `with model\.learning\(name\):`, or give a "
+    ):
+        trainer(model, "moods", kind, callbacks=[]).train()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(
+    trainer: Callable[..., Trainer], tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    whole, model = attached(tiny_model), attached(tiny_model)
+    for one in (whole, model):
+        trainer(one, "colours").train()
+    trainer(whole, "code", **saving, output_dir=str(tmp_path / "whole")).train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(model, "code", callbacks=[TaskCallback("code"), Stop()], **saving).train()
+    with pytest.raises(HimalayaError, match=r"^task 'code' is being learnt: before task 'moods' begins, model\.end_"):
+        trainer(model, "moods").train()
+    model.forget_task("code")
+    assert model.tasks == ["colours"]
+    trainer(model, "code", **saving).train(resume_from_checkpoint=True)
+    assert model.tasks == whole.tasks == ["colours", "code"]
+    for task in model.tasks:
+        assert torch.equal(answers(model, tiny_tokenizer, task), answers(whole, tiny_tokenizer, task))
+    # Checkpoints of another task, or from before a task was learnt.
+    trainer(model, "moods").train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(HimalayaError, match="task 'moods', which this adapter has learnt, is not in the file as"):
+        trainer(model, "code").train(resume_from_checkpoint=True)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+    fresh = attached(tiny_model)
+    with pytest.raises(HimalayaError, match="the checkpoint was written while the adapter learnt code, not 'moods'"):
+        trainer(fresh, "moods", output_dir=str(tmp_path / "code")).train(resume_from_checkpoint=True)
+
+
+def test_the_best_checkpoint_is_what_is_stored(
+    trainer: Callable[..., Trainer], tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    model = attached(tiny_model)
+    trainer(model, "colours").train()
+    colours = answers(model, tiny_tokenizer, "colours")
+    best = trainer(
+        model,
+        "code",
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        learning_rate=10.0,
+        load_best_model_at_end=True,
+        max_steps=4,
+    )
+    best.train()
+    assert 0 < best.state.best_global_step < 4
+    loaded = PeftModel.from_pretrained(tiny_model(), best.state.best_model_checkpoint, is_trainable=True)
+    assert loaded.open_task == "code"
+    loaded.end_task()
+    assert model.task_hash("code") == loaded.task_hash("code")
+    assert torch.equal(answers(model, tiny_tokenizer, "colours"), colours)
+    trainer(model, "moods").train()  # the adapter can still be trained
+    assert model.tasks == ["colours", "code", "moods"]
+
+
+def test_a_known_task_is_learnt_further(
+    trainer: Callable[..., Trainer], tiny_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    model = attached(tiny_model)
+    trainer(model, "colours").train()
+    trainer(model, "code").train()
+    colours, first = (answers(model, tiny_tokenizer, task) for task in ("colours", "code"))
+    trainer(model, "code").train()
+    assert not torch.equal(answers(model, tiny_tokenizer, "code"), first)
+    assert torch.equal(answers(model, tiny_tokenizer, "colours"), colours)
+    assert model.tasks == ["colours", "code"]
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(task_type="CAUSAL_LM")])
+def test_a_model_without_tasks_is_refused(
+    adapter: LoraConfig | None, trainer: Callable[..., Trainer], tiny_model: Callable[..., Any]
+) -> None:
+    model = tiny_model() if adapter is None else get_peft_model(tiny_model(), adapter)
+    with pytest.raises(HimalayaError, match=r"^TaskCallback\('code'\) needs a model with an adapter of HIMALAYA, as "):
+        trainer(model, "code").train()
+
+
+def test_two_processes_hold_the_same_adapter(tmp_path: Path) -> None:
+    # Of its launchers the one that starts several processes on one machine; the script itself asks for CPUs.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [*launch, *plain, str(WORKER), str(tmp_path)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert process.returncode == 0, process.stderr
+    ranks = [load_file(tmp_path / f"rank_{rank}.safetensors") for rank in range(2)]
+    for name, tensor in ranks[0].items():
+        assert torch.equal(tensor, ranks[1][name]), f"{name} is the same on both processes"
+    said = [json.loads((tmp_path / f"rank_{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+    assert said[0] == said[1]
+    assert said[0]["tasks"] == list(ITEMS)
+    assert said[0]["unchanged"] == dict.fromkeys(ITEMS, True)
+    # Each process has seen half of the prompts, twice.
+    assert said[0]["prompts"] == [16.0] * 3

@@ -13,7 +13,7 @@ from tiny_runs import write_backbone, write_run, write_stream
 from himalaya_adapter.cli import main
 from himalaya_adapter.streams import load_stream
 from himalaya_adapter.streams.splits import split_of
-from himalaya_adapter.training.callback import MOST_SKIPPED
+from himalaya_adapter.training.task_callback import MOST_SKIPPED
 
 both_methods = pytest.mark.parametrize("method", ["HIMALAYA", "LORA"])
 POISON = "§"

@@ -308,7 +308,7 @@ class _Learner:
                 train_dataset=examples,
                 data_collator=AnswerCollator(self.tokenizer.pad_token_id),
                 processing_class=self.tokenizer,
-                callbacks=[StreamCallback(self.model, task.name), _Progress(advance)],
+                callbacks=[StreamCallback(task.name), _Progress(advance)],
             )
             trainer.remove_callback(PrinterCallback)
             checkpoint = last_checkpoint(self.store.checkpoints)

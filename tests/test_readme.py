@@ -1,4 +1,7 @@
-"""The README's commands and its program, run as they stand, on the real backbone: the short end-to-end run."""
+"""The commands and programs of README and tutorials, run as they stand, on the real backbone.
+
+What takes minutes is marked `slow`: `make test-docs` runs it.
+"""
 
 import json
 import re
@@ -54,23 +57,40 @@ def test_every_documented_command_is_known_here() -> None:
         assert words[0] == "himalaya" or (words[0] == "make" and words[1] in MAKE_TARGETS), line
 
 
-def test_himalaya_commands_run(fetched: None, tmp_path: Path, monkeypatch, capsys) -> None:
+def run_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run a command as it is shown; what learns does so on a handful of items."""
+    words = shell_words(line)[1:]
+    if words[0] in ("run", "sweep", "search"):
+        words += ["mode=trial"]
+    if words[0] in ("sweep", "search"):  # whether they work is other tests' to say
+        words += ["dataset.max_samples_per_task=4", "dataset.max_test_samples_per_task=4"]
+    if words[0] == "sweep":
+        words += ["dataset.name=ablation_stream_3"]
+    if words[0] == "search":
+        words += ["optuna.n_trials=1"]
+    assert cli.main(words) == 0, line
+    assert capsys.readouterr().out.strip(), f"{line} printed nothing"
+
+
+def himalaya_lines() -> list[str]:
+    return [line for line in dict.fromkeys(shell_lines()) if line.startswith("himalaya ")]
+
+
+def test_short_commands_run(fetched: None, tmp_path: Path, monkeypatch, capsys) -> None:
+    """All lines that need no finished run, in their order."""
+    monkeypatch.chdir(tmp_path)
+    short = [line for line in himalaya_lines() if line.split()[1] in ("data", "configs", "budget")]
+    assert len(short) >= 5
+    for line in short:
+        run_line(line, capsys)
+
+
+@pytest.mark.slow
+def test_all_commands_run(fetched: None, tmp_path: Path, monkeypatch, capsys) -> None:
     """All lines in their order, the runs as trials: train, compare, look at data, answer."""
     monkeypatch.chdir(tmp_path)
-    for line in dict.fromkeys(shell_lines()):
-        words = shell_words(line)
-        if words[0] != "himalaya":
-            continue
-        if words[1] in ("run", "sweep", "search"):
-            words += ["mode=trial"]
-        if words[1] in ("sweep", "search"):  # whether they work is other tests' to say
-            words += ["dataset.max_samples_per_task=4", "dataset.max_test_samples_per_task=4"]
-        if words[1] == "sweep":
-            words += ["dataset.name=ablation_stream_3"]
-        if words[1] == "search":
-            words += ["optuna.n_trials=1"]
-        assert cli.main(words[1:]) == 0, line
-        assert capsys.readouterr().out.strip(), f"{line} printed nothing"
+    for line in himalaya_lines():
+        run_line(line, capsys)
     for run in ("himalaya", "lora"):
         metrics = json.loads((tmp_path / "outputs" / "demo" / run / "metrics.json").read_text())
         assert len(metrics["tasks"]) == 6
@@ -84,6 +104,7 @@ def test_himalaya_commands_run(fetched: None, tmp_path: Path, monkeypatch, capsy
     assert (tmp_path / "outputs" / "demo" / "comparison" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_the_program_runs(fetched: None, tmp_path: Path) -> None:
     (program,) = blocks(ROOT / "README.md", "python")
     ran = subprocess.run([sys.executable, "-"], input=program, cwd=tmp_path, capture_output=True, text=True)

@@ -1,10 +1,9 @@
 """The page of every key of a run config: config-keys.md of the site, from the schema."""
 
-from himalaya_adapter.experiments.key_table import Key, run_keys
-from himalaya_adapter.experiments.plans.prose import METHOD_PATTERNS, SUMMARY_PATTERNS, Pattern
+from himalaya_adapter.experiments import RunConfig
+from himalaya_adapter.experiments.schema import Key, keys_of
 
 KEY_HEAD = "| key | takes | default | meaning |"
-PROSE_HEAD = "| key | read from | such as | value |"
 
 
 ABOUT = """\
@@ -15,18 +14,11 @@ ABOUT = """\
 
 
 def page() -> str:
-    """Every key of a run config by its section, and the patterns of prose."""
+    """Every key of a run config by its section."""
     lines = [ABOUT, KEY_HEAD, "|" + "---|" * KEY_HEAD.count(" |")]
-    lines += [_key_row(key) for key in run_keys().values() if not key.section]
-    lines += ["", "## What is read from a plan's prose", "", PROSE_HEAD, "|" + "---|" * PROSE_HEAD.count(" |")]
-    lines += [_pattern_row(pattern, "`experiment_summary`") for pattern in SUMMARY_PATTERNS]
-    lines += [_pattern_row(pattern, "the method's text") for pattern in METHOD_PATTERNS]
+    lines += [_key_row(key) for key in keys_of(RunConfig).values() if not key.section]
     return "\n".join(lines) + "\n"
 
 
-def _pattern_row(pattern: Pattern, source: str) -> str:
-    return f"| `{pattern.key}` | {source} | {pattern.example} | {pattern.value} |"
-
-
 def _key_row(key: Key) -> str:
-    return f"| `{key.path}` | {key.expected} | {key.default} | {key.meaning.replace('``', '`')} |"
+    return f"| `{key.path}` | {key.expected} | {key.default_text} | {key.meaning.replace('``', '`')} |"

@@ -70,7 +70,7 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("training.learning_rate=-1", "expected a number above 0"),
         ("training.batch_size=0", "expected a whole number of at least 1"),
         ("trainig.batch_size=4", "did you mean 'training.batch_size'"),
-        ("run_id=../outside", "the name of a folder"),
+        ("run_id=../outside", "is not the name of a folder"),
     ],
 )
 def test_a_wrong_run_writes_nothing(

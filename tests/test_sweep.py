@@ -20,7 +20,7 @@ def words(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -
 
 
 def test_every_combination_is_a_run_of_its_own(words: list[str], tmp_path: Path) -> None:
-    assert main([*words, "training.seed=0,1", "+model.adapter.options.r=2"]) == 0
+    assert main([*words, "training.seed=0,1", "model.adapter.options.r=2"]) == 0
     folders = sorted(path.parent for path in (tmp_path / "out").glob("*/metrics.json"))
     assert [folder.name for folder in folders] == ["lora_seed=0", "lora_seed=1"]
     configs = [yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) for folder in folders]
@@ -49,5 +49,5 @@ def test_a_mistake_in_one_run_does_not_stop_the_others(
     assert main([*words, "run_id=b,../a", "training.learning_rate=0.01"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("himalaya: ")]
     assert len(lines) == 1
-    assert "run_id=../a training.learning_rate=0.01: run_id=../a of run '../a': expected the name" in lines[0]
+    assert "run_id=../a training.learning_rate=0.01: run_id '../a' is not the name" in lines[0]
     assert [path.parent.name for path in (tmp_path / "out").glob("*/metrics.json")] == ["b"]

@@ -13,12 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from himalaya_adapter import commands
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import DISTRIBUTION, HimalayaError, told
 
 USER_ERROR = 2
 INTERRUPTED = 130
-OF_DEPLOY = ("onnx", "onnx_ir", "onnxruntime", "onnxscript")  # packages of the extra `deploy`
-DISTRIBUTION = "himalaya-adapter"
+GOES_ON = "; the same command goes on from here"
+REPORT = "a mistake of the program: please report it with your command and what stands below"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,20 +74,19 @@ def _ending(command: Callable[..., None], continues: bool) -> Callable[..., int]
             logging.getLogger(noisy).setLevel(logging.WARNING)
         try:
             command(**arguments)
-        except HimalayaError as error:
-            print(f"himalaya: {' '.join(str(error).split())}", file=sys.stderr)
-            return USER_ERROR
-        except ModuleNotFoundError as error:
-            if error.name not in OF_DEPLOY:
-                raise
-            print(f"himalaya: {error.name} is missing: pip install '{DISTRIBUTION}[deploy]'", file=sys.stderr)
-            return USER_ERROR
         except KeyboardInterrupt:
-            goes_on = "; the same command goes on from here" if continues else ""
-            print(f"himalaya: interrupted{goes_on}", file=sys.stderr)
+            print(f"himalaya: interrupted{GOES_ON if continues else ''}", file=sys.stderr)
             return INTERRUPTED
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has no reader
+            return USER_ERROR
+        except Exception as error:
+            line = told(error)
+            if line is None:
+                print(f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}: {REPORT}", file=sys.stderr)
+                raise
+            of_machine = continues and not isinstance(error, HimalayaError)
+            print(f"himalaya: {line}{GOES_ON if of_machine else ''}", file=sys.stderr)
             return USER_ERROR
         return 0
 

@@ -1,4 +1,4 @@
-"""Many runs from one line: Hydra's sweeper makes the jobs, its launcher runs them, here or on a cluster."""
+"""Many runs from one line: each combination of its values is a job of Hydra's launcher, here or on a cluster."""
 
 import os
 import re
@@ -6,18 +6,18 @@ import sys
 from collections.abc import Sequence
 
 import hydra
-from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments import RunConfig, compose_run
+from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.experiments.composition import CONF
+from himalaya_adapter.experiments.overrides import combinations
 from himalaya_adapter.report import write_run_report
 from himalaya_adapter.training import run_stream
 
 NO_NAME = re.compile(r"[^\w.+-]")  # what a folder's name is better without
 COMMAND_KEYS = ("run", "results_dir", "mode", "overwrite")  # words that tell two jobs apart by themselves, or never
+OF_HYDRA = re.compile(r"hydra[./]")
 
 
 def sweep(words: Sequence[str]) -> list[str]:
@@ -30,15 +30,15 @@ def sweep(words: Sequence[str]) -> list[str]:
     Returns:
         One line for each run of this process that ended with a mistake.
     """
-    # The keys only: whether values fit them is `compose_run`'s to say, job by job.
-    ConfigStore.instance().store("run_config", node=OmegaConf.to_container(OmegaConf.structured(RunConfig)))
+    own = [word for word in words if not OF_HYDRA.match(word)]
+    lines = combinations(own)
     failures: list[str] = []
     here = os.getpid()
 
-    def job(_: DictConfig) -> None:
-        chosen = [word.removeprefix("+") for word in HydraConfig.get().overrides.task]
+    def job(chosen: DictConfig) -> None:
         try:
-            launch = compose_run([*chosen, *_run_id(words, chosen)])
+            line = lines[chosen.job]
+            launch = compose_run([*line, *_run_id(own, line)])
             folder = run_stream(launch.run, launch.results_dir, overwrite=launch.overwrite)
             if not (folder / "report.html").is_file():
                 write_run_report(folder)
@@ -46,9 +46,13 @@ def sweep(words: Sequence[str]) -> list[str]:
         except HimalayaError as error:
             if os.getpid() != here:
                 raise  # in another process, or on another machine: Hydra's launcher tells of it
-            failures.append(f"{' '.join(chosen)}: {error}")
+            failures.append(f"{' '.join(lines[chosen.job])}: {error}")
 
-    arguments, sys.argv = sys.argv, ["himalaya sweep", "--multirun", *words]  # Hydra reads them there
+    numbers = f"job={','.join(map(str, range(len(lines))))}"
+    results = next((word.removeprefix("results_dir=") for word in own if word.startswith("results_dir=")), "outputs")
+    of_hydra = [word for word in words if OF_HYDRA.match(word)]
+    told = ["--multirun", numbers, f"hydra.sweep.dir='{results}/.sweep'", *of_hydra]
+    arguments, sys.argv = sys.argv, ["himalaya sweep", *told]  # Hydra reads them there
     try:
         hydra.main(config_path=str(CONF / "sweep"), config_name="sweep", version_base="1.3")(job)()
     finally:
@@ -56,13 +60,13 @@ def sweep(words: Sequence[str]) -> list[str]:
     return failures
 
 
-def _run_id(words: Sequence[str], chosen: Sequence[str]) -> list[str]:
+def _run_id(words: Sequence[str], line: Sequence[str]) -> list[str]:
     """A run id of its own for each job, if the line names none: the run's, and what others of the line do not have."""
     parts = []
-    for word in chosen:
+    for word in line:
         key, _, value = word.partition("=")
-        if not {word, f"+{word}"} & set(words) and key not in COMMAND_KEYS:
+        if word not in words and key not in COMMAND_KEYS:
             parts.append(f"{key.rpartition('.')[2]}={NO_NAME.sub('-', value)}")
-    if not parts or any(word.startswith("run_id=") for word in chosen):
+    if not parts or any(word.startswith("run_id=") for word in line):
         return []
-    return [f"run_id={'_'.join([compose_run(chosen).run.run_id, *parts])}"]
+    return [f"run_id={'_'.join([compose_run(line).run.run_id, *parts])}"]

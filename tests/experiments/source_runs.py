@@ -100,7 +100,7 @@ REFUSED = {
     "model.backbone.frozen": (False, "expected true: only the adapter is trained"),
     "dataset.tokenizer": ("gpt2", "dataset.tokenizer=gpt2 of run '{name}': expected NousResearch/Llama-2-7b-hf"),
     "dataset.streaming": (False, "expected true: tasks come one after another"),
-    "training.optimizer": ("sgd", "unknown training.optimizer 'sgd'; did you mean 'adamw'"),
+    "training.optimizer": ("sgd", "'sgd'; did you mean 'adamw'"),
     "optuna.search_space.weight_decay.type": ("loguniform", "low=0.0: expected a number above 0"),
 }
 HIMALAYA = SourceRun(

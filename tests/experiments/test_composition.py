@@ -8,11 +8,16 @@ import pytest
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation import metrics
-from himalaya_adapter.experiments import compose_run, run_names
+from himalaya_adapter.experiments import RunConfig, compose_run, run_names
 from himalaya_adapter.experiments.keys import first_difference
-from himalaya_adapter.experiments.validation import CHOICES, check_run
+from himalaya_adapter.experiments.schema import keys_of
+from himalaya_adapter.experiments.validation import check_run
 
 RUN = "run=demo-himalaya"
+# Five levels of nine aliases: half a kilobyte that stands for 59,049 texts nine times over.
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{level + 1}: &a{level + 1} [{', '.join([f'*a{level}'] * 9)}]\n" for level in range(5)
+)
 
 
 @pytest.mark.parametrize("name", run_names())
@@ -83,11 +88,15 @@ def test_a_trial_is_the_same_run_on_fewer_items() -> None:
         ),
         ([RUN, "method=null"], "found null, expected one of proposed, comparative"),
         ([RUN, "dataset.languages=en"], 'found "en", expected a list of text, or null'),
+        ([RUN, "training.seed=2020-13-45"], 'found "2020-13-45", expected a whole number'),
+        ([RUN, "training.seed=!!int x"], "cannot read training.seed=!!int x"),
+        ([RUN, "training.seed=!!bool x"], "cannot read training.seed=!!bool x"),
+        ([RUN, "training.seed=!!timestamp x"], "cannot read training.seed=!!timestamp x"),
         ([RUN, "optuna.search_space.learning_rate=3"], "found 3, expected keys with values (type, low, high"),
         ([RUN, "optuna.search_space.learning_rate.low=x"], 'found "x", expected a number, or null'),
         ([RUN, "model.adapter.options=3"], "key 'model.adapter.options'"),
-        ([RUN, "training.learning_rate=[1"], "run 'demo-himalaya': "),
-        ([RUN, "run_id=${oc.env:HIMALAYA_NOT_SET}"], "key 'run_id'"),
+        ([RUN, "training.learning_rate=[1"], "cannot read training.learning_rate=[1"),
+        ([RUN, "run_id=${oc.env:HOME}"], "run_id: '${oc.env:HOME}' asks for a value from elsewhere"),
     ],
 )
 def test_a_mistake_is_one_clear_line(words: list[str], message: str) -> None:
@@ -102,16 +111,28 @@ def test_a_mistake_is_one_clear_line(words: list[str], message: str) -> None:
     [
         ("a: [", "while parsing"),
         ("- a\n- b\n", "expected a YAML file of keys"),
-        ("", "key 'run_id' of run"),
+        ("", "expected a YAML file of keys"),
+        ("{}", "key 'run_id' of run"),
         ("run_id: a", "is missing; expected one of proposed, comparative"),
-        ("training:\n", "key 'training' of run"),
+        ("run_id: a\nrun_id: b", "key 'run_id' stands twice"),
+        ("run_id: 2020-13-45\n", "key 'method' of run"),
+        ("run_id: !!int x", "invalid literal"),
+        ("run_id: !!python/object:os.system x", "could not determine a constructor"),
+        ("run_id: " + "[" * 500 + "]" * 500, "it is nested too deeply"),
+        ("run_id: " + "[" * 60 + "]" * 60, "it is nested too deeply"),
+        ("run_id: &a [*a]", "an anchor holds an alias of itself"),
+        (BOMB, "it stands for more than 200000 values"),
+        ("run_id: ${oc.env:HOME}", "asks for a value from elsewhere"),
+        ("run_id: ${.method}", "asks for a value from elsewhere"),
+        ("1: 2", "unknown key of run"),
+        ("training:\nrun_id: a\nmethod: proposed\nmethod_name: a", "key 'model' of run"),
         ("lr: 1", "'lr'"),
     ],
 )
 def test_an_unusable_run_file_is_one_clear_line(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(HimalayaError, match=f"run '{path}'") as caught:
+    with pytest.raises(HimalayaError, match=re.escape(str(path))) as caught:
         compose_run([f"run={path}"])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -120,10 +141,13 @@ def test_an_unusable_run_file_is_one_clear_line(content: str, message: str, tmp_
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("training.learning_rate=-1e-3", "training.learning_rate=-0.001 of run 'himalaya': expected a number above 0"),
+        (
+            "training.learning_rate=-1e-3",
+            "key 'training.learning_rate' of run 'demo-himalaya': found -0.001, expected a number above 0",
+        ),
         ("training.learning_rate=.nan", "expected a number above 0"),
         ("training.learning_rate=.inf", "expected a number above 0"),
-        ("training.batch_size=0", "training.batch_size=0 of run 'himalaya': expected a whole number of at least 1"),
+        ("training.batch_size=0", "found 0, expected a whole number of at least 1"),
         ("training.grad_accum_steps=-1", "at least 1"),
         ("training.save_steps=0", "at least 1"),
         ("training.task_epochs=0", "at least 1"),
@@ -132,41 +156,59 @@ def test_an_unusable_run_file_is_one_clear_line(content: str, message: str, tmp_
         ("dataset.max_seq_length=0", "at least 1"),
         ("evaluation.eval_batch_size=0", "at least 1"),
         ("training.weight_decay=-1", "at least 0"),
-        ("training.warmup_steps=-1", "at least 0"),
+        ("training.warmup_steps=-1", "found -1, expected a number from 0 to 1000000"),
+        ("training.warmup_steps=1e9", "found 1000000000.0, expected a number from 0 to 1000000"),
+        ("training.warmup_steps=1.5", "expected a share below 1, or a whole number of steps"),
+        (
+            "model.adapter.options.gain=.inf",
+            "model.adapter.options.gain=inf of run 'himalaya': expected a finite number",
+        ),
+        ("model.adapter.router.temperature_init=.nan", "found NaN, expected a number, or null"),
+        ("optuna.search_space=inf", "key 'optuna.search_space' of run 'demo-himalaya': found \"inf\", expected keys"),
+        ("optuna.search_space={learning_rate: {type: uniform, low: 0, high: .inf}}", "found Infinity, expected a num"),
         ("training.max_grad_norm=0", "above 0"),
         ("training.seed=-1", "from 0 to"),
         ("model.adapter.total_parameter_budget_mb=0", "above 0, or null"),
         (
             "model.adapter.ewc_lambda=0",
-            "model.adapter.ewc_lambda=0.0 of run 'himalaya': expected a number above 0, or",
+            "key 'model.adapter.ewc_lambda' of run 'demo-himalaya': found 0, expected a numb",
         ),
         ("model.adapter.ewc_lambda=.nan", "above 0, or null"),
         ("model.adapter.ewc_lambda=.inf", "above 0, or null"),
         ("model.adapter.ewc_lambda=0.4", "expected null: HIMALAYA protects earlier tasks itself"),
         ("model.backbone.frozen=false", "only the adapter is trained"),
-        ("model.backbone.quantisation=4bit", "unknown model.backbone.quantisation '4bit'; did you mean '4-bit'"),
+        (
+            "model.backbone.quantisation=4bit",
+            "unknown model.backbone.quantisation of run 'demo-himalaya' '4bit'; did you mean '4-bit'",
+        ),
         ("model.backbone.dtype=bf16", "did you mean 'bfloat16'"),
         ("method=propsed", "did you mean 'proposed'"),
         ("training.protocol=sequental", "did you mean 'sequential'"),
         ("training.optimizer=adam", "did you mean 'adamw'"),
         ("training.lr_scheduler=linaer", "did you mean 'linear'"),
-        ("training.mixed_precision=fp32", "unknown training.mixed_precision 'fp32'"),
+        ("training.mixed_precision=fp32", "unknown training.mixed_precision of run 'demo-himalaya' 'fp32'"),
         ("training.report_to=tensorbord", "did you mean 'tensorboard'"),
-        ("evaluation.primary_metric=acc", "unknown evaluation.primary_metric 'acc'"),
-        ("run_id=../elsewhere", "the name of a folder, without slashes"),
-        ("run_id=..", "the name of a folder"),
-        ("run_id=''", "the name of a folder"),
+        ("evaluation.primary_metric=acc", "unknown evaluation.primary_metric of run 'demo-himalaya' 'acc'"),
+        ("run_id=../elsewhere", "run_id '../elsewhere' is not the name of a folder: it begins with a dot"),
+        ("run_id=a/b", "it holds a slash"),
+        ("run_id=..", "it begins with a dot"),
+        ("run_id=.scores", "it begins with a dot; hidden names are kept for the program"),
+        ("run_id=comparison", "'comparison' is kept for the program"),
+        ("run_id=''", "it is empty"),
+        ('run_id="a\\nb"', "it holds a control character"),
+        (f"run_id={'x' * 300}", "xxxx…' is not the name of a folder: it is longer than 200 bytes"),
     ],
 )
 def test_a_silly_value_is_one_clear_line(word: str, message: str) -> None:
-    run = compose_run([RUN, word]).run
     with pytest.raises(HimalayaError) as caught:
-        check_run(run)
+        check_run(compose_run([RUN, word]).run)
     assert message in str(caught.value)
 
 
 def test_the_primary_metric_is_one_that_is_computed() -> None:
-    assert all(callable(getattr(metrics, str(name))) for name in CHOICES["evaluation.primary_metric"])
+    assert all(
+        callable(getattr(metrics, str(name))) for name in keys_of(RunConfig)["evaluation.primary_metric"].choices
+    )
 
 
 def test_a_key_that_a_written_config_does_not_have_is_at_its_default() -> None:
@@ -177,3 +219,13 @@ def test_a_key_that_a_written_config_does_not_have_is_at_its_default() -> None:
     assert first_difference(older, run | {"dataset": run["dataset"] | {"order": "reversed"}}) == (
         *("dataset.order", "given", "reversed"),
     )
+
+
+def test_a_folder_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "place" / "backbone").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    words = [RUN, "model.backbone.name=place/backbone", "dataset.tokenizer=place/backbone"]
+    run = compose_run(words).run
+    assert run.model.backbone.name == run.dataset.tokenizer == str(tmp_path / "place" / "backbone")
+    assert compose_run([RUN, "model.backbone.name=owner/name"]).run.model.backbone.name == "owner/name"
+    check_run(run)

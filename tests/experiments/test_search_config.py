@@ -77,8 +77,11 @@ def test_a_name_means_the_end_of_one_key() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("optuna.n_trials=0", "optuna.n_trials=0 of run 'himalaya': expected at least 1"),
-        ("optuna.direction=up", "unknown optuna.direction 'up'; did you mean"),
+        (
+            "optuna.n_trials=0",
+            "key 'optuna.n_trials' of run 'demo-himalaya': found 0, expected a whole number of at least 1",
+        ),
+        ("optuna.direction=up", "unknown optuna.direction of run 'demo-himalaya' 'up'; did you mean"),
         ("optuna.search_space.learning_rate={type: uniform, low: 3e-4, high: 1e-5}", "low=0.0003, high=1e-05"),
         (
             "optuna.search_space.lora_alpha={type: int, low: 1, high: 8}",

@@ -76,9 +76,8 @@ def test_a_key_changes_the_run(source: SourceRun, path: str, tmp_path: Path) -> 
 @every_key("refused")
 def test_a_key_with_one_right_value_is_refused_by_name(source: SourceRun, path: str, tmp_path: Path) -> None:
     value, message = source.refused[path]
-    run = source.changed(path, value, tmp_path)
     with pytest.raises(HimalayaError) as caught:
-        check_run(run)
+        check_run(source.changed(path, value, tmp_path))
     assert message.format(name=source.name) in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -15,6 +15,7 @@ from himalaya_adapter.budget import count_budget
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import RunConfig, compose_run
 from himalaya_adapter.experiments.model_config import AdapterConfig, BackboneConfig, ModelConfig
+from himalaya_adapter.experiments.run_config import DatasetConfig
 from himalaya_adapter.methods.construction import adapt, method_config
 from himalaya_adapter.report.budget_tables import budget_tables
 from himalaya_adapter.storage import read_json
@@ -73,8 +74,8 @@ def test_learn_save_load_and_count(method: str, backbone: Path, tmp_path: Path) 
     set_peft_model_state_dict(other, load_file(file))
     assert torch.equal(logits_of(other), logits_of(model))
 
-    run = RunConfig("run", "comparative", method)
-    run.model = ModelConfig(BackboneConfig(str(backbone), dtype="float32"), AdapterConfig(method, METHODS[method]))
+    adapted = ModelConfig(BackboneConfig(str(backbone), dtype="float32"), AdapterConfig(method, METHODS[method]))
+    run = RunConfig("run", "comparative", method, adapted, DatasetConfig("demo_stream_6"))
     budget = count_budget(run)
     assert sum(budget.stored.values()) == file.stat().st_size
     assert sum(budget.trainable.values()) == model.get_nb_trainable_parameters()[0]

@@ -1,22 +1,11 @@
 """The keys of a config by their dotted names."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import RunConfig
-
-
-def leaf_keys(config: DictConfig, prefix: str = "") -> list[str]:
-    """The dotted names of all leaves of a config."""
-    keys: list[str] = []
-    for key in map(str, config):
-        section = OmegaConf.is_dict(config) and not OmegaConf.is_missing(config, key) and config[key]
-        deeper = isinstance(section, DictConfig) and len(section) > 0
-        keys += leaf_keys(cast(DictConfig, section), f"{prefix}{key}.") if deeper else [f"{prefix}{key}"]
-    return keys
+from himalaya_adapter.experiments.schema import ANY_NAME, REQUIRED, keys_of
 
 
 def flattened(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -30,12 +19,36 @@ def flattened(value: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def put(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a dotted name in nested mappings, which are made as need be.
+
+    Raises:
+        HimalayaError: The name goes on behind a key that has a plain value.
+    """
+    *parents, last = key.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+        if not isinstance(content, dict):
+            raise HimalayaError(f"{key} cannot be set: '{parent}' holds a plain value, not keys with values")
+    content[last] = value
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by their dotted names as nested mappings."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        put(found, key, value)
+    return found
+
+
 def completed(written: Any) -> dict[str, Any]:
     """The values of a written run config by their dotted names, also of the keys that there were not yet.
 
     Those have their defaults: a new key's default means what was done before there was the key.
     """
-    return flattened(asdict(RunConfig())) | flattened(written)
+    known = [key for key in keys_of(RunConfig).values() if not key.section and ANY_NAME not in key.path]
+    defaults = {key.path: key.default for key in known if key.default not in (REQUIRED, {})}
+    return defaults | flattened(written)
 
 
 def first_difference(written: Any, wanted: Any) -> tuple[str, Any, Any] | None:

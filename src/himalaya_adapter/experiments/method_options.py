@@ -1,11 +1,10 @@
 """From the keys of a run config to the options of its method (`registry`)."""
 
+from dataclasses import asdict
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.keys import leaf_keys
+from himalaya_adapter.experiments.keys import flattened
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.search_config import searched_key
 from himalaya_adapter.registry import METHODS, method_row
@@ -52,15 +51,14 @@ def adapter_options(run: RunConfig) -> dict[str, Any]:
 
 def given_keys(run: RunConfig) -> dict[str, Any]:
     """The keys of all methods that the run sets, with their values."""
-    config = OmegaConf.structured(run)
     known = [key for method in METHODS.values() for key in (*method.options, *method.fixed)]
-    values = {key: OmegaConf.select(config, key) for key in known}
-    return {key: value for key, value in values.items() if value is not None}
+    values = flattened(asdict(run))
+    return {key: values[key] for key in dict.fromkeys(known) if values[key] is not None}
 
 
 def _searched(run: RunConfig) -> list[str]:
     """The keys that the run's search space varies."""
-    keys = [key for key in leaf_keys(OmegaConf.structured(run)) if not key.startswith("optuna.")]
+    keys = [key for key in flattened(asdict(run)) if not key.startswith("optuna.")]
     return [searched_key(name, keys) for name in run.optuna.search_space]
 
 

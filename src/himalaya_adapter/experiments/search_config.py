@@ -2,53 +2,65 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.experiments.schema import Count, Number, Section, Switch
 
-DIRECTIONS = ("maximize", "minimize")
-NUMERIC_TYPES = ("loguniform", "uniform", "int")
-TYPES = (*NUMERIC_TYPES, "categorical")
+TYPES = ("loguniform", "uniform", "int", "categorical")
 
 
 @dataclass
-class SearchRange:
-    """The values that a search may give to one key.
+class SearchRange(Section):
+    """The values that a search may give to one key."""
 
-    Args:
-        type: ``uniform``, ``loguniform``, ``int`` or ``categorical``.
-        low: Smallest value of a number.
-        high: Largest value of a number.
-        log: Whether ``int`` is drawn on a logarithmic scale.
-        step: Distance between two values of ``int`` or ``uniform``.
-        choices: The values of ``categorical``.
-    """
-
-    type: str | None = None
-    low: float | None = None
-    high: float | None = None
-    log: bool | None = None
-    step: float | None = None
+    type: Literal["loguniform", "uniform", "int", "categorical"] | None = None
+    """``uniform``, ``loguniform``, ``int`` or ``categorical``."""
+    low: Number | None = None
+    """Smallest value of a number."""
+    high: Number | None = None
+    """Largest value of a number."""
+    log: Switch | None = None
+    """Whether ``int`` is drawn on a logarithmic scale."""
+    step: Number | None = None
+    """Distance between two values of ``int`` or ``uniform``."""
     choices: list[Any] | None = None
+    """The values of ``categorical``."""
+
+    def outermost(self) -> list[Any]:
+        """The values that must all be possible: the ends of a range, or every choice."""
+        if self.choices is not None:
+            return self.choices
+        return [int(end) if self.type == "int" else end for end in (self.low, self.high) if end is not None]
+
+    def nearest(self, value: Any) -> Any:
+        """``value`` if the range holds it, else its centre: of a logarithmic scale the geometric mean, of choices the
+        middle one, the lower of two."""
+        if self.choices is not None:
+            return value if value in self.choices else self.choices[(len(self.choices) - 1) // 2]
+        low, high = self.low or 0.0, self.high or 0.0
+        if value is not None and low <= value <= high:
+            return value
+        centre = math.sqrt(low * high) if self.type == "loguniform" or self.log else (low + high) / 2
+        rounded = float(f"{centre:.2g}")  # two digits are what a person would write
+        centre = rounded if low <= rounded <= high else centre
+        return round(centre) if self.type == "int" else centre
 
 
 @dataclass
-class OptunaConfig:
-    """A search.
+class OptunaConfig(Section):
+    """A search."""
 
-    Args:
-        n_trials: Runs of the search, over all its processes and restarts.
-        direction: ``maximize`` or ``minimize``, of ``evaluation.primary_metric``; ``null`` is what is better.
-        stream: The stream that the trials learn, a packaged one or a YAML file; its validation items score them.
-        storage: URL of a database (``sqlite:///…``) that keeps the study; ``null`` keeps a file in its folder.
-        search_space: Ranges by the name of the key that they vary.
-    """
-
-    n_trials: int | None = None
-    direction: str | None = None
+    n_trials: Count | None = None
+    """Runs of the search, over all its processes and restarts."""
+    direction: Literal["maximize", "minimize"] | None = None
+    """``maximize`` or ``minimize``, of ``evaluation.primary_metric``; ``null`` is what is better."""
     stream: str = "validation_stream"
+    """The stream that the trials learn, a packaged one or a YAML file; its validation items score them."""
     storage: str | None = None
+    """URL of a database (``sqlite:///…``) that keeps the study; ``null`` keeps a file in its folder."""
     search_space: dict[str, SearchRange] = field(default_factory=dict)
+    """Ranges by the name of the key that they vary."""
 
 
 def check_search(search: OptunaConfig, run_id: str, keys: list[str]) -> None:
@@ -63,10 +75,6 @@ def check_search(search: OptunaConfig, run_id: str, keys: list[str]) -> None:
         HimalayaError: A range that holds no or no finite values, an unknown type, a field that its type does not
             have, or a name that stands for no key or for several.
     """
-    if search.n_trials is not None and search.n_trials < 1:
-        raise HimalayaError(f"optuna.n_trials={search.n_trials} of run '{run_id}': expected at least 1")
-    if search.direction not in (None, *DIRECTIONS):
-        raise unknown_name("optuna.direction", str(search.direction), DIRECTIONS)
     for name, values in search.search_space.items():
         searched_key(name, keys)
         problem = _problem(values)

@@ -1,18 +1,17 @@
 """From ``optuna.search_space`` to the keys that a trial varies, and from a trial's values back to a run config."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from himalaya_adapter import stream_metrics
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.keys import leaf_keys
+from himalaya_adapter.experiments.keys import flattened, put
 from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.experiments.schema import parse
 from himalaya_adapter.experiments.search_config import OptunaConfig, SearchRange, searched_key
 from himalaya_adapter.experiments.validation import check_run
 
@@ -46,13 +45,6 @@ class SearchedKey:
         choices = self.values.choices
         return next(one for one in choices if _stored(one) == stored) if choices is not None else stored
 
-    def outermost(self) -> Sequence[Any]:
-        """The values that must all be possible: the ends of a range, or every choice."""
-        if self.values.choices is not None:
-            return self.values.choices
-        number = int if self.values.type == "int" else float
-        return [number(cast(float, end)) for end in (self.values.low, self.values.high)]
-
 
 def searched_keys(run: RunConfig) -> list[SearchedKey]:
     """The hyper-parameters of a run whose ranges are known to make sense.
@@ -66,7 +58,7 @@ def searched_keys(run: RunConfig) -> list[SearchedKey]:
             f"run '{run.run_id}' has no optuna.search_space, so there is nothing to search; for example "
             "optuna.search_space.learning_rate='{type: loguniform, low: 1e-5, high: 1e-2}'"
         )
-    keys = [key for key in leaf_keys(OmegaConf.structured(run)) if not key.startswith("optuna.")]
+    keys = [key for key in flattened(asdict(run)) if not key.startswith("optuna.")]
     found: dict[str, SearchedKey] = {}
     for name, values in run.optuna.search_space.items():
         key = searched_key(name, keys)
@@ -78,7 +70,7 @@ def searched_keys(run: RunConfig) -> list[SearchedKey]:
             raise HimalayaError(f"optuna.search_space.{name} means {key}, which a search sets itself: delete it")
         found[key] = SearchedKey(name, key, values, _distribution(values))
     for searched in found.values():
-        for value in searched.outermost():
+        for value in searched.values.outermost():
             try:
                 with_values(run, {searched.key: value})
             except HimalayaError as error:
@@ -113,13 +105,10 @@ def with_values(run: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     Raises:
         HimalayaError: A value of the wrong type, or one that `check_run` refuses.
     """
-    config = OmegaConf.structured(run)
+    content = asdict(run)
     for key, value in values.items():
-        try:
-            OmegaConf.update(config, key, value, merge=False)
-        except OmegaConfBaseException as error:
-            raise HimalayaError(f"{key}={value}: {str(error).splitlines()[0]}") from error
-    changed = cast(RunConfig, OmegaConf.to_object(config))
+        put(content, key, value)
+    changed = parse(RunConfig, content, f"run '{run.run_id}'")
     check_run(changed)
     return changed
 

@@ -15,9 +15,9 @@ SMALL_PLAN: dict[str, Any] = {
         "experiment_summary": "Learn 6 tasks.",
         "evaluation_metrics": ["BLEU", "Average forgetting"],
         "proposed_method": "HIMALAYA: an adapter.",
-        "comparative_methods": ["LoRA-8 (low rank)"],
-        "models_to_use": ["SmolLM2-135M"],
-        "datasets_to_use": ["Demo Stream 6"],
+        "comparative_methods": ["LoRA (low rank)"],
+        "models_to_use": ["smollm2-135m"],
+        "datasets_to_use": ["demo_stream_6"],
         "hyperparameters_to_search": {"learning_rate": "1e-3-1e-1"},
     },
 }
@@ -25,7 +25,7 @@ SMALL_PLAN: dict[str, Any] = {
 
 @pytest.fixture
 def known() -> Catalogue:
-    return Catalogue(("demo_stream_6", "continual_task_stream_25"), {"smollm2-135m": None, "owner/Llama-7b": "abc"})
+    return Catalogue(("demo_stream_6", "continual_task_stream_25"), ("smollm2-135m", "owner/Llama-7b"))
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
-"""From an experiment plan to run configs: by rules, or drafted by a language model and judged by the schema."""
+"""From an experiment plan to run configs: by its fields, or drafted by a language model and judged by the schema."""
 
 from .drafting import draft_configs
-from .generation import generate_configs
+from .generation import Catalogue, generate_configs
 from .plan import Plan, read_plan
-from .plan_words import Catalogue
 from .run_files import RunText, check_file, write_configs
 
 __all__ = [

@@ -4,19 +4,17 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
 from urllib.parse import urlsplit
 
-from omegaconf import OmegaConf
-
+from himalaya_adapter.documents import parse_document
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.key_table import run_keys
+from himalaya_adapter.experiments.keys import flattened
+from himalaya_adapter.experiments.plans.generation import Catalogue, Fixed, fixed_values
 from himalaya_adapter.experiments.plans.plan import Plan
-from himalaya_adapter.experiments.plans.plan_words import Catalogue
-from himalaya_adapter.experiments.plans.run_facts import RunFacts, run_facts
-from himalaya_adapter.experiments.plans.run_files import RunText, canonical, document_entries
+from himalaya_adapter.experiments.plans.run_files import RunText, canonical, document_entries, run_of_text
 from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.experiments.schema import keys_of
 
 ROUNDS = 4  # answers that are judged; who has not got it right by then is refused
 SECONDS = 300.0  # to wait for one answer
@@ -39,7 +37,7 @@ Other keys are refused. Leave out what the plan does not ask for; a key of anoth
 AGAIN = "These configs are not accepted:\n{errors}\nAnswer with the whole corrected JSON object and nothing else."
 
 
-def draft_configs(plan: Plan, known: Catalogue, url: str, model: str) -> list[RunText]:
+def draft_configs(plan: Plan, text: str, known: Catalogue, url: str, model: str) -> list[RunText]:
     """Let a language model write the run configs of a plan, and judge them as any others.
 
     What the judge says of an answer is sent back, at most `ROUNDS` answers in all. The key of the service is read
@@ -47,6 +45,7 @@ def draft_configs(plan: Plan, known: Catalogue, url: str, model: str) -> list[Ru
 
     Args:
         plan: The plan.
+        text: As it is written.
         known: What the higher floors know by name.
         url: The endpoint's base URL, such as ``http://localhost:8000/v1``.
         model: The model's name there.
@@ -55,11 +54,8 @@ def draft_configs(plan: Plan, known: Catalogue, url: str, model: str) -> list[Ru
         HimalayaError: The plan's runs cannot be read, the extra ``draft`` is not installed, the endpoint does not
             answer, or no answer was accepted.
     """
-    try:
-        runs = run_facts(plan, known)
-    except HimalayaError as error:
-        raise HimalayaError(f"plan {plan.path}: {error}") from error
-    messages = [{"role": "user", "content": prompt(plan, runs)}]
+    runs = fixed_values(plan, known)
+    messages = [{"role": "user", "content": prompt(text, runs)}]
     errors: list[str] = []
     for _ in range(ROUNDS):
         answer = _ask(messages, url, model)
@@ -68,23 +64,21 @@ def draft_configs(plan: Plan, known: Catalogue, url: str, model: str) -> list[Ru
             return configs
         messages += [{"role": "assistant", "content": answer}]
         messages += [{"role": "user", "content": AGAIN.format(errors="\n".join(f"- {one}" for one in errors))}]
-    raise HimalayaError(
-        f"plan {plan.path}: {model} gave no valid run configs in {ROUNDS} answers; {'; '.join(errors)}"
-    )
+    raise HimalayaError(f"{model} gave no valid run configs in {ROUNDS} answers; {'; '.join(errors)}")
 
 
-def prompt(plan: Plan, runs: list[RunFacts]) -> str:
+def prompt(plan: str, runs: list[Fixed]) -> str:
     """What the language model is asked: the plan, its runs, and the schema's keys with what they take."""
     keys = [
         f"{key.path}: {key.expected}. {key.meaning} Default: {key.default}."
-        for key in run_keys().values()
+        for key in keys_of(RunConfig).values()
         if not key.section
     ]
     listed = [json.dumps(dict(facts.values), ensure_ascii=False) for facts in runs]
-    return TASK.format(keys="\n".join(keys), runs="\n".join(listed), plan=plan.text)
+    return TASK.format(keys="\n".join(keys), runs="\n".join(listed), plan=plan)
 
 
-def judge(answer: str, runs: list[RunFacts]) -> tuple[list[RunText], list[str]]:
+def judge(answer: str, runs: list[Fixed]) -> tuple[list[RunText], list[str]]:
     """The run configs of an answer in their written form, in the plan's order, or what is wrong with them."""
     fenced = FENCED.fullmatch(answer)
     try:
@@ -94,28 +88,22 @@ def judge(answer: str, runs: list[RunFacts]) -> tuple[list[RunText], list[str]]:
     except HimalayaError as error:
         return [], [str(error)]
     configs, errors = [], []
-    planned = [facts.run.run_id for facts in runs]
+    planned = [facts.run_id for facts in runs]
     errors += [f"run_id '{name}' is none of the plan's" for name in entries if name not in planned]
     for facts in runs:
-        name = facts.run.run_id
+        name = facts.run_id
         if name not in entries:
             errors.append(f"run '{name}' is missing")
             continue
         try:
-            config, run = canonical(entries[name])
-            _check_facts(run, facts.values)
-            configs.append(config)
+            given = flattened(asdict(run_of_text(entries[name])))
+            for key, value in facts.values.items():
+                if given.get(key) != value:
+                    raise HimalayaError(f"{key}={given.get(key)}: the plan has {value}")
+            configs.append(canonical(name, parse_document(entries[name].text, name)))
         except HimalayaError as error:
             errors.append(f"run '{name}': {error}")
     return configs, errors
-
-
-def _check_facts(run: RunConfig, values: Mapping[str, Any]) -> None:
-    given = OmegaConf.structured(run)
-    for key, value in values.items():
-        found = OmegaConf.select(given, key)
-        if found != value and not (key == "dataset.tokenizer" and found is None):
-            raise HimalayaError(f"{key}={found}: the plan has {value}")
 
 
 def _ask(messages: list[dict[str, str]], url: str, model: str) -> str:

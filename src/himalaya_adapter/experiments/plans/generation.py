@@ -1,172 +1,207 @@
-"""From a plan to run configs by rules.
+"""From a plan to run configs. The origin of every value is told: a field, ``settings``, a range, or a default."""
 
-Every value comes from the first of these that gives it: the run's ``settings``, the design's ``settings``, the other
-fields, the patterns of `prose`, ``conf/plan_defaults.yaml``.
-"""
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, cast
+from peft import PeftType
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from himalaya_adapter.documents import read_document
+from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.experiments.composition import CONF
+from himalaya_adapter.experiments.keys import flattened, nested
+from himalaya_adapter.experiments.plans.plan import Design, Plan, PlannedRun
+from himalaya_adapter.experiments.plans.ranges import key_by_name, read_range, searchable_keys
+from himalaya_adapter.experiments.plans.run_files import RunText, canonical, run_of
+from himalaya_adapter.experiments.schema import REQUIRED, Key
+from himalaya_adapter.experiments.search_config import SearchRange, searched_key
+from himalaya_adapter.registry import METHODS, method_row
 
-from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.key_table import key_named, run_keys
-from himalaya_adapter.experiments.plans.key_names import key_by_name, keys_by_name, search_name
-from himalaya_adapter.experiments.plans.method_defaults import (
-    SPACE,
-    default_values,
-    method_keys,
-    own_ranges,
-    schema_keys,
-)
-from himalaya_adapter.experiments.plans.plan import Plan
-from himalaya_adapter.experiments.plans.plan_words import Catalogue, read_hardware, read_metrics
-from himalaya_adapter.experiments.plans.prose import METHOD_PATTERNS, SUMMARY_PATTERNS, read_languages, read_prose
-from himalaya_adapter.experiments.plans.ranges import centred, range_entry, range_values, read_range
-from himalaya_adapter.experiments.plans.run_facts import DESIGN, RunFacts, run_facts
-from himalaya_adapter.experiments.plans.run_files import RunText, canonical, closed, nested_text, run_of_text
-from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.experiments.search_config import SearchRange
-from himalaya_adapter.experiments.validation import check_run
-
-SETTINGS, SEARCH = f"{DESIGN}.settings", f"{DESIGN}.hyperparameters_to_search"
-OPTIONS = "model.adapter.options"
-Held = TypeVar("Held")
-Ranges = Mapping[str, tuple[str, SearchRange]]  # key -> the plan's name for it, its range
+DEFAULTS = CONF / "plan_defaults.yaml"
+DEFAULT, UNWRITTEN = "default", "default of the schema"
+DESIGN = "experimental_design"
+SEARCH = f"{DESIGN}.hyperparameters_to_search"
+OPTIONS = "model.adapter.options."
+EWC = "model.adapter.ewc_lambda"
+NAME = re.compile(r"[\w-]+")
 
 
-def generate_configs(plan: Plan, known: Catalogue) -> list[RunText]:
-    """One valid run config for every run of a plan; the same plan gives the same texts.
+@dataclass(frozen=True)
+class Catalogue:
+    """What the higher floors know by name.
 
-    Raises:
-        HimalayaError: What in the plan cannot be read, by its field.
+    Args:
+        streams: Names of the packaged streams.
+        backbones: Names of the catalogue's backbones.
     """
-    try:
-        runs = run_facts(plan, known)
-        own = [_own_settings(facts) for facts in runs]
-        keys = [[*dict.fromkeys([*method_keys(one.method.type), *mine])] for one, mine in zip(runs, own, strict=True)]
-        every = list(dict.fromkeys(key for held in keys for key in held))
-        settings = {key: plan.settings[name] for key, name in _keys(plan.settings, every, SETTINGS).items()}
-        values = {key: value for one in runs for key, value in default_values(one.method.type).items()}
-        ranges = _ranges(plan, every, {key: value for one in (values, *own) for key, value in one.items()})
-        return [
-            _config(plan, facts, held, {**_held(settings, held), **mine}, _held(ranges, held))
-            for facts, held, mine in zip(runs, keys, own, strict=True)
-        ]
-    except HimalayaError as error:
-        raise HimalayaError(f"plan {plan.path}: {error}") from error
+
+    streams: tuple[str, ...]
+    backbones: tuple[str, ...]
 
 
-def _own_settings(facts: RunFacts) -> dict[str, Any]:
-    """The settings of one run; they may name any option of its method (``model.adapter.options.NAME``)."""
-    given, options = facts.run.settings, [name for name in facts.run.settings if name.startswith(f"{OPTIONS}.")]
-    keys = _keys(given, [*method_keys(facts.method.type), *options], f"{facts.where}.settings")
-    return {key: given[name] for key, name in keys.items()}
+@dataclass(frozen=True)
+class Fixed:
+    """What a plan's fields and settings say of one run: values by keys, each with its origin."""
+
+    run_id: str
+    method: str
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
 
 
-def _ranges(plan: Plan, keys: list[str], values: Mapping[str, Any]) -> Ranges:
-    """The plan's ranges; what a key's range holds follows from the schema, or for an option from a value of it."""
-    given = plan.hyperparameters_to_search
-    ranges = {}
-    for key, name in _keys(given, keys, SEARCH).items():
-        known = run_keys().get(key)
-        whole = known.expected.startswith("a whole number") if known else type(values.get(key)) is int
-        ranges[key] = name, read_range(given[name], key, whole=whole, where=f"{SEARCH}.{name}")
-    return ranges
-
-
-def _keys(names: Iterable[str], keys: list[str], where: str) -> dict[str, str]:
-    """The keys that names stand for, each with its name."""
-    found: dict[str, str] = {}
-    for name in names:
-        key = _key(name, keys, where)
-        if key in found:
-            raise HimalayaError(f"{where}: '{found[key]}' and '{name}' both stand for {key}")
-        found[key] = name
-    return found
-
-
-def _key(name: str, keys: list[str], where: str) -> str:
-    """The key of a name among those of the plan's runs; a key of another method is told from an unknown one."""
-    elsewhere = keys_by_name(name, [key for key in schema_keys() if key not in keys])
-    if len(elsewhere) == 1 and not keys_by_name(name, keys):
-        raise HimalayaError(f"{where}.{name} stands for {elsewhere[0]}, which no run here takes from it")
-    return key_by_name(name, keys, where)
-
-
-def _held(values: Mapping[str, Held], keys: list[str]) -> dict[str, Held]:
-    return {key: value for key, value in values.items() if key in keys}
-
-
-def _config(plan: Plan, facts: RunFacts, keys: list[str], told: Mapping[str, Any], ranges: Ranges) -> RunText:
-    """One run's config.
+def generate_configs(plan: Plan, known: Catalogue, *, strict: bool = False) -> list[RunText]:
+    """One valid run config for every run of a plan; the same plan gives the same texts.
 
     Args:
         plan: The plan.
-        facts: The run.
-        keys: The keys that the run takes from the plan.
-        told: Values of its settings, and of the plan's.
-        ranges: The plan's ranges of its keys.
+        known: What the higher floors know by name.
+        strict: Refuse a value that the plan does not give.
+
+    Raises:
+        HimalayaError: What in the plan cannot be read, by its field; with ``strict`` the keys that it leaves open.
     """
-    said, direction = _said(plan, facts, keys, told)
-    defaults = {key: value for key, value in default_values(facts.method.type).items() if value is not None}
-    values = {**defaults, "optuna.direction": direction, **said}
-    if ranges:  # a plan that searches is joined by what the method adds; one that does not gets no search
-        mine = {key_by_name(name, keys, SEARCH): (name, one) for name, one in own_ranges(facts.method.type).items()}
-        ranges = {**ranges, **{key: named for key, named in mine.items() if key not in ranges}}
-    else:
+    design = plan.experimental_design
+    ranges: dict[str, tuple[str, SearchRange]] = {}
+    for name, value in design.hyperparameters_to_search.items():
+        key = key_by_name(name, SEARCH)
+        if key in ranges:
+            raise HimalayaError(f"{SEARCH}: '{ranges[key][0]}' and '{name}' both stand for {key}")
+        ranges[key] = name, read_range(value, key, f"{SEARCH}.{name}")
+    return [_config(fixed, ranges, strict) for fixed in fixed_values(plan, known)]
+
+
+def fixed_values(plan: Plan, known: Catalogue) -> list[Fixed]:
+    """What a plan's fields and settings say of each of its runs, in its order.
+
+    Raises:
+        HimalayaError: A method, model or dataset that the plan does not list or that nobody knows.
+    """
+    design, runs = plan.experimental_design, plan.experiment_runs
+    if runs is None:
+        return [_fixed(design, DESIGN, run, known) for run in _implied_runs(design)]
+    return [_fixed(design, f"experiment_runs[{number}]", run, known) for number, run in enumerate(runs)]
+
+
+def _implied_runs(design: Design) -> list[PlannedRun]:
+    """Every method on every model and dataset, named as the source names its runs."""
+    methods = ["proposed", *(f"comparative-{number + 1}" for number in range(len(design.comparative_methods)))]
+    runs = []
+    for method in methods:
+        for model in design.models_to_use:
+            for dataset in (*design.datasets_to_use,) or (None,):
+                names = [model] if dataset is None else [model, dataset]
+                safe = (re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-") for name in names)
+                runs.append(PlannedRun("-".join([method, "iter1", *safe]), method, model, dataset))
+    for run_id, count in Counter(run.run_id.casefold() for run in runs).items():
+        if count > 1:
+            raise HimalayaError(f"{DESIGN} gives {count} runs the run_id '{run_id}': name them in experiment_runs")
+    return runs
+
+
+def _fixed(design: Design, where: str, run: PlannedRun, known: Catalogue) -> Fixed:
+    texts = {"proposed": design.proposed_method}
+    texts |= {f"comparative-{place + 1}": text for place, text in enumerate(design.comparative_methods)}
+    if run.method not in texts:
+        raise unknown_name(f"{where}.method", run.method, texts)
+    if run.model not in design.models_to_use:
+        raise unknown_name(f"{where}.model", run.model, design.models_to_use)
+    if run.dataset is not None and run.dataset not in design.datasets_to_use:
+        raise unknown_name(f"{where}.dataset", run.dataset, design.datasets_to_use)
+    only = design.datasets_to_use[0] if len(design.datasets_to_use) == 1 else None
+    name = NAME.match(texts[run.method])
+    fields = {
+        "run_id": run.run_id,
+        "method": run.method.partition("-")[0],
+        "method_name": name[0] if name else run.method,
+        "model.adapter.type": (name[0] if name else "").upper(),
+        "model.backbone.name": run.model,
+        "dataset.name": run.dataset or only,
+    }
+    settable = [*searchable_keys(), "optuna.direction", "optuna.n_trials", "optuna.stream"]
+    values, origins = dict(fields), dict.fromkeys(fields, where)
+    for settings, origin in ((design.settings, f"{DESIGN}.settings"), (run.settings, f"{where}.settings")):
+        given = flattened(settings)
+        method = str(given.get("model.adapter.type", values["model.adapter.type"])).upper()
+        for key, value in given.items():
+            if key not in settable and not key.startswith(OPTIONS):
+                raise unknown_name(f"key in {origin}", key, settable)
+            if origin != f"{DESIGN}.settings" or _takes(method, key):
+                values[key], origins[key] = value, origin
+    method = str(values["model.adapter.type"]).upper()
+    methods = [kind.value for kind in PeftType]
+    if method not in methods:
+        raise unknown_name(f"method in {where}", str(values["model.adapter.type"]), methods)
+    stream, backbone = str(values["dataset.name"]), str(values["model.backbone.name"])
+    if stream not in known.streams and not Path(stream).is_file():
+        raise unknown_name(f"stream in {DESIGN}.datasets_to_use of {where}", stream, known.streams)
+    if (
+        backbone not in known.backbones
+        and not re.fullmatch(r"[\w.-]+/[\w.-]+", backbone)
+        and not Path(backbone).is_dir()
+    ):
+        raise unknown_name(f"backbone of {where}", backbone, known.backbones)
+    return Fixed(run.run_id, method, values, origins)
+
+
+def _takes(method: str, key: str) -> bool:
+    """Whether a key may stand in a run of a method: it is nobody's, or the method's."""
+    if key == EWC:
+        return not method_row(method).protects_itself
+    owners = [row.type for row in METHODS.values() if key in row.keys]
+    # A run of HIMALAYA with a key that only HIMALAYA_STRICT has is learnt by that.
+    return not owners or method in owners or (method == "HIMALAYA" and "HIMALAYA_STRICT" in owners)
+
+
+def _config(fixed: Fixed, ranges: Mapping[str, tuple[str, SearchRange]], strict: bool) -> RunText:
+    defaults = {**flattened(_defaults()["all"]), **flattened(_defaults().get(fixed.method, {}))}
+    values = {key: value for key, value in {**defaults, **fixed.values}.items() if value is not None}
+    origins = {key: fixed.origins.get(key, DEFAULT) for key in values}
+    here = f"run '{fixed.run_id}'"
+    run_of(nested(values), here)
+    space: dict[str, Any] = {}
+    for key, (name, one) in ranges.items():
+        if not _takes(fixed.method, key) or (key.startswith(OPTIONS) and key not in values):
+            continue
+        for end in one.outermost():
+            run_of(nested({**values, key: end}), f"{SEARCH}.{name} holds {end!r}, {here}")
+        if origins.get(key, DEFAULT) == DEFAULT:
+            values[key], origins[key] = one.nearest(values.get(key)), f"{SEARCH}.{name}"
+        written = f"optuna.search_space.{_search_name(name, key, list(dict.fromkeys([*searchable_keys(), *values])))}"
+        space[written] = {entry: value for entry, value in asdict(one).items() if value is not None}
+        origins[written] = f"{SEARCH}.{name}"
+    if not space:  # a plan that does not search gets no search
         values = {key: value for key, value in values.items() if not key.startswith("optuna.")}
-    name = facts.run.run_id
-    try:
-        config = OmegaConf.structured(run_of_text(closed(RunText(name, nested_text(values)))))
-        for key, (plan_name, one) in ranges.items():
-            _check_range(config, key, one, f"{SEARCH}.{plan_name}")
-        values |= {key: centred(one, values.get(key)) for key, (_, one) in ranges.items() if key not in said}
-        return canonical(RunText(name, nested_text({**values, **_space(ranges, values)})))[0]
-    except HimalayaError as error:
-        raise HimalayaError(f"run '{name}': {error}") from error
+    left_open = [key for key in values if origins[key] == DEFAULT]
+    if strict and left_open:
+        raise HimalayaError(f"{here}: the plan does not give {', '.join(left_open)}: give them in settings")
+    values |= space
+    rows = [(key, value, origins[key]) for key, value in values.items()]
+    rows += [(key, one.default, UNWRITTEN) for key, one in searchable_keys().items() if _is_open(one, values)]
+    return canonical(fixed.run_id, nested(values), rows)
 
 
-def _space(ranges: Ranges, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The search space, by keys."""
-    keys = [*schema_keys(), *(key for key in values if key.startswith(f"{OPTIONS}."))]
-    return {
-        f"{SPACE}.{search_name(name, key, keys)}.{entry}": value
-        for key, (name, one) in ranges.items()
-        for entry, value in range_entry(one).items()
-    }
+def _is_open(key: Key, values: Mapping[str, Any]) -> bool:
+    """Whether a run takes a key's value from the schema."""
+    return key.path not in values and key.default not in (None, {}, REQUIRED)
 
 
-def _said(plan: Plan, facts: RunFacts, keys: list[str], told: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """What the plan says of a run, by keys, and the direction of its search."""
-    metrics, direction = read_metrics(plan)
-    fields = {**facts.values, **facts.method.values, **metrics, **read_hardware(plan.gpu, plan.vram)}
-    patterns = tuple(pattern for pattern in METHOD_PATTERNS if pattern.key in keys)
-    given = {**fields, **told}
-    prose = {
-        **read_prose(plan.experiment_summary, SUMMARY_PATTERNS, given, f"{DESIGN}.experiment_summary"),
-        **read_prose(facts.method_text, patterns, given, facts.method_field),
-    }
-    languages = read_languages(plan.experiment_summary)
-    if languages:
-        prose["dataset.languages"] = languages
-    if "evaluation.secondary_metric" not in given:
-        prose.pop("evaluation.cpu_latency_device", None)  # the device of that metric
-    return {**prose, **fields, **told}, direction
+def _search_name(name: str, key: str, keys: list[str]) -> str:
+    """The name under which a search space holds a key: the plan's own if it is an end of the key's path, else the
+    shortest end that stands for this key alone."""
+    parts = key.split(".")
+    ends = ["_".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
+    for end in ([name] if name in ends else []) + ends:
+        with contextlib.suppress(HimalayaError):  # several keys end like this
+            if searched_key(end, keys) == key:
+                return end
+    return key
 
 
-def _check_range(run: DictConfig, key: str, values: SearchRange, where: str) -> None:
-    """Check that the run with each choice or end of a range is a valid run."""
-    before = OmegaConf.select(run, key)
-    for value in range_values(values):
-        try:
-            OmegaConf.update(run, key, value, force_add=True)
-            check_run(cast(RunConfig, OmegaConf.to_object(run)))
-        except OmegaConfBaseException as error:
-            expected = key_named(key)
-            reason = f"expected {expected.expected}" if expected else str(error).splitlines()[0]
-            raise HimalayaError(f"{where} holds {value!r}: {key}: {reason}") from error
-        except HimalayaError as error:
-            raise HimalayaError(f"{where} holds {value!r}: {error}") from error
-    OmegaConf.update(run, key, before)
+@cache
+def _defaults() -> Mapping[str, Any]:
+    return read_document(DEFAULTS)

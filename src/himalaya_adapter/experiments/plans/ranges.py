@@ -1,119 +1,87 @@
-"""The ranges of ``hyperparameters_to_search``: ``1e-5-3e-4``, ``4,8,16``, or a mapping of type, low and high."""
+"""The ranges of ``hyperparameters_to_search``: which key a name means, and which values."""
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 from typing import Any
 
+from himalaya_adapter.documents import parse_document
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.experiments.search_config import OptunaConfig, SearchRange, check_search
+from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.experiments.schema import Key, keys_of, parse
+from himalaya_adapter.experiments.search_config import SearchRange
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-RANGE = re.compile(rf"\[?\s*({NUMBER})\s*(?:-|–|—|to|\.\.)\s*({NUMBER})\s*\]?")
-LOGARITHMIC_WORDS = {"rate", "lambda"}  # learning rates and strengths of a penalty
+RANGE = re.compile(rf"\s*({NUMBER})\s*(?:-|–|to|\.\.)\s*({NUMBER})\s*")
 WIDE = 10.0  # from this quotient of the ends on, a range is drawn on a logarithmic scale
 
 
-def read_range(value: Any, key: str, *, whole: bool, where: str) -> SearchRange:
+def searchable_keys() -> dict[str, Key]:
+    """The keys of a run config that a search may vary."""
+    keys = keys_of(RunConfig).items()
+    return {path: key for path, key in keys if not key.section and not path.startswith("optuna.")}
+
+
+def key_by_name(name: str, where: str) -> str:
+    """The one key that a name stands for.
+
+    The key itself or the end of its path, with ``_`` for dots (``kd_tree_fanout``); else a name with all words of the
+    key's last part, and others only of its path or of the choices beside it (``tau_similarity_threshold``;
+    ``adamw_weight_decay``, as adamw is a choice of ``training.optimizer``).
+
+    Raises:
+        HimalayaError: No key, or several.
+    """
+    keys = searchable_keys()
+    if name.startswith("model.adapter.options."):
+        return name
+    found = [key for key in keys if f".{key}".replace(".", "_").endswith(f"_{name.replace('.', '_')}")]
+    found = found or [
+        key for key in keys if _words(key.rpartition(".")[2]) <= _words(name) <= _words(key) | _beside(key)
+    ]
+    if not found:
+        raise unknown_name(f"key in {where}", name, keys)
+    if len(found) > 1:
+        raise HimalayaError(f"{where}.{name} may mean {' or '.join(found)}: write more of the key")
+    return found[0]
+
+
+def read_range(value: Any, key: str, where: str) -> SearchRange:
     """Read a range.
 
     Args:
-        value: ``a-b`` (also ``a–b``, ``a to b``, ``a..b``), a list or comma list of choices, or a mapping with the
-            fields of a range of the search space.
-        key: The key that it is for. Learning rates and λs, and ranges whose ends lie a factor 10 apart, are drawn on
-            a logarithmic scale if both ends are above 0.
-        whole: Whether the key takes whole numbers.
+        value: ``low-high`` (also ``low–high``, ``low to high``, ``low..high``), choices in a list or with commas
+            between them, or the entry of a search space.
+        key: The key that it is for; one of whole numbers is drawn from them. If the ends lie a factor 10 or more apart
+            and above 0, it is drawn on a logarithmic scale.
         where: The field, for the message.
 
     Raises:
-        HimalayaError: Anything else, or a range that holds no value.
+        HimalayaError: Anything else.
     """
     if isinstance(value, Mapping):
-        found = _from_mapping(value, where)
-    elif isinstance(value, list):
-        found = SearchRange("categorical", choices=[_value(choice) for choice in value])
-    elif isinstance(value, str) and "," in value:
-        found = SearchRange("categorical", choices=[_value(choice) for choice in value.strip("[] ").split(",")])
-    elif isinstance(value, str) and (ends := RANGE.fullmatch(value.strip())):
-        found = _from_ends(float(ends[1]), float(ends[2]), key, whole)
-    else:
+        return parse(SearchRange, value, where)
+    ends = RANGE.fullmatch(value) if isinstance(value, str) else None
+    if ends:
+        low, high = float(ends[1]), float(ends[2])
+        known, wide = searchable_keys().get(key), low > 0 and high / low >= WIDE
+        if known and known.expected.startswith("a whole number"):
+            return SearchRange("int", low, high, log=True if wide else None)
+        return SearchRange("loguniform" if wide else "uniform", low, high)
+    choices = parse_document(f"[{value}]", where) if isinstance(value, str) and "," in value else value
+    if not isinstance(choices, list):
         raise HimalayaError(
             f"{where} is {value!r}; expected low-high (1e-5-3e-4), choices (4,8,16) or a mapping with type, low and "
-            f"high; a single value belongs to settings"
+            "high; a single value belongs to settings"
         )
-    try:
-        check_search(OptunaConfig(search_space={"range": found}), "", ["range"])
-    except HimalayaError as error:
-        raise HimalayaError(f"{where} is {_short(value)}: {str(error).partition(': ')[2]}") from error
-    return found
+    return SearchRange("categorical", choices=choices)
 
 
-def centred(values: SearchRange, value: Any) -> Any:
-    """``value`` if the range holds it, else the range's centre: of a logarithmic scale the geometric mean, of choices
-    the middle one, the lower of two."""
-    if values.choices is not None:
-        return value if value in values.choices else values.choices[(len(values.choices) - 1) // 2]
-    assert values.low is not None
-    assert values.high is not None
-    if value is not None and values.low <= value <= values.high:
-        return value
-    logarithmic = values.type == "loguniform" or values.log
-    centre = math.sqrt(values.low * values.high) if logarithmic else (values.low + values.high) / 2
-    # Two digits are what a person would write; they stay inside, as the centre is not near an end.
-    rounded = float(f"{centre:.2g}")
-    centre = rounded if values.low <= rounded <= values.high else centre
-    return round(centre) if values.type == "int" else centre
+def _words(name: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[^\W_]+", name.casefold()))
 
 
-def range_values(values: SearchRange) -> list[Any]:
-    """The choices of a range, or its ends."""
-    if values.choices is not None:
-        return values.choices
-    return [int(end) if values.type == "int" else end for end in (values.low, values.high) if end is not None]
-
-
-def range_entry(values: SearchRange) -> dict[str, Any]:
-    """The range as an entry of ``optuna.search_space``, without what it leaves open."""
-    return {name: value for name, value in asdict(values).items() if value is not None}
-
-
-def _from_ends(low: float, high: float, key: str, whole: bool) -> SearchRange:
-    named = bool(LOGARITHMIC_WORDS & set(re.split(r"[._]", key)))
-    logarithmic = low > 0 and (named or high / low >= WIDE)
-    if whole:
-        return SearchRange("int", low, high, log=True if logarithmic else None)
-    return SearchRange("loguniform" if logarithmic else "uniform", low, high)
-
-
-def _from_mapping(value: Mapping[Any, Any], where: str) -> SearchRange:
-    known = [one.name for one in fields(SearchRange)]
-    for name in value:
-        if name not in known:
-            raise unknown_name(f"key in {where}", str(name), known)
-    given = dict(value)
-    for name in ("low", "high", "step"):
-        number = given[name] = _value(given.get(name))
-        if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
-            raise HimalayaError(f"{where}.{name} is {number!r}; expected a number")
-    if given.get("log") is not None and not isinstance(given["log"], bool):
-        raise HimalayaError(f"{where}.log is {given['log']!r}; expected true or false")
-    if given.get("choices") is not None:
-        if not isinstance(given["choices"], list):
-            raise HimalayaError(f"{where}.choices is {given['choices']!r}; expected a list")
-        given["choices"] = [_value(choice) for choice in given["choices"]]
-    return SearchRange(**given)
-
-
-def _value(value: Any) -> Any:
-    """A number where a text is one (``4``, ``2e-4``), else the value as it is."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    if re.fullmatch(r"[+-]?\d+", text):
-        return int(text)
-    return float(text) if re.fullmatch(NUMBER, text) else text
-
-
-def _short(value: Any) -> str:
-    return str(dict(value)) if isinstance(value, Mapping) else repr(value)
+def _beside(path: str) -> frozenset[str]:
+    keys = searchable_keys().items()
+    return frozenset(
+        str(one) for other, key in keys if other.rpartition(".")[0] == path.rpartition(".")[0] for one in key.choices
+    )

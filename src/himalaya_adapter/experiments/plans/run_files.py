@@ -4,24 +4,21 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
+from himalaya_adapter.documents import parse_document, read_document, without_interpolations
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.composition import compose_run
-from himalaya_adapter.experiments.plans.plan import read_document
 from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.experiments.schema import parse
 from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.storage import write_atomic
 
 DOCUMENT = "run_configs"  # the name of the source's document, of its one key, and of its file
 FIELDS = ("run_id", "run_config_yaml")
-LONGEST_NAME = 200  # bytes; file systems take 255, and a run's folder holds files named after it
 
 
 @dataclass(frozen=True)
@@ -31,33 +28,26 @@ class RunText:
     Args:
         run_id: The run.
         text: YAML.
+        origins: Every key with its value and where that comes from.
     """
 
     run_id: str
     text: str
+    origins: Sequence[tuple[str, Any, str]] = ()
 
 
 def check_file(path: Path) -> None:
     """Check a run config, or every one of a document ``{"run_configs": [{"run_id", "run_config_yaml"}]}``.
 
     Raises:
-        HimalayaError: What is wrong: the key, what was found, what is allowed; without the name of the file.
+        HimalayaError: What is wrong: the key, what was found, what is allowed.
     """
-    content = None
-    try:
-        _, content = read_document(path)
-    except HimalayaError:
-        if path.suffix.lower() == ".json" or not path.is_file():
-            raise  # else the config's own reader says what is wrong
+    content = read_document(path)
     if isinstance(content, Mapping) and DOCUMENT in content:
-        for number, entry in enumerate(document_entries(content)):
-            here = f"{DOCUMENT}[{number}] '{entry.run_id}'"
-            try:
-                run_of_text(entry)
-            except HimalayaError as error:
-                raise HimalayaError(f"{here}: {error}") from error
-        return
-    _judged(path)
+        for entry in document_entries(content):
+            run_of_text(entry)
+    else:
+        run_of(content, "the run config")
 
 
 def document_entries(content: Any) -> list[RunText]:
@@ -80,47 +70,42 @@ def document_entries(content: Any) -> list[RunText]:
 
 
 def run_of_text(config: RunText) -> RunConfig:
-    """The run of a config, composed and checked just as one of a file.
+    """The run of a config, checked just as one of a file.
 
     Raises:
         HimalayaError: What is wrong with it.
     """
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "run.yaml"
-        path.write_text(config.text, encoding="utf-8")
-        run = _judged(path)
+    here = f"run '{config.run_id}'"
+    run = run_of(parse_document(config.text, here), here)
     if run.run_id != config.run_id:
         raise HimalayaError(f"run_id={run.run_id}: expected {config.run_id}, under which it is listed")
     return run
 
 
-def closed(config: RunText) -> RunText:
-    """A config that says all its values itself.
+def run_of(content: Any, here: str) -> RunConfig:
+    """The run of a config's content, checked.
 
     Raises:
-        HimalayaError: It asks for one from elsewhere (``${…}``), such as the environment. Plans and drafts come from
-            others, and what they make is given to others.
+        HimalayaError: What is wrong with it.
     """
-    if "${" in config.text:
-        raise HimalayaError("'${' asks for a value from elsewhere; write the value itself")
-    return config
+    run = parse(RunConfig, without_interpolations(content, here), here)
+    check_run(run)
+    return run
 
 
-def canonical(config: RunText) -> tuple[RunText, RunConfig]:
-    """A config in its written form, and its run: the same keys with their typed values in the order of the schema.
+def canonical(run_id: str, content: Mapping[str, Any], origins: Sequence[tuple[str, Any, str]] = ()) -> RunText:
+    """A config in its written form: its keys with their typed values in the order of the schema.
 
     A number is a number to every YAML reader (``1.0e-05``, as ``1e-5`` is text to YAML 1.1).
 
     Raises:
-        HimalayaError: The config is not valid, or not `closed`.
+        HimalayaError: The config is not valid.
     """
-    typed = OmegaConf.to_container(OmegaConf.structured(run_of_text(closed(config))))
-    given = _given(typed, yaml.safe_load(config.text))
+    given = _given(asdict(run_of(content, f"run '{run_id}'")), content)
     sections = [yaml.dump({key: value}, Dumper=_Dumper, **FORM) for key, value in given.items()]
     # A blank line before every section but the model's, as the source has it.
     text = "".join(f"\n{part}" if re.match(r"(?!model)\w+:\n", part) else part for part in sections)
-    written = RunText(config.run_id, text)
-    return written, run_of_text(written)
+    return RunText(run_id, text, origins)
 
 
 def write_configs(configs: Sequence[RunText], folder: Path, *, overwrite: bool) -> list[Path]:
@@ -135,31 +120,18 @@ def write_configs(configs: Sequence[RunText], folder: Path, *, overwrite: bool) 
         All paths; a file that has its content already is left as it is.
 
     Raises:
-        HimalayaError: A file has other content, or cannot be written. Then nothing is, unless the disk fails midway.
+        HimalayaError: A file has other content. Then nothing is written.
     """
     document = {DOCUMENT: [dict(zip(FIELDS, (config.run_id, config.text), strict=True)) for config in configs]}
     contents = {folder / f"{config.run_id}.yaml": config.text for config in configs}
     contents[folder / f"{DOCUMENT}.json"] = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    try:
-        for path in contents:
-            if len(path.name.encode()) > LONGEST_NAME:
-                raise HimalayaError(f"run_id {path.stem[:40]}… is too long for a file's name")
-        changed = [path for path in contents if not _holds(path, contents[path])]
-        kept = [path for path in changed if path.exists() or path.is_symlink()]
-        if kept and not overwrite:
-            raise HimalayaError(
-                f"{kept[0]} exists with other content; --overwrite replaces it, --output writes elsewhere"
-            )
-        for path in changed:
-            write_atomic(path, contents[path])
-    except OSError as error:
-        raise HimalayaError(f"cannot write to {folder}: {error.strerror or error}") from error
+    changed = [path for path in contents if not _holds(path, contents[path])]
+    kept = [path for path in changed if path.exists() or path.is_symlink()]
+    if kept and not overwrite:
+        raise HimalayaError(f"{kept[0]} exists with other content; --overwrite replaces it, --output writes elsewhere")
+    for path in changed:
+        write_atomic(path, contents[path])
     return list(contents)
-
-
-def nested_text(values: Mapping[str, Any]) -> str:
-    """Values by their dotted names as YAML."""
-    return yaml.dump(_nested(values), Dumper=_Dumper, **FORM)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -173,28 +145,6 @@ _Dumper.add_representer(
     list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
 )
 FORM: Mapping[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 10_000}
-
-
-def _judged(path: Path) -> RunConfig:
-    try:
-        run = compose_run([f"run={path}"]).run
-    except HimalayaError as error:
-        # Whoever calls knows the file; what is left is the key, what was found, what is allowed.
-        message = str(error).replace(f" of run '{path}'", "").replace(f"run '{path}': ", "")
-        raise HimalayaError(message.replace(f' in "{path}",', ",")) from error
-    check_run(run)
-    return run
-
-
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        section = nested
-        *parents, last = key.split(".")
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[last] = value
-    return nested
 
 
 def _given(typed: Any, given: Any) -> Any:

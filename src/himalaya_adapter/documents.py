@@ -1,0 +1,147 @@
+"""YAML and JSON that people write: read once, for runs, plans and streams alike, with one line for what is wrong."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from himalaya_adapter.errors import HimalayaError
+
+MOST_NODES = 200_000  # of a document with its aliases written out; a few lines of aliases can stand for more than fits
+DEEPEST = 40  # levels
+INTERPOLATION = "${"
+# What PyYAML raises: its own errors, and those of the constructors, such as ValueError of `2020-13-45` or `!!int x`.
+NOT_YAML = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which a key stands once, dates are text, and 2e-4 (no dot) is the number that its author means."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As PyYAML does; refuses a key that stands twice."""
+        once([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+        return super().construct_mapping(node, deep)
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[+-]?\d+[eE][+-]?\d+$"), list("+-0123456789"))
+
+
+def read_document(path: Path) -> Any:
+    """The content of a YAML or (``.json``) JSON file.
+
+    Raises:
+        HimalayaError: The file cannot be read or parsed, says a key twice, or is too large or too deep.
+    """
+    return parse_document(read_text(path), str(path), json_text=path.suffix.lower() == ".json")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        HimalayaError: It cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise HimalayaError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def parse_document(text: str, where: str, *, json_text: bool = False) -> Any:
+    """The content of a YAML or JSON text.
+
+    Args:
+        text: The text.
+        where: Where it stands, for the message.
+        json_text: Whether it is JSON.
+
+    Raises:
+        HimalayaError: As `read_document`.
+    """
+    try:
+        if json_text:
+            content = json.loads(text, object_pairs_hook=_object)
+            _check_depth(content, 0)
+            return content
+        loader = Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _written_out(node, {}, 0)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except NOT_YAML as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise HimalayaError(f"cannot read {where}: {' '.join(reason.split())}") from error
+
+
+def without_interpolations(content: Any, where: str) -> Any:
+    """A content that says all its values itself.
+
+    Configs and plans come from others and what they make is given to others, so none may read the environment.
+
+    Raises:
+        HimalayaError: A text in it asks for a value from elsewhere (``${…}``).
+    """
+    if isinstance(content, dict):
+        for key, value in content.items():
+            without_interpolations(key, where)
+            without_interpolations(value, where)
+    elif isinstance(content, list):
+        for value in content:
+            without_interpolations(value, where)
+    elif isinstance(content, str) and INTERPOLATION in content:
+        raise HimalayaError(f"{where}: '{content[:60]}' asks for a value from elsewhere; write the value itself")
+    return content
+
+
+def once(names: Sequence[Any]) -> None:
+    """Refuse a name that stands twice."""
+    for name, count in Counter(map(str, names)).items():
+        if count > 1:
+            raise ValueError(f"key '{name}' stands twice")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    once([key for key, _ in pairs])
+    return dict(pairs)
+
+
+def _check_depth(content: Any, depth: int) -> None:
+    if depth > DEEPEST:
+        raise RecursionError
+    for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        _check_depth(value, depth + 1)
+
+
+def _written_out(node: yaml.Node, sizes: dict[int, int | None], depth: int) -> int:
+    """How many nodes there are if every alias is written out."""
+    if depth > DEEPEST:
+        raise RecursionError
+    if id(node) in sizes:
+        size = sizes[id(node)]
+        if size is None:
+            raise ValueError("an anchor holds an alias of itself")
+        return size
+    sizes[id(node)] = None
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        inner = [one for pair in node.value for one in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    size = 1 + sum(_written_out(one, sizes, depth + 1) for one in inner)
+    if size > MOST_NODES:
+        raise ValueError(f"it stands for more than {MOST_NODES} values")
+    sizes[id(node)] = size
+    return size

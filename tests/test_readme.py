@@ -105,11 +105,12 @@ def test_all_commands_run(fetched: None, tmp_path: Path, monkeypatch, capsys) ->
 
 
 @pytest.mark.slow
-def test_the_program_runs(fetched: None, tmp_path: Path) -> None:
-    (program,) = blocks(ROOT / "README.md", "python")
+@pytest.mark.parametrize(("page", "answers"), [("README.md", ["Paris"]), ("docs/trainer.md", ["Rome", "geese"])])
+def test_the_programs_run(page: str, answers: list[str], fetched: None, tmp_path: Path) -> None:
+    (program,) = blocks(ROOT / page, "python")
     ran = subprocess.run([sys.executable, "-"], input=program, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert "Paris" in ran.stdout
+    assert all(answer in ran.stdout for answer in answers)
 
 
 def test_linked_files_exist() -> None:

@@ -8,10 +8,12 @@ from torch.nn.functional import normalize
 # falls by this factor with each step away from the beginning or the end; templates differ there.
 DECAY = 0.6
 POOLS = 3
-# Added to the variance of every feature; a random projection of a pooled prompt has a second moment of about 1.
-RIDGE = 1e-4
-# A prompt may lie this many times as far out as a task's prompts do on average before its confidence falls below 1.
-TYPICAL = 2.0
+# Added to the variance of every feature; a random projection of a pooled prompt has a second moment of about 1. It is
+# so large that distances mean the same after ten prompts of a task and after hundreds.
+RIDGE = 0.1
+# A prompt farther from every task than this looks like none of them. Both numbers were chosen on validation items of
+# package_stream_25 (benchmarks/unknown_prompts.py).
+TYPICAL = 1.5
 
 
 class PromptMemory(nn.Module):
@@ -134,9 +136,9 @@ class PromptMemory(nn.Module):
         r"""The codes of the tasks that prompts come from.
 
         Returns:
-            Codes ``(B, e)`` and confidences :math:`\min(1, 2 q / m)` ``(B,)``, ``m`` being the squared Mahalanobis
-            distance to the task's mean, on average ``q`` for the task's own prompts. All are 0 as long as no task has
-            been learnt.
+            Codes ``(B, e)`` and confidences :math:`\min(1, 1.5\, q / m)` ``(B,)``, ``m`` being the squared
+            Mahalanobis distance to the task's mean: below 1 the prompt looks like no task. All are 0 as long as no
+            task has been learnt.
         """
         known = self.known_codes().to(features.dtype)
         if len(known) == 0:

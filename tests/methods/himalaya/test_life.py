@@ -366,6 +366,21 @@ def test_an_answer_does_not_choose_its_task(two_tasks: PeftModel) -> None:
     assert two_tasks(input_ids=batch, labels=batch).loss == frozen, "no prompt, no task"
 
 
+def test_a_prompt_of_a_kind_that_was_never_learnt_is_answered_as_the_frozen_model(two_tasks: PeftModel) -> None:
+    strange = torch.randint(100, 128, (4, 7), generator=torch.Generator().manual_seed(9))
+    batch = torch.cat([prompts(1, 1), strange])
+    (name, sure), *others = two_tasks.infer_task(batch)
+    assert (name, sure) == ("a", 1.0)
+    assert [name for name, _ in others] == [None] * 4
+    assert all(0 < confidence < 1 for _, confidence in others)
+    two_tasks.set_task(["a", None, None, None, None])
+    wanted = logits_of(two_tasks, batch)
+    two_tasks.set_task(None)
+    assert torch.equal(logits_of(two_tasks, batch), wanted)
+    with two_tasks.disable_adapter():
+        assert torch.equal(logits_of(two_tasks, batch)[1:], wanted[1:])
+
+
 def test_names_are_compared_in_one_form() -> None:
     model = attached()
     learn(model, "caf\u00e9", seed=1)

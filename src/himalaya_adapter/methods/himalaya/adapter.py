@@ -364,13 +364,13 @@ class HimalayaAdapter(SharedState):
         return self.router.gather()
 
     def recognise(self, embeddings: Tensor, mask: Tensor) -> tuple[list[int], list[float]]:
-        """Row of the task that each prompt looks like, and a confidence in [0, 1]; `FROZEN` if it looks like none."""
+        """Row of the task that each prompt looks like, and a confidence; below 1 it looks like none, `FROZEN`."""
         if int(self.router.tasks) == 0:
             return [FROZEN] * len(embeddings), [0.0] * len(embeddings)
         codes, confidences = self.router.infer(self.router.features(embeddings, mask))
         place = 2 ** torch.arange(codes.shape[1], device=codes.device)
-        rows = ((codes > 0) * place).sum(1).where(mask.any(1), FROZEN)
-        return rows.tolist(), confidences.where(mask.any(1), 0.0).tolist()
+        confidences = confidences.where(mask.any(1), 0.0)
+        return ((codes > 0) * place).sum(1).where(confidences == 1, FROZEN).tolist(), confidences.tolist()
 
     def read_prompts(self, embeddings: Tensor, mask: Tensor) -> None:
         """Answer each row, until the next prompts, as the task that its prompt looks like."""

@@ -120,3 +120,16 @@ def test_linked_files_exist() -> None:
     for document in DOCUMENTS:
         for target in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists() or target in generated, f"{document.name} links to {target}"
+
+
+def test_named_files_exist() -> None:
+    """Paths of this repository in running text, such as `methods/linear_delta.py` or `tests/peft_suite`."""
+    rooms = ("src", "tests", "benchmarks", "docs", "examples")
+    there = [f"/{path.relative_to(ROOT).as_posix()}" for room in rooms for path in (ROOT / room).rglob("*")]
+    named = 0
+    for document in DOCUMENTS:
+        shown = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.S)
+        for name in re.findall(r"`([\w/-]+(?:\.py|\.ipynb)|(?:tests|benchmarks|src)/[\w/-]+/?)`", shown):
+            named += 1
+            assert any(path.endswith(f"/{name.rstrip('/')}") for path in there), f"{document.name} names {name}"
+    assert named >= 40

@@ -1,4 +1,4 @@
-"""Writes the comparison of several runs: page, tables, figures and ``aggregated_metrics.json``."""
+"""Writes the comparison of several runs: page, tables, and ``aggregated_metrics.json``."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,39 +8,36 @@ from typing import Any
 
 from himalaya_adapter.evaluation.intervals import CONFIDENCE, RESAMPLES
 from himalaya_adapter.evaluation.paired_tests import BLOCKS
-from himalaya_adapter.report import latex, markdown
+from himalaya_adapter.report import cost_figures, growth, latex, markdown, paper, score_figures
 from himalaya_adapter.report.comparison import Comparison, Difference, compare
-from himalaya_adapter.report.comparison_tables import comparison_tables
-from himalaya_adapter.report.html import HASH_DIGITS, NOT_OF_THE_MACHINE, Picture, picture, render
 from himalaya_adapter.report.method_groups import MethodGroup, spread
-from himalaya_adapter.report.run_folder import RunRecord, read_comparable_runs
-from himalaya_adapter.report.sections import comparison_sections
-from himalaya_adapter.report.style import method_styles
+from himalaya_adapter.report.metric_table import MANY_METHODS
+from himalaya_adapter.report.metric_tables import metric_tables
+from himalaya_adapter.report.page import Page
+from himalaya_adapter.report.paired_tables import measure_differences, task_differences
+from himalaya_adapter.report.palette import method_looks
+from himalaya_adapter.report.run_folder import read_comparable_runs
+from himalaya_adapter.report.run_page import shared_facts
+from himalaya_adapter.report.run_tables import data_hashes, environment, evaluation_cost
 from himalaya_adapter.report.table import Table
+from himalaya_adapter.report.task_tables import task_tables
 from himalaya_adapter.storage import write_atomic, write_json
 from himalaya_adapter.stream_metrics import METRICS
 
 FORMAT = 2
 LONGEST_STEM = 100  # characters; file names end at 255 bytes, and a topic and a suffix follow
-# Figures and tables in the order in which a reader asks; what is not named follows in its own order.
-TABLES_ABOVE = {
-    "retained_accuracy": ("headline", "further_metrics", "seeds"),
-    "paired_differences": ("paired_differences",),
-    "task_differences": ("tasks", "tasks_learnt", "task_differences"),
-    "learning_by_position": ("tasks", "tasks_learnt"),  # where there are no paired tests
-}
 
 
-def write_comparison(results_dir: Path, run_ids: Sequence[str], output_folder: Path) -> Path:
+def write_comparison(results_dir: Path, run_ids: Sequence[str], output_folder: Path, *, figures: bool = False) -> Path:
     """Compare finished runs of one stream on one backbone; runs that differ in nothing but the seed are one method.
 
-    Writes ``report.html``, ``aggregated_metrics.json``, ``tables.md``, ``tables.tex`` and ``figures/`` into
-    ``output_folder``.
+    Writes ``report.html``, ``aggregated_metrics.json``, ``tables.md`` and ``tables.tex`` into ``output_folder``.
 
     Args:
         results_dir: Folder of the runs.
         run_ids: Names of run folders in it, in the order in which they are shown.
         output_folder: Usually ``results_dir / "comparison"``.
+        figures: Also write ``figures/<runs>_<topic>.png`` and ``.pdf``, for papers.
 
     Returns:
         Path of the page.
@@ -50,57 +47,61 @@ def write_comparison(results_dir: Path, run_ids: Sequence[str], output_folder: P
             are the same method with the same seed.
     """
     comparison = compare(read_comparable_runs(results_dir, run_ids))
-    stem = _stem(run_ids)
-    pictures = [picture(section, output_folder / "figures", stem) for section in comparison_sections(comparison)]
-    page = _render(comparison, _in_order(comparison_tables(comparison), pictures))
+    page = _page(comparison)
+    if figures:
+        paper.write(page.figures, output_folder / "figures", _stem(run_ids))
     write_json(output_folder / "aggregated_metrics.json", _aggregate(comparison))
-    write_atomic(output_folder / "tables.md", markdown.document(comparison))
-    write_atomic(output_folder / "tables.tex", latex.document(comparison))
+    write_atomic(output_folder / "tables.md", markdown.document(comparison, comparison_tables(comparison)))
+    by_method = comparison_tables(comparison, by_method=True)
+    write_atomic(output_folder / "tables.tex", latex.document(by_method, comparison.notes))
     path = output_folder / "report.html"
-    write_atomic(path, page)
+    write_atomic(path, page.render())
     return path
 
 
-def _in_order(tables: Sequence[Table], pictures: Sequence[Picture]) -> list[Table | Picture]:
-    left = {table.topic: table for table in tables}
-    parts: list[Table | Picture] = []
-    for one in pictures:
-        parts += [left.pop(topic) for topic in TABLES_ABOVE.get(one.section.topic, ()) if topic in left]
-        parts.append(one)
-    return parts
+def comparison_tables(comparison: Comparison, *, by_method: bool | None = None) -> list[Table]:
+    """All tables of the results; `metric_tables` says what ``by_method`` does."""
+    groups = comparison.groups
+    return [
+        *metric_tables(groups, by_method=by_method),
+        *measure_differences(comparison),
+        *task_tables(groups),
+        *task_differences(comparison),
+    ]
 
 
-def _render(comparison: Comparison, parts: Sequence[Table | Picture]) -> str:
-    looks, runs, first = method_styles(comparison.groups), comparison.runs, comparison.reference.first
-    return render(
-        "comparison.html.j2",
-        title=" · ".join(look.label for look in looks),
-        groups=comparison.groups,
-        runs=runs,
-        looks=looks,
-        first=first,
-        test_items=sum(cell["n"] for cell in first.final),
+def _page(comparison: Comparison) -> Page:
+    groups, runs, first = comparison.groups, comparison.runs, comparison.reference.first
+    looks, several = method_looks(groups), len(first.tasks) > 1
+    many = len(groups) >= MANY_METHODS
+    configs = [(f"Configuration of {g.label} (config.yaml of {g.first.run_id})", g.first.config) for g in groups]
+    return Page(
+        kind=f"Comparison of {len(groups)} methods, {len(runs)} runs",
+        title=f"{' · '.join(look.label for look in looks)} on {first.metrics['stream']}",
+        names=looks,
+        facts=[*shared_facts(first), ("Seeds", ", ".join(map(str, sorted({run.metrics["seed"] for run in runs}))))],
         notes=comparison.notes,
-        parts=parts,
-        primary=METRICS[0].title,
-        costs=[(run, run.metrics["evaluation_cost"]) for run in runs]
-        if all("evaluation_cost" in run.metrics for run in runs)
-        else [],
-        environments=_environments(runs),
-        hash_digits=HASH_DIGITS,
+        parts=[
+            score_figures.retained_accuracy(groups) if several else None,
+            *metric_tables(groups),
+            score_figures.paired_differences(comparison),
+            *measure_differences(comparison),
+            score_figures.scores_by_method(groups) if many else score_figures.task_scores(groups),
+            *task_tables(groups),
+            score_figures.task_differences(comparison),
+            *task_differences(comparison),
+            score_figures.learning_by_position(groups) if several else None,
+            cost_figures.stored_bytes(groups),
+            cost_figures.norms(groups),
+            growth.room_left(groups),
+            cost_figures.total_seconds(groups),
+            score_figures.accuracy_matrix(groups) if several else None,
+            *evaluation_cost(runs),
+            environment(runs),
+            data_hashes(first, [first.split]),
+        ],
+        texts=[(title, config) for title, config in configs if config],
     )
-
-
-def _environments(runs: Sequence[RunRecord]) -> list[tuple[str, list[tuple[Any, list[str]]]]]:
-    """Of every key of ``environment.json`` the different values, each with the runs that have it."""
-    keys = dict.fromkeys(key for run in runs for key in run.environment if key not in NOT_OF_THE_MACHINE)
-    found = []
-    for key in keys:
-        run_ids: dict[str, list[str]] = {}
-        for run in runs:
-            run_ids.setdefault(str(run.environment.get(key, "–")), []).append(run.run_id)
-        found.append((key, list(run_ids.items())))
-    return found
 
 
 def _stem(run_ids: Sequence[str]) -> str:

@@ -1,144 +1,93 @@
-"""What happened to a run's dictionary: promotions, evictions, dropped steps, and the room left after each task."""
+"""What happened to a run's dictionary: what was written where, dropped steps, and the room left after each task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-
-from himalaya_adapter.report import style
+from himalaya_adapter.report.charts import XY, Axis, Figure, drawn, figure
+from himalaya_adapter.report.cost_figures import over_tasks
 from himalaya_adapter.report.method_groups import MethodGroup
 from himalaya_adapter.report.metric_table import format_value
+from himalaya_adapter.report.palette import part_looks
 from himalaya_adapter.report.run_folder import RunRecord
+from himalaya_adapter.report.table import LONG, Table, Text, numbers, table, words
 
-TABLE_HEADER = (
-    *("Task", "Atoms added", "Own atoms replaced", "Similarity", "Atoms evicted", "Survives", "Steps dropped"),
-    *("Free atoms", "Free directions", "Warm start from"),
-)
-MARKS = {  # label, marker and colour of what the timeline shows
-    "added": ("atom added", "o", "#0072B2"),
-    "replaced": ("own atom replaced", "D", "#E69F00"),
-    "evicted": ("atom of an earlier task evicted", "X", "#D55E00"),
-    "dropped": ("step dropped, not finite", "|", style.BOUND_COLOR),
+Event = dict[str, Any]
+KINDS: dict[str, Callable[[Event], bool]] = {
+    "atom added": lambda event: event["event"] == "promotion" and "evicted" not in event,
+    "own atom replaced": lambda event: event["event"] == "promotion" and "evicted" in event,
+    "slot shared": lambda event: event["event"] == "sharing",
+    "slot of an earlier task evicted": lambda event: event["event"] == "eviction",
+    "step dropped, not finite": lambda event: event["event"] == "skipped_step",
 }
-MOST_NAMED = 25  # evictions whose share is printed beside their mark
+ROOMS = (("head_directions_left", "free directions of the router's head"), ("free_atoms", "free slots"))
 
 
-def growth_table(run: RunRecord) -> list[list[str]]:
-    """A row of text per task under ``TABLE_HEADER``; no rows for a method without a dictionary and without events."""
+def growth_table(run: RunRecord) -> list[Table]:
+    """What happened in each task; columns without content are left out, and a table without events."""
     if not (run.events or _has_dictionary(run)):
         return []
-    return [
-        [
-            f"{end['index'] + 1}. {end['task']}",
-            str(len(_of_kind(run, "added", end["index"]))),
-            str(len(_of_kind(run, "replaced", end["index"]))),
-            _mean([event["similarity"] for event in _promotions(run, end["index"])]),
-            str(len(_of_kind(run, "evicted", end["index"]))),
-            _mean([event["survives"] for event in _events(run, end["index"]) if "survives" in event]),
-            str(len(_of_kind(run, "dropped", end["index"]))),
-            *(str(end[key]) if end.get(key) is not None else "–" for key in ("free_atoms", "head_directions_left")),
-            _start(run, end["index"]),
-        ]
-        for end in run.task_ends
-    ]
+    columns: dict[str, list[str]] = {name: [] for name in KINDS}
+    others = ("similarity", "survives", "free slots", "free directions", "warm start from")
+    columns |= {name: [] for name in others}
+    for end in run.task_ends:
+        events = [event for event in run.events if event.get("index") == end["index"]]
+        for name, is_kind in KINDS.items():
+            columns[name].append(str(sum(map(is_kind, events))))
+        for key in others[:2]:
+            columns[key].append(_mean([event[key] for event in events if event.get(key) is not None]))
+        for name, key in zip(others[2:4], ("free_atoms", "head_directions_left"), strict=True):
+            columns[name].append(str(end[key]) if end.get(key) is not None else "–")
+        columns[others[4]].append(_start(run, events))
+    shown = {name: texts for name, texts in columns.items() if set(texts) - {"0", "–"}}
+    rows = tuple(
+        (*words(f"{end['index'] + 1}. {end['task']}"), *numbers(*(texts[place] for texts in shown.values())))
+        for place, end in enumerate(run.task_ends)
+    )
+    header = (*words("task"), *(Text(name) for name in shown))
+    return [table("events", header, rows, folded=len(rows) > LONG)] if shown else []
 
 
 def growth_timeline(run: RunRecord) -> Figure | None:
     """Which slot of the dictionary was written when, over the steps of the whole stream; None if none ever was."""
     if not run.events or not _has_dictionary(run):
         return None
-    starts = [0, *accumulate(end["steps"] for end in run.task_ends)]
-    slots = run.adapter_config.get("elastic_atoms") or 1 + max(event.get("slot", 0) for event in run.events)
-    core = run.adapter_config.get("core_atoms", 0)
-    figure = style.new_figure(1.6 + 0.13 * min(slots, 24))
-    axes = figure.subplots()
-    for start in starts[1:-1]:
-        axes.axvline(start, color=style.GRID_COLOR, linewidth=1.2)
-    for kind, (label, marker, color) in MARKS.items():
-        found = [event for end in run.task_ends for event in _of_kind(run, kind, end["index"])]
-        if not found:
-            continue
-        positions = [starts[event["index"]] + event["step"] for event in found]
-        rows = [core + event.get("slot", -1) for event in found]
-        axes.scatter(positions, rows, s=42, marker=marker, color=color, label=label, zorder=3, clip_on=False)
-        for event, x, y in zip(found, positions, rows, strict=True):
-            if kind == "evicted" and "survives" in event and len(found) <= MOST_NAMED:
-                axes.annotate(
-                    f"{event['survives']:.0%}",
-                    (x, y),
-                    (0, 6),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=style.SMALL_TEXT_SIZE,
-                    color=style.INK,
-                )
-    axes.set_ylim(core - 1.8, core + slots - 0.2)
-    axes.set_xlim(-0.02 * starts[-1], 1.02 * starts[-1])
-    above = axes.secondary_xaxis("top")
-    middles = np.add(starts[1:], starts[:-1]) / 2
-    above.set_xticks(middles, [str(index + 1) for index in range(len(middles))])
-    above.set_xlabel("task", fontsize=style.TEXT_SIZE, color=style.MUTED_INK)
-    above.tick_params(length=0, labelsize=style.TEXT_SIZE, labelcolor=style.INK)
-    above.spines["top"].set_visible(False)
-    style.style_axes(axes, x="training steps since the start of the stream", y="atom")
-    style.add_legend(figure, axes)
-    return figure
+    starts = {end["index"]: start for start, end in zip(_starts(run), run.task_ends, strict=False)}
+    series = []
+    for look, is_kind in zip(part_looks(list(KINDS)), KINDS.values(), strict=True):
+        found = [event for event in run.events if is_kind(event) and event.get("index") in starts]
+        points = [(starts[event["index"]] + event["step"], event.get("slot", -1)) for event in found]
+        notes = tuple(f"{event['index'] + 1}. {event['task']}{_survives(event)}" for event in found)
+        series += [drawn(look, points, notes=notes)] if points else []
+    if not series:
+        return None
+    x = Axis("training steps since the start of the stream", low=0, high=_starts(run)[-1])
+    return figure("growth", XY(tuple(series), x, Axis("slot", low=-1)))
 
 
 def room_left(groups: Sequence[MethodGroup]) -> Figure | None:
-    """Head directions and elastic atoms that later tasks may still take, after each task; None if not recorded."""
-    panels = [
-        (key, title)
-        for key, title in (
-            ("head_directions_left", "free directions of the router's head"),
-            ("free_atoms", "free atoms of the dictionary"),
-        )
-        if any(group.after_tasks(key) for group in groups)
-    ]
-    if not panels:
-        return None
-    figure = style.new_figure(3.3)
-    every = np.atleast_1d(figure.subplots(1, len(panels)))
-    for axes, (key, title) in zip(every, panels, strict=True):
-        most = 0.0
-        for group, look in zip(groups, style.method_styles(groups), strict=True):
-            points = group.after_tasks(key)
-            if points:
-                style.draw_line(axes, points, look)
-                most = max(most, *(left for _, left in points))
-        style.style_axes(axes, x="tasks learnt")
-        style.count_tasks_below(axes, len(groups[0].first.tasks))
-        axes.set_ylim(0, 1.08 * most or 1.0)
-        axes.set_title(title, fontsize=style.TEXT_SIZE, color=style.INK, loc="left")
-    if len(groups) > 1:
-        style.add_legend(figure, every[0])
-    return figure
+    """Directions and slots that later tasks may still take, after each task; None if not recorded."""
+    charts = tuple(over_tasks(groups, key, title, low=0) for key, title in ROOMS)
+    charts = tuple(chart for chart in charts if chart.series)
+    return figure("room_left", *charts) if charts else None
 
 
 def _has_dictionary(run: RunRecord) -> bool:
     return any(end.get("free_atoms") is not None for end in run.task_ends)
 
 
-def _events(run: RunRecord, index: int) -> list[dict[str, Any]]:
-    return [event for event in run.events if event.get("index") == index]
+def _starts(run: RunRecord) -> list[int]:
+    """The step at which each task starts, and at which the stream ends."""
+    return [0, *accumulate(end["steps"] for end in run.task_ends)]
 
 
-def _promotions(run: RunRecord, index: int) -> list[dict[str, Any]]:
-    return [event for event in _events(run, index) if event["event"] == "promotion"]
+def _survives(event: Event) -> str:
+    return f", {event['survives']:.0%} survives" if event.get("survives") is not None else ""
 
 
-def _of_kind(run: RunRecord, kind: str, index: int) -> list[dict[str, Any]]:
-    if kind in ("added", "replaced"):
-        return [event for event in _promotions(run, index) if ("evicted" in event) == (kind == "replaced")]
-    name = {"evicted": "eviction", "dropped": "skipped_step"}[kind]
-    return [event for event in _events(run, index) if event["event"] == name]
-
-
-def _start(run: RunRecord, index: int) -> str:
+def _start(run: RunRecord, events: Sequence[Event]) -> str:
     """Which earlier task a task started from, if it did; older events name it by its place among those learnt."""
-    starts = [event["from"] for event in _events(run, index) if event["event"] == "warm_start"]
+    starts = [event["from"] for event in events if event["event"] == "warm_start"]
     if not starts:
         return "–"
     names = [end["task"] for end in run.task_ends]

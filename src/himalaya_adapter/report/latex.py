@@ -3,8 +3,6 @@
 import re
 from collections.abc import Sequence
 
-from himalaya_adapter.report.comparison import Comparison
-from himalaya_adapter.report.comparison_tables import comparison_tables
 from himalaya_adapter.report.table import Table, Text
 
 PREAMBLE = "% Needs \\usepackage{booktabs}, \\usepackage{graphicx} and a UTF-8 engine."
@@ -20,14 +18,15 @@ MATHS = {
     **{"Δ": r"\Delta", "Σ": r"\sum", "θ": r"\theta", "λ": r"\lambda", "τ": r"\tau"},
 }
 TYPOGRAPHY = {"–": "--", "…": r"\dots{}", "’": "'", "|": r"\textbar{}"}
-SUBSCRIPT = re.compile(r"([A-Za-z]+|[Σθ]\*?)_\{(.+?)\}")
+# What else may stand in the braces is no formula of this project, and is printed as it is.
+SUBSCRIPT = re.compile(r"([A-Za-z]+|[Σθ]\*?)_\{([A-Za-z0-9,<>≤≥=… ]+)\}")
 WIDEST_UPRIGHT = 90  # characters of a row; wider tables are shrunk to the line
 
 
-def document(comparison: Comparison) -> str:
-    """Every table as a float with a caption and the label ``tab:<topic>``; metrics as columns, a line per method."""
-    lines = [PREAMBLE, *(f"% {' '.join(note.split())}" for note in comparison.notes)]
-    for table in comparison_tables(comparison, by_method=True):
+def document(tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """Every table as a float with a caption and the label ``tab:<topic>``."""
+    lines = [PREAMBLE, *(f"% {' '.join(note.split())}" for note in notes)]
+    for table in tables:
         lines += ["", *_table(table)]
     return "\n".join(lines) + "\n"
 

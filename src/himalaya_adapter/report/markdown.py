@@ -1,15 +1,16 @@
 """The tables of a comparison as Markdown, to paste into a paper's notes or a pull request."""
 
+from collections.abc import Sequence
+
 from himalaya_adapter.report.comparison import Comparison
-from himalaya_adapter.report.comparison_tables import comparison_tables
 from himalaya_adapter.report.table import Table, Text
 
 
-def document(comparison: Comparison, *more: Table) -> str:
-    """Every table of the comparison, and more: a heading, the table, its legend; then what was not tested."""
+def document(comparison: Comparison, tables: Sequence[Table]) -> str:
+    """The tables of a comparison: a heading, the table, its legend; then what was not tested."""
     first = comparison.reference.first
     lines = [_escape(f"# {first.metrics['stream']} on {first.metrics['backbone']}, {len(first.tasks)} tasks"), ""]
-    for table in (*comparison_tables(comparison), *more):
+    for table in tables:
         if table.topic != "headline":  # the first one stands under the page's title
             lines += [f"## {_escape(table.title)}", ""]
         lines += [*_table(table), "", _escape(table.legend), ""]

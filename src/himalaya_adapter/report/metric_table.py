@@ -7,6 +7,7 @@ from typing import Any
 
 from himalaya_adapter.report.method_groups import MethodGroup, Spread
 from himalaya_adapter.report.run_folder import Cell, RunRecord
+from himalaya_adapter.report.table import Text
 from himalaya_adapter.stream_metrics import METRICS, Kind, Metric
 
 FULL_COUNT = 1000  # means of counts from here on have no decimals
@@ -18,34 +19,20 @@ MANY_METHODS = 5  # from here on tables hold a line, not a column, per method
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One value of the table as it is printed.
-
-    Attributes:
-        text: The value, or a dash if the method has none; the mean of several seeds, of a norm the largest.
-        spread: ``[low, high]``, with several seeds ``± standard deviation``; empty where neither is known.
-        best: Best of the row, among at least two methods.
-        clear: Best, and its interval overlaps no other method's.
-        exceeds_bound: A norm above its bound, in at least one run.
-    """
-
-    text: str
-    spread: str = ""
-    best: bool = False
-    clear: bool = False
-    exceeds_bound: bool = False
-
-
-@dataclass(frozen=True)
 class Row:
-    """A metric and one entry per method."""
+    """A metric and one cell per method: the mean of several seeds, of a norm the largest."""
 
     metric: Metric
-    entries: tuple[Entry, ...]
+    cells: tuple[Text, ...]
+
+    @property
+    def name(self) -> str:
+        """The metric's title, with the direction in which it is better."""
+        return self.metric.title + ("" if "unranked" in self.metric.marks else ARROWS[self.metric.better])
 
 
 def metric_rows(groups: Sequence[MethodGroup]) -> list[Row]:
-    """The rows of the headline table; a metric that no method has is left out."""
+    """The rows of the headline table; a metric that no method has, or that one task cannot have, is left out."""
     alike = len({str(run.metrics.get("measured_rows")) for group in groups for run in group.runs}) == 1
     rows = []
     for metric in METRICS:
@@ -59,17 +46,13 @@ def metric_rows(groups: Sequence[MethodGroup]) -> list[Row]:
             value if comparable and not group.is_bound else None for group, value in zip(groups, values, strict=True)
         ]
         best, clear = _best(metric, ranked, intervals)
-        entries = tuple(
-            Entry(
-                text=format_value(value, metric.kind),
-                spread=format_interval(interval) or format_deviation(group.spread(metric.key), metric.kind),
-                best=index in best,
-                clear=index in clear,
-                exceeds_bound=any(_exceeds_bound(run, metric) for run in group.runs),
-            )
-            for index, (group, value, interval) in enumerate(zip(groups, values, intervals, strict=True))
-        )
-        rows.append(Row(metric, entries))
+        cells = []
+        for index, (group, value, interval) in enumerate(zip(groups, values, intervals, strict=True)):
+            exceeds = any(_exceeds_bound(run, metric) for run in group.runs)
+            text = format_value(value, metric.kind) + " above the bound" * exceeds
+            small = format_interval(interval) or format_deviation(group.spread(metric.key), metric.kind)
+            cells.append(Text(text, small, bold=index in best, clear=index in clear, warning=exceeds))
+        rows.append(Row(metric, tuple(cells)))
     return rows
 
 
@@ -93,7 +76,7 @@ def metric_interval(run: RunRecord, metric: Metric) -> Interval | None:
     """The 95 % interval of a run's metric; None if it has none, or an old run has not recorded it."""
     if metric.interval == "recorded":
         low, high = run.metrics.get(f"{metric.key}_low"), run.metrics.get(f"{metric.key}_high")
-        return None if low is None else (low, high)
+        return None if low is None or high is None else (low, high)
     if metric.interval == "curve":
         last = run.metrics["retained_accuracy"][-1]
         return last["low"], last["high"]

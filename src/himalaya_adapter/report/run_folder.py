@@ -39,6 +39,7 @@ class RunRecord:
         environment: Content of ``environment.json``.
         adapter_config: Content of ``adapter/adapter_config.json``, empty if there is none.
         config: Text of ``config.yaml``, empty if there is none.
+        samples: Of each task the first test items with the answers to them: ``samples.json``, empty for older runs.
     """
 
     run_id: str
@@ -52,6 +53,7 @@ class RunRecord:
     environment: dict[str, Any]
     adapter_config: dict[str, Any]
     config: str
+    samples: list[dict[str, Any]]
 
     @property
     def after_learning(self) -> list[Cell]:
@@ -135,6 +137,7 @@ def read_run(folder: Path) -> RunRecord:
             "run again with overwrite=true"
         )
     config, adapter_config = folder / "config.yaml", folder / "adapter" / "adapter_config.json"
+    samples = folder / "samples.json"
     events = _read_events(folder / "events.jsonl")
     task_ends = {event["index"]: event for event in events if event["event"] == TASK_END}
     return RunRecord(
@@ -149,6 +152,7 @@ def read_run(folder: Path) -> RunRecord:
         environment=_read_object(folder / "environment.json"),
         adapter_config=_read_object(adapter_config) if adapter_config.is_file() else {},
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        samples=_read_object(samples)["tasks"] if samples.is_file() else [],
     )
 
 

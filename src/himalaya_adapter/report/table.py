@@ -1,9 +1,13 @@
-"""A table as text, for the page, for Markdown and for LaTeX alike."""
+"""A table as data, for the page, for Markdown and for LaTeX alike."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from himalaya_adapter.report.method_groups import MethodGroup
+from himalaya_adapter.report.palette import Look
+from himalaya_adapter.report.texts import text_of
+
+LONG = 12  # rows from which on a table of tasks is folded
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Text:
         bold: The best of a row, or a significant difference.
         clear: The best, and its interval overlaps no other's.
         warning: Something that is not as it should be.
-        method: Position of the method that it names or belongs to, for its colour.
+        look: Of the method that it names or belongs to.
         words: Words and not a number.
     """
 
@@ -27,7 +31,7 @@ class Text:
     bold: bool = False
     clear: bool = False
     warning: bool = False
-    method: int | None = None
+    look: Look | None = None
     words: bool = False
 
 
@@ -42,8 +46,24 @@ class Table:
     title: str
     header: tuple[Text, ...]
     rows: tuple[tuple[Text, ...], ...]
-    legend: str
+    legend: str = ""
     folded: bool = False
+
+
+def table(topic: str, header: tuple[Text, ...], rows: Sequence[tuple[Text, ...]], *, folded: bool = False) -> Table:
+    """A table whose title and legend are those of its topic."""
+    title, legend = text_of(topic)
+    return Table(topic, title, header, tuple(rows), legend, folded)
+
+
+def words(*texts: str) -> tuple[Text, ...]:
+    """Cells of words."""
+    return tuple(Text(text, words=True) for text in texts)
+
+
+def numbers(*texts: str) -> tuple[Text, ...]:
+    """Cells of numbers."""
+    return tuple(Text(text) for text in texts)
 
 
 def whiskers_legend(groups: Sequence[MethodGroup]) -> str:

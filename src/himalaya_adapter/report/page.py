@@ -1,0 +1,90 @@
+"""A report as one self-contained HTML page: nothing is fetched, and no script but the page's own may run."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from himalaya_adapter.report.charts import Figure
+from himalaya_adapter.report.palette import Look
+from himalaya_adapter.report.table import Table
+from himalaya_adapter.report.texts import TEMPLATES
+
+IN_A_SCRIPT = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})  # so that no text can end the element
+
+
+@dataclass(frozen=True)
+class Card:
+    """A number that is seen first."""
+
+    name: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report.
+
+    Attributes:
+        kind: What it is a report of.
+        title: What the browser calls it.
+        names: Its heading: methods.
+        facts: Names and values under the heading.
+        parts: Figures and tables in the order in which they are read, each a section; what is None is left out.
+        cards: Numbers that are seen first.
+        notes: Sentences under the facts.
+        texts: Titles and files, shown at the end as they are.
+    """
+
+    kind: str
+    title: str
+    names: Sequence[Look]
+    facts: Sequence[tuple[str, str]]
+    parts: Sequence[Table | Figure | None]
+    cards: Sequence[Card] = ()
+    notes: Sequence[str] = ()
+    texts: Sequence[tuple[str, str]] = ()
+
+    @property
+    def figures(self) -> list[Figure]:
+        """The figures among the parts."""
+        return [part for part in self.parts if isinstance(part, Figure)]
+
+    def render(self) -> str:
+        """The page; every text in it is escaped."""
+        environment = Environment(
+            loader=PackageLoader("himalaya_adapter.report"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters["formula"] = _formula
+        script = TEMPLATES.joinpath("report.js").read_text(encoding="utf-8")
+        return environment.get_template("page.html.j2").render(
+            page=self,
+            parts=[part for part in self.parts if part is not None],
+            style=Markup(TEMPLATES.joinpath("report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            figures=in_script({figure.topic: [chart.data for chart in figure.charts] for figure in self.figures}),
+        )
+
+
+def in_script(value: Any) -> Markup:
+    """JSON that stands inside a script element."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return Markup(text.translate(IN_A_SCRIPT))
+
+
+def _formula(text: str) -> Markup:
+    """Set ``_{i,j}`` as a subscript, let other names break after their underscores; everything is escaped."""
+    subscripts = re.sub(r"_\{([\w,;&≤≥= ]+)\}", r"<sub>\1</sub>", str(escape(text)))
+    return Markup(subscripts.replace("_", "_<wbr>"))

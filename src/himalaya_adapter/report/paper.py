@@ -1,0 +1,183 @@
+"""Figures for papers, as PNG and PDF: one look, one width, one type size, no pyplot state."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Sheet
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from himalaya_adapter.report.charts import XY, Axis, Figure, Heat, Series
+from himalaya_adapter.report.metric_table import format_value
+from himalaya_adapter.report.palette import BOUND, SHEETS, legible
+
+FULL_WIDTH = 9.0  # inches; the same for all figures, so that their type has one size on the page
+TEXT_SIZE, SMALL_TEXT_SIZE = 9.0, 7.5  # points
+PNG_DPI = 180
+ROW, FEWEST_ROWS = 0.26, 4  # inches of a name at the y axis
+ABREAST = 3  # charts
+LONGEST_NAME = 26  # characters of a name on an axis
+MANY_CELLS = 30  # columns of a map from which on its cells have no room for their values
+INK, MUTED, GRID = "#1F2933", "#5B6673", "#E4E7EB"
+MARKS = {
+    **{"circle": "o", "square": "s", "up": "^", "diamond": "D", "down": "v", "plus": "P", "cross": "X"},
+    **{"dash": "_", "": ""},
+}
+SCORES, SIGNED = "YlGnBu", "PuOr"  # matplotlib's names of the scales
+
+
+def write(figures: Sequence[Figure], folder: Path, stem: str) -> None:
+    """Write ``<stem>_<topic>.png`` and ``.pdf`` of each figure into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure in figures:
+        sheet = draw(figure)
+        for suffix in ("png", "pdf"):
+            sheet.savefig(folder / f"{stem}_{figure.topic}.{suffix}", dpi=PNG_DPI)
+
+
+def draw(figure: Figure) -> Sheet:
+    """The figure by matplotlib."""
+    abreast = min(len(figure.charts), ABREAST)
+    lines = math.ceil(len(figure.charts) / abreast)
+    tallest = max(_height(chart, abreast) for chart in figure.charts)
+    sheet = new_sheet(0.6 + lines * tallest)
+    grid = sheet.subplots(lines, abreast, squeeze=False).flatten()
+    for axes, chart in zip(grid, figure.charts, strict=False):
+        _draw_heat(sheet, axes, chart) if isinstance(chart, Heat) else _draw_xy(axes, chart)
+    for axes in grid[len(figure.charts) :]:
+        axes.set_visible(False)
+    handles: dict[str, object] = {}
+    for axes in grid:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if len(handles) > 1:
+        sheet.legend(
+            list(handles.values()),
+            list(handles),
+            loc="outside lower center",
+            ncols=min(len(handles), 4),
+            frameon=False,
+            fontsize=TEXT_SIZE,
+            labelcolor=INK,
+        )
+    return sheet
+
+
+def new_sheet(height: float) -> Sheet:
+    """An empty figure of so many inches, on a canvas of its own."""
+    # Small type is not equally wide at every resolution, so what is laid out at another one may not fit.
+    sheet = Sheet(figsize=(FULL_WIDTH, height), dpi=PNG_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(sheet)
+    return sheet
+
+
+def style_axes(axes: Axes, *, x: str = "", y: str = "", grid: Literal["x", "y", "both"] = "y") -> None:
+    """Name the axes and take away what carries no information: the frame, ticks, all but a faint grid."""
+    axes.set_xlabel(x, fontsize=TEXT_SIZE, color=MUTED)
+    axes.set_ylabel(y, fontsize=TEXT_SIZE, color=MUTED)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    axes.tick_params(length=0, labelsize=SMALL_TEXT_SIZE, labelcolor=INK)
+    axes.grid(axis=grid, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _height(chart: XY | Heat, abreast: int) -> float:
+    names = chart.rows if isinstance(chart, Heat) else chart.y.names
+    return max(FEWEST_ROWS, len(names)) * ROW + 0.9 if names else 3.6 if abreast == 1 else 2.4
+
+
+def _draw_xy(axes: Axes, chart: XY) -> None:
+    across = chart.y.scale == "names"
+    for one in chart.series:
+        _draw_series(axes, one, across)
+    for value, label in chart.bounds:
+        (axes.axvline if across else axes.axhline)(value, color=BOUND, linestyle="dashed", linewidth=1.2)
+        place = (value, 0.98) if across else (0.99, value)
+        coordinates = ("data", "axes fraction") if across else ("axes fraction", "data")
+        axes.annotate(label, place, (0, 3), coordinates, "offset points", ha="right", fontsize=SMALL_TEXT_SIZE)
+    style_axes(axes, x=_plain(chart.x.label), y=_plain(chart.y.label), grid="x" if across else "y")
+    axes.set_title(_plain(chart.title), fontsize=TEXT_SIZE, color=INK, loc="left")
+    _scale(axes, chart.x, "x")
+    _scale(axes, chart.y, "y")
+
+
+def _draw_series(axes: Axes, one: Series, across: bool) -> None:
+    look = one.look
+    color = legible(look.color, SHEETS["light"])
+    points = [(math.nan if p[0] is None else p[0], math.nan if p[1] is None else p[1]) for p in one.points]
+    xs, ys = zip(*points, strict=True)
+    values = xs if across else ys
+    if any(len(point) > 2 for point in one.points):
+        low, high = np.array([point[2:] for point in one.points], dtype=float).T
+        if one.line:
+            axes.fill_between(xs, low, high, color=color, alpha=0.14, linewidth=0)
+        else:
+            ends = np.clip([np.subtract(values, low), np.subtract(high, values)], 0, None)
+            which = {"xerr": ends} if across else {"yerr": ends}
+            axes.errorbar(xs, ys, **which, ecolor=color, elinewidth=1, fmt="none")
+    axes.plot(
+        xs,
+        ys,
+        color=color,
+        linestyle=_dashes(look.dash) if one.line else "none",
+        marker=MARKS[look.marker],
+        markersize=5,
+        markerfacecolor="white" if one.hollow else color,
+        label=_plain(look.label),
+    )
+
+
+def _scale(axes: Axes, axis: Axis, which: Literal["x", "y"]) -> None:
+    of = axes.xaxis if which == "x" else axes.yaxis
+    limits = axes.set_xlim if which == "x" else axes.set_ylim
+    if axis.scale == "names":
+        of.set_ticks(range(len(axis.names)), [_plain(name) for name in axis.names])
+        limits(*((-0.5, len(axis.names) - 0.5) if which == "x" else (len(axis.names) - 0.5, -0.5)))
+        return
+    if axis.scale == "log":
+        (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    else:
+        of.set_major_locator(MaxNLocator(nbins=6, integer=bool(axis.names)))
+    if axis.kind in ("bytes", "seconds"):
+        of.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, axis.kind) if value else "0"))
+    if axis.low is not None or axis.high is not None:
+        limits(axis.low, axis.high)
+
+
+def _draw_heat(sheet: Sheet, axes: Axes, chart: Heat) -> None:
+    values = np.full((len(chart.rows), len(chart.columns)), math.nan)
+    for row, cells in enumerate(chart.values):
+        values[row, : len(cells)] = [math.nan if cell is None else cell for cell in cells]
+    widest = max(0.05, float(np.nanmax(np.abs(values)))) if chart.signed else 1.0
+    image = axes.imshow(
+        values, SIGNED if chart.signed else SCORES, vmin=-widest if chart.signed else 0, vmax=widest, aspect="auto"
+    )
+    for (row, column), value in np.ndenumerate(values):
+        if len(chart.columns) < MANY_CELLS and not math.isnan(value):
+            color = "white" if abs(value) > 0.6 * widest else INK
+            text = f"{value:.2f}".replace("0.", ".").replace("-", "−")
+            axes.text(column, row, text, ha="center", va="center", fontsize=6.2, color=color)
+    for row, column in chart.framed:
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.2))
+    style_axes(axes, grid="both")
+    axes.grid(visible=False)
+    axes.set_title(_plain(chart.title), fontsize=TEXT_SIZE, color=INK, loc="left")
+    if len(chart.columns) < MANY_CELLS:
+        axes.set_xticks(range(len(chart.columns)), map(_plain, chart.columns), rotation=40, ha="right")
+    axes.set_yticks(range(len(chart.rows)), map(_plain, chart.rows))
+    sheet.colorbar(image, ax=axes, shrink=0.6, aspect=24, pad=0.02).outline.set_visible(False)
+
+
+def _dashes(dash: str) -> str | tuple[int, tuple[float, ...]]:
+    return (0, tuple(map(float, dash.split()))) if dash else "solid"
+
+
+def _plain(text: str) -> str:
+    """A name cut to what there is room for, without a dollar sign, which would start TeX."""
+    return (text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…").replace("$", r"\$")

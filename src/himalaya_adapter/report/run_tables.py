@@ -1,0 +1,48 @@
+"""What runs were made with, and what their evaluation cost."""
+
+from collections.abc import Sequence
+
+from himalaya_adapter.report.metric_table import format_seconds
+from himalaya_adapter.report.run_folder import RunRecord
+from himalaya_adapter.report.table import LONG, Table, Text, numbers, table, words
+
+HASH_DIGITS = 16  # shown of a SHA-256; enough to tell two data sets apart by eye
+NOT_OF_THE_MACHINE = ("data_hashes", "backbone_sizes", "format")  # of environment.json, shown elsewhere
+
+
+def evaluation_cost(runs: Sequence[RunRecord]) -> list[Table]:
+    """What the evaluation of each run cost; no table if one has not recorded it."""
+    if any("evaluation_cost" not in run.metrics for run in runs):
+        return []
+    rows = []
+    for run in runs:
+        cost, measured = run.metrics["evaluation_cost"], ", ".join(map(str, run.metrics["measured_rows"]))
+        seconds = [format_seconds(cost[key]) for key in ("seconds_per_task", "seconds", "reused_seconds")]
+        share = f"{100 * cost['share_of_run']:.0f} %"
+        values = numbers(str(cost["evaluations"]), *seconds[:2], share, str(cost["reused"]), seconds[2])
+        rows.append((*words(run.run_id), *values, *words(measured)))
+    columns = ("evaluations", "time of one", "time of all", "share of the run", "reused", "time saved")
+    header = (*words("run"), *numbers(*columns), *words("all tasks so far are scored after task"))
+    return [table("cost", header, rows, folded=len(runs) > LONG)]
+
+
+def environment(runs: Sequence[RunRecord]) -> Table:
+    """Of every key of ``environment.json`` the different values, each with the runs that have it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for key in dict.fromkeys(key for run in runs for key in run.environment if key not in NOT_OF_THE_MACHINE):
+        for run in runs:
+            found.setdefault((key, str(run.environment.get(key, "–"))), []).append(run.run_id)
+    rows = tuple(
+        (*words(key), Text(value, "" if len(names) == len(runs) else ", ".join(names), words=True))
+        for (key, value), names in found.items()
+    )
+    return table("environment", words("what", "of the runs" if len(runs) > 1 else "value"), rows)
+
+
+def data_hashes(run: RunRecord, splits: Sequence[str]) -> Table:
+    """SHA-256 of the items of each task."""
+    hashes = run.environment.get("data_hashes", {})
+    rows = tuple(
+        words(task, *(hashes.get(task, {}).get(split, "–")[:HASH_DIGITS] for split in splits)) for task in run.tasks
+    )
+    return table("hashes", words("task", *splits), rows, folded=len(rows) > LONG)

@@ -12,17 +12,17 @@ from pathlib import Path
 from statistics import fmean
 
 from expected_results import expected_results, expected_table
-from matplotlib.figure import Figure
 
 from himalaya_adapter.budget import BYTES_PER_MB, count_budget
 from himalaya_adapter.experiments import compose_run
-from himalaya_adapter.report import figures
+from himalaya_adapter.report import paper, score_figures
+from himalaya_adapter.report.charts import Figure
 from himalaya_adapter.report.comparison import compare
+from himalaya_adapter.report.comparison_page import comparison_tables
 from himalaya_adapter.report.markdown import document
 from himalaya_adapter.report.method_groups import MethodGroup, group_by_method
 from himalaya_adapter.report.metric_table import ARROWS, format_value
 from himalaya_adapter.report.run_folder import RunRecord, read_comparable_runs, read_run
-from himalaya_adapter.report.style import PNG_DPI
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.stream_metrics import METRICS
 
@@ -132,7 +132,7 @@ def parts(section: str) -> list[str]:
     """The comparison of a section's runs: its first table, then the others with their titles."""
     comparison = compare(finished(section))
     more = [expected_table(expected_results(comparison))] if section == MAIN else []
-    below_the_title = document(comparison, *more).split("\n", 1)[1]
+    below_the_title = document(comparison, [*comparison_tables(comparison), *more]).split("\n", 1)[1]
     if section in IN_SHORT:
         below_the_title = below_the_title.split("\n## Task by task")[0]
     return [part.strip() for part in below_the_title.split("\n## ")]
@@ -242,9 +242,9 @@ without a number of seeds ran once. Times of runs that shared a machine do not c
 # Name of the picture -> the section whose runs it shows, and how.
 Draw = Callable[[Sequence[MethodGroup]], Figure]
 PICTURES: dict[str, tuple[str, Draw]] = {
-    "retained_accuracy": ("package25", figures.retained_accuracy),
-    "retained_accuracy_15": ("first15", figures.retained_accuracy),
-    "learning_by_position": ("package25", figures.learning_by_position),
+    "retained_accuracy": ("package25", score_figures.retained_accuracy),
+    "retained_accuracy_15": ("first15", score_figures.retained_accuracy),
+    "learning_by_position": ("package25", score_figures.learning_by_position),
 }
 
 
@@ -259,7 +259,7 @@ def draw(picture: str) -> None:
     section, figure = PICTURES[picture]
     path = DOCS / "images" / f"{picture}.png"
     methods = [group for group in compare(finished(section)).groups if not group.is_bound]
-    figure(methods).savefig(path, dpi=PNG_DPI, metadata={"Description": shown(picture)})
+    paper.draw(figure(methods)).savefig(path, metadata={"Description": shown(picture)})
 
 
 if __name__ == "__main__":

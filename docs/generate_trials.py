@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from himalaya_adapter.report import style
+from himalaya_adapter.report import paper
+from himalaya_adapter.report.palette import BOUND, OWN
 
 DOCS = Path(__file__).parent
 FOLDER = DOCS.parent / "benchmarks" / "results" / "single_task"
@@ -201,19 +202,19 @@ def shown() -> str:
 
 def draw() -> None:
     """Write the picture: loss against bytes, a mark a method."""
-    figure = style.new_figure(4.2)
+    figure = paper.new_sheet(4.2)
     axes = figure.subplots()
     for name, size, gap in points():
         own = name.startswith("HIMALAYA")
-        axes.scatter([size], [gap], s=60, color="#0072B2" if own else style.BOUND_COLOR, zorder=3)
-        axes.annotate(name, (size, gap), (7, 4), textcoords="offset points", fontsize=style.SMALL_TEXT_SIZE)
+        axes.scatter([size], [gap], s=60, color=OWN if own else BOUND, zorder=3)
+        axes.annotate(name, (size, gap), (7, 4), textcoords="offset points", fontsize=paper.SMALL_TEXT_SIZE)
     axes.set_xscale("log")
-    axes.axhline(0, color=style.GRID_COLOR, linewidth=1.2)
+    axes.axhline(0, color=paper.GRID, linewidth=1.2)
     axes.margins(x=0.25)
-    style.style_axes(
+    paper.style_axes(
         axes, x="bytes of a task, at the fewest bits that keep its loss", y="NLL less HIMALAYA's (lower is better)"
     )
-    figure.savefig(PICTURE, dpi=style.PNG_DPI, metadata={"Description": shown()})
+    figure.savefig(PICTURE, dpi=paper.PNG_DPI, metadata={"Description": shown()})
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from himalaya_adapter.evaluation.item_scores import FILE
 from himalaya_adapter.report import markdown, write_comparison
 from himalaya_adapter.report.comparison import Comparison, compare
 from himalaya_adapter.report.method_groups import group_by_method
+from himalaya_adapter.report.paired_tables import measure_differences
+from himalaya_adapter.report.palette import METHOD_COLORS, method_looks
 from himalaya_adapter.report.run_folder import read_comparable_runs
-from himalaya_adapter.report.style import METHOD_COLORS, method_styles
 from himalaya_adapter.storage import read_json, write_atomic, write_json
 
 TASKS = ["sarcasm", "verse_book_fr", "law_topic_pt"]
@@ -125,7 +126,7 @@ def test_methods_without_a_common_seed_are_compared_unpaired(make_run: MakeRun, 
     make_run("b", tasks=TASKS, seed=1, method="lora", method_name="LoRA")
     comparison = comparison_of(tmp_path, "a", "b")
     assert all(difference.seeds == () for difference in comparison.tasks)
-    assert "| LoRA | not paired |" in markdown.document(comparison)
+    assert "| LoRA | not paired |" in markdown.document(comparison, measure_differences(comparison))
 
 
 def test_runs_without_item_scores_are_told_and_not_tested(two_methods: Path) -> None:
@@ -136,7 +137,7 @@ def test_runs_without_item_scores_are_told_and_not_tested(two_methods: Path) -> 
     path = write_comparison(two_methods, ["h0", "h1", "l0", "l1"], two_methods / "out")
     for file in (path, path.with_name("tables.md"), path.with_name("tables.tex")):
         assert comparison.notes[0] in file.read_text(encoding="utf-8")
-    assert not list((path.parent / "figures").glob("*differences*"))
+    assert "_differences" not in path.read_text(encoding="utf-8").split('id="figures"')[1].split("</script>")[0]
 
 
 def test_other_measured_rows_leave_out_what_depends_on_them(two_methods: Path) -> None:
@@ -180,8 +181,8 @@ def test_every_method_has_a_colour_of_its_own(make_run: MakeRun, tmp_path: Path)
         method = ["himalaya", "lora", "o_lora"][number % 3]
         make_run(f"run{number}", tasks=TASKS[:1], method=method, method_name=f"method {number}")
     groups = group_by_method(read_comparable_runs(tmp_path, [f"run{number}" for number in range(12)]))
-    styles = method_styles(groups[:8])
+    styles = method_looks(groups[:8])
     assert len({style.color for style in styles}) == 8
     assert [style.color for style in styles[:2]] == [METHOD_COLORS["himalaya"], METHOD_COLORS["lora"]]
-    looks = {(style.color, style.marker, style.line) for style in method_styles(groups)}
-    assert len(looks) == 12  # colours come again, marker and line are then others
+    looks = {(style.color, style.marker, style.dash) for style in method_looks(groups)}
+    assert len(looks) == 12  # colours come again, marker and dash are then others

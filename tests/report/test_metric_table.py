@@ -40,7 +40,7 @@ def test_a_norm_is_held_against_the_bound_of_its_own_run(make_run: MakeRun) -> N
     def exceeds(*norms: float) -> list[bool]:
         for folder, norm in zip(folders, norms, strict=True):
             set_metrics(folder, update_norm_max=norm)
-        return [entry.exceeds_bound for entry in row_of(folders, "update_norm_max").entries]
+        return [entry.warning for entry in row_of(folders, "update_norm_max").cells]
 
     folders = [make_run("strict", tasks=["x", "y"], method="himalaya_strict")]  # names no bound: the letter's, 1
     folders += [make_run(f"wide-{seed}", tasks=["x", "y"], seed=seed) for seed in (0, 1)]
@@ -92,7 +92,7 @@ def test_best_is_marked_in_the_right_direction(pair: list[Path]) -> None:
     set_metrics(pair[0], forgetting=0.01, learning_accuracy=0.7, base_drift=-0.3)
     set_metrics(pair[1], forgetting=0.05, learning_accuracy=0.8, base_drift=0.1)
     best = {
-        key: [entry.best for entry in row_of(pair, key).entries]
+        key: [entry.bold for entry in row_of(pair, key).cells]
         for key in ("forgetting", "learning_accuracy", "base_drift", "frozen_accuracy")
     }
     assert best == {
@@ -106,10 +106,10 @@ def test_best_is_marked_in_the_right_direction(pair: list[Path]) -> None:
 def test_of_runs_that_measured_other_rows_none_is_best_in_what_depends_on_them(pair: list[Path]) -> None:
     set_metrics(pair[0], forgetting=0.1, average_accuracy=0.6, measured_rows=[0, 1])
     set_metrics(pair[1], forgetting=0.2, average_accuracy=0.5, measured_rows=[1])
-    assert not any(entry.best for entry in row_of(pair, "forgetting").entries)
-    assert [entry.best for entry in row_of(pair, "average_accuracy").entries] == [True, False]
+    assert not any(entry.bold for entry in row_of(pair, "forgetting").cells)
+    assert [entry.bold for entry in row_of(pair, "average_accuracy").cells] == [True, False]
     set_metrics(pair[1], measured_rows=[0, 1])
-    assert [entry.best for entry in row_of(pair, "forgetting").entries] == [True, False]
+    assert [entry.bold for entry in row_of(pair, "forgetting").cells] == [True, False]
 
 
 def test_a_bound_is_never_best(pair: list[Path], make_run: MakeRun) -> None:
@@ -119,7 +119,7 @@ def test_a_bound_is_never_best(pair: list[Path], make_run: MakeRun) -> None:
     set_metrics(pair[0], forgetting=0.01, learning_accuracy=0.7)
     set_metrics(pair[1], forgetting=0.05, learning_accuracy=0.8)
     best = [
-        [entry.best for entry in row_of([*pair, frozen], key).entries] for key in ("forgetting", "learning_accuracy")
+        [entry.bold for entry in row_of([*pair, frozen], key).cells] for key in ("forgetting", "learning_accuracy")
     ]
     assert best == [[True, False, False], [False, True, False]]
 
@@ -128,21 +128,21 @@ def test_best_is_clear_only_if_the_intervals_do_not_overlap(pair: list[Path]) ->
     auc = "retained_accuracy_auc"
     set_metrics(pair[0], **{auc: 0.7, f"{auc}_low": 0.65, f"{auc}_high": 0.75})
     set_metrics(pair[1], **{auc: 0.6, f"{auc}_low": 0.55, f"{auc}_high": 0.66})
-    entries = row_of(pair, auc).entries
-    assert [(entry.best, entry.clear) for entry in entries] == [(True, False), (False, False)]
-    assert entries[0].spread == "[0.650, 0.750]"
+    entries = row_of(pair, auc).cells
+    assert [(entry.bold, entry.clear) for entry in entries] == [(True, False), (False, False)]
+    assert entries[0].small == "[0.650, 0.750]"
     set_metrics(pair[1], **{f"{auc}_high": 0.64})
-    assert [(entry.best, entry.clear) for entry in row_of(pair, auc).entries] == [(True, True), (False, False)]
+    assert [(entry.bold, entry.clear) for entry in row_of(pair, auc).cells] == [(True, True), (False, False)]
 
 
 def test_no_run_is_best_alone_or_in_a_tie(pair: list[Path]) -> None:
-    assert not any(entry.best for entry in row_of(pair[:1], "learning_accuracy").entries)
+    assert not any(entry.bold for entry in row_of(pair[:1], "learning_accuracy").cells)
     set_metrics(pair[0], learning_accuracy=0.5)
     set_metrics(pair[1], learning_accuracy=0.5)
-    assert not any(entry.best for entry in row_of(pair, "learning_accuracy").entries)
+    assert not any(entry.bold for entry in row_of(pair, "learning_accuracy").cells)
 
 
 def test_a_metric_that_one_run_lacks_is_a_dash_and_one_that_none_has_is_no_row(pair: list[Path]) -> None:
-    assert [entry.text for entry in row_of(pair, "atom_norm_max").entries] == ["1.000", "–"]
+    assert [entry.text for entry in row_of(pair, "atom_norm_max").cells] == ["1.000", "–"]
     runs = read_comparable_runs(pair[1].parent, [pair[1].name])
     assert "atom_norm_max" not in [row.metric.key for row in metric_rows(group_by_method(runs))]

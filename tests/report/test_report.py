@@ -1,77 +1,55 @@
 """The HTML reports: complete, self-contained, well-formed, and refused where runs do not belong together."""
 
-import base64
 import json
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from pages import Page
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.registry import METHODS
 from himalaya_adapter.report import write_comparison, write_run_report
 from himalaya_adapter.report.growth import growth_table
 from himalaya_adapter.report.metric_table import format_value
+from himalaya_adapter.report.page import TEMPLATES
+from himalaya_adapter.report.palette import MARK_CONTRAST, OTHER_COLORS, PART_COLORS, SHEETS, Look, contrast
 from himalaya_adapter.report.run_folder import read_run
 from himalaya_adapter.storage import read_json, write_json
 from himalaya_adapter.stream_metrics import METRICS
 
 SIX_TASKS = ["sarcasm", "verse_book_fr", "law_topic_pt", "docstring_to_name", "entities_de", "translate_en_es"]
-VOID = {"meta", "img", "br", "link", "input", "hr"}
-ELSEWHERE = re.compile(r"""(?:src|href|srcset|action)\s*=\s*(?!["']?data:)|url\(|@import|<script""")
-NAMED_LIKE_TAGS = '<b>x</b> & "y" $z$'
-RUN_FIGURES = {"retained_accuracy", "accuracy_matrix", "task_scores", "learning_by_position", "stored_bytes", "time"}
-ATOM_FIGURES = {"gates_and_atoms", "norms", "growth", "room_left"}
+HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> & \'"$z$'
+TEXT_CONTRAST = 4.5  # WCAG 2.2, 1.4.3
+ONE_TASK = {"task_scores", "loss", "stored_bytes", "time"}
+ONE_RUN = ONE_TASK | {"retained_accuracy", "accuracy_matrix", "learning_by_position"}
+OF_A_DICTIONARY = {"atoms", "norms", "growth", "room_left"}
 MakeRun = Callable[..., Path]
-
-
-class Page(HTMLParser):
-    """Checks that every tag is closed in order, and collects text and images."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.text = ""
-        self.images: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == [], f"not closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "img":
-            self.images.append(str(dict(attrs)["src"]))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open[-1:] == [tag], f"</{tag}> closes {self.open[-1:]}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def read_page(path: Path) -> Page:
-    html = path.read_text(encoding="utf-8")
-    assert not ELSEWHERE.search(re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "data:", html))
-    page = Page(html)
-    for image in page.images:
-        header, data = image.split(",")
-        assert header == "data:image/png;base64"
-        assert base64.b64decode(data).startswith(b"\x89PNG\r\n")
-    return page
-
-
-def topics(folder: Path, stem: str, suffix: str) -> set[str]:
-    return {path.stem.removeprefix(f"{stem}_") for path in (folder / "figures").glob(f"*.{suffix}")}
 
 
 def change(path: Path, **values: object) -> None:
     write_json(path, {**read_json(path), **values})
 
 
-def assert_every_value_shown(page: Page, metrics: dict) -> None:
+def add_events(folder: Path, *events: dict[str, Any]) -> None:
+    path = folder / "events.jsonl"
+    lines = "".join(json.dumps(event) + "\n" for event in events)
+    path.write_text(lines + path.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def events_of(folder: Path) -> list[dict[str, str]]:
+    """The rows of the table of events, by column."""
+    found = []
+    for table in growth_table(read_run(folder)):
+        names = [cell.text for cell in table.header]
+        found += [dict(zip(names, (cell.text for cell in row), strict=True)) for row in table.rows]
+    return found
+
+
+def assert_every_value_shown(page: Page, metrics: dict[str, Any]) -> None:
     for metric in METRICS:
         defined = len(metrics["tasks"]) > 1 or "of several tasks" not in metric.marks
         assert defined or metric.title not in page.text
@@ -89,13 +67,17 @@ def test_run_report_shows_every_value_and_every_figure(make_run: MakeRun) -> Non
     folder = make_run("himalaya_0", tasks=SIX_TASKS)
     path = write_run_report(folder)
     assert path == folder / "report.html"
-    page = read_page(path)
-    metrics = read_json(folder / "metrics.json")
+    page = Page(path)
+    metrics, matrix = read_json(folder / "metrics.json"), read_json(folder / "matrix.json")
     assert_every_value_shown(page, metrics)
     for task in metrics["tasks"]:
         assert all(format_value(task[how]["score"], "score") in page.text for how in ("unlabelled", "released"))
-    assert topics(folder, "himalaya_0", "png") == topics(folder, "himalaya_0", "pdf") == RUN_FIGURES | ATOM_FIGURES
-    assert len(page.images) == len(RUN_FIGURES | ATOM_FIGURES)
+    assert set(page.figures) == ONE_RUN | OF_A_DICTIONARY
+    for cell in (*matrix["before"], *(cell for row in matrix["rows"] for cell in row)):
+        assert any(abs(cell["score"] - number) < 1e-4 for number in page.numbers()), "shown where it is pointed at"
+    assert page.figures["accuracy_matrix"][0]["notes"][1][0] == (
+        f"[{matrix['rows'][0][0]['low']:.3f}, {matrix['rows'][0][0]['high']:.3f}]"
+    )
     environment = read_json(folder / "environment.json")
     assert environment["torch"] in page.text
     assert environment["cpu"] in page.text
@@ -103,62 +85,128 @@ def test_run_report_shows_every_value_and_every_figure(make_run: MakeRun) -> Non
         assert all(digest[:16] in page.text for digest in hashes.values())
     assert "n = 600" in page.text
     assert (folder / "config.yaml").read_text() in page.text
+    assert not (folder / "figures").exists(), "only on demand"
+
+
+def test_figures_for_papers_are_written_on_demand(make_run: MakeRun) -> None:
+    folder = make_run("himalaya_0", tasks=SIX_TASKS[:2])
+    page = Page(write_run_report(folder, figures=True))
+    for suffix, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        files = sorted((folder / "figures").glob(f"*.{suffix}"))
+        assert {file.stem.removeprefix("himalaya_0_") for file in files} == set(page.figures)
+        assert all(file.read_bytes().startswith(start) for file in files)
 
 
 def test_events_are_counted_task_by_task(make_run: MakeRun) -> None:
     folder = make_run("himalaya_0", tasks=SIX_TASKS)
-    rows = growth_table(read_run(folder))
+    rows = events_of(folder)
     names = [f"{number}. {task}" for number, task in enumerate(SIX_TASKS, start=1)]
-    assert [row[0] for row in rows] == names
-    # added, replaced, similarity (0.25 and 0.5), evicted, survives (0.875), dropped, free atoms and directions
-    assert rows[0][1:] == ["1", "1", "0.375", "0", "0.875", "0", "13", "231", "–"]
-    assert rows[2][1:] == ["1", "1", "0.385", "0", "0.875", "1", "7", "213", "–"]
-    assert rows[5][1:] == ["1", "1", "0.400", "1", "0.500", "0", "0", "186", "–"]
-    text = (folder / "events.jsonl").read_text(encoding="utf-8")
-    warm = {"event": "warm_start", "index": 2, "task": SIX_TASKS[2], "step": 0, "from": 1, "loss": 2.0}
-    (folder / "events.jsonl").write_text(json.dumps(warm) + "\n" + text, encoding="utf-8")
-    assert [row[9] for row in growth_table(read_run(folder))] == ["–", "–", names[1], "–", "–", "–"]
-    page = read_page(write_run_report(folder))
-    assert all(text in page.text for text in ("Events, task by task", "0.385", "213", "Warm start from"))
+    assert [row["task"] for row in rows] == names
+    assert rows[0] == {
+        "task": names[0],
+        **{"atom added": "1", "own atom replaced": "1", "slot of an earlier task evicted": "0"},
+        **{"step dropped, not finite": "0", "similarity": "0.375", "survives": "0.875"},
+        **{"free slots": "13", "free directions": "231"},
+    }
+    assert rows[2]["step dropped, not finite"] == "1"
+    assert (rows[5]["slot of an earlier task evicted"], rows[5]["survives"]) == ("1", "0.500")
+    common = {"index": 2, "task": SIX_TASKS[2]}
+    warm = {"event": "warm_start", **common, "step": 0, "from": 1, "loss": 2.0}
+    shared = {"event": "sharing", **common, "step": 60, "slot": 4, "similarity": 0.99}
+    add_events(folder, warm, shared)
+    assert [row["warm start from"] for row in events_of(folder)] == ["–", "–", names[1], "–", "–", "–"]
+    assert [row["slot shared"] for row in events_of(folder)] == ["0", "0", "1", "0", "0", "0"]
+    page = Page(write_run_report(folder))
+    assert "Events, task by task" in page.text
+    (chart,) = page.figures["growth"]
+    series = {one["name"]: one for one in chart["series"]}
+    assert series["slot shared"]["points"] == [[2 * 60 + 60, 4]]
+    assert series["slot of an earlier task evicted"]["notes"] == [f"{names[5]}, 12% survives"]
 
 
 def test_dropped_steps_are_shown_for_every_method(make_run: MakeRun) -> None:
     folder = make_run("lora_0", tasks=SIX_TASKS, method="lora", method_name="LoRA r=8")
-    assert growth_table(read_run(folder)) == []
-    text = (folder / "events.jsonl").read_text(encoding="utf-8")
-    dropped = {"event": "skipped_step", "index": 1, "task": SIX_TASKS[1], "step": 7}
-    (folder / "events.jsonl").write_text(json.dumps(dropped) + "\n" + text, encoding="utf-8")
-    assert [row[6] for row in growth_table(read_run(folder))] == ["0", "1", "0", "0", "0", "0"]
-    assert "Events, task by task" in read_page(write_run_report(folder)).text
+    assert events_of(folder) == []
+    add_events(folder, {"event": "skipped_step", "index": 1, "task": SIX_TASKS[1], "step": 7})
+    assert [row["step dropped, not finite"] for row in events_of(folder)] == ["0", "1", "0", "0", "0", "0"]
+    assert "Events, task by task" in Page(write_run_report(folder)).text
+
+
+def test_loss_curves_are_drawn_and_of_older_runs_their_ends(make_run: MakeRun) -> None:
+    folder = make_run("lora_0", tasks=SIX_TASKS[:2], method="lora")
+    (chart,) = Page(write_run_report(folder)).figures["loss"]
+    assert chart["series"][0]["points"] == [[15, 2.1], [45, 0.6], [None, None], [75, 2.1], [105, 0.6], [None, None]]
+    last = read_run(folder).task_ends[-1]
+    with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**last, "losses": [3.0, 2.0, 1.0]}) + "\n")
+    (chart,) = Page(write_run_report(folder)).figures["loss"]
+    assert chart["series"][0]["points"][3:] == [[70, 3], [90, 2], [110, 1], [None, None]]
+
+
+def test_sample_answers_are_shown_before_after_and_now(make_run: MakeRun) -> None:
+    folder = make_run("lora_0", tasks=SIX_TASKS[:2], method="lora")
+    assert "Sample answers" not in Page(write_run_report(folder)).text
+    item = {"prompt": "x" * 300 + HOSTILE, "target": "yes", "answers": ["frozen answer", "learnt answer", "last one"]}
+    write_json(folder / "samples.json", {"tasks": [{"task": task, "items": [item]} for task in SIX_TASKS[:2]]})
+    page = Page(write_run_report(folder))
+    assert all(page.text.count(text) == 2 for text in ("frozen answer", "learnt answer", "last one", HOSTILE))
+    assert "x" * 300 not in page.text, "the end of a long prompt"
 
 
 def test_report_of_a_method_without_atoms_leaves_their_rows_and_figures_out(make_run: MakeRun) -> None:
     folder = make_run("lora_0", tasks=SIX_TASKS, method="lora", method_name="LoRA r=8")
-    page = read_page(write_run_report(folder))
-    assert topics(folder, "lora_0", "png") == RUN_FIGURES
-    for title in ("Largest update norm", "Largest atom norm", "Gates and atoms", "Norms", "Room left"):
+    page = Page(write_run_report(folder))
+    assert set(page.figures) == ONE_RUN
+    for title in ("Largest update norm", "Largest atom norm", "Use of atoms", "Norms", "Room left"):
         assert title not in page.text
 
 
 def test_report_of_one_task_leaves_out_what_needs_two(make_run: MakeRun) -> None:
     folder = make_run("single", tasks=["sarcasm"])
-    page = read_page(write_run_report(folder))
+    page = Page(write_run_report(folder))
     assert_every_value_shown(page, read_json(folder / "metrics.json"))
-    assert topics(folder, "single", "png") == RUN_FIGURES | ATOM_FIGURES
-    assert "Backward transfer" not in page.text
+    assert set(page.figures) == ONE_TASK | OF_A_DICTIONARY
 
 
-def test_names_with_markup_are_escaped(make_run: MakeRun) -> None:
-    first = make_run("a<i>&b", tasks=[NAMED_LIKE_TAGS, "other"], method_name=NAMED_LIKE_TAGS)
-    second = make_run("c", tasks=[NAMED_LIKE_TAGS, "other"], method="lora", method_name=NAMED_LIKE_TAGS)
+def test_hostile_names_stay_text(make_run: MakeRun) -> None:
+    tasks = [HOSTILE, "other"]
+    first = make_run("a<i>&b", tasks=tasks, method_name=HOSTILE, stream=HOSTILE, backbone=HOSTILE)
+    second = make_run("c", tasks=tasks, method="lora", method_name=HOSTILE, stream=HOSTILE, backbone=HOSTILE)
+    add_events(first, {"event": "sharing", "index": 0, "task": HOSTILE, "step": 1, "slot": 4, "similarity": 0.99})
     pages = [write_run_report(first), write_comparison(first.parent, [first.name, second.name], first.parent / "out")]
     for path in pages:
-        assert "<b>x" not in path.read_text(encoding="utf-8")
-        assert "<i>&b" not in path.read_text(encoding="utf-8")
-        page = read_page(path)
-        assert NAMED_LIKE_TAGS in page.text
+        page = Page(path)  # two scripts, no attribute with a script, all tags closed
+        assert "<img" not in page.html
+        assert "<i>&b" not in page.html
+        assert HOSTILE in page.text
         assert "a<i>&b" in page.text
-    assert "<b>" not in (first.parent / "out" / "tables.md").read_text(encoding="utf-8")
+        assert "</script" not in page.scripts[0]
+        names = [name for chart in page.figures["task_scores"] for name in chart["y"]["names"]]
+        assert any(HOSTILE in name for name in names)
+    assert "<script" not in (first.parent / "out" / "tables.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_marks_stand_out_from_what_is_behind_them(scheme: str) -> None:
+    css = TEMPLATES.joinpath("report.css").read_text(encoding="utf-8").split("@media (prefers-color-scheme: dark)")
+    colors = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", css[scheme == "dark"].split("}")[0]))
+    assert colors["sheet"].upper() == SHEETS[scheme].upper()
+    for ink in ("ink", "muted", "bad"):
+        for behind in ("page", "sheet", "tint"):
+            assert contrast(colors[ink], colors[behind]) >= TEXT_CONTRAST, (ink, behind)
+    assert contrast(colors["ink"], colors["clear"]) >= TEXT_CONTRAST
+    assert contrast(colors["bound"], colors["sheet"]) >= TEXT_CONTRAST, "its name is text"
+    own = [row.color for row in METHODS.values() if row.color is not None]
+    for color in (*own, *OTHER_COLORS, *PART_COLORS):
+        look = Look("one", color)
+        drawn = look.light if scheme == "light" else look.dark
+        assert contrast(drawn, colors["sheet"]) >= MARK_CONTRAST, color
+
+
+def test_a_colour_that_stands_out_is_left_alone() -> None:
+    assert Look("one", "#0072B2").light == "#0072B2"
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
 
 
 def test_half_a_line_and_a_repeated_task_among_the_events_change_nothing(make_run: MakeRun) -> None:
@@ -180,41 +228,46 @@ def test_norm_above_its_bound_is_called_out(bound: float | None, make_run: MakeR
         change(folder / "adapter" / "adapter_config.json", norm_bound=bound)
     most = bound or 1.0
     change(folder / "metrics.json", update_norm_max=most + 0.01)
-    page = read_page(write_run_report(folder))
+    page = Page(write_run_report(folder))
     assert f"{most + 0.01:.3f} above the bound" in page.text
     assert page.text.count("above the bound") == 1  # the atoms are within theirs
     change(folder / "metrics.json", update_norm_max=most + 1e-5)  # rounding
-    assert "above the bound" not in read_page(write_run_report(folder)).text
+    assert "above the bound" not in Page(write_run_report(folder)).text
 
 
-def test_comparison_writes_page_tables_figures_and_json(make_run: MakeRun, tmp_path: Path) -> None:
+def test_comparison_writes_page_tables_and_json(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [
         make_run("himalaya", tasks=SIX_TASKS),
         make_run("lora", tasks=SIX_TASKS, method="lora", method_name="LoRA r=8", forgetting_rate=0.03),
     ]
     output = tmp_path / "comparison"
-    page = read_page(write_comparison(tmp_path, ["himalaya", "lora"], output))
+    page = Page(write_comparison(tmp_path, ["himalaya", "lora"], output))
     metrics = {folder.name: read_json(folder / "metrics.json") for folder in runs}
     markdown = (output / "tables.md").read_text(encoding="utf-8")
     for run_id in metrics:
         assert_every_value_shown(page, metrics[run_id])
         assert format_value(metrics[run_id]["retained_accuracy_auc"], "score") in markdown
-    assert read_json(output / "aggregated_metrics.json")["runs"] == metrics
-    shared = {"retained_accuracy", "task_scores", "learning_by_position", "stored_bytes", "norms", "time"}
-    paired = {"paired_differences", "task_differences"}
-    expected = shared | paired | {"room_left", "accuracy_matrix_1", "accuracy_matrix_2"}
-    assert topics(output, "himalaya_vs_lora", "png") == topics(output, "himalaya_vs_lora", "pdf") == expected
+    aggregated = read_json(output / "aggregated_metrics.json")
+    assert aggregated["runs"] == metrics
+    assert "expected_results" not in aggregated
+    assert set(page.figures) == {
+        *("retained_accuracy", "paired_differences", "task_scores", "task_differences", "learning_by_position"),
+        *("stored_bytes", "norms", "room_left", "total_time", "accuracy_matrix"),
+    }
+    for claim in yaml.safe_load((Path(__file__).parents[2] / "docs" / "expected_results.yaml").read_text())["claims"]:
+        assert claim["claim"] not in page.text, "what this project's source says is nobody else's"
 
 
-def test_comparison_of_twenty_five_tasks_and_three_methods(make_run: MakeRun, tmp_path: Path) -> None:
+def test_many_tasks_and_methods_make_a_page_of_bounded_size(make_run: MakeRun, tmp_path: Path) -> None:
     tasks = [f"task_{number}" for number in range(25)]
-    for method in ("himalaya", "lora", "an_unknown_method"):
+    for method in ("himalaya", "lora", "lilac", "loreft", "an_unknown_method"):
         make_run(f"{method}_with_a_rather_long_run_id_of_its_own", tasks=tasks, method=method, method_name=method)
     run_ids = sorted(path.name for path in tmp_path.iterdir())
-    page = read_page(write_comparison(tmp_path, run_ids, tmp_path / "out"))
+    page = Page(write_comparison(tmp_path, run_ids, tmp_path / "out"))
     assert all(task in page.text for task in tasks)
-    stems = {path.name[:6] for path in (tmp_path / "out" / "figures").iterdir()}
-    assert stems == {"3_runs"}  # the joined ids would be too long for a file name
+    assert len(page.html) < 400_000
+    assert page.elements < 6_000
+    assert page.html.count("accuracy_matrix") < 5, "one section for all matrices"
 
 
 def test_comparison_refuses_runs_that_were_not_measured_alike(make_run: MakeRun, tmp_path: Path) -> None:

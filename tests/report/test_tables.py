@@ -8,6 +8,7 @@ import pytest
 
 from himalaya_adapter.report import latex, markdown, write_comparison
 from himalaya_adapter.report.comparison import Comparison, compare
+from himalaya_adapter.report.comparison_page import comparison_tables
 from himalaya_adapter.report.run_folder import read_comparable_runs
 
 TASKS = ["film_verdict", "100% & {more}", "law|topic"]
@@ -49,6 +50,10 @@ def check_markdown(text: str) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
 
+def as_latex(comparison: Comparison) -> str:
+    return latex.document(comparison_tables(comparison, by_method=True), comparison.notes)
+
+
 @pytest.fixture
 def written(make_run: MakeRun, tmp_path: Path) -> Comparison:
     for seed in range(2):
@@ -58,11 +63,11 @@ def written(make_run: MakeRun, tmp_path: Path) -> Comparison:
 
 
 def test_latex_is_whole_and_escaped(written: Comparison) -> None:
-    text = latex.document(written)
+    text = as_latex(written)
     check_latex(text)
     topics = re.findall(r"\\label\{tab:(.*?)\}", text)
     assert topics == [
-        *("headline", "further-metrics", "seeds", "paired-differences", "tasks", "task-differences"),
+        *("headline", "further-metrics", "seeds", "paired-tests", "tasks", "task-tests"),
     ]
     assert r"{}[LoRA] r=8 \textbackslash{}o/ 50\% \& \$x\_1\$ \#\textasciitilde{}\textasciicircum{}" in text
     assert r"100\% \& \{more\}" in text
@@ -70,11 +75,13 @@ def test_latex_is_whole_and_escaped(written: Comparison) -> None:
 
 
 def test_markdown_is_whole_and_holds_the_same_numbers(written: Comparison) -> None:
-    text = markdown.document(written)
+    text = markdown.document(written, comparison_tables(written))
     check_markdown(text)
     lora = written.groups[1].spread("forgetting")
     assert f"{lora.mean:.3f} ± {lora.deviation:.3f}" in text
-    assert rf"{lora.mean:.3f} {{\scriptsize $\pm$ {lora.deviation:.3f}}}" in latex.document(written)
+    assert rf"{lora.mean:.3f} {{\scriptsize $\pm$ {lora.deviation:.3f}}}" in latex.document(
+        comparison_tables(written, by_method=True), written.notes
+    )
     assert r"law\|topic" in text
     assert r"\|\*" in text
 
@@ -86,6 +93,15 @@ def test_formulas_become_maths() -> None:
     assert latex.escape("λ/2 Σ_{i} (θ_{i} − θ*_{i})²") == (
         r"$\lambda$/2 $\sum_{i}$ ($\theta_{i}$ $-$ $\theta*_{i}$)$^2$"
     )
+
+
+@pytest.mark.parametrize(
+    "name", [r"a_{\input{/etc/passwd}}", r"b_{i}\end{table}", r"c_{$\write18{x}$}", r"d_{%}", "e_{^^5c}", "f_{é_1}"]
+)
+def test_no_name_is_read_as_latex(name: str) -> None:
+    escaped = latex.escape(name)
+    assert not re.search(r"\\(?!textbackslash|textasciicircum|[{}$&#%_])", escaped.replace(r"\mathrm", "")), escaped
+    assert not re.search(r"(?<!\\)%", escaped)
 
 
 def test_many_methods_have_a_line_each(make_run: MakeRun, tmp_path: Path) -> None:
@@ -101,4 +117,4 @@ def test_many_methods_have_a_line_each(make_run: MakeRun, tmp_path: Path) -> Non
     assert [line.split(" ")[1].strip("*") for line in lines] == [method.upper() for method in methods]
     for formula in ("divided by T − 1", "mean<sub>j</sub> a<sub>j,j</sub>"):
         assert formula in page  # in the legend
-    assert "<details" in page  # the matrices are folded
+    assert '<details class="folded">' in page  # the matrices

@@ -84,9 +84,8 @@ def test_the_report_shows_the_search(uninterrupted: Path) -> None:
     page = (uninterrupted / "report.html").read_text(encoding="utf-8")
     assert "Too few trials have finished" in page
     assert "training.learning_rate" in page
-    assert page.count('<th scope="row">') == TRIALS + 1
-    assert page.count("data:image/png;base64,") == 2
-    assert (uninterrupted / "figures" / "lora_search_history.pdf").is_file()
+    assert page.count('<th scope="row"') == TRIALS + 1
+    assert page.count("<figure data-topic") == 2
 
 
 def test_a_finished_search_runs_nothing(

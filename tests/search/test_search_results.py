@@ -62,8 +62,15 @@ def test_trials_of_every_kind(tmp_path: Path) -> None:
     best = compose_run([f"run={tmp_path / 'lora_search' / 'best.yaml'}"]).run
     assert (best.training.learning_rate, best.model.adapter.options["r"]) == (1e-4, 2)
     assert best.model.adapter.options["target_modules"] == ["v_proj"]
-    page = write_search_report(tmp_path / "lora_search").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 3
+    folder = tmp_path / "lora_search"
+    page = write_search_report(folder, figures=True).read_text(encoding="utf-8")
+    assert page.count("<figure data-topic") == 3
+    topics = {path.name for path in (folder / "figures").iterdir()}
+    assert topics == {
+        f"lora_search_{topic}.{suffix}"
+        for topic in ("history", "parameters", "importance")
+        for suffix in ("png", "pdf")
+    }
     assert "&lt;loss&gt; was not finite" in page
     assert "14 of 50: 12 complete, 1 pruned, 1 fail" in page
 

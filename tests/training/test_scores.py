@@ -62,7 +62,7 @@ def test_the_last_row_alone(run: Callable[..., Path], evaluated: list[str]) -> N
     assert found["retained_accuracy_auc"] == pytest.approx((first["mean"] + last["mean"]) / 2)
     assert found["retained_accuracy_auc_low"] <= found["retained_accuracy_auc"] <= found["retained_accuracy_auc_high"]
     page = write_run_report(folder).read_text(encoding="utf-8")
-    assert "<td>1, 3</td>" in page
+    assert '<td class="words">1, 3</td>' in page
 
 
 @pytest.mark.parametrize("rows", ["some", "0", "-1", "1.5", "[1]", ""])

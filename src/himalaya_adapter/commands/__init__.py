@@ -32,6 +32,7 @@ Overrides = Annotated[
         " key of a run, such as training.learning_rate=2e-3",
     ),
 ]
+Figures = Annotated[bool, typer.Option("--figures", help="Also write every figure as PNG and PDF, for papers.")]
 Backbone = Annotated[str | None, typer.Option(help="Name or folder, where it is not the one that the adapter names.")]
 
 

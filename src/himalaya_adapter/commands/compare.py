@@ -5,15 +5,18 @@ from typing import Annotated
 
 import typer
 
+from himalaya_adapter.commands import Figures
+
 
 def command(
     folder: Annotated[Path, typer.Argument(help="The folder of the runs, which a run calls results_dir.")],
     run_ids: Annotated[
         list[str] | None, typer.Argument(metavar="[RUN_ID]...", help="The runs (default: all that are finished).")
     ] = None,
+    figures: Figures = False,
 ) -> None:
     """Compare finished runs of one stream."""
     from himalaya_adapter.report import write_comparison
 
     chosen = run_ids or sorted(path.parent.name for path in folder.glob("*/metrics.json"))
-    print(write_comparison(folder, chosen, folder / "comparison"))
+    print(write_comparison(folder, chosen, folder / "comparison", figures=figures))

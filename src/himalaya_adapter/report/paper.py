@@ -21,7 +21,8 @@ TEXT_SIZE, SMALL_TEXT_SIZE = 9.0, 7.5  # points
 PNG_DPI = 180
 ROW, FEWEST_ROWS = 0.26, 4  # inches of a name at the y axis
 ABREAST = 3  # charts
-LONGEST_NAME = 26  # characters of a name on an axis
+LONGEST_NAME, LONGEST_LABEL = 26, 60  # characters of a name on an axis, and of what the axis is called
+MOST_BANDS = 4  # lines up to which their intervals are drawn
 MANY_CELLS = 30  # columns of a map from which on its cells have no room for their values
 INK, MUTED, GRID = "#1F2933", "#5B6673", "#E4E7EB"
 MARKS = {
@@ -51,11 +52,9 @@ def draw(figure: Figure) -> Sheet:
         _draw_heat(sheet, axes, chart) if isinstance(chart, Heat) else _draw_xy(axes, chart)
     for axes in grid[len(figure.charts) :]:
         axes.set_visible(False)
-    handles: dict[str, object] = {}
-    for axes in grid:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    if len(handles) > 1:
+    found = [pair for axes in grid for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in found if label not in {chart.title for chart in figure.charts}}
+    if len(found) > 1:
         sheet.legend(
             list(handles.values()),
             list(handles),
@@ -78,8 +77,8 @@ def new_sheet(height: float) -> Sheet:
 
 def style_axes(axes: Axes, *, x: str = "", y: str = "", grid: Literal["x", "y", "both"] = "y") -> None:
     """Name the axes and take away what carries no information: the frame, ticks, all but a faint grid."""
-    axes.set_xlabel(x, fontsize=TEXT_SIZE, color=MUTED)
-    axes.set_ylabel(y, fontsize=TEXT_SIZE, color=MUTED)
+    axes.set_xlabel(_plain(x, LONGEST_LABEL), fontsize=TEXT_SIZE, color=MUTED)
+    axes.set_ylabel(_plain(y, LONGEST_LABEL), fontsize=TEXT_SIZE, color=MUTED)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
     axes.tick_params(length=0, labelsize=SMALL_TEXT_SIZE, labelcolor=INK)
@@ -94,20 +93,21 @@ def _height(chart: XY | Heat, abreast: int) -> float:
 
 def _draw_xy(axes: Axes, chart: XY) -> None:
     across = chart.y.scale == "names"
+    bands = sum(one.line for one in chart.series) <= MOST_BANDS
     for one in chart.series:
-        _draw_series(axes, one, across)
+        _draw_series(axes, one, across, bands)
     for value, label in chart.bounds:
         (axes.axvline if across else axes.axhline)(value, color=BOUND, linestyle="dashed", linewidth=1.2)
         place = (value, 0.98) if across else (0.99, value)
         coordinates = ("data", "axes fraction") if across else ("axes fraction", "data")
         axes.annotate(label, place, (0, 3), coordinates, "offset points", ha="right", fontsize=SMALL_TEXT_SIZE)
-    style_axes(axes, x=_plain(chart.x.label), y=_plain(chart.y.label), grid="x" if across else "y")
+    style_axes(axes, x=chart.x.label, y=chart.y.label, grid="x" if across else "y")
     axes.set_title(_plain(chart.title), fontsize=TEXT_SIZE, color=INK, loc="left")
     _scale(axes, chart.x, "x")
     _scale(axes, chart.y, "y")
 
 
-def _draw_series(axes: Axes, one: Series, across: bool) -> None:
+def _draw_series(axes: Axes, one: Series, across: bool, bands: bool) -> None:
     look = one.look
     color = legible(look.color, SHEETS["light"])
     points = [(math.nan if p[0] is None else p[0], math.nan if p[1] is None else p[1]) for p in one.points]
@@ -115,9 +115,9 @@ def _draw_series(axes: Axes, one: Series, across: bool) -> None:
     values = xs if across else ys
     if any(len(point) > 2 for point in one.points):
         low, high = np.array([point[2:] for point in one.points], dtype=float).T
-        if one.line:
+        if one.line and bands:
             axes.fill_between(xs, low, high, color=color, alpha=0.14, linewidth=0)
-        else:
+        elif not one.line:
             ends = np.clip([np.subtract(values, low), np.subtract(high, values)], 0, None)
             which = {"xerr": ends} if across else {"yerr": ends}
             axes.errorbar(xs, ys, **which, ecolor=color, elinewidth=1, fmt="none")
@@ -130,6 +130,7 @@ def _draw_series(axes: Axes, one: Series, across: bool) -> None:
         markersize=5,
         markerfacecolor="white" if one.hollow else color,
         label=_plain(look.label),
+        clip_on=False,
     )
 
 
@@ -143,11 +144,11 @@ def _scale(axes: Axes, axis: Axis, which: Literal["x", "y"]) -> None:
     if axis.scale == "log":
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     else:
-        of.set_major_locator(MaxNLocator(nbins=6, integer=bool(axis.names)))
+        of.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=bool(axis.names)))
     if axis.kind in ("bytes", "seconds"):
         of.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, axis.kind) if value else "0"))
-    if axis.low is not None or axis.high is not None:
-        limits(axis.low, axis.high)
+    if axis.low is not None or axis.high is not None or axis.names:
+        limits(axis.low if not axis.names else axis.first - 0.4, axis.high)
 
 
 def _draw_heat(sheet: Sheet, axes: Axes, chart: Heat) -> None:
@@ -178,6 +179,6 @@ def _dashes(dash: str) -> str | tuple[int, tuple[float, ...]]:
     return (0, tuple(map(float, dash.split()))) if dash else "solid"
 
 
-def _plain(text: str) -> str:
-    """A name cut to what there is room for, without a dollar sign, which would start TeX."""
-    return (text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…").replace("$", r"\$")
+def _plain(text: str, longest: int = LONGEST_NAME) -> str:
+    """A text cut to what there is room for; a dollar sign would start TeX."""
+    return (text if len(text) <= longest else text[: longest - 1] + "…").replace("$", r"\$")

@@ -68,7 +68,7 @@ def accuracy_matrix(groups: Sequence[MethodGroup]) -> Figure:
     alone = len(groups) == 1
     notes: list[list[str]] = []
     if alone and len(names) <= MANY_TASKS:
-        rows = [list(run.before), *run.rows]
+        rows: list[list[Cell | None]] = [list(run.before), *run.rows]
         notes = [[format_interval((cell["low"], cell["high"])) if cell else "" for cell in row] for row in rows]
     charts = (
         Heat(
@@ -158,7 +158,7 @@ def task_differences(comparison: Comparison) -> Figure | None:
         return None
     found = [[comparison.difference(other, task) for other in others] for task in tasks]
     chart = Heat(
-        [[one and one.test.difference for one in row] for row in found],
+        [[one.test.difference if one else None for one in row] for row in found],
         numbered(tasks),
         tuple(other.label for other in others),
         signed=True,

@@ -385,9 +385,9 @@
   }
 
   // Contents: open beside the page, closed above it.
-  const wide = matchMedia("(min-width: 1360px)"), contents = document.getElementById("contents");
-  const fit = () => { contents.open = wide.matches; };
-  wide.addEventListener("change", fit);
+  const beside = matchMedia("(min-width: 1360px)"), contents = document.getElementById("contents");
+  const fit = () => { contents.open = beside.matches; };
+  beside.addEventListener("change", fit);
   fit();
   const unfold = () => {
     const details = location.hash.length > 1 && document.getElementById(location.hash.slice(1))?.querySelector("details.folded");

@@ -58,7 +58,7 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("model.adapter.total_parameter_budget_mb=0.001", "the adapter takes 0.0588 MB ("),
         ("dataset.num_tasks=4", "stream tiny has 3 tasks; dataset.num_tasks=3 or null runs it"),
         ("dataset.languages=[de]", "the tasks of stream tiny are in [en]; dataset.languages=[en] or null runs it"),
-        ("dataset.languages=[en,de,multi]", "dataset.languages=[de, en, multi] of run 'himalaya'"),
+        ("dataset.languages=[en,de,multi]", "dataset.languages=[de, en, multi]: "),
         (
             "model.adapter.core_dictionary.num_atoms=4",
             "and model.adapter.options.core_atoms of run",
@@ -240,7 +240,7 @@ def test_a_prompt_that_is_too_long_is_counted_and_a_target_that_is_too_long_foll
 
 def test_a_context_that_is_too_short(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = one_line([*words, f"results_dir={tmp_path}", "dataset.max_seq_length=513"], capsys)
-    assert "dataset.max_seq_length=513 of run 'himalaya': " in line
+    assert "dataset.max_seq_length=513: " in line
     assert "reads at most 512 tokens" in line
     assert list(tmp_path.iterdir()) == []
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -89,7 +89,7 @@ def count_budget(run: RunConfig) -> Budget:
         HimalayaError: An unknown backbone or method, wrong options, a method that needs the weights to begin.
     """
     mode = ShapeMode()
-    model = _empty_model(run, mode)
+    model = _empty_model(run, run_method(run), mode)
     config = model.active_peft_config
     trainable = ((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
     parameters, stored = _by_part((name, tensor.numel()) for name, tensor in trainable), _training_bytes(run, model)
@@ -112,14 +112,14 @@ def count_budget(run: RunConfig) -> Budget:
     return Budget(parameters, stored, released, router, bare, adapted)
 
 
-def check_budget(run: RunConfig) -> None:
+def check_budget(run: RunConfig, adapter: PeftConfig) -> None:
     """Refuse a run whose saved adapter would be larger than its own ``total_parameter_budget_mb``.
 
     Raises:
         HimalayaError: As said, or what `count_budget` raises.
     """
     if run.model.adapter.total_parameter_budget_mb is not None:
-        stored = _training_bytes(run, _empty_model(run, ShapeMode()))
+        stored = _training_bytes(run, _empty_model(run, adapter, ShapeMode()))
         check_size(stored, run.model.adapter.total_parameter_budget_mb)
 
 
@@ -140,11 +140,11 @@ def check_size(stored: Mapping[str, int], budget_mb: float) -> None:
         )
 
 
-def _empty_model(run: RunConfig, mode: ShapeMode) -> PeftModel:
+def _empty_model(run: RunConfig, adapter: PeftConfig, mode: ShapeMode) -> PeftModel:
     dtype = native_dtype() if run.model.backbone.dtype == "auto" else DTYPES[run.model.backbone.dtype]
     backbone = empty_backbone(run.model.backbone.name, dtype, mode)
     try:
-        return adapt(backbone, run_method(run), run.training.seed).eval()
+        return adapt(backbone, adapter, run.training.seed).eval()
     except RuntimeError as error:  # among them what torch raises when values of a fake tensor are asked for
         raise _needs_weights(run) from error
 

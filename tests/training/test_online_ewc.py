@@ -17,6 +17,7 @@ from transformers import PrinterCallback, TrainingArguments
 from himalaya_adapter.budget import check_budget, count_budget
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import compose_run
+from himalaya_adapter.methods.construction import run_method
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams.encoding import IGNORED_LABEL
 from himalaya_adapter.training import run_stream
@@ -353,9 +354,10 @@ def test_every_byte_is_counted(finished: Path, words: list[str]) -> None:
     budget = count_budget(run).stored
     assert (sum(budget.values()), budget["ewc"]) == (adapter + ewc, ewc)
     exact = (adapter + ewc) / 1_000_000
-    check_budget(compose_run([*words[1:], f"model.adapter.total_parameter_budget_mb={exact}"]).run)
+    check_budget(compose_run([*words[1:], f"model.adapter.total_parameter_budget_mb={exact}"]).run, run_method(run))
+    run.model.adapter.total_parameter_budget_mb = exact - 1e-6
     with pytest.raises(HimalayaError, match="the adapter takes"):
-        check_budget(compose_run([*words[1:], f"model.adapter.total_parameter_budget_mb={exact - 1e-6}"]).run)
+        check_budget(run, run_method(run))
 
 
 def test_the_penalty_has_held_the_run(finished: Path, words: list[str], tmp_path: Path) -> None:

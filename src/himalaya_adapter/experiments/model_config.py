@@ -20,7 +20,7 @@ class BackboneConfig(Section):
     """``auto``, ``float32``, ``bfloat16`` or ``float16``."""
 
 
-# Most keys below belong to one method; `method_options` says to which, and which of its options each sets. ``null``
+# Most keys below belong to one method; `registry` says to which, and which of its options each sets. ``null``
 # leaves the method's own default.
 
 

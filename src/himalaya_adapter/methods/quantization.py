@@ -1,12 +1,15 @@
 """Few bits per number: dense codes, smoothed groups for atoms, bytes for rows (docs/method-strict.md, section 7)."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 BITS = range(2, 9)
 UNQUANTISED_BITS = 16  # half precision
+Bits = Literal[2, 3, 4, 5, 6, 7, 8]
+ReleaseBits = Literal[2, 3, 4, 5, 6, 7, 8, 16]
 # Exponent of the per-column smoothing: 0 leaves columns as they are, 1 gives each the same largest entry.
 SMOOTHING = 0.5
 # Neighbours in a row that share a scale and a minimum. The answers of a trained adapter diverge from the unquantised

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
@@ -17,7 +17,7 @@ from .continual import ContinualModel
 
 @dataclass
 class TargetsConfig(PeftConfig):
-    """What the configurations of all methods share.
+    """What the configurations of all methods share. A whole number other than a seed is at least 1.
 
     Args:
         target_modules (`list[str] | str`, *optional*):
@@ -57,15 +57,12 @@ class TargetsConfig(PeftConfig):
             self.exclude_modules = set(self.exclude_modules)
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("`layers_pattern` needs `layers_to_transform`, the indices to pick from that list")
-
-    def _require_at_least(self, least: int, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-
-    def _require_one_of(self, name: str, allowed: tuple[int | str, ...]) -> None:
-        if getattr(self, name) not in allowed:
-            raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
+        for name, hint in get_type_hints(type(self)).items():
+            value, choices = getattr(self, name, None), get_args(hint) if get_origin(hint) is Literal else ()
+            if choices and value not in choices:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}")
+            if hint is int and name != "seed" and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
 
 
 class TargetsModel(ContinualModel, BaseTuner):

@@ -7,25 +7,27 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.experiments.run_config import TrainingConfig
 
 
-def training_arguments(run: RunConfig, index: int, items: int, checkpoints: Path) -> TrainingArguments:
+def training_arguments(
+    training: TrainingConfig, run_id: str, index: int, items: int, checkpoints: Path
+) -> TrainingArguments:
     """The Trainer's arguments for one task.
 
     Args:
-        run: The run.
+        training: How the run trains.
+        run_id: Its name, for trackers.
         index: Position of the task, which its seed depends on.
         items: Number of its training items.
         checkpoints: Where the Trainer keeps its checkpoints inside the task.
     """
-    training = run.training
     precision = training.mixed_precision
     if precision == "auto":  # the backbone computes in its own precision, the adapter in 32 bits
         precision = "no"
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
-        run_name=f"{run.run_id}-{index}",
+        run_name=f"{run_id}-{index}",
         num_train_epochs=training.task_epochs,
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.grad_accum_steps,

@@ -9,13 +9,12 @@ from accelerate import PartialState
 
 from himalaya_adapter.backbones import Backbone
 from himalaya_adapter.backbones.shape import sizes_of
-from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.streams import Stream
 
 PACKAGES = ("himalaya-adapter", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 
 
-def describe_environment(config: RunConfig, stream: Stream, backbone: Backbone) -> dict[str, Any]:
+def describe_environment(seed: int, stream: Stream, backbone: Backbone) -> dict[str, Any]:
     """Versions, processor, seed and the hashes of all data: what another machine needs to get the same numbers."""
     return {
         "python": platform.python_version(),
@@ -28,7 +27,7 @@ def describe_environment(config: RunConfig, stream: Stream, backbone: Backbone) 
         "backbone_revision": backbone.revision,
         "backbone_sizes": sizes_of(backbone.model.config),
         "dtype": str(backbone.dtype).removeprefix("torch."),
-        "seed": config.training.seed,
+        "seed": seed,
         "data_hashes": {task.name: dict(task.hashes) for task in stream.tasks},
     }
 

@@ -6,7 +6,7 @@ import torch
 
 from himalaya_adapter.backbones import Backbone
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.experiments.run_config import DatasetConfig, EvaluationConfig, HardwareConfig
 from himalaya_adapter.streams import Stream
 
 logger = logging.getLogger(__name__)
@@ -14,60 +14,60 @@ ANY_LANGUAGE = "multi"
 BYTES_PER_GB = 1_000_000_000
 
 
-def check_stream(run: RunConfig, stream: Stream) -> None:
+def check_stream(dataset: DatasetConfig, stream: Stream) -> None:
     """Refuse a stream that is not what ``dataset.num_tasks`` and ``dataset.languages`` expect.
 
     Raises:
         HimalayaError: As said; the message names both sides.
     """
-    expected, found = run.dataset.num_tasks, len(stream.tasks)
+    expected, found = dataset.num_tasks, len(stream.tasks)
     if expected not in (None, found):
         raise HimalayaError(
-            f"dataset.num_tasks={expected} of run '{run.run_id}': stream {stream.name} has {found} tasks; "
+            f"dataset.num_tasks={expected}: stream {stream.name} has {found} tasks; "
             f"dataset.num_tasks={found} or null runs it"
         )
-    if run.dataset.languages is None:
+    if dataset.languages is None:
         return
-    declared = set(run.dataset.languages)
+    declared = set(dataset.languages)
     there = set().union(*(_languages(task.spec.language) for task in stream.tasks))
     missing = declared - there - {ANY_LANGUAGE}
     undeclared = set() if ANY_LANGUAGE in declared else there - declared
     if missing or undeclared:
         raise HimalayaError(
-            f"dataset.languages={_listed(declared)} of run '{run.run_id}': the tasks of stream {stream.name} are in "
+            f"dataset.languages={_listed(declared)}: the tasks of stream {stream.name} are in "
             f"{_listed(there)}; dataset.languages={_listed(there)} or null runs it"
         )
 
 
-def check_backbone(run: RunConfig, backbone: Backbone) -> None:
+def check_backbone(max_seq_length: int, backbone: Backbone) -> None:
     """Refuse examples that are longer than the backbone's context.
 
     Raises:
         HimalayaError: As said.
     """
     context = getattr(backbone.model.config, "max_position_embeddings", None)
-    if context is not None and run.dataset.max_seq_length > context:
+    if context is not None and max_seq_length > context:
         raise HimalayaError(
-            f"dataset.max_seq_length={run.dataset.max_seq_length} of run '{run.run_id}': {backbone.name} reads "
+            f"dataset.max_seq_length={max_seq_length}: {backbone.name} reads "
             f"at most {context} tokens; expected a whole number up to that"
         )
 
 
-def announce(run: RunConfig) -> None:
+def announce(hardware: HardwareConfig, evaluation: EvaluationConfig, *, searches: bool) -> None:
     """Say which keys of the run cannot be followed here: a smaller machine, a measurement of another device."""
-    planned = f"{run.hardware.gpu_type or 'a GPU'} with {run.hardware.max_gpu_mem_gb or '?'} GB"
-    if run.hardware.gpu_type is not None or run.hardware.max_gpu_mem_gb is not None:
+    planned = f"{hardware.gpu_type or 'a GPU'} with {hardware.max_gpu_mem_gb or '?'} GB"
+    if hardware.gpu_type is not None or hardware.max_gpu_mem_gb is not None:
         if not torch.cuda.is_available():
             logger.warning("planned for %s; there is no CUDA device here, so the run uses the CPU", planned)
-        elif run.hardware.max_gpu_mem_gb is not None:
+        elif hardware.max_gpu_mem_gb is not None:
             there = torch.cuda.get_device_properties(0).total_memory / BYTES_PER_GB
-            if there < run.hardware.max_gpu_mem_gb:
+            if there < hardware.max_gpu_mem_gb:
                 name = torch.cuda.get_device_name(0)
                 logger.warning("planned for %s; this machine's %s has %.0f GB, which may not do", planned, name, there)
-    if run.evaluation.secondary_metric is not None:
-        device = run.evaluation.cpu_latency_device or "the device of use"
-        logger.warning("%s is not measured by a run: it belongs to %s", run.evaluation.secondary_metric, device)
-    if run.optuna.search_space:
+    if evaluation.secondary_metric is not None:
+        device = evaluation.cpu_latency_device or "the device of use"
+        logger.warning("%s is not measured by a run: it belongs to %s", evaluation.secondary_metric, device)
+    if searches:
         logger.warning("optuna: one run with the values as they are; `himalaya search` varies them")
 
 

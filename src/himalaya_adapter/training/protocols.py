@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-from peft import PeftModel
-
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.method_options import method_of
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.methods.continual import continual
+from himalaya_adapter.methods.continual import ContinualModel
 from himalaya_adapter.streams import Task
 from himalaya_adapter.training.run_store import BEFORE
 
@@ -46,13 +44,13 @@ def adapters_stored(protocol: str, index: int) -> int:
     return {FROZEN: 0, INDEPENDENT: index + 1}.get(protocol, 1)
 
 
-def check_protocol(run: RunConfig, model: PeftModel) -> None:
+def check_protocol(run: RunConfig, method: ContinualModel) -> None:
     """Refuse to mix tasks for a method that learns each under its own name.
 
     Raises:
         HimalayaError: As said.
     """
-    if run.training.protocol == JOINT and continual(model).separates_tasks:
+    if run.training.protocol == JOINT and method.separates_tasks:
         raise HimalayaError(
             f"training.protocol=joint of run '{run.run_id}': {method_of(run)} learns each task under its name "
             "and cannot mix them; expected sequential, independent or frozen, or another method such as LORA"

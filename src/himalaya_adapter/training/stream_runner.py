@@ -104,7 +104,7 @@ def run_stream(
         logger.warning("%s is finished; nothing to do (overwrite=true starts it anew)", folder)
         return folder
     adapter = run_method(config)
-    check_budget(config)
+    check_budget(config, adapter)
     scored = config.dataset.max_test_samples_per_task
     limits = Limits(
         train=config.dataset.max_samples_per_task,
@@ -116,20 +116,20 @@ def run_stream(
         held_out_text()  # what the drift is measured on: better missed now than after the last task
     if config.dataset.order == "reversed":
         stream = Stream(stream.name, stream.tasks[::-1])
-    check_stream(config, stream)
-    announce(config)
+    check_stream(config.dataset, stream)
+    announce(config.hardware, config.evaluation, searches=bool(config.optuna.search_space))
     quantisation = "4-bit" if config.model.backbone.quantisation else None
     name, dtype = config.model.backbone.name, config.model.backbone.dtype
     with processes.local_main_process_first():
         backbone = load_backbone(name, quantisation=quantisation, dtype=dtype)
-    check_backbone(config, backbone)
+    check_backbone(config.dataset.max_seq_length, backbone)
     # Scores are measured before the Trainer would move it.
     model = adapt(backbone.model, adapter, config.training.seed).to(processes.device)
-    check_protocol(config, model)
+    check_protocol(config, continual(model))
     # From here on the folder is written to: whatever could be wrong with the config has been found by now.
     with store.locked() if processes.is_main_process else nullcontext():
         if processes.is_main_process:
-            store.begin(describe_environment(config, stream, backbone))
+            store.begin(describe_environment(config.training.seed, stream, backbone))
         processes.wait_for_everyone()
         try:
             StreamRunner(config, store, stream, backbone, model).run(after_task)
@@ -226,7 +226,9 @@ class StreamRunner:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(self.store.folder / "tensorboard"))
         trainer = AnswerTrainer(
             model=self.model,
-            args=training_arguments(self.config, index, len(examples), self.store.task_checkpoints(index)),
+            args=training_arguments(
+                training, self.config.run_id, index, len(examples), self.store.task_checkpoints(index)
+            ),
             train_dataset=examples,
             data_collator=collator,
             processing_class=self.tokenizer,

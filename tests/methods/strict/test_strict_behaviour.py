@@ -17,8 +17,10 @@ def test_the_trainable_parameters_are_the_head_the_elastic_atoms_and_the_thresho
     shared = model.base_model.himalaya_strict_shared["default"]
     latent = len(shared.router.projection)
     head = (2 * 40 + 1) * (latent + 1) * 32
-    assert model.get_nb_trainable_parameters()[0] == head + 16 * shared.width + shared.tree.thresholds.numel()
-    assert head + latent * shared.width <= 45_000
+    assert (
+        model.get_nb_trainable_parameters()[0] == head + 16 * shared.dictionary.width + shared.tree.thresholds.numel()
+    )
+    assert head + latent * shared.dictionary.width <= 45_000
 
 
 def test_merging_is_refused_with_the_reason(case: Case) -> None:
@@ -67,14 +69,14 @@ def test_a_part_of_the_model_called_by_itself_sees_the_adapter_as_it_is_now(case
 def test_a_token_uses_at_most_three_atoms(case: Case, monkeypatch) -> None:
     model = case.adapted()
     shared = model.base_model.himalaya_strict_shared["default"]
-    route, used = shared.route, []
+    route, used = shared.update.route, []
 
     def count(projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         coefficients, gain = route(projected)
         used.append((coefficients != 0).sum(-1))
         return coefficients, gain
 
-    monkeypatch.setattr(shared, "route", count)
+    monkeypatch.setattr(shared.update, "route", count)
     for mode in (True, False):
         model.train(mode)
         model.start_task("count")

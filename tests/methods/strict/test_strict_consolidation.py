@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import normalize, pad
 
-from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, SharedAdapter
-from himalaya_adapter.methods.himalaya_strict.allocation import evict
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, StrictAdapter
 from himalaya_adapter.methods.himalaya_strict.consolidation import Consolidation
 from himalaya_adapter.methods.himalaya_strict.protection import reset_head
 from himalaya_adapter.methods.himalaya_strict.router import OWN_GATE, task_code
@@ -38,7 +37,7 @@ def test_the_superposition_returns_each_tasks_use_while_the_codes_are_independen
         consolidation.observe(code, use)
     found = torch.stack(codes) @ consolidation.users().T
     torch.testing.assert_close(found, usage, rtol=0, atol=1e-8)
-    torch.testing.assert_close(consolidation.shared_use(), usage.T @ usage, rtol=0, atol=1e-7)
+    torch.testing.assert_close(consolidation.used_together(), usage.T @ usage, rtol=0, atol=1e-7)
     assert sum(tensor.numel() for tensor in consolidation.state_dict().values()) == 32 * 32 + ATOMS * 32
 
 
@@ -65,7 +64,7 @@ def test_the_newcomer_is_the_atom_after_which_most_survives(seed, residuals, ran
         error = atoms[slot] - weights @ rows
         return 1 - (error @ metric @ error / (atoms[slot] @ metric @ atoms[slot])).item()
 
-    found = consolidation.stand_in(atoms, slot, consolidation.shared_use(), usable, metric_rows, steps=20)
+    found = consolidation.stand_in(atoms, slot, consolidation.used_together(), usable, metric_rows, steps=20)
     candidates = [one for one in range(ATOMS) if one not in (*partners, slot, unusable)]
     shares = {one: share([*partners, one]) for one in candidates}
     assert found.newcomer in candidates
@@ -77,32 +76,32 @@ def test_the_newcomer_is_the_atom_after_which_most_survives(seed, residuals, ran
 # What past tasks notice ----------------------------------------------------------------------------------------
 
 
-def after_tasks(seed: int, tasks: int, atoms_per_task: int, index: str) -> tuple[SharedAdapter, dict]:
+def after_tasks(seed: int, tasks: int, atoms_per_task: int, index: str) -> tuple[StrictAdapter, dict]:
     """An adapter whose tasks have learnt random routings, and what each looked at: code, latent inputs, atoms."""
     config = HimalayaStrictConfig(
         elastic_atoms=ELASTIC, atoms_per_task=atoms_per_task, hidden_params=20_000, seed=seed, index=index
     )
-    shared = SharedAdapter(config, WIDTH)
+    shared = StrictAdapter(config, WIDTH)
     past = {}
     torch.manual_seed(seed)  # the gates are sampled
     for task in range(tasks):
         name = f"{seed} {task}"
         shared.start_task(name)
-        target = shared.router.task_head(shared.code).detach()
-        own = shared.own.nonzero().flatten()
+        target = shared.router.task_head(shared.router.code).detach()
+        own = shared.slots.own.nonzero().flatten()
         noise = random_rows(seed * 100 + task, *target.shape).float()
         fillers = random_rows(seed * 100 + task, CORE).argsort()[: 3 - len(own)]  # core atoms on beside its own
         target[fillers, -1] = OWN_GATE - 2
         target[ATOMS + own] += noise[ATOMS + own]  # coefficients that depend on the token
         target[ATOMS + fillers] += noise[ATOMS + fillers]
-        head = reset_head(shared.router.head.detach(), target, shared.head_projector, shared.code)
+        head = reset_head(shared.router.head.detach(), target, shared.protection.projector, shared.router.code)
         projected = random_rows(seed * 100 + task, 200, len(shared.router.offset)).float()
         with torch.no_grad():
             shared.router.head.copy_(head)
             for part in projected.split(20):  # every pass draws its gates once
-                shared.train().route(part)
+                shared.train().update.route(part)
         shared.end_task()
-        past[name] = (projected, shared.own.clone())
+        past[name] = (projected, shared.slots.own.clone())
     centre = random_rows(seed, 1, WIDTH)
     for row in random_rows(seed + 1, 128, WIDTH) + 2 * centre:
         shared.growth.observe(row.float(), torch.tensor(0.5))
@@ -110,12 +109,12 @@ def after_tasks(seed: int, tasks: int, atoms_per_task: int, index: str) -> tuple
 
 
 @torch.no_grad()
-def routing(shared: SharedAdapter, name: str, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def routing(shared: StrictAdapter, name: str, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Coefficients after the gates, and all gate logits and coefficients before them."""
     shared.set_task(name)
     latents = pad(torch.tanh(projected - shared.router.offset), (0, 1), value=1.0)
-    outputs = latents @ shared.router.task_head(shared.code).T
-    return shared.route(projected)[0], outputs[:, :-1]
+    outputs = latents @ shared.router.task_head(shared.router.code).T
+    return shared.update.route(projected)[0], outputs[:, :-1]
 
 
 @pytest.mark.parametrize(("atoms_per_task", "index"), [(1, "learnable_kd_tree"), (2, "scan")])
@@ -127,8 +126,8 @@ def test_past_tasks_notice_an_eviction_less_with_consolidation_than_without(atom
         metric = dense_metric(shared.growth.unit_residuals().double())
         atoms = shared.dictionary.atoms().double()
         before = {name: routing(shared, name, projected) for name, (projected, _) in past.items()}
-        assert shared.in_use.all()
-        event = evict(shared)
+        assert shared.slots.in_use.all()
+        event = shared.evict()
         slot = event.slot
         surviving.append(event.survives)
         changed = torch.zeros(2, dtype=torch.float64)
@@ -158,15 +157,15 @@ def test_past_tasks_notice_an_eviction_less_with_consolidation_than_without(atom
 def test_evictions_far_beyond_the_number_of_codes_keep_the_head_bounded() -> None:
     """With more tasks than a code has entries the superposition is no longer exact; it must not blow up."""
     config = HimalayaStrictConfig(elastic_atoms=3, atoms_per_task=1, hidden_params=4_000, code_width=8)
-    shared = SharedAdapter(config, WIDTH).train()
+    shared = StrictAdapter(config, WIDTH).train()
     torch.manual_seed(0)  # the gates are sampled
     generator = torch.Generator().manual_seed(0)
     for task in range(150):
         shared.start_task(f"task {task}")
         with torch.no_grad():
-            shared.route(torch.randn(20, len(shared.router.offset), generator=generator))
+            shared.update.route(torch.randn(20, len(shared.router.offset), generator=generator))
         shared.growth.observe(torch.randn(WIDTH, generator=generator), torch.tensor(0.5))
         shared.end_task()
     assert shared.router.head.isfinite().all()
     assert shared.router.head.abs().max() < 300
-    assert shared.importance.isfinite().all()
+    assert shared.slots.importance.isfinite().all()

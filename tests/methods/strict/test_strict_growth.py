@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity, linear, normalize
 
-from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, SharedAdapter
-from himalaya_adapter.methods.himalaya_strict.allocation import grow
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, StrictAdapter
 from himalaya_adapter.methods.himalaya_strict.growth import RING_ROWS, Growth, principal_direction
 from himalaya_adapter.methods.kd_tree import KDTree
 
@@ -24,16 +23,16 @@ def random_rows(seed: int, *shape: int) -> torch.Tensor:
 # The residual of a step ----------------------------------------------------------------------------------------
 
 
-def dense_layer(shared: SharedAdapter, inputs: torch.Tensor, output_width: int, leaf: torch.Tensor) -> torch.Tensor:
+def dense_layer(shared: StrictAdapter, inputs: torch.Tensor, output_width: int, leaf: torch.Tensor) -> torch.Tensor:
     """The update with every token's dense vector ``r`` moved by its row of ``leaf`` ``(tokens, d)``, zero or not."""
     width = inputs.shape[-1]
     atoms = shared.dictionary.atoms()
     normalised = inputs / inputs.square().mean(-1, keepdim=True).sqrt()
-    u, gain = shared.route(normalised @ shared.router.projection[:, :width].T)
+    u, gain = shared.update.route(normalised @ shared.router.projection[:, :width].T)
     r_in = normalize(u @ atoms[:, :width], dim=-1) + leaf[:, :width]
     r_out = normalize(u @ atoms[:, :output_width], dim=-1) + leaf[:, :output_width]
     if shared.config.norm_target == "residual":
-        gain = gain / shared.width**0.5
+        gain = gain / shared.dictionary.width**0.5
     acted_on = inputs if shared.config.placement == "weights" else normalised
     matrices = gain[..., None] * r_out[:, :, None] * r_in[:, None, :]
     return torch.einsum("tmn,tn->tm", matrices, acted_on)
@@ -49,8 +48,8 @@ def test_the_residual_is_the_negative_gradient_by_r_over_tokens_and_layers(place
     config = HimalayaStrictConfig(
         init_weights=False, hidden_params=20_000, placement=placement, norm_target=norm_target
     )
-    shared = SharedAdapter(config, WIDTH).double().train()
-    shared.in_use.fill_(True)
+    shared = StrictAdapter(config, WIDTH).double().train()
+    shared.slots.in_use.fill_(True)
     inputs, target = random_rows(0, 11, widths[0]), random_rows(1, 11, widths[0])
     weights = [random_rows(2, widths[1], widths[0]) / 7, random_rows(3, widths[0], widths[1]) / 7]
 
@@ -65,13 +64,15 @@ def test_the_residual_is_the_negative_gradient_by_r_over_tokens_and_layers(place
     measured = loss([shared, shared])
     torch.testing.assert_close(measured, dense)
     measured.backward()
-    torch.testing.assert_close(shared._probe.grad.double(), gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max())
+    torch.testing.assert_close(
+        shared.update.probe.grad.double(), gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max()
+    )
 
     assert shared.before_step() is not None
     assert cosine_similarity(shared.growth.unit_residuals()[0].double(), -gradient, dim=0) > 0.999
     best = cosine_similarity(shared.dictionary.elastic.detach(), gradient[None]).abs().max().item()
     assert 0 < shared.growth.similarities[0] <= best * (1 + 1e-6)
-    assert shared._probe.grad is None  # the next step starts anew
+    assert shared.update.probe.grad is None  # the next step starts anew
 
 
 # The ring buffer and its window --------------------------------------------------------------------------------
@@ -134,18 +135,18 @@ def test_the_principal_direction_is_the_top_singular_vector_along_the_mean(seed,
 # What a promotion overwrites -----------------------------------------------------------------------------------
 
 
-def inside_a_task(own: list[int], others: list[int], atoms_per_task: int, **changes: Any) -> SharedAdapter:
+def inside_a_task(own: list[int], others: list[int], atoms_per_task: int, **changes: Any) -> StrictAdapter:
     """An adapter inside a task, with residuals to promote; its own slots and those of others are given."""
     config = HimalayaStrictConfig(atoms_per_task=atoms_per_task, elastic_atoms=8, hidden_params=20_000, **changes)
-    shared = SharedAdapter(config, WIDTH)
+    shared = StrictAdapter(config, WIDTH)
     shared.end_task()
     shared.start_task("second")
-    shared.own.zero_()[CORE + torch.tensor(own)] = True
-    shared.in_use[CORE:] = False
-    shared.in_use[CORE + torch.tensor(own + others)] = True
+    shared.slots.own.zero_()[CORE + torch.tensor(own)] = True
+    shared.slots.in_use[CORE:] = False
+    shared.slots.in_use[CORE + torch.tensor(own + others)] = True
     shared.statistics.tokens_seen += 10
-    shared.statistics.atom_usage += 10 * shared.own + torch.arange(len(shared.own)) / 10
-    shared.statistics.fisher += torch.arange(len(shared.importance), 0, -1.0)
+    shared.statistics.atom_usage += 10 * shared.slots.own + torch.arange(len(shared.slots.own)) / 10
+    shared.statistics.fisher += torch.arange(len(shared.slots.importance), 0, -1.0)
     for row in random_rows(0, 40, WIDTH).float() + 0.5:
         shared.growth.observe(normalize(row, dim=0), torch.tensor(0.1))
     return shared
@@ -157,26 +158,26 @@ def test_a_promotion_takes_a_free_slot_then_the_least_useful_own_one_never_anoth
     others = [0, 1]
     shared = inside_a_task(own=[2, 3], others=others, atoms_per_task=4, index=index)
     for turn in range(7):
-        own = shared.own_elastic.nonzero().flatten().tolist()
+        own = shared.slots.own_elastic.nonzero().flatten().tolist()
         atoms, direction = shared.dictionary.elastic.clone(), principal_direction(shared.growth.unit_residuals())
         value = shared.statistics.usage[CORE:] * shared.statistics.fisher
-        event = grow(shared)
+        event = shared.grow()
         assert event is not None
         slot = event.slot
         assert slot not in others
         if turn < 2:
             assert slot not in own
-            assert "evicted" not in event
+            assert event.evicted is None
         else:
             assert slot == event.evicted == min(own, key=lambda one: value[one].item())
             assert 0 <= event.survives <= 1
         assert torch.equal(shared.dictionary.elastic[slot], direction)
         kept = [one for one in range(8) if one != slot]
         assert torch.equal(shared.dictionary.elastic[kept], atoms[kept])
-        assert shared.own_elastic.sum() == min(4, 3 + turn)
-        assert shared.in_use[CORE:].sum() == min(6, 5 + turn)
+        assert shared.slots.own_elastic.sum() == min(4, 3 + turn)
+        assert shared.slots.in_use[CORE:].sum() == min(6, 5 + turn)
         assert not shared.growth.due  # the window starts anew
-        head = shared.router.task_head(shared.code)
+        head = shared.router.task_head(shared.router.code)
         assert head[CORE + slot, -1] == pytest.approx(8, abs=1e-3)  # the task uses it for every token
         assert head[CORE + slot, :-1].abs().max() < 1e-3
         shared.statistics.fisher[slot] = 0.5 * turn  # as the next steps would
@@ -185,7 +186,7 @@ def test_a_promotion_takes_a_free_slot_then_the_least_useful_own_one_never_anoth
 def test_nothing_is_promoted_over_another_tasks_atom() -> None:
     shared = inside_a_task(own=[0], others=list(range(1, 8)), atoms_per_task=1)
     before = {name: tensor.clone() for name, tensor in shared.state_dict().items()}
-    assert grow(shared) is None
+    assert shared.grow() is None
     changed = {name for name, tensor in shared.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"growth.observed"}  # the window starts anew
 
@@ -194,7 +195,7 @@ def test_nothing_is_promoted_over_another_tasks_atom() -> None:
 def test_a_promotion_rebuilds_the_tree() -> None:
     shared = inside_a_task(own=[2, 3], others=[0, 1], atoms_per_task=4, fanout=4, leaf_size=1)
     shared.dictionary.elastic.copy_(shared.dictionary.elastic.flip(0))  # as if the atoms had moved since
-    grow(shared)
+    shared.grow()
     fresh = KDTree(8, len(shared.router.projection), 4, 1)
     fresh.build(shared._keys(shared.dictionary.elastic))
     for name, tensor in fresh.state_dict().items():

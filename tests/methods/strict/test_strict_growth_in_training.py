@@ -10,13 +10,12 @@ from families import STRICT_CASES, examples, llama, random_tokens
 from peft import PeftModel, get_peft_model
 
 from himalaya_adapter.methods.events import Promotion
-from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, SharedAdapter
-from himalaya_adapter.methods.himalaya_strict.allocation import forget_moments
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, StrictAdapter
 
 CORE = 24
 
 
-def training(tau: float = 1.0, window: int = 4, **changes: Any) -> tuple[PeftModel, SharedAdapter]:
+def training(tau: float = 1.0, window: int = 4, **changes: Any) -> tuple[PeftModel, StrictAdapter]:
     case = STRICT_CASES["strict-stream"]
     config = case.config(fresh=True, similarity_threshold_tau=tau, growth_window=window, **changes)
     model = get_peft_model(case.base(), config).train()
@@ -42,7 +41,7 @@ def test_only_the_moments_of_the_overwritten_atom_are_forgotten() -> None:
     train(model, optimizer, range(3))
     before = {parameter: copy.deepcopy(state) for parameter, state in optimizer.state.items()}
     slot = 1
-    forget_moments(shared, optimizer, slot)
+    shared.forget_moments(optimizer, slot)
     rows = {
         shared.dictionary.elastic: [slot],
         shared.router.head: [CORE + slot, 40 + CORE + slot],
@@ -139,4 +138,4 @@ def test_growth_needs_no_gradient_of_a_frozen_dictionary() -> None:
     shared = model.base_model.himalaya_strict_shared["default"]
     shared.dictionary.elastic.requires_grad_(False)
     model(input_ids=random_tokens(), labels=random_tokens()).loss.backward()
-    assert shared._probe is None
+    assert shared.update.probe is None

@@ -9,8 +9,7 @@ from families import OBLONG, SQUARE, Case, llama, random_tokens
 from peft import PeftModel, get_peft_model
 
 from himalaya_adapter.methods.events import Event
-from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, SharedAdapter
-from himalaya_adapter.methods.himalaya_strict.allocation import evict
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, StrictAdapter
 from himalaya_adapter.methods.himalaya_strict.release import pack
 
 # Few atoms and narrow codes: all slots and head directions are taken after a few tasks, and a task costs little.
@@ -20,7 +19,7 @@ SMALL = {"core_atoms": 4, "elastic_atoms": 5, "atoms_per_task": 2, "code_width":
 HANDED_OVER = {"router.head", "consolidation.code_use"}
 
 
-def shared_of(model: PeftModel) -> SharedAdapter:
+def shared_of(model: PeftModel) -> StrictAdapter:
     return model.base_model.himalaya_strict_shared["default"]
 
 
@@ -117,18 +116,18 @@ def test_the_certificate_holds_over_many_tasks_with_promotions_and_evictions(cas
     assert 0.9 < certificate["atom_norm_max"] <= 1.05
     # The certificate is a lower bound if it misses something: look at the updates themselves, from outside.
     model.eval()
-    inputs = torch.randn(500, shared.width, generator=torch.Generator().manual_seed(0))
-    length = shared.width**0.5 if case.config().placement == "residual_stream" else inputs.norm(dim=-1)
+    inputs = torch.randn(500, shared.dictionary.width, generator=torch.Generator().manual_seed(0))
+    length = shared.dictionary.width**0.5 if case.config().placement == "residual_stream" else inputs.norm(dim=-1)
     for task in (0, 15, 29):
         model.set_task(f"task {task}")
-        shared.begin_pass(None)
-        assert (shared(inputs, shared.width).norm(dim=-1) <= length * (1 + 1e-5)).all()
+        shared.update.begin_pass(None)
+        assert (shared(inputs, shared.dictionary.width).norm(dim=-1) <= length * (1 + 1e-5)).all()
 
 
 # Switches for ablation -----------------------------------------------------------------------------------------
 
 
-def learnt(**changes: Any) -> tuple[SharedAdapter, list[Event], torch.Tensor]:
+def learnt(**changes: Any) -> tuple[StrictAdapter, list[Event], torch.Tensor]:
     """An adapter after two tasks, its events, and the logits of the second task."""
     torch.manual_seed(0)
     config = HimalayaStrictConfig(
@@ -141,7 +140,7 @@ def learnt(**changes: Any) -> tuple[SharedAdapter, list[Event], torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def default() -> tuple[SharedAdapter, list[Event], torch.Tensor]:
+def default() -> tuple[StrictAdapter, list[Event], torch.Tensor]:
     return learnt()
 
 
@@ -172,20 +171,20 @@ def test_without_consolidation_an_eviction_leaves_the_head_alone() -> None:
         shared, _, _ = learnt(consolidate=consolidate)
         before = {name: tensor.clone() for name, tensor in shared.state_dict().items()}
         with torch.no_grad():
-            event = evict(shared)
+            event = shared.evict()
         changed = {name for name, tensor in shared.state_dict().items() if not torch.equal(tensor, before[name])}
         assert changed == {"importance", "in_use"} | (HANDED_OVER if consolidate else set())
-        assert ("survives" in event) == consolidate
+        assert (event.survives is not None) == consolidate
 
 
 def test_without_protection_all_atoms_move_and_no_direction_is_taken(default) -> None:
     shared, _, _ = learnt(protect=False)
-    assert torch.equal(shared.head_projector, torch.eye(len(shared.head_projector)))
-    assert not torch.equal(default[0].head_projector, shared.head_projector)
-    start = SharedAdapter(default[0].config, shared.width).dictionary.elastic
+    assert torch.equal(shared.protection.projector, torch.eye(len(shared.protection.projector)))
+    assert not torch.equal(default[0].protection.projector, shared.protection.projector)
+    start = StrictAdapter(default[0].config, shared.dictionary.width).dictionary.elastic
     moved = [(one.dictionary.elastic != start).any(1) for one in (shared, default[0])]
-    used = shared.in_use[-len(start) :]
-    assert (moved[0] & ~shared.own_elastic).sum() > 0  # what the first task owned, in the second one
+    used = shared.slots.in_use[-len(start) :]
+    assert (moved[0] & ~shared.slots.own_elastic).sum() > 0  # what the first task owned, in the second one
     assert not (moved[1] & ~used).any()
     assert shared.tasks_learnt == 2
 
@@ -197,7 +196,7 @@ def test_without_protection_all_atoms_move_and_no_direction_is_taken(default) ->
 )
 def test_the_other_readings_of_the_update_have_their_own_bound(changes: dict, bound: float, default) -> None:
     shared, _, logits = learnt(**changes)
-    assert shared.width == 64
+    assert shared.dictionary.width == 64
     norm = shared.norm_certificate()["update_norm_max"]
     assert norm <= bound * (1 + 1e-6)
     if changes.get("gain") == "fixed":
@@ -212,5 +211,5 @@ def test_without_quantisation_a_release_holds_the_atoms_in_16_bits(default) -> N
     for bits in (3, 16):
         changed = HimalayaStrictConfig(**{**config.to_dict(), "quantisation_bits": bits})
         sizes[bits] = sum(tensor.numel() * tensor.element_size() for tensor in pack(state, changed).values())
-    atoms = 40 * default[0].width
+    atoms = 40 * default[0].dictionary.width
     assert sizes[16] - sizes[3] > 0.5 * atoms * (16 - 3) / 8

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, SharedAdapter
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, StrictAdapter
 from himalaya_adapter.methods.himalaya_strict.release import pack, unpack
 from himalaya_adapter.methods.quantization import GROUP
 from himalaya_adapter.methods.release import save_release, seal
@@ -75,7 +75,7 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
         return model(input_ids=random_tokens(seed=9, batch=8)).logits
 
 
-def shared_of(model: PeftModel) -> SharedAdapter:
+def shared_of(model: PeftModel) -> StrictAdapter:
     return model.base_model.himalaya_strict_shared["default"]
 
 
@@ -85,7 +85,7 @@ def opened(folder: Path, case: Case = STRICT_CASES["strict-stream"], **arguments
 
 def random_state(seed: int, config: HimalayaStrictConfig, width: int) -> dict[str, torch.Tensor]:
     """The state of an adapter with random atoms and head, as after any training."""
-    shared = SharedAdapter(config, width)
+    shared = StrictAdapter(config, width)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         shared.router.head.copy_(torch.randn(shared.router.head.shape, generator=generator))
@@ -234,9 +234,9 @@ def test_the_bounds_hold_after_quantisation(seed: int, bits: int, width: int) ->
     """Atoms have length 1 and the update's norm, on dense vectors, is at most 1, whatever was quantised."""
     config = HimalayaStrictConfig(quantisation_bits=bits, hidden_params=20_000, code_width=16)
     state = random_state(seed, config, width)
-    shared = SharedAdapter(config, width)
+    shared = StrictAdapter(config, width)
     shared.load_state_dict(state | unpack(pack(state, config), config, state))
-    shared.in_use.fill_(True)
+    shared.slots.in_use.fill_(True)
     assert shared.dictionary.largest_norm() <= 1 + 1e-6
     inputs = torch.randn(200, width, generator=torch.Generator().manual_seed(seed)) * 10
     with torch.no_grad():

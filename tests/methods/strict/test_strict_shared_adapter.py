@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peft import get_peft_model
 from safetensors import safe_open
 
-from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, SharedAdapter
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, StrictAdapter
 from himalaya_adapter.methods.himalaya_strict.router import FINAL_TEMPERATURE_SHARE, budget_shift, task_code
 from himalaya_adapter.methods.himalaya_strict.update import LARGEST_TREE_BONUS
 
@@ -57,15 +57,15 @@ SCHEMA = {
 }
 
 
-def shared_adapter(seed: int = 0, **changes) -> SharedAdapter:
+def shared_adapter(seed: int = 0, **changes) -> StrictAdapter:
     """An adapter in evaluation mode and 64 bits, all slots in use, whose gain is not 0."""
     config = HimalayaStrictConfig(init_weights=False, seed=seed, hidden_params=20_000, code_width=16, **changes)
-    shared = SharedAdapter(config, WIDTH).double().eval()
-    shared.in_use.fill_(True)
+    shared = StrictAdapter(config, WIDTH).double().eval()
+    shared.slots.in_use.fill_(True)
     return shared
 
 
-def dense_bonus(shared: SharedAdapter, query: torch.Tensor) -> torch.Tensor:
+def dense_bonus(shared: StrictAdapter, query: torch.Tensor) -> torch.Tensor:
     """What the tree adds to the gate logits ``(k,)`` of one token: a product of sigmoid differences for each atom."""
     tree, elastic = shared.tree, len(shared.dictionary.elastic)
     membership = torch.ones(elastic, dtype=query.dtype)
@@ -82,7 +82,7 @@ def dense_bonus(shared: SharedAdapter, query: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.zeros(shared.config.core_atoms, dtype=query.dtype), bonus])
 
 
-def dense_matrices(shared: SharedAdapter, inputs: torch.Tensor, output_width: int) -> torch.Tensor:
+def dense_matrices(shared: StrictAdapter, inputs: torch.Tensor, output_width: int) -> torch.Tensor:
     """The update matrices ``(tokens, m, n)`` as docs/method.md defines them, token by token, all vectors dense."""
     config, width = shared.config, inputs.shape[-1]
     atoms, projection = shared.dictionary.atoms().detach(), shared.router.projection
@@ -90,7 +90,7 @@ def dense_matrices(shared: SharedAdapter, inputs: torch.Tensor, output_width: in
     for token in inputs:
         x = token / token.square().mean().sqrt()
         query = projection[:, :width] @ x - shared.router.offset
-        features = torch.kron(torch.cat([torch.tanh(query), torch.ones(1, dtype=query.dtype)]), shared.code)
+        features = torch.kron(torch.cat([torch.tanh(query), torch.ones(1, dtype=query.dtype)]), shared.router.code)
         outputs = shared.router.head.detach().flatten(1) @ features
         a, u, gain = outputs[:40], outputs[40:80], torch.tanh(outputs[80])
         if config.gain == "fixed":
@@ -103,7 +103,7 @@ def dense_matrices(shared: SharedAdapter, inputs: torch.Tensor, output_width: in
         sparse[chosen] = u[chosen]
         r_in, r_out = sparse @ atoms[:, :width], sparse @ atoms[:, :output_width]
         matrix = gain * torch.outer(r_out / r_out.norm(), r_in / r_in.norm())
-        matrices.append(matrix / shared.width**0.5 if config.norm_target == "residual" else matrix)
+        matrices.append(matrix / shared.dictionary.width**0.5 if config.norm_target == "residual" else matrix)
     return torch.stack(matrices)
 
 
@@ -168,7 +168,7 @@ def test_the_straight_through_gates_have_the_gradient_of_the_relaxed_ones() -> N
     shared = shared_adapter().train()
     projected = torch.randn(10, len(shared.router.offset), dtype=torch.float64)
     torch.manual_seed(0)
-    coefficients, _ = shared.route(projected)
+    coefficients, _ = shared.update.route(projected)
     coefficients.sum().backward()
     gate_rows, coefficient_rows = shared.router.head.grad.flatten(1).split([40, 41])
     assert (gate_rows.abs().sum(1) > 0).all()  # gates that are off learn, too
@@ -180,23 +180,23 @@ def test_the_gates_cool_down_over_a_task() -> None:
     """At the end of a task, sampled gates agree with those of inference far more often than at its start."""
     shared = shared_adapter().float()
     projected = torch.randn(2000, len(shared.router.offset), generator=torch.manual_seed(0))
-    hard = shared.route(projected)[0] != 0
+    hard = shared.update.route(projected)[0] != 0
     shared.train()
     agreement = []
     for progress in (0.0, 1.0):
-        shared.anneal(progress)
-        agreement.append(((shared.route(projected)[0] != 0) == hard).all(-1).float().mean().item())
+        shared.update.anneal(progress)
+        agreement.append(((shared.update.route(projected)[0] != 0) == hard).all(-1).float().mean().item())
     assert agreement[1] > agreement[0] + 0.1
     shared.start_task("next")
-    assert shared.temperature == shared.config.temperature_init
+    assert shared.update.temperature == shared.config.temperature_init
 
 
 def test_slots_that_are_not_in_use_are_never_chosen() -> None:
     shared = shared_adapter()
-    shared.in_use[::2] = False
+    shared.slots.in_use[::2] = False
     projected = torch.randn(500, len(shared.router.offset), dtype=torch.float64)
     for training in (True, False):
-        coefficients, _ = shared.train(training).route(projected)
+        coefficients, _ = shared.train(training).update.route(projected)
         assert (coefficients[:, ::2] == 0).all()
         assert (coefficients[:, 1::2] != 0).any(-1).all()
 
@@ -245,7 +245,7 @@ def test_a_saved_adapter_holds_the_tensors_of_its_schema_and_no_data(tmp_path: P
 
 @pytest.mark.parametrize("width", [576, 2048, 4096])
 def test_the_router_and_the_adapter_stay_within_their_parameter_budgets(width: int) -> None:
-    shared = SharedAdapter(HimalayaStrictConfig(), width)
+    shared = StrictAdapter(HimalayaStrictConfig(), width)
     router = shared.router.head.numel() + shared.router.projection.numel()
     assert router <= 45_000
     if width == 576:
@@ -262,4 +262,4 @@ def test_a_target_that_is_not_linear_is_named_with_its_type() -> None:
 def test_the_code_of_the_task_is_what_is_stored() -> None:
     shared = shared_adapter()
     shared.set_task("b")
-    torch.testing.assert_close(shared.code, task_code("b", 16).double())
+    torch.testing.assert_close(shared.router.code, task_code("b", 16).double())

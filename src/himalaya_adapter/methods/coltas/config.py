@@ -29,7 +29,6 @@ class ColtasConfig(TargetsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.COLTAS
-        self._require_at_least(1, "components", "mask_atoms", "atoms_per_task")
         if self.components % self.mask_atoms:
             raise ValueError(f"components={self.components} is not a multiple of mask_atoms={self.mask_atoms}")
         if self.atoms_per_task > self.mask_atoms:

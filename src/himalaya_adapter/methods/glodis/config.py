@@ -23,4 +23,3 @@ class GlodisConfig(TargetsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.GLODIS
-        self._require_at_least(1, "dictionary_size")

@@ -1,8 +1,8 @@
 """HIMALAYA to the letter of its source: a trained router per token, a protected head (docs/method-strict.md)."""
 
+from .adapter import StrictAdapter
 from .config import HimalayaStrictConfig
 from .layer import HimalayaStrictLayer
 from .model import HimalayaStrictModel
-from .shared import SharedAdapter
 
-__all__ = ["HimalayaStrictConfig", "HimalayaStrictLayer", "HimalayaStrictModel", "SharedAdapter"]
+__all__ = ["HimalayaStrictConfig", "HimalayaStrictLayer", "HimalayaStrictModel", "StrictAdapter"]

@@ -5,35 +5,12 @@ from typing import Literal
 
 from peft import PeftType
 
-from himalaya_adapter.methods.quantization import BITS, UNQUANTISED_BITS
+from himalaya_adapter.methods.quantization import ReleaseBits
 from himalaya_adapter.methods.targets import TargetsConfig
 
-PLACEMENTS = ("residual_stream", "weights")
-NORM_TARGETS = ("update", "residual")
-GAINS = ("learned", "fixed")
-INDICES = ("learnable_kd_tree", "scan")
-FANOUTS = (4, 8, 16)
 # Version of the adapter files that this code writes, and the newest that it reads. Releases of version 1 had all atoms
 # in the same bits; they are not read.
 FORMAT_VERSION = 2
-CHOICES = {
-    "placement": PLACEMENTS,
-    "norm_target": NORM_TARGETS,
-    "gain": GAINS,
-    "index": INDICES,
-    "fanout": FANOUTS,
-    "quantisation_bits": (*BITS, UNQUANTISED_BITS),
-}
-AT_LEAST_ONE = (
-    "core_atoms",
-    "elastic_atoms",
-    "code_width",
-    "atoms_per_task",
-    "expected_active_atoms",
-    "leaf_size",
-    "growth_window",
-    "fisher_projection_steps",
-)
 
 
 @dataclass
@@ -123,7 +100,7 @@ class HimalayaStrictConfig(TargetsConfig):
     index: Literal["learnable_kd_tree", "scan"] = field(
         default="learnable_kd_tree", metadata={"help": "How elastic atoms are found."}
     )
-    fanout: int = field(default=8, metadata={"help": "Children of a node of the tree: 4, 8 or 16."})
+    fanout: Literal[4, 8, 16] = field(default=8, metadata={"help": "Children of a node of the tree: 4, 8 or 16."})
     leaf_size: int = field(default=4, metadata={"help": "Most atoms of a leaf of the tree."})
     grow: bool = field(default=True, metadata={"help": "Promote residuals that no atom points to."})
     similarity_threshold_tau: float = field(
@@ -132,7 +109,9 @@ class HimalayaStrictConfig(TargetsConfig):
     growth_window: int = field(default=200, metadata={"help": "Steps over which that mean is taken."})
     consolidate: bool = field(default=True, metadata={"help": "Let other atoms stand in for one that is evicted."})
     fisher_projection_steps: int = field(default=20, metadata={"help": "Steps of the consolidating projection."})
-    quantisation_bits: int = field(default=3, metadata={"help": "Bits of a released atom's entry: 2 to 8, or 16."})
+    quantisation_bits: ReleaseBits = field(
+        default=3, metadata={"help": "Bits of a released atom's entry: 2 to 8, or 16."}
+    )
     released: bool = field(default=False, metadata={"help": "The file is a release, for inference only."})
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the adapter file."})
     seed: int = field(default=0, metadata={"help": "Seed of the dictionary and the router."})
@@ -140,9 +119,6 @@ class HimalayaStrictConfig(TargetsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.HIMALAYA_STRICT
-        for name, allowed in CHOICES.items():
-            self._require_one_of(name, allowed)
-        self._require_at_least(1, *AT_LEAST_ONE)
         if self.atoms_per_task > self.elastic_atoms:
             raise ValueError(f"atoms_per_task={self.atoms_per_task} exceeds elastic_atoms={self.elastic_atoms}")
         if not 0 < self.similarity_threshold_tau <= 1:

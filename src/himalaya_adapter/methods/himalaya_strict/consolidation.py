@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from himalaya_adapter.methods.fisher import fisher_metric_product, fisher_projection
 
+from .router import OWN_GATE, UNUSED_GATE
+
 # Atoms that served in more than this share of an atom's use are on wherever it was.
 PARTNER_SHARE = 0.5
 # Codes further apart than this (relative to the largest) count as known; below lies rounding.
@@ -58,25 +60,25 @@ class Consolidation(nn.Module):
         inverse = torch.linalg.pinv(self.code_moment.double(), rtol=CODE_TOLERANCE, hermitian=True)
         return (self.code_use.double() @ inverse).to(self.code_use.dtype)
 
-    def shared_use(self) -> Tensor:
+    def used_together(self) -> Tensor:
         """How much tasks used atoms together, ``(k, k)``: the sum over past tasks of the products of their shares."""
         return self.users() @ self.code_use.T
 
     def stand_in(
-        self, atoms: Tensor, slot: int, shared_use: Tensor, usable: Tensor, residuals: Tensor, steps: int
+        self, atoms: Tensor, slot: int, used_together: Tensor, usable: Tensor, residuals: Tensor, steps: int
     ) -> StandIn:
         """What reproduces atom ``slot`` best, out of the atoms that were on with it and one that takes its place.
 
         Args:
             atoms: All atoms, ``(k, d)``.
             slot: The atom that is to be overwritten.
-            shared_use: What `shared_use` returns.
+            used_together: What `used_together` returns.
             usable: Mask of the atoms that may stand in, ``(k,)``.
             residuals: Unit residuals of past steps, ``(m, d)``.
             steps: Most steps of the projection.
         """
         wide, metric = atoms.double(), residuals.double()
-        together = shared_use[slot]
+        together = used_together[slot]
         partners = usable & (together > PARTNER_SHARE * together[slot])
         partners[slot] = False
         candidates = usable & ~partners
@@ -101,36 +103,28 @@ class Consolidation(nn.Module):
         self.code_use[stand_in.newcomer] += self.code_use[slot]
         self.code_use[slot] = 0
 
+    def imprint(self, head: Tensor, slot: int, stand_in: StandIn) -> Tensor:
+        """The router's head rewritten for the past tasks, so that the stand-in serves where atom ``slot`` did.
 
-def imprint(head: Tensor, slot: int, stand_in: StandIn, consolidation: Consolidation, on: float, off: float) -> Tensor:
-    """Rewrite the router's head for the past tasks, so that the stand-in serves where atom ``slot`` did.
+        Coefficients of the stand-in take over those of the atom; the newcomer's gate opens for the tasks that used the
+        atom; the atom itself is closed to all past tasks, so that what overwrites it cannot reach them.
 
-    Coefficients of the stand-in take over those of the atom; the newcomer's gate opens for the tasks that used the
-    atom; the atom itself is closed to all past tasks, so that what overwrites it cannot reach them.
-
-    Args:
-        head: ``(2k + 1, p + 1, e)``.
-        slot: The atom that is to be overwritten.
-        stand_in: What takes its place.
-        consolidation: Who has used which atom.
-        on: Logit of an open gate.
-        off: Logit of a closed gate.
-
-    Returns:
-        The new head.
-    """
-    head = head.clone()
-    atoms = len(stand_in.weights)
-    every = torch.zeros_like(head[0, 0])
-    every[0] = len(every) ** 0.5  # 1 for every code: their first entry is always positive
-    head[atoms : 2 * atoms] += stand_in.weights[:, None, None] * head[atoms + slot]
-    times_used = every @ consolidation.code_use[slot]
-    if times_used > 0:
-        gate = head[stand_in.newcomer, -1]
-        mean = gate @ consolidation.code_use[slot] / times_used
-        gate += (on - mean.clamp(off, on)) * consolidation.users()[
-            slot
-        ]  # more tasks than codes: the mean is no mean any more
-    head[[slot, atoms + slot]] = 0
-    head[slot, -1] = off * every
-    return head
+        Args:
+            head: ``(2k + 1, p + 1, e)``.
+            slot: The atom that is to be overwritten.
+            stand_in: What takes its place.
+        """
+        head = head.clone()
+        atoms, use = len(stand_in.weights), self.code_use[slot]
+        every = torch.zeros_like(head[0, 0])
+        every[0] = len(every) ** 0.5  # 1 for every code: their first entry is always positive
+        head[atoms : 2 * atoms] += stand_in.weights[:, None, None] * head[atoms + slot]
+        times_used = every @ use
+        if times_used > 0:
+            gate = head[stand_in.newcomer, -1]
+            mean = gate @ use / times_used
+            # With more tasks than codes the mean is no mean any more.
+            gate += (OWN_GATE - mean.clamp(UNUSED_GATE, OWN_GATE)) * self.users()[slot]
+        head[[slot, atoms + slot]] = 0
+        head[slot, -1] = UNUSED_GATE * every
+        return head

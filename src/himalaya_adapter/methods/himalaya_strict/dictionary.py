@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+TINY = torch.finfo(torch.float32).tiny
+
 
 class Dictionary(nn.Module):
     """Unit atoms of width ``d``: a frozen isotropic core and an elastic pool that is trained.
@@ -18,6 +20,7 @@ class Dictionary(nn.Module):
 
     def __init__(self, core_atoms: int, elastic_atoms: int, width: int, seed: int) -> None:
         super().__init__()
+        self.width = width
         generator = torch.Generator().manual_seed(seed)
         gaussian = torch.randn(core_atoms + elastic_atoms, width, generator=generator)
         core = gaussian[:core_atoms]

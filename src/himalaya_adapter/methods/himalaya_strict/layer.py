@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from himalaya_adapter.methods.merging import MergeableLayer
 
-from .shared import SharedAdapter
+from .adapter import StrictAdapter
 
 PER_TOKEN = "HIMALAYA_STRICT cannot be merged: its update differs from token to token. Keep the adapter attached."
 
@@ -31,7 +31,7 @@ class HimalayaStrictLayer(nn.Module, MergeableLayer):
         self.in_features = getattr(base_layer, "in_features", None)
         self.out_features = getattr(base_layer, "out_features", None)
         self.merged_adapters: list[str] = []
-        self.shared: dict[str, SharedAdapter] = {}
+        self.shared: dict[str, StrictAdapter] = {}
 
     def get_delta_weight(self, name: str) -> Tensor:
         """There is none: merging is refused.

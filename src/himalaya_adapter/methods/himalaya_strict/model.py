@@ -12,12 +12,11 @@ from torch.utils.hooks import RemovableHandle
 from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.prompted import PromptedModel, embedding_width, hidden_width
 
-from .allocation import forget_moments
+from .adapter import StrictAdapter
 from .config import HimalayaStrictConfig
 from .layer import HimalayaStrictLayer
 from .release import VALUES, pack, unpack
 from .router import task_code
-from .shared import SharedAdapter
 from .task_start import first_residuals
 
 logger = logging.getLogger(__name__)
@@ -25,7 +24,7 @@ HAS_MLP = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text
 
 
 class HimalayaStrictModel(PromptedModel):
-    """Wraps the target modules and owns the adapters' shared state, one `SharedAdapter` per adapter name.
+    """Wraps the target modules and owns the adapters' shared state, one `StrictAdapter` per adapter name.
 
     The verbs of the stream (`start_task`, `end_task`, `set_task`, ...) act on the active adapters and can be called on
     the `PeftModel` itself.
@@ -54,22 +53,22 @@ class HimalayaStrictModel(PromptedModel):
         Raises:
             HimalayaError: The adapter was loaded from a release file.
         """
-        events = [event for shared in self._active() for event in shared.start_task(name)]
+        events = [event for adapter in self._active() for event in adapter.start_task(name)]
         if examples is not None:
-            for shared in self._active():
-                inputs, curvature = first_residuals(self, shared, examples)
+            for adapter in self._active():
+                inputs, curvature = first_residuals(self, adapter, examples)
                 if not (inputs.isfinite().all() and curvature.isfinite().all()):
                     logger.warning("task %s: its first residuals are not finite, so it starts at random", name)
                     continue
-                if shared.tasks_learnt == 0:
-                    shared.fit_projection(inputs)
-                shared.promote(name, curvature)
+                if adapter.tasks_learnt == 0:
+                    adapter.fit_projection(inputs)
+                adapter.promote(name, curvature)
         return events
 
     def anneal(self, progress: float) -> None:
         """Lower the gates' temperature; ``progress`` in [0, 1] is the share of the task's steps done."""
-        for shared in self._active():
-            shared.anneal(progress)
+        for adapter in self._active():
+            adapter.update.anneal(progress)
 
     def protect(
         self, optimizer: torch.optim.Optimizer, on_event: Callable[[Event], None] | None = None
@@ -86,15 +85,15 @@ class HimalayaStrictModel(PromptedModel):
         before: list[dict[str, Tensor] | None] = []
 
         def remember(*_: Any) -> None:
-            before[:] = [shared.before_step() for shared in self._active()]
+            before[:] = [adapter.before_step() for adapter in self._active()]
             if any(parameters is None for parameters in before):
                 optimizer.zero_grad()
 
         def project(*_: Any) -> None:
-            for shared, parameters in zip(self._active(), before, strict=True):
-                event = shared.after_step(parameters) if parameters is not None else None
+            for adapter, parameters in zip(self._active(), before, strict=True):
+                event = adapter.after_step(parameters) if parameters is not None else None
                 if event is not None:
-                    forget_moments(shared, optimizer, event.slot)
+                    adapter.forget_moments(optimizer, event.slot)
                     if on_event is not None:
                         on_event(event)
 
@@ -102,13 +101,13 @@ class HimalayaStrictModel(PromptedModel):
 
     def skip_step(self) -> None:
         """Forget what the passes since the last step have seen: the step that they were for is skipped."""
-        for shared in self._active():
-            shared.skip_step()
+        for adapter in self._active():
+            adapter.skip_step()
 
     def end_task(self) -> list[Event]:
         """Close the task: what it has used is protected from now on."""
-        for shared in self._active():
-            shared.end_task()
+        for adapter in self._active():
+            adapter.end_task()
         return []
 
     def set_task(self, name: str | None) -> None:
@@ -116,8 +115,8 @@ class HimalayaStrictModel(PromptedModel):
 
         With ``None`` each row of a batch is answered as the task that its prompt looks like.
         """
-        for shared in self._active():
-            shared.set_task(name)
+        for adapter in self._active():
+            adapter.set_task(name)
 
     @torch.no_grad()
     def infer_task(
@@ -133,8 +132,8 @@ class HimalayaStrictModel(PromptedModel):
         Returns:
             For each prompt the name, or ``None`` if the task found is not among the names, and a confidence in [0, 1].
         """
-        shared = self._active()[0]
-        codes, confidences = shared.memory.infer(shared.memory.features(*self._embedded(input_ids, attention_mask)))
+        adapter = self._active()[0]
+        codes, confidences = adapter.memory.infer(adapter.memory.features(*self._embedded(input_ids, attention_mask)))
         known = {tuple(task_code(name, codes.shape[1]).sign().tolist()): name for name in names}
         found = [known.get(tuple(code)) for code in codes.sign().tolist()]
         return list(zip(found, confidences.tolist(), strict=True))
@@ -147,14 +146,14 @@ class HimalayaStrictModel(PromptedModel):
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
-    def _new_shared_state(self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module) -> SharedAdapter:
-        return SharedAdapter(config, max(_width(module, model) for module in targets), embedding_width(model))
+    def _new_shared_state(self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module) -> StrictAdapter:
+        return StrictAdapter(config, max(_width(module, model) for module in targets), embedding_width(model))
 
     def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
         super()._begin_pass(model, args, inputs)
         mask = inputs.get("attention_mask")
-        for shared in self._active():
-            shared.begin_pass(mask.bool() if torch.is_tensor(mask) and mask.dim() == 2 else None)
+        for adapter in self._active():
+            adapter.update.begin_pass(mask.bool() if torch.is_tensor(mask) and mask.dim() == 2 else None)
 
     @classmethod
     def _pack(cls, state: Mapping[str, Tensor], config: PeftConfig) -> dict[str, Tensor]:

@@ -3,10 +3,47 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .router import HyperRouter
+
+# Share of a task's feature energy that the head's later steps must leave alone.
+PROTECTED_ENERGY = 0.99
 # A feature of a new task of which less than this share is free cannot be reset without a large change elsewhere.
 SMALLEST_FREE_SHARE = 0.05
+
+
+class Protection(nn.Module):
+    """The directions in which the router's head may still move.
+
+    Args:
+        features: Width ``F = (p + 1) e`` of the head.
+    """
+
+    head_triangle: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("head_triangle", upper_triangle(torch.eye(features)))
+
+    @property
+    def projector(self) -> Tensor:
+        """The projector onto them, ``(F, F)``."""
+        return from_upper_triangle(self.head_triangle)
+
+    def reset(self, router: HyperRouter, target: Tensor) -> None:
+        """Give the current task the head ``(2k + 1, p + 1)``, off what earlier ones rely on."""
+        router.head.copy_(reset_head(router.head, target, self.projector, router.code))
+
+    def project_step(self, router: HyperRouter, before: Tensor) -> None:
+        """Make what a step has changed of the task's own head since ``before``, off what is protected."""
+        own_step = router.task_head(router.code) - before @ router.code
+        router.head.copy_(before + (own_step.double() @ lift(self.projector, router.code)).view_as(before))
+
+    def keep(self, router: HyperRouter, latent_moment: Tensor) -> None:
+        """Protect the current task, given the second moment ``(p + 1, p + 1)`` of its latents."""
+        moment = kronecker_moment(latent_moment, router.code)
+        self.head_triangle.copy_(upper_triangle(shrink_projector(self.projector, moment, PROTECTED_ENERGY)))
 
 
 def kronecker_moment(latent_moment: Tensor, code: Tensor) -> Tensor:

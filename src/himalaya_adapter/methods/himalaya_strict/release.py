@@ -38,7 +38,7 @@ def pack(state: Mapping[str, Tensor], config: HimalayaStrictConfig) -> dict[str,
     """What a release file holds of an adapter's state, the checksum apart.
 
     Args:
-        state: `SharedAdapter.state_dict()`; on the meta device shapes and types are computed only.
+        state: the adapter's, by the names in a file; on the meta device shapes and types are computed only.
         config: The adapter's configuration; `quantisation_bits` 16 stores atoms and router in half precision.
 
     Raises:

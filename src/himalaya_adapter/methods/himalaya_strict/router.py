@@ -158,6 +158,7 @@ class HyperRouter(nn.Module):
 
     projection: Tensor
     offset: Tensor
+    code: Tensor
 
     def __init__(self, atoms: int, width: int, latent: int, code_width: int, seed: int) -> None:
         super().__init__()
@@ -166,10 +167,24 @@ class HyperRouter(nn.Module):
         self.register_buffer("projection", nn.functional.normalize(projection, dim=-1))
         self.register_buffer("offset", torch.zeros(latent))
         self.head = nn.Parameter(torch.zeros(2 * atoms + 1, latent + 1, code_width))
+        self.register_buffer("code", torch.zeros(code_width))  # of the task being learnt, or answered
+        # The codes inferred from a batch's prompts, ``(batch, e)``, or that of all, ``(e,)``; none for a named task.
+        self.prompt_codes: Tensor | None = None
+
+    def name_task(self, name: str | None) -> None:
+        """Route by the code of task ``name``; ``None``: by the last one until prompts are read."""
+        self.prompt_codes = None
+        if name is not None:
+            self.code.copy_(task_code(name, len(self.code)))
 
     def task_head(self, code: Tensor) -> Tensor:
         """The linear head ``(2k + 1, p + 1)`` of the task with code ``(e,)``, or one per row for codes ``(b, e)``."""
         return torch.einsum("...e,ole->...ol", code, self.head)
+
+    def read_prompts(self, codes: Tensor) -> None:
+        """Route each row, until the next prompts, by its own of the codes ``(b, e)``."""
+        codes = codes.to(self.code.dtype)
+        self.prompt_codes = codes[0] if bool((codes == codes[0]).all()) else codes
 
     def fresh_head(self, name: str, serving: Tensor, in_use: Tensor, most: int) -> Tensor:
         """The head ``(2k + 1, p + 1)`` that task ``name`` starts from.

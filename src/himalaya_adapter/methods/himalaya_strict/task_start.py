@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .adapter import StrictAdapter
 from .layer import HimalayaStrictLayer
-from .shared import SharedAdapter
 
 EXAMPLES_AT_ONCE = 4  # the backward pass needs all that a forward pass computes
 
 
-def first_residuals(model: nn.Module, shared: SharedAdapter, examples: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def first_residuals(model: nn.Module, adapter: StrictAdapter, examples: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     r"""One pass over a few examples: the layers' inputs, and how the loss falls with a shared rank-one update.
 
     Returns:
@@ -23,21 +23,21 @@ def first_residuals(model: nn.Module, shared: SharedAdapter, examples: Mapping[s
         :math:`\gamma r^\top C r` (docs/method-strict.md, section 6).
     """
     inputs: list[Tensor] = []
-    curvature = shared.code.new_zeros(shared.width, shared.width)
+    curvature = adapter.router.code.new_zeros(adapter.dictionary.width, adapter.dictionary.width)
     mask = torch.empty(0)
 
     def seen(states: Tensor) -> Tensor:  # some models flatten the batch before a module
         return states.detach().float().reshape(-1, states.shape[-1])[mask.flatten()]
 
     def widen(states: Tensor) -> Tensor:  # narrower modules use the leading slices of the atoms
-        return nn.functional.pad(states, (0, shared.width - states.shape[-1]))
+        return nn.functional.pad(states, (0, adapter.dictionary.width - states.shape[-1]))
 
     def record(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         hidden_states = seen(positional[0] if positional else named["hidden_states"])
         normalised = hidden_states / hidden_states.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
-        if shared.tasks_learnt == 0:
+        if adapter.tasks_learnt == 0:
             inputs.append(widen(normalised))
-        acted_on = widen(hidden_states if shared.config.placement == "weights" else normalised)
+        acted_on = widen(hidden_states if adapter.config.placement == "weights" else normalised)
         first = output[0] if isinstance(output, tuple) else output
 
         def add(gradient: Tensor) -> None:
@@ -46,7 +46,9 @@ def first_residuals(model: nn.Module, shared: SharedAdapter, examples: Mapping[s
 
         first.register_hook(add)
 
-    layers = [one for one in model.modules() if isinstance(one, HimalayaStrictLayer) and shared in one.shared.values()]
+    layers = [
+        one for one in model.modules() if isinstance(one, HimalayaStrictLayer) and adapter in one.shared.values()
+    ]
     handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
     was_training = model.training
     try:
@@ -60,7 +62,7 @@ def first_residuals(model: nn.Module, shared: SharedAdapter, examples: Mapping[s
         model.zero_grad()
         for handle in handles:
             handle.remove()
-    return torch.cat(inputs) if inputs else torch.empty(0, shared.width), curvature
+    return torch.cat(inputs) if inputs else torch.empty(0, adapter.dictionary.width), curvature
 
 
 def _batches(examples: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Tensor]]:

@@ -1,23 +1,23 @@
 """What the adapter adds to a token, the same for all layers (docs/method-strict.md, sections 1 to 4)."""
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from himalaya_adapter.methods.kd_tree import KDTree, Leaves
-from himalaya_adapter.methods.shared_state import SharedState
 
 from .config import HimalayaStrictConfig
-from .dictionary import Dictionary, gram, rank_one_update, unit_coefficients
-from .router import FINAL_TEMPERATURE_SHARE, HyperRouter, final_gates, latent_width, relaxed_gates
+from .dictionary import TINY, Dictionary, gram, rank_one_update, unit_coefficients
+from .router import FINAL_TEMPERATURE_SHARE, HyperRouter, final_gates, relaxed_gates
+from .slots import Slots
 from .statistics import TaskStatistics
 
 MASKED = -1e4
 # The tree may raise one atom's gate over another's by this much (in logits), too little to undo a task's own choice.
 LARGEST_TREE_BONUS = 0.5
-TINY = torch.finfo(torch.float32).tiny
 
 
 class Maps(NamedTuple):
@@ -40,37 +40,42 @@ class Routes(NamedTuple):
     leaves: Leaves | None
 
 
-class SharedUpdate(SharedState):
-    """Dictionary, router and tree: from a layer's input to its update. All layers share one.
+class Update(nn.Module):
+    """From a layer's input to its update, by dictionary, router and tree. It owns what belongs to one pass.
 
     Args:
         config: The method's configuration.
-        width: Width ``d`` of the atoms: that of the hidden states, or of the widest target.
+        dictionary: The atoms.
+        slots: Which of them are in use.
+        router: What chooses among them.
+        tree: The index whose membership moves the gates; none for a scan.
+        statistics: What takes note of the passes.
     """
 
-    in_use: Tensor
-    code: Tensor
     update_norm_max: Tensor
+    dictionary: Dictionary
+    slots: Slots
+    router: HyperRouter
+    tree: KDTree | None
+    statistics: TaskStatistics
 
-    def __init__(self, config: HimalayaStrictConfig, width: int) -> None:
+    def __init__(
+        self,
+        config: HimalayaStrictConfig,
+        dictionary: Dictionary,
+        slots: Slots,
+        router: HyperRouter,
+        tree: KDTree | None,
+        statistics: TaskStatistics,
+    ) -> None:
         super().__init__()
-        core, elastic = config.core_atoms, config.elastic_atoms
-        atoms = core + elastic
-        latent = latent_width(width, atoms, config.code_width, config.hidden_params)
+        # Plain references: torch registers these parts at the adapter.
+        vars(self).update(dictionary=dictionary, slots=slots, router=router, tree=tree, statistics=statistics)
         self.config = config
-        self.width = width
         self.temperature = config.temperature_init
-        self.dictionary = Dictionary(core, elastic, width, config.seed)
-        self.router = HyperRouter(atoms, width, latent, config.code_width, config.seed)
-        self.tree = KDTree(elastic, latent, config.fanout, config.leaf_size) if config.index != "scan" else None
-        self.statistics = TaskStatistics(atoms, elastic, latent + 1)
-        self.register_buffer("in_use", torch.arange(atoms) < core)
-        self.register_buffer("code", torch.zeros(config.code_width))
         self.register_buffer("update_norm_max", torch.zeros(()))
-        # The codes inferred from a batch's prompts, ``(batch, e)``, or that of all, ``(e,)``; none for a named task.
-        self._row_codes: Tensor | None = None
         # A zero vector added to r: its gradient is that of the loss by r, summed over tokens and layers.
-        self._probe: Tensor | None = None
+        self.probe: Tensor | None = None
         self._shapes: set[tuple[int, int, torch.dtype]] = set()
         # Made anew for each pass of the model.
         self._maps: dict[tuple[int, int, torch.dtype], Maps] = {}
@@ -79,8 +84,11 @@ class SharedUpdate(SharedState):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies leave out what belongs to a pass: it is part of that pass's graph."""
-        state = super().__getstate__()
-        return state | {"_maps": {}, "_routes": None, "_tokens": None, "_probe": None, "_row_codes": None}
+        return super().__getstate__() | {"_maps": {}, "_routes": None, "_tokens": None, "probe": None}
+
+    def anneal(self, progress: float) -> None:
+        """Lower the gates' temperature linearly; ``progress`` in [0, 1] is the share of the task's steps done."""
+        self.temperature = self.config.temperature_init * (1 - (1 - FINAL_TEMPERATURE_SHARE) * progress)
 
     # One pass of the model -------------------------------------------------------------------------------------
 
@@ -93,13 +101,14 @@ class SharedUpdate(SharedState):
         self._tokens = tokens
         if self._growing:
             self._set_up_probe()  # a compiled layer could not make a leaf
-        with torch.autocast(self.code.device.type, enabled=False):  # as in `forward`
+        with torch.autocast(self.router.code.device.type, enabled=False):  # as in `forward`
             self._routes = self._make_routes()
             self._maps = {shape: self._make_maps(*shape) for shape in self._shapes}
 
     def _make_routes(self) -> Routes:
-        head = self.router.task_head(self.code if self._row_codes is None else self._row_codes)
-        open_rows = pad(self.in_use, (0, len(self.in_use) + 1), value=True)
+        router, in_use = self.router, self.slots.in_use
+        head = router.task_head(router.code if router.prompt_codes is None else router.prompt_codes)
+        open_rows = pad(in_use, (0, len(in_use) + 1), value=True)
         bias = head[..., -1].masked_fill(~open_rows, MASKED)
         head = head[..., :-1].masked_fill(~open_rows[:, None], 0)
         leaves = None if self.tree is None else self.tree.as_leaves()
@@ -107,25 +116,24 @@ class SharedUpdate(SharedState):
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation, as for every module."""
-        self._forget_pass()  # the probe is there in training only
+        self.clear_pass()  # the probe is there in training only
         return super().train(mode)
 
-    def _forget_pass(self) -> None:
+    def clear_pass(self) -> None:
         """Make anew what the layers share: it has changed, and a part of the model may be called by itself."""
         self._maps, self._routes = {}, None
 
     def forward(self, hidden_states: Tensor, output_width: int) -> Tensor:
         """The update for inputs ``(..., n)`` of a module with ``output_width`` outputs: ``(..., output_width)``."""
         device = hidden_states.device.type
-        if not torch.is_autocast_enabled(device):  # a context for each layer and token takes longer than a product
-            return self._update(hidden_states, output_width)
-        with torch.autocast(device, enabled=False):  # the norms need the precision chosen here
+        # The norms need the precision chosen here. A context for each layer and token takes longer than a product.
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             return self._update(hidden_states, output_width)
 
     def _update(self, hidden_states: Tensor, output_width: int) -> Tensor:
         width, dtype = hidden_states.shape[-1], hidden_states.dtype
         if self._routes is not None and self._routes.head.requires_grad and not torch.is_grad_enabled():
-            self._forget_pass()  # reentrant checkpointing: each layer will want a graph of its own
+            self.clear_pass()  # reentrant checkpointing: each layer will want a graph of its own
         # A layer shape is new in the very first pass only. It is not kept then: gradient checkpointing runs a layer
         # twice and wants the same operations both times.
         maps = self._maps.get((width, output_width, dtype)) or self._make_maps(width, output_width, dtype)
@@ -140,7 +148,7 @@ class SharedUpdate(SharedState):
         if self.config.placement == "weights":  # they act on their input as it is, the skip path on the normalised one
             projections = projected.split(sizes, dim=-1)[1]
         if self.config.norm_target == "residual":
-            gain = gain / self.width**0.5
+            gain = gain / self.dictionary.width**0.5
         unit_in = self._unit_coefficients(coefficients, maps.gram_in)
         unit_out = unit_in if maps.gram_out is maps.gram_in else self._unit_coefficients(coefficients, maps.gram_out)
         if self.training:
@@ -158,9 +166,9 @@ class SharedUpdate(SharedState):
 
     def _set_up_probe(self) -> Tensor:
         like = self.dictionary.elastic
-        if self._probe is None or (self._probe.device, self._probe.dtype) != (like.device, like.dtype):
-            self._probe = like.new_zeros(self.width, requires_grad=True)
-        return self._probe
+        if self.probe is None or (self.probe.device, self.probe.dtype) != (like.device, like.dtype):
+            self.probe = like.new_zeros(self.dictionary.width, requires_grad=True)
+        return self.probe
 
     def _make_maps(self, width: int, output_width: int, dtype: torch.dtype) -> Maps:
         # Rounded to the input's precision before anything is computed from them: the norms then hold exactly.

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from peft import PeftType
 
-from himalaya_adapter.methods.quantization import BITS, UNQUANTISED_BITS
+from himalaya_adapter.methods.quantization import ReleaseBits
 from himalaya_adapter.methods.targets import TargetsConfig
 
 
@@ -25,11 +25,11 @@ class LilacConfig(TargetsConfig):
 
     lora_rank: int = field(default=4, metadata={"help": "Rank of each module's update."})
     dictionary_size: int = field(default=64, metadata={"help": "Atoms that all layers share."})
-    quantisation_bits: int = field(default=8, metadata={"help": "Bits of a number in a release file: 2 to 8, or 16."})
+    quantisation_bits: ReleaseBits = field(
+        default=8, metadata={"help": "Bits of a number in a release file: 2 to 8, or 16."}
+    )
     released: bool = field(default=False, metadata={"help": "The file is a release, for inference only."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.LILAC
-        self._require_at_least(1, "lora_rank", "dictionary_size")
-        self._require_one_of("quantisation_bits", (*BITS, UNQUANTISED_BITS))

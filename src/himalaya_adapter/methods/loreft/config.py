@@ -42,6 +42,5 @@ class LoReftConfig(TargetsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.LOREFT
-        self._require_at_least(1, "r")
         if self.first_positions is not None and self.first_positions < 1:
             raise ValueError(f"first_positions={self.first_positions} must be at least 1, or null for all tokens")

@@ -38,5 +38,6 @@ class OLoraConfig(TargetsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.O_LORA
-        self._require_at_least(1, "r", "lora_alpha")
-        self._require_at_least(0, "lambda_1", "lambda_2")
+        for name in ("lambda_1", "lambda_2"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")

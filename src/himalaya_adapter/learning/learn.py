@@ -15,8 +15,7 @@ from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.evaluation.batching import batches
 from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
-from himalaya_adapter.experiments.model_config import AdapterConfig, BackboneConfig, ModelConfig
-from himalaya_adapter.experiments.run_config import DatasetConfig, RunConfig, TrainingConfig
+from himalaya_adapter.experiments.run_config import TrainingConfig
 from himalaya_adapter.methods.construction import adapt
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.himalaya.adapter import HimalayaAdapter
@@ -299,9 +298,7 @@ class _Learner:
         prompts = [encode_prompt(self.tokenizer, item.prompt, length, chat=item.chat) for item in task.train]
         for batch in batches(prompts, PROMPTS_AT_ONCE, self.tokenizer.pad_token_id, self.model.device):
             self.method.observe_prompts(batch.input_ids, batch.attention_mask)
-        here = ModelConfig(BackboneConfig(""), AdapterConfig("HIMALAYA"))  # both are loaded already
-        run = RunConfig(task.name, "proposed", "HIMALAYA", here, DatasetConfig(task.name), training)
-        arguments = training_arguments(run, 0, len(examples), self.store.checkpoints)
+        arguments = training_arguments(training, task.name, 0, len(examples), self.store.checkpoints)
         arguments.disable_tqdm = True
         with stage(f"learning {task.name}") as advance:
             trainer = AnswerTrainer(

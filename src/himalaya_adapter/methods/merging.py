@@ -15,7 +15,7 @@ from himalaya_adapter.errors import HimalayaError
 class MergeableLayer(BaseTunerLayer):
     """A layer whose adapters, each an update of its weight, can become part of that weight.
 
-    The layer of a method says with `get_delta_weight` what that update is, or why there is none.
+    The layer of a method says with `get_delta_weight` what that update is.
     """
 
     if TYPE_CHECKING:  # what PEFT's mix-in brings
@@ -41,7 +41,7 @@ class MergeableLayer(BaseTunerLayer):
             adapter_names: Which adapters; the active ones by default.
 
         Raises:
-            NotImplementedError: The weight is quantised, or an adapter's update is not one of the weight.
+            NotImplementedError: The weight is quantised.
             ValueError: With ``safe_merge``, a merged weight would not be finite; the weight is as it was.
         """
         if self.quantization_backend is not None:

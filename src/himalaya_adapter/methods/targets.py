@@ -58,7 +58,8 @@ class TargetsConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("`layers_pattern` needs `layers_to_transform`, the indices to pick from that list")
         for name, hint in get_type_hints(type(self)).items():
-            value, choices = getattr(self, name, None), get_args(hint) if get_origin(hint) is Literal else ()
+            value: Any = getattr(self, name, None)
+            choices = get_args(hint) if get_origin(hint) is Literal else ()
             if choices and value not in choices:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}")
             if hint is int and name != "seed" and value < 1:

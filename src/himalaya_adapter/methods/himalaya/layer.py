@@ -1,11 +1,12 @@
 """What stands in for an adapted module: a decoder layer whose output is edited, or a linear module with a LoRA."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+
+from himalaya_adapter.methods.output_layer import OutputLayer
 
 from .adapter import HimalayaAdapter
 from .update import edited
@@ -30,15 +31,16 @@ class HimalayaLayer(BaseTunerLayer):
     number: dict[str, int]  # of the layer, in each adapter
 
 
-class StreamLayer(nn.Module, HimalayaLayer):
+class StreamLayer(OutputLayer, HimalayaLayer):
     """Adds :math:`r_l (v_l^T h)` to the output ``h`` of ``base_layer``, for every active adapter.
 
-    It owns no parameter. Hidden states that transformers records are those before the edit of their layer.
+    It owns no parameter.
     """
 
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+    no_weight = NO_WEIGHT
+
+    def __init__(self, base_layer: nn.Module, **_: Any) -> None:
+        super().__init__(base_layer)
         self.shared = {}
         self.number = {}
 
@@ -51,27 +53,9 @@ class StreamLayer(nn.Module, HimalayaLayer):
                 raise
             return getattr(self.base_layer, name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the base layer and edit its output; of a tuple the first element."""
-        result = self.base_layer(*args, **kwargs)
-        if self.disable_adapters:
-            return result
-        hidden_states: Tensor = result[0] if isinstance(result, tuple) else result
-        for name in self.active_adapters:
-            if name in self.shared:
-                write, read = self.shared[name].of_layer(self.number[name], hidden_states)
-                hidden_states = edited(hidden_states, write, read)
-        return (hidden_states, *result[1:]) if isinstance(result, tuple) else hidden_states
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Not possible.
-
-        Raises:
-            NotImplementedError: Always; the message says what can be done.
-        """
-        raise NotImplementedError(NO_WEIGHT)
-
-    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, None]:
-        # A decoder layer has no weight of its own to ask, and the adapter keeps its own precision.
-        parameter = next(base_layer.parameters(), None)
-        return None if parameter is None else parameter.device, None
+    def edited(
+        self, name: str, output: Tensor, original: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Tensor:
+        """Edit the output as an adapter's task asks."""
+        write, read = self.shared[name].of_layer(self.number[name], output)
+        return edited(output, write, read)

@@ -25,9 +25,6 @@ class LoReftModel(TargetsModel):
         "gpt2": r"(.*\.)?h\.\d+",
     }
 
-    def _new_layer(self, base: nn.Module, config: PeftConfig) -> LoReftLayer:
-        return LoReftLayer(base)
-
     def _add_adapter(self, layer: LoReftLayer, name: str, config: PeftConfig) -> None:
         layer.add_adapter(name, config, _width(layer.get_base_layer(), self.model))
 

@@ -22,6 +22,7 @@ from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.methods.construction import adapt, run_method
 from himalaya_adapter.methods.himalaya import HimalayaConfig
 from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig
+from himalaya_adapter.methods.packed_adapter import pack, trainable_parameters
 from himalaya_adapter.methods.release import has_release
 
 BYTES_PER_MB = 1_000_000
@@ -54,7 +55,7 @@ class Budget:
         trainable: Trainable parameters by part.
         stored: Bytes of the saved adapter's file by part, with its header: their sum is the file's size. With EWC its
             file, too, as one part.
-        released: The same of the release file, for a method that has one.
+        released: The same of the release file, for a method that has one, or of what is stored in few bits.
         router: Parameters of HIMALAYA_STRICT's router, trained and frozen.
         bare: Operations of the backbone alone.
         adapted: Operations of the backbone with the adapter; None if they depend on the values of weights.
@@ -91,8 +92,9 @@ def count_budget(run: RunConfig) -> Budget:
     mode = ShapeMode()
     model = _empty_model(run, run_method(run), mode)
     config = model.active_peft_config
-    trainable = ((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
-    parameters, stored = _by_part((name, tensor.numel()) for name, tensor in trainable), _training_bytes(run, model)
+    trainable = {name: tensor.shape for name, tensor in trainable_parameters(model).items()}
+    parameters = _by_part((name, shape.numel()) for name, shape in trainable.items())
+    stored = _training_bytes(run, model)
     with model.disable_adapter():
         bare = _operations(model, mode)
     model.requires_grad_(False)  # operations are those of inference
@@ -102,13 +104,17 @@ def count_budget(run: RunConfig) -> Budget:
         adapted = _operations(model, mode)
     except RuntimeError:  # what torch raises when values of a fake tensor are asked for, as WaveFT does in each pass
         adapted = None
-    router, released = None, None
+    router, released, bits = None, None, run.model.adapter.bits
     if isinstance(config, HimalayaStrictConfig):
         state = model.base_model.himalaya_strict_shared["default"].state_dict()
         router = sum(tensor.numel() for name, tensor in state.items() if name.startswith("router."))
     if has_release(config):
         config.released = True  # what PEFT saves from now on is a release
         released = _stored_bytes(model)
+    if bits is not None:
+        layout = pack({name: torch.empty(shape, device="meta") for name, shape in trainable.items()}, bits)
+        zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in layout.items()}
+        released = {"packed": len(save(zeros))}
     return Budget(parameters, stored, released, router, bare, adapted)
 
 
@@ -160,8 +166,8 @@ def _training_bytes(run: RunConfig, model: PeftModel) -> dict[str, int]:
     """Bytes by part of all that a run keeps between two tasks: the adapter and, if it is on, EWC's Fisher."""
     stored = _stored_bytes(model)
     if run.model.adapter.ewc_lambda is not None:
-        trainable = {name: tensor.shape for name, tensor in model.named_parameters() if tensor.requires_grad}
-        fisher = {name: torch.zeros(shape, dtype=FISHER_DTYPE) for name, shape in trainable.items()}
+        trainable = trainable_parameters(model).items()
+        fisher = {name: torch.zeros(tensor.shape, dtype=FISHER_DTYPE) for name, tensor in trainable}
         stored[EWC_PART] = len(save(fisher))
     return stored
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tiny_runs import ADAPTERS, in_own_process, results, write_run
 
 from himalaya_adapter.backbones import load_backbone
+from himalaya_adapter.budget import count_budget
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import RunConfig, compose_run
 from himalaya_adapter.experiments.validation import check_run
@@ -50,6 +51,7 @@ def test_what_is_scored_is_what_is_stored(
         assert torch.equal(scored, trained[key] + change[key])
 
     numbers, size = sum(one.numel() for one in trained.values()), (folder / "adapter" / PACKED_FILE).stat().st_size
+    assert count_budget(run).released == {"packed": size}
     groups = -(-numbers // 32)
     assert size - 500 < -(-numbers // 8) * RIVALS[name]["bits"] + 4 * groups + 4 * len(trained) < size
     stored = [read_json(folder / "checkpoints" / f"record_{index}.json")["stored_bytes"] for index in range(3)]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,12 +46,6 @@ class TaskScore:
     item_scores: tuple[float, ...]
     answers: tuple[str, ...]
     seconds: float
-
-    def cell(self) -> dict[str, Any]:
-        """The JSON object that stands for this score in an accuracy matrix: all but what belongs to items."""
-        fields = asdict(self)
-        del fields["item_scores"], fields["answers"]
-        return fields
 
 
 def evaluate_task(

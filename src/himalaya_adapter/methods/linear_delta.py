@@ -1,7 +1,7 @@
 r"""What methods have in common that add a static low-rank matrix to linear modules: :math:`W + \Delta W`."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from .merging import MergeableLayer
-from .targets import TargetsConfig, TargetsModel
+from .targets import TargetsModel
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2")
 # By a model's type, the projections of its attention.
@@ -45,7 +45,7 @@ class LinearDeltaLayer(nn.Module, MergeableLayer):
         self.shared: dict[str, Any] = {}
 
     @abstractmethod
-    def add_adapter(self, name: str, config: TargetsConfig) -> None:
+    def add_adapter(self, name: str, config: Any) -> None:
         """Make what this layer owns of adapter ``name``; what its layers share, if anything, is in `shared`."""
 
     @abstractmethod
@@ -108,6 +108,11 @@ class LinearDeltaModel(TargetsModel):
         super()._add_adapter(layer, name, config)
         layer.add_adapter(name, config)
         layer._move_adapter_to_device_of_base_layer(name)
+
+    def _layers(self, name: str) -> list[Any]:
+        """The layers that adapter ``name`` has a part of."""
+        layers: Iterator[Any] = (one for one in self.model.modules() if isinstance(one, self.tuner_layer_cls))
+        return [layer for layer in layers if layer._has(name)]
 
 
 def _product(x: Tensor, matrix: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class SharedStateModel(TargetsModel):
     finite_values: tuple[str, ...] = ("",)
 
     @abstractmethod
-    def _new_shared_state(self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module) -> SharedState:
+    def _new_shared_state(self, config: Any, targets: Sequence[nn.Module], model: nn.Module) -> SharedState:
         """The fresh shared state of an adapter.
 
         Args:
@@ -69,8 +69,8 @@ class SharedStateModel(TargetsModel):
             model: The whole model.
         """
 
-    @classmethod
-    def _pack(cls, state: Tensors, config: PeftConfig) -> dict[str, Tensor]:
+    @staticmethod
+    def _pack(state: Tensors, config: Any) -> dict[str, Tensor]:
         """What a release file holds of an adapter's state; on the meta device shapes and types only.
 
         Args:
@@ -79,8 +79,8 @@ class SharedStateModel(TargetsModel):
         """
         raise NotImplementedError
 
-    @classmethod
-    def _unpack(cls, packed: Tensors, config: PeftConfig, state: Tensors) -> dict[str, Tensor]:
+    @staticmethod
+    def _unpack(packed: Tensors, config: Any, state: Tensors) -> dict[str, Tensor]:
         """The way back: the part of ``state`` that `_pack` kept, in the precision that it has there."""
         raise NotImplementedError
 

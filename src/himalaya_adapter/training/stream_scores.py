@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -189,12 +190,13 @@ class StreamScores:
         return folder
 
     def _evaluate(self, task: Task) -> dict[str, Any]:
-        score = evaluate_task(
-            self.model,
-            self.tokenizer,
-            task,
-            split=self.config.evaluation.split,
-            batch_size=self.config.evaluation.eval_batch_size,
-            max_length=self.config.dataset.max_seq_length,
+        return asdict(
+            evaluate_task(
+                self.model,
+                self.tokenizer,
+                task,
+                split=self.config.evaluation.split,
+                batch_size=self.config.evaluation.eval_batch_size,
+                max_length=self.config.dataset.max_seq_length,
+            )
         )
-        return {**score.cell(), "item_scores": list(score.item_scores), "answers": list(score.answers)}

@@ -40,14 +40,12 @@ def summarise(
     scores = [[cell["score"] if cell else None for cell in row] for row in rows]
     items = [[cell["item_scores"] if cell else [] for cell in row] for row in rows]
     intervals = metrics.bootstrap_retained_accuracy(scores, items, seed=config.training.seed)
-    matrix = {
+    matrix: dict[str, Any] = {
         "format": FORMAT,
         "tasks": [task.name for task in stream.tasks],
         "before": [_cell(cell) for cell in before],
         "rows": [[_cell(cell) if cell else None for cell in row] for row in rows],
     }
-    after_learning = [_stored(store, task, task) for task in range(count)]
-    final = [_stored(store, count - 1, task) for task in range(count)]
     everywhere: list[Sequence[dict[str, Any] | None]] = [before, *rows, unlabelled, released]
     of_task = [[score for row in everywhere for score in row[task : task + 1] if score] for task in range(count)]
     train_seconds = sum(record["train_seconds"] for record in learned)
@@ -93,9 +91,9 @@ def summarise(
                 "language": task.spec.language,
                 "metric": task.spec.metric,
                 "n": before[index]["n"],
-                "before": _cell(before[index]),
-                "after_learning": _cell(after_learning[index]),
-                "final": _cell(final[index]),
+                "before": matrix["before"][index],
+                "after_learning": matrix["rows"][index][index],
+                "final": matrix["rows"][-1][index],
                 **({"unlabelled": _cell(unlabelled[index])} if unlabelled else {}),
                 **({"released": _cell(released[index])} if released else {}),
                 "eval_seconds": sum(score["seconds"] for score in of_task[index]) / len(of_task[index]),

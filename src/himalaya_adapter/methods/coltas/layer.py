@@ -1,13 +1,12 @@
 """The linear module that COLTAS adapts."""
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
-from himalaya_adapter.methods.targets import TargetsConfig
 
 from .config import ColtasConfig
 
@@ -27,9 +26,8 @@ class ColtasLayer(LinearDeltaLayer):
         self.coltas_A = nn.ParameterDict()
         self.coltas_B = nn.ParameterDict()
 
-    def add_adapter(self, name: str, config: TargetsConfig) -> None:
+    def add_adapter(self, name: str, config: ColtasConfig) -> None:
         """Start as PEFT's LoRA does."""
-        config = cast(ColtasConfig, config)
         inward = torch.empty(config.components, self.in_features)
         nn.init.kaiming_uniform_(inward, a=math.sqrt(5))
         shape = self.out_features, config.components

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -92,9 +91,8 @@ class ColtasModel(LinearDeltaModel, SharedStateModel):
         def remember(*_: Any) -> None:
             before[:] = [
                 (whole, rest, whole[rest].clone())
-                for layer in self._layers()
                 for name in self.active_adapters
-                if name in layer.coltas_A
+                for layer in self._layers(name)
                 for unused in (self._shared[name].unused,)
                 for whole, rest in (
                     (layer.coltas_A[name].detach(), (unused,)),
@@ -108,8 +106,5 @@ class ColtasModel(LinearDeltaModel, SharedStateModel):
 
         return [optimizer.register_step_pre_hook(remember), optimizer.register_step_post_hook(put_back)]
 
-    def _layers(self) -> list[ColtasLayer]:
-        return [module for module in self.model.modules() if isinstance(module, ColtasLayer)]
-
-    def _new_shared_state(self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module) -> TaskMask:
+    def _new_shared_state(self, config: ColtasConfig, targets: Sequence[nn.Module], model: nn.Module) -> TaskMask:
         return TaskMask(config)

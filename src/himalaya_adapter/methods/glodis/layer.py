@@ -1,12 +1,11 @@
 """The linear module that GloDiS-64 adapts."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
-from himalaya_adapter.methods.targets import TargetsConfig
 
 from .config import GlodisConfig
 
@@ -25,9 +24,8 @@ class GlodisLayer(LinearDeltaLayer):
         super().__init__(base_layer, **quantization)
         self.glodis_c = nn.ParameterDict()
 
-    def add_adapter(self, name: str, config: TargetsConfig) -> None:
+    def add_adapter(self, name: str, config: GlodisConfig) -> None:
         """Weights of 0 in a fresh adapter."""
-        config = cast(GlodisConfig, config)
         shape = config.dictionary_size
         start = torch.zeros(shape) if config.init_weights else torch.randn(shape) / shape**0.5
         self.glodis_c[name] = nn.Parameter(start)

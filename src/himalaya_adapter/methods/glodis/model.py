@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from peft import PeftConfig
 from torch import nn
 
 from himalaya_adapter.methods.linear_delta import LinearDeltaModel, widths
 from himalaya_adapter.methods.shared_state import SharedState, SharedStateModel
 
+from .config import GlodisConfig
 from .layer import GlodisLayer
 
 
@@ -35,5 +35,5 @@ class GlodisModel(LinearDeltaModel, SharedStateModel):
     prefix = "glodis_"
     tuner_layer_cls = GlodisLayer
 
-    def _new_shared_state(self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module) -> SharedAtoms:
+    def _new_shared_state(self, config: GlodisConfig, targets: Sequence[nn.Module], model: nn.Module) -> SharedAtoms:
         return SharedAtoms(config.dictionary_size, *widths(targets))

@@ -267,8 +267,9 @@ class HimalayaModel(PromptedModel):
             peft_config.target_modules = DECODER_LAYERS if _edits_layers(peft_config) else ALL_LINEAR
         return peft_config
 
-    def _new_shared_state(self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module) -> HimalayaAdapter:
-        config = cast(HimalayaConfig, config)
+    def _new_shared_state(
+        self, config: HimalayaConfig, targets: Sequence[nn.Module], model: nn.Module
+    ) -> HimalayaAdapter:
         if config.layers not in (None, len(targets)):
             raise ValueError(
                 f"the adapter was made for {config.layers} adapted modules, this model has {len(targets)}: "
@@ -297,16 +298,16 @@ class HimalayaModel(PromptedModel):
         super()._add_adapter(layer, name, config)
         layer.number[name] = sum(isinstance(one, HimalayaLayer) and name in one.number for one in self.model.modules())
         if isinstance(layer, HashedLinear):
-            layer.add_adapter(name, cast(HimalayaConfig, config))
+            layer.add_adapter(name, config)
             layer._move_adapter_to_device_of_base_layer(name)
 
-    @classmethod
-    def _pack(cls, state: Mapping[str, Tensor], config: PeftConfig) -> dict[str, Tensor]:
+    @staticmethod
+    def _pack(state: Mapping[str, Tensor], config: HimalayaConfig) -> dict[str, Tensor]:
         return pack(state)
 
-    @classmethod
+    @staticmethod
     def _unpack(
-        cls, packed: Mapping[str, Tensor], config: PeftConfig, state: Mapping[str, Tensor]
+        packed: Mapping[str, Tensor], config: HimalayaConfig, state: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         return unpack(packed, state)
 

@@ -4,7 +4,7 @@ As Uni-LoRA (Li et al. 2025, arXiv:2506.00799): every entry of a factor is one o
 and divided by the square root of how many entries are expected to choose it, so that the map is near an isometry.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
-from himalaya_adapter.methods.targets import TargetsConfig
 
 from .config import HimalayaConfig
 from .layer import HimalayaLayer
@@ -43,14 +42,14 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
         self.picks = BufferDict({}, persistent=False)
         self._known: dict[str, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}
 
-    def add_adapter(self, name: str, config: TargetsConfig) -> None:
+    def add_adapter(self, name: str, config: HimalayaConfig) -> None:
         """Draw the module's part of the map: ``A_0`` ``(R, in)``, and which number each entry is ``(R, in + out)``."""
-        adapter, options = self.shared[name], cast(HimalayaConfig, config)
-        generator = torch.Generator().manual_seed(options.seed * MODULES + self.number[name])
-        entries = options.rank, self.in_features + self.out_features
+        adapter = self.shared[name]
+        generator = torch.Generator().manual_seed(config.seed * MODULES + self.number[name])
+        entries = config.rank, self.in_features + self.out_features
         self.picks[name] = torch.randint(adapter.atoms.numel(), entries, generator=generator, dtype=torch.int32)
         # Signs, as whole numbers: no cast of the model touches them.
-        signs = torch.randint(0, 2, (options.rank, self.in_features), generator=generator, dtype=torch.int8)
+        signs = torch.randint(0, 2, (config.rank, self.in_features), generator=generator, dtype=torch.int8)
         self.anchors[name] = signs * 2 - 1
         # As numbers of size 1 from a vector of norm sqrt(d), and then an isometry.
         self.scales[name] = (adapter.width * adapter.atoms.numel() / adapter.entries) ** 0.5

@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
-from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -33,6 +32,7 @@ class HimalayaStrictModel(PromptedModel):
     prefix = "himalaya_strict_"
     tuner_layer_cls = HimalayaStrictLayer
     finite_values = VALUES
+    _pack, _unpack = staticmethod(pack), staticmethod(unpack)
     target_module_mapping = {model_type: ["mlp"] for model_type in HAS_MLP}  # noqa: RUF012  (PEFT declares it so)
 
     # The stream's life cycle -----------------------------------------------------------------------------------
@@ -146,7 +146,9 @@ class HimalayaStrictModel(PromptedModel):
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
-    def _new_shared_state(self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module) -> StrictAdapter:
+    def _new_shared_state(
+        self, config: HimalayaStrictConfig, targets: Sequence[nn.Module], model: nn.Module
+    ) -> StrictAdapter:
         return StrictAdapter(config, max(_width(module, model) for module in targets), embedding_width(model))
 
     def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
@@ -154,16 +156,6 @@ class HimalayaStrictModel(PromptedModel):
         mask = inputs.get("attention_mask")
         for adapter in self._active():
             adapter.update.begin_pass(mask.bool() if torch.is_tensor(mask) and mask.dim() == 2 else None)
-
-    @classmethod
-    def _pack(cls, state: Mapping[str, Tensor], config: PeftConfig) -> dict[str, Tensor]:
-        return pack(state, cast(HimalayaStrictConfig, config))
-
-    @classmethod
-    def _unpack(
-        cls, packed: Mapping[str, Tensor], config: PeftConfig, state: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        return unpack(packed, cast(HimalayaStrictConfig, config), state)
 
 
 def _width(module: nn.Module, model: nn.Module) -> int:

@@ -1,6 +1,6 @@
 """The linear module that LILAC adapts."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
 from himalaya_adapter.methods.release import INFERENCE_ONLY
-from himalaya_adapter.methods.targets import TargetsConfig
 
 from .config import LilacConfig
 
@@ -29,9 +28,8 @@ class LilacLayer(LinearDeltaLayer):
         self.lilac_A = nn.ParameterDict()
         self.lilac_B = nn.ParameterDict()
 
-    def add_adapter(self, name: str, config: TargetsConfig) -> None:
+    def add_adapter(self, name: str, config: LilacConfig) -> None:
         """Draw ``C_A`` so that ``C_A D x`` is about 1 for normalised inputs; ``C_B`` is 0 in a fresh adapter."""
-        config = cast(LilacConfig, config)
         shape = config.lora_rank, config.dictionary_size
         self.lilac_A[name] = nn.Parameter(torch.randn(shape) / self.in_features**0.5)
         start = torch.zeros(shape) if config.init_weights else torch.randn(shape) / self.out_features**0.5

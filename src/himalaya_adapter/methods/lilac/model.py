@@ -1,11 +1,9 @@
 """LILAC as a PEFT tuner."""
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import torch
-from peft import PeftConfig
-from torch import Tensor, nn
+from torch import nn
 
 from himalaya_adapter.methods.linear_delta import LinearDeltaModel, widths
 from himalaya_adapter.methods.shared_state import SharedState, SharedStateModel
@@ -33,18 +31,9 @@ class LilacModel(LinearDeltaModel, SharedStateModel):
 
     prefix = "lilac_"
     tuner_layer_cls = LilacLayer
+    _pack, _unpack = staticmethod(pack), staticmethod(unpack)
 
     def _new_shared_state(
-        self, config: PeftConfig, targets: Sequence[nn.Module], model: nn.Module
+        self, config: LilacConfig, targets: Sequence[nn.Module], model: nn.Module
     ) -> SharedDictionary:
         return SharedDictionary(config.dictionary_size, max(widths(targets)))
-
-    @classmethod
-    def _pack(cls, state: Mapping[str, Tensor], config: PeftConfig) -> dict[str, Tensor]:
-        return pack(state, cast(LilacConfig, config))
-
-    @classmethod
-    def _unpack(
-        cls, packed: Mapping[str, Tensor], config: PeftConfig, state: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        return unpack(packed, cast(LilacConfig, config), state)

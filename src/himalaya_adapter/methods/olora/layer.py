@@ -1,7 +1,7 @@
 """A linear module with one low-rank adapter per task: those of earlier tasks, frozen, and the present one."""
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
-from himalaya_adapter.methods.targets import TargetsConfig
 
 from .config import OLoraConfig
 
@@ -34,9 +33,8 @@ class OLoraLayer(LinearDeltaLayer):
         self.o_lora_past_B = BufferDict(persistent=True)
         self.scaling: dict[str, float] = {}
 
-    def add_adapter(self, name: str, config: TargetsConfig) -> None:
+    def add_adapter(self, name: str, config: OLoraConfig) -> None:
         """Start as PEFT's LoRA does, without earlier tasks."""
-        config = cast(OLoraConfig, config)
         self.o_lora_A[name] = nn.Parameter(torch.empty(config.r, self.in_features))
         self.o_lora_B[name] = nn.Parameter(torch.zeros(self.out_features, config.r))
         self.o_lora_past_A[name] = torch.empty(0, self.in_features)

@@ -1,6 +1,6 @@
 """O-LoRA as a PEFT tuner."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ class OLoraModel(LinearDeltaModel):
             examples: Not used.
         """
         for adapter in self.active_adapters:
-            layers = list(self._layers(adapter))
+            layers = self._layers(adapter)
             if any(layer.o_lora_B[adapter].any() for layer in layers):
                 config = self.peft_config[adapter]
                 learnt = 1 + len(layers[0].o_lora_past_A[adapter]) // config.r
@@ -70,11 +70,6 @@ class OLoraModel(LinearDeltaModel):
                 for part in parts:
                     parts[part] += getattr(layer, f"o_lora_{part}")[adapter].nbytes
         return parts
-
-    def _layers(self, adapter: str) -> Iterator[OLoraLayer]:
-        for module in self.model.modules():
-            if isinstance(module, OLoraLayer) and adapter in module.o_lora_A:
-                yield module
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 

@@ -30,7 +30,6 @@ class RungConfig(TargetsConfig):
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType.RUNG
-        self._require_at_least(1, "rungs")
 """,
     "model.py": """
 from dataclasses import dataclass

@@ -27,13 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The words after ``himalaya``; ``None`` takes those of this process.
     """
-    app = _group(commands)
-    app.callback()(himalaya)
     try:
-        return app(arguments, prog_name="himalaya", standalone_mode=False) or 0
+        return application()(arguments, prog_name="himalaya", standalone_mode=False) or 0
     except typer.TyperException as error:  # what cannot be parsed
         error.show()  # type: ignore[attr-defined]
         return USER_ERROR
+
+
+def application() -> typer.Typer:
+    """All commands."""
+    app = _group(commands)
+    app.callback(help=himalaya.__doc__)(himalaya)
+    return app
 
 
 def _group(package: ModuleType) -> typer.Typer:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from himalaya_adapter.backbones import load_backbone
@@ -132,7 +133,7 @@ def learn(folder: Path, data: str, name: str, options: LearnOptions | None = Non
     name, store = normalised(name), AdapterStore(folder)
     rows = read_rows(data, options.split)
     with store.locked():
-        learner = _Learner(store, options)
+        learner = open_learner(store, options)
         try:
             return learner.learn(rows, data, name)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
@@ -141,49 +142,43 @@ def learn(folder: Path, data: str, name: str, options: LearnOptions | None = Non
             raise HimalayaError("out of memory: try --batch-size 1, shorter rows, or a smaller backbone") from error
 
 
-class _Learner:
-    """The adapter on its backbone, while it learns a task."""
+class Learner:
+    """A model with an adapter, while it learns tasks.
 
-    def __init__(self, store: AdapterStore, options: LearnOptions) -> None:
+    Args:
+        store: Where the adapter lies, and where what is not finished goes.
+        options: See there.
+        model: The backbone with the adapter, of any method.
+        tokenizer: The backbone's.
+        facts: What ``tasks.json`` says so far.
+    """
+
+    def __init__(
+        self, store: AdapterStore, options: LearnOptions, model: PeftModel, tokenizer: Any, facts: dict[str, Any]
+    ) -> None:
         self.store, self.options = store, options
-        if store.exists:
-            if options.budget_mb is not None and not store.finished:
-                raise HimalayaError(f"{store.folder} is there already: its room was decided when it was made")
-            _ = store.adapter  # refuses another method's, before a backbone is loaded for nothing
-            loaded = load_adapter(store.folder, backbone=options.backbone, trainable=True)
-            self.model, self.tokenizer = loaded.model, loaded.tokenizer
-            self.facts = store.facts
-        else:
-            backbone = load_backbone(options.backbone or DEFAULT_BACKBONE)
-            widths = hidden_width(backbone.model), embedding_width(backbone.model)
-            if widths[0] is None or widths[1] is None:
-                raise HimalayaError(f"{backbone.name} does not say how wide its hidden states are (hidden_size)")
-            config = sized_config(options.budget_mb or DEFAULT_BUDGET_MB, widths[0], widths[1], options.seed)
-            self.model = adapt(backbone.model, config, options.seed)
-            self.tokenizer = backbone.tokenizer
-            place = str(Path(backbone.name).resolve()) if Path(backbone.name).is_dir() else backbone.name
-            told = {"name": place, "revision": backbone.revision, **sizes_of(backbone.model.config)}
-            self.facts = {"backbone": told, "tasks": {}}
-        self.context = getattr(self.model.config, "max_position_embeddings", None)
-        self.method = continual(self.model)
+        self.model, self.tokenizer, self.facts = model, tokenizer, facts
+        self.method = continual(model)
+        self.context = getattr(model.config, "max_position_embeddings", None)
 
     def learn(self, rows: list[Any], data: str, name: str) -> Learnt:
+        """See the function `learn`."""
         options, known = self.options, name in self.method.tasks
         _check_name(name, self.method.tasks, options.new)
         own = self._read(rows, data, name, templates=options.templates, metric=options.metric)
         task = hold_out(own, data, name, options.seed)
         checks = self._checks(name)
         self._check_room(name)
-        training = self._training(len(task.train))
+        training = self.training(len(task.train))
         identity = {"task": name, "data": task.hashes, "training": asdict(training)}
         identity |= {"backbone": self.facts["backbone"], "checks": {one.name: one.hashes for one in checks}}
         if identity.items() <= self.store.finished.items():
             return self._learnt(name)
         self.store.begin({**identity, "adapter": self.store.weights_hash})
         before = self._before(task, known, checks)
-        state = self._train(task, training)
+        state = self.train(task, training)
         self.method.end_task()
-        after = self._score(task, f"scoring {name}")
+        after = self.score(task, f"scoring {name}")
         changes = [Change(name, after.metric, after.n, before[name], after.score)]
         changes += [self._change(one, before[one.name]) for one in checks]
         self.facts["tasks"][name] = {
@@ -238,7 +233,8 @@ class _Learner:
 
     # Scores ----------------------------------------------------------------------------------------------------
 
-    def _score(self, task: Task, what: str) -> TaskScore:
+    def score(self, task: Task, what: str) -> TaskScore:
+        """Score the model on the held-out items of a task, as the task that it is switched to."""
         with stage(what) as advance:
             return evaluate_task(
                 self.model,
@@ -259,13 +255,13 @@ class _Learner:
                 if not frozen:
                     self.method.set_task(one.name)
                 with self.model.disable_adapter() if frozen else nullcontext():
-                    scores[one.name] = self._score(one, f"scoring {one.name} before").score
+                    scores[one.name] = self.score(one, f"scoring {one.name} before").score
                 write_json(path, scores)
         return scores
 
     def _change(self, task: Task, before: float) -> Change:
         self.method.set_task(task.name)
-        after = self._score(task, f"scoring {task.name} again")
+        after = self.score(task, f"scoring {task.name} again")
         return Change(task.name, after.metric, after.n, before, after.score)
 
     def _check_room(self, name: str) -> None:
@@ -276,7 +272,8 @@ class _Learner:
 
     # Training --------------------------------------------------------------------------------------------------
 
-    def _training(self, items: int) -> TrainingConfig:
+    def training(self, items: int) -> TrainingConfig:
+        """How so many items are trained on."""
         options = self.options
         a_pass = math.ceil(items / options.batch_size)
         epochs = options.epochs or max(1, min(MOST_EPOCHS, round(USUAL_STEPS / a_pass)))
@@ -291,7 +288,8 @@ class _Learner:
             seed=options.seed,
         )
 
-    def _train(self, task: Task, training: TrainingConfig) -> TrainerState:
+    def train(self, task: Task, training: TrainingConfig) -> TrainerState:
+        """Train on the items of a task; the method's ``end_task`` is the caller's."""
         examples = EncodedItems(self.tokenizer, [task], self.context or UNLIMITED)
         self.method.start_task(task.name)
         length = self.context or UNLIMITED
@@ -327,6 +325,29 @@ class _Progress(TrainerCallback):
     ) -> None:
         """After each step."""
         self.advance(state.global_step, state.max_steps)
+
+
+def open_learner(store: AdapterStore, options: LearnOptions) -> Learner:
+    """The adapter of a folder on its backbone, or a new one.
+
+    Raises:
+        HimalayaError: It cannot be loaded, or cannot learn more; a new one has no room for a task.
+    """
+    if store.exists:
+        if options.budget_mb is not None and not store.finished:
+            raise HimalayaError(f"{store.folder} is there already: its room was decided when it was made")
+        _ = store.adapter  # refuses another method's, before a backbone is loaded for nothing
+        loaded = load_adapter(store.folder, backbone=options.backbone, trainable=True)
+        return Learner(store, options, loaded.model, loaded.tokenizer, store.facts)
+    backbone = load_backbone(options.backbone or DEFAULT_BACKBONE)
+    width, embedded = hidden_width(backbone.model), embedding_width(backbone.model)
+    if width is None or embedded is None:
+        raise HimalayaError(f"{backbone.name} does not say how wide its hidden states are (hidden_size)")
+    config = sized_config(options.budget_mb or DEFAULT_BUDGET_MB, width, embedded, options.seed)
+    model = adapt(backbone.model, config, options.seed)
+    place = str(Path(backbone.name).resolve()) if Path(backbone.name).is_dir() else backbone.name
+    told = {"name": place, "revision": backbone.revision, **sizes_of(backbone.model.config)}
+    return Learner(store, options, model, backbone.tokenizer, {"backbone": told, "tasks": {}})
 
 
 def _check_name(name: str, known: Sequence[str], new: bool) -> None:

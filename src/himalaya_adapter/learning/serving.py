@@ -1,0 +1,104 @@
+"""An OpenAI-compatible endpoint: transformers' own server, whose models are the tasks of one adapter."""
+
+import copy
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import fastapi
+import openai  # noqa: F401  # the server's answers are made of its types
+import uvicorn
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.completion import CompletionHandler
+from transformers.cli.serving.model_manager import ModelManager
+from transformers.cli.serving.response import ResponseHandler
+from transformers.cli.serving.server import build_server
+from transformers.cli.serving.systemone import SystemOneHandler
+from transformers.cli.serving.transcription import TranscriptionHandler
+from transformers.cli.serving.utils import BaseGenerateManager, GenerationState
+
+from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
+from himalaya_adapter.errors import unknown_name
+
+from .asking import form_of, question
+
+TASK_NAME = "{base}:{task}"
+
+
+class _AsTask:
+    """The adapted model for one request: it is switched to the task where, and when, the answer is generated."""
+
+    def __init__(self, model: Any, task: str | None) -> None:
+        self._model, self._task = model, task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def generate(self, **inputs: Any) -> Any:
+        self._model.set_task(self._task)
+        return self._model.generate(**inputs)
+
+
+class TaskModels(ModelManager):
+    """Finds the task that a request's ``model`` names, in the place of a model to load.
+
+    Args:
+        adapter: The loaded adapter.
+        base: What the adapter is called: ``base:task`` answers as a task, ``base`` as each prompt looks.
+    """
+
+    def __init__(self, adapter: LoadedAdapter, base: str) -> None:
+        super().__init__(device="cpu")  # not used: the adapter is loaded
+        self.adapter, self.base = adapter, base
+        self.names: dict[str, str | None] = {base: None}
+        self.names |= {TASK_NAME.format(base=base, task=task): task for task in adapter.tasks}
+
+    def load_model_and_processor(self, model_id_and_revision: str, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """The model as the task that is named, and the tokenizer that puts a message into the task's form."""
+        name = model_id_and_revision.rpartition("@")[0]
+        if name not in self.names:
+            raise fastapi.HTTPException(404, str(unknown_name("model", name, self.names)))
+        task, tokenizer = self.names[name], self.adapter.tokenizer
+        form = form_of(self.adapter, task)
+        if form is not None and not form.chat:
+            tokenizer = copy.copy(tokenizer)
+
+            def put(messages: Sequence[Any], **_: Any) -> Any:
+                return tokenizer(question(form, messages[-1]["content"]), return_tensors="pt")
+
+            vars(tokenizer)["apply_chat_template"] = put
+        return _AsTask(self.adapter.model, task), tokenizer
+
+    def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:  # type: ignore[override]
+        """What ``/v1/models`` lists."""
+        made = int(time.time())
+        return [{"id": name, "object": "model", "created": made, "owned_by": "himalaya"} for name in self.names]
+
+
+class _OneAfterAnother(GenerationState):
+    """All tasks are one model, so all requests wait in one line."""
+
+    def get_manager(self, model_id: str, use_cb: bool = False) -> BaseGenerateManager:
+        return super().get_manager("all", use_cb)
+
+
+def serve(adapter: LoadedAdapter, base: str, host: str, port: int) -> None:
+    """Answer requests until the process is ended.
+
+    Args:
+        adapter: A loaded adapter.
+        base: Its name in requests.
+        host: Address to listen at.
+        port: Port to listen at.
+    """
+    models, state = TaskModels(adapter, base), _OneAfterAnother()
+    app = build_server(
+        models,
+        ChatCompletionHandler(models, state),
+        CompletionHandler(models, state),
+        ResponseHandler(models, state),
+        TranscriptionHandler(models, state),
+        SystemOneHandler(models, state),
+        state,
+    )
+    uvicorn.run(app, host=host, port=port, log_level="warning")

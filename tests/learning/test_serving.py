@@ -1,0 +1,89 @@
+"""`himalaya serve`, asked by the real client: a model of a request is a task of the adapter."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from tiny_runs import write_backbone
+
+from himalaya_adapter.cli import main
+from himalaya_adapter.deploy.adapter_folder import load_adapter
+from himalaya_adapter.deploy.answering import answer
+
+ROWS = '{"prompt": "Repeat %d:", "completion": "%d %d"}\n'
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, tiny_model: Callable[..., Any], tiny_tokenizer) -> Path:
+    place = tmp_path_factory.mktemp("served")
+    write_backbone(place / "base", tiny_model, tiny_tokenizer)
+    (place / "echo.jsonl").write_text("".join(ROWS % (n, n, n) for n in range(24)))
+    (place / "next.csv").write_text("n,next\n" + "".join(f"{n},{n + 1} or so\n" for n in range(24)))
+    short = ["--steps", "6", "--learning-rate", "0.05"]
+    first = [str(place / "echo.jsonl"), "--task", "echo", "--backbone", str(place / "base")]
+    assert main(["learn", str(place / "mine"), *first, *short]) == 0
+    second = [str(place / "next.csv"), "--task", "next", "--prompt", r"After {n}\ncomes", "--target", "{next}"]
+    assert main(["learn", str(place / "mine"), *second, *short]) == 0
+    return place / "mine"
+
+
+@pytest.fixture(scope="module")
+def client(adapter: Path) -> Iterator[openai.OpenAI]:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = [sys.executable, "-m", "himalaya_adapter.cli", "serve", str(adapter), "--name", "base", "--port", port]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert "answers as base, base:echo, base:next" in server.stdout.readline()
+        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=20)
+        server.terminate()
+
+
+def told(adapter: Path, task: str | None, prompt: str) -> str:
+    loaded = load_adapter(adapter)
+    loaded.model.set_task(task)
+    return answer(loaded, prompt, 6)
+
+
+def test_models_are_the_tasks(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["base", "base:echo", "base:next"]
+
+
+def test_requests_of_several_tasks_at_once(client: openai.OpenAI, adapter: Path) -> None:
+    asked = [("base:echo", "Repeat 7:"), ("base:next", "After 7\ncomes"), ("base", "Repeat 7:")] * 2
+
+    def ask(request: tuple[str, str]) -> str:
+        model, prompt = request
+        done = client.completions.create(model=model, prompt=prompt, max_tokens=6, temperature=0)
+        return done.choices[0].text
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, asked))
+    expected = [told(adapter, task, prompt) for task, prompt in [("echo", asked[0][1]), ("next", asked[1][1])]]
+    assert answers[:2] == expected
+    assert answers[0] != answers[1]
+    assert answers[3:] == answers[:3]
+    assert answers[2] == told(adapter, None, asked[2][1])
+
+
+def test_a_message_is_put_into_the_form_of_the_task(client: openai.OpenAI, adapter: Path) -> None:
+    said = [{"role": "user", "content": "7"}]
+    done = client.chat.completions.create(model="base:next", messages=said, max_tokens=6, temperature=0)
+    assert done.choices[0].message.content == told(adapter, "next", "After 7\ncomes")
+    stream = client.chat.completions.create(model="base:next", messages=said, max_tokens=6, temperature=0, stream=True)
+    streamed = "".join(part.choices[0].delta.content or "" for part in stream)
+    assert streamed  # a character of which the last token is one byte only is left out
+    assert done.choices[0].message.content.startswith(streamed)
+
+
+def test_an_unknown_task_is_an_error_that_names_the_known_ones(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match=r"unknown model 'base:ech'; did you mean 'base:echo'"):
+        client.completions.create(model="base:ech", prompt="Repeat 7:")

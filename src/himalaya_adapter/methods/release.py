@@ -13,7 +13,6 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.storage import read_json, write_atomic
 
@@ -47,8 +46,8 @@ def save_release(
         model: A model with an adapter of a method that has a release file: HIMALAYA, LILAC.
         folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are written; made if needed.
         adapter_name: Which of the model's adapters.
-        base_model: What the frozen model is called elsewhere; by default a folder's last part, for no file names a
-            place of this machine. PEFT's card, which would, is left out.
+        base_model: What the frozen model is called where the release goes; by default what it was loaded from, which
+            may be a folder of this machine. PEFT's card, which would name that too, is left out.
         revision: What exactly that model is.
 
     Returns:
@@ -74,8 +73,7 @@ def save_release(
             model.save_pretrained(temporary, selected_adapters=[adapter_name])
             files = {path.name: path.read_bytes() for path in Path(temporary).rglob("*") if path.is_file()}
         told = json.loads(files[CONFIG_FILE])
-        place = told["base_model_name_or_path"]
-        told["base_model_name_or_path"] = base_model or (place and public_name(place))
+        told["base_model_name_or_path"] = base_model or told["base_model_name_or_path"]
         told["revision"] = revision or told["revision"]
         files[CONFIG_FILE] = json.dumps(told, indent=2, sort_keys=True).encode()
         del files[CARD_FILE]

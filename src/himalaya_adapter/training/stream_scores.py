@@ -10,7 +10,6 @@ from typing import Any
 from accelerate import PartialState
 from peft import PeftModel
 
-from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.batching import Batch, batches, padding_token
 from himalaya_adapter.evaluation.metrics import rows_to_measure
@@ -129,7 +128,6 @@ class StreamScores:
         parts = save_release(
             self.model,
             folder,
-            base_model=public_name(self.config.model.backbone.name),
             revision=read_json(self.store.folder / "environment.json")["backbone_revision"],
         )
         self.model.load_adapter(str(folder), adapter_name=RELEASED)

@@ -11,6 +11,7 @@ DISTRIBUTION = "himalaya-adapter"
 # The extra of the distribution that brings a package.
 EXTRAS = {
     **dict.fromkeys(("onnx", "onnx_ir", "onnxruntime", "onnxscript"), "deploy"),
+    **dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve"),
 }
 MENDS = {
     errno.ENOSPC: "free some space",

@@ -69,7 +69,7 @@ class TaskModels(ModelManager):
             vars(tokenizer)["apply_chat_template"] = put
         return _AsTask(self.adapter.model, task), tokenizer
 
-    def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:  # type: ignore[override]
+    def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
         """What ``/v1/models`` lists."""
         made = int(time.time())
         return [{"id": name, "object": "model", "created": made, "owned_by": "himalaya"} for name in self.names]

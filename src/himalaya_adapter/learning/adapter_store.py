@@ -1,7 +1,6 @@
 """An adapter that goes on learning, on disk: PEFT's two files, and ``tasks.json``, which says what each task was."""
 
 import logging
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -211,7 +210,7 @@ def sized_config(budget_mb: float, width: int, embedding_width: int, seed: int) 
     if smallest > budget:
         raise HimalayaError(
             f"--budget-mb {budget_mb:g} has no room for one task: with this backbone it takes "
-            f"{math.ceil(smallest / 1000) / 1000:g} MB"
+            f"{smallest / BYTES_PER_MB:g} MB"
         )
     most = (2**15 - HimalayaConfig.core_atoms) // HimalayaConfig.atoms_per_task
     tasks = 1 + int((budget - smallest) / (size(2) - smallest))

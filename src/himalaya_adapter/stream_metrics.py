@@ -80,7 +80,7 @@ METRICS = (
         "score",
         "higher",
     ),
-    Metric("tasks_recognised", "Tasks recognised", "share of test prompts told right", "score", "higher"),
+    Metric("tasks_recognised", "Tasks recognised", "share of test prompts whose task was found", "score", "higher"),
     Metric("released_accuracy", "Release file", "mean_{j} a_{T,j} of the quantised adapter", "score", "higher"),
     Metric(
         "learning_accuracy",

@@ -11,7 +11,7 @@ from himalaya_adapter.registry import METHODS, method_row
 
 
 def method_of(run: RunConfig) -> str:
-    """The PEFT method of a run: a run of HIMALAYA that sets or searches a key which only the letter has is of it."""
+    """The PEFT method of a run: HIMALAYA with a key that only HIMALAYA_STRICT has is HIMALAYA_STRICT."""
     method = run.model.adapter.type.upper()
     only_strict = METHODS["HIMALAYA_STRICT"].keys - METHODS["HIMALAYA"].keys
     if method == "HIMALAYA" and not only_strict.isdisjoint((*given_keys(run), *_searched(run))):

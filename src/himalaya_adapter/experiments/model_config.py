@@ -73,8 +73,8 @@ class AdapterConfig(Section):
     """The adapter: its method and the options of that method's PEFT config."""
 
     type: str
-    """``HIMALAYA``, its source's letter (``HIMALAYA_STRICT``, which ``HIMALAYA`` with a key that only it has means
-    too), a rival (``LILAC``, ``COLTAS``, ``GLODIS``) or the name of any PEFT method (``LORA``)."""
+    """``HIMALAYA``; the original plan's method (``HIMALAYA_STRICT``, also meant by ``HIMALAYA`` with a key that only
+    it has); a rival (``LILAC``, ``COLTAS``, ``GLODIS``, ``LOREFT``, ``O_LORA``); or any PEFT method (``LORA``)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of the method's PEFT config that differ from its defaults."""
     per_task: Switch = False

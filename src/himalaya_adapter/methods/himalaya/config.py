@@ -42,8 +42,8 @@ class HimalayaConfig(TargetsConfig):
             Atoms that a task learns. More learn more, and take more room. Start from 12; 3 is the smallest useful.
         active_atoms (`int`): Atoms of a task that act in one layer, at most 3.
         norm_bound (`float`):
-            Largest norm of a layer's update, above 0 and at most 2. 1 is the source's letter; with 2 an update can
-            take a direction away or mirror it.
+            Largest norm of a layer's update, above 0 and at most 2. 1 is the original plan's bound; with 2 an update
+            can take a direction away or mirror it.
         max_tasks (`int`): Rows of the table of tasks. A row takes a few hundred bytes.
         evict (`bool`):
             Where no slot is free, a new task takes the least-used one. What it held lives on as a combination of other

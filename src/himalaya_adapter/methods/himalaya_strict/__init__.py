@@ -1,4 +1,4 @@
-"""HIMALAYA to the letter of its source: a trained router per token, a protected head (docs/method-strict.md)."""
+"""The method of the original experiment plan: a trained router per token, a protected head (docs/method-strict.md)."""
 
 from .adapter import StrictAdapter
 from .config import HimalayaStrictConfig

@@ -1,4 +1,4 @@
-"""Configuration of the source's letter as a PEFT method."""
+"""Configuration of the original experiment plan's method as a PEFT method."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,13 +27,13 @@ class HimalayaStrictConfig(TargetsConfig):
         placement (`"residual_stream" | "weights"`):
             Where the rank-one update acts. On the residual stream it adds `gain * r (r . x)` once per layer, the
             weight being the skip path's identity; it learns far more than the other placement on decoder models. On
-            the weights of linear modules it is the source's formula. Start from the default.
+            the weights of linear modules it is the plan's formula. Start from the default.
         norm_target (`"update" | "residual"`):
             `update`: the update's norm is `|gain| <= 1`. `residual`: `r` has norm 1 and the update norm
-            `|gain| / sqrt(width)`, the source's other reading, which learns little. Start from the default.
+            `|gain| / sqrt(width)`, the plan's other reading, which learns little. Start from the default.
         gain (`"learned" | "fixed"`):
             `learned`: the router outputs a signed gain in (-1, 1) per token, 0 at the start. `fixed`: the gain is 1,
-            the source's letter; the fresh adapter is then not a no-op.
+            as in the plan; the fresh adapter is then not a no-op.
         core_atoms (`int`): Frozen orthonormal atoms. They cost storage, no training memory. Start from 24.
         elastic_atoms (`int`): Trained atoms, where most of the learning happens. Start from 16.
         hidden_params (`int`):

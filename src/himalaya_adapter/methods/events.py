@@ -69,27 +69,6 @@ class Promotion(Event):
 
 
 @dataclass(frozen=True)
-class WarmStart(Event):
-    """A task started from what an earlier one had learnt.
-
-    Args:
-        source: The earlier task.
-        loss: Of the new task's first examples, answered as the earlier one.
-        fresh_loss: The same of the frozen model.
-    """
-
-    kind = "warm_start"
-    source: str
-    loss: float
-    fresh_loss: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """As a file holds it: ``source`` is called ``from``."""
-        record = super().as_dict()
-        return {"event": self.kind, "from": record.pop("source")} | record
-
-
-@dataclass(frozen=True)
 class SkippedStep(Event):
     """A step whose loss or gradient was not finite changed nothing."""
 

@@ -171,6 +171,18 @@ def test_training_outside_of_a_task_warns_once_and_is_not_lost(caplog: pytest.Lo
     assert adapter_of(model).task_atoms(0).any()
 
 
+@pytest.mark.parametrize("room", [{"elastic_atoms": 3}, {"max_tasks": 1}])
+def test_what_was_learnt_without_a_name_needs_room_too(room: dict[str, int]) -> None:
+    model = attached(**room)
+    train(model)
+    before = snapshot(model)
+    with pytest.raises(HimalayaError, match="^no room for "):
+        model.start_task("a")
+    assert_same(model, before)
+    model.end_task()
+    assert model.tasks == [UNNAMED]
+
+
 def test_what_was_learnt_without_a_name_survives_a_file(tmp_path: Path) -> None:
     model = attached()
     train(model, steps=4)

@@ -223,10 +223,11 @@ class HimalayaAdapter(SharedState):
         broken = not self.atoms.isfinite().all()
         if row is not None and row == ending and not broken:
             return []
-        if row is None:
-            self.tasks.free_row(name)
         again = broken and ending in (row, NO_ROW)  # what cannot be stored begins anew
-        self.growth.check_room(row, None if again or ending == NO_ROW else ending)
+        unnamed = ending == NO_ROW and bool(self.atoms.any()) and not again
+        if row is None:
+            self.tasks.free_row(name, besides=int(unnamed))
+        self.growth.check_room(row, None if again or (ending == NO_ROW and not unnamed) else ending)
         events = [] if again else self.end_task()
         row = self.tasks.open(name)
         known = bool(self.tasks.learnt[row])
@@ -305,7 +306,8 @@ class HimalayaAdapter(SharedState):
         """
         if self.atoms.is_meta or not (state["tasks.learnt"].any() or state["tasks.open_row"] != NO_ROW):
             return
-        moved = self.growth.first_slot + (state["dictionary.elastic"] != self.dictionary.elastic).any(1).nonzero()
+        elastic = state["dictionary.elastic"].to(self.atoms.device)
+        moved = self.growth.first_slot + (elastic != self.dictionary.elastic).any(1).nonzero()
         for row in self.tasks.learnt.nonzero().flatten().tolist():
             rows = [(state[f"tasks.{name}"][row], getattr(self.tasks, name)[row]) for name in ROWS]
             same = [torch.equal(theirs.to(own.device), own) for theirs, own in rows]
@@ -325,11 +327,6 @@ class HimalayaAdapter(SharedState):
         tensors, self.rows, self.infers_task = state
         self.load_state_dict(tensors)
         self.atoms.grad = None
-
-    @torch.no_grad()
-    def begin_from(self, row: int) -> None:
-        """Let the open task go on from a copy of what another has learnt."""
-        self.atoms.copy_(unscaled(self.task_atoms(row)))
 
     def answer_as(self, row: int) -> None:
         """Answer all prompts as the task of a row."""

@@ -48,9 +48,6 @@ class HimalayaConfig(TargetsConfig):
         evict (`bool`):
             Where no slot is free, a new task takes the least-used one. What it held lives on as a combination of other
             atoms, which loses part of it. `False`: a task that does not fit is refused, and nothing is ever forgotten.
-        warm_start (`bool`):
-            A task starts from a copy of the earlier task's atoms with the lowest loss on its first examples, if that
-            is lower than the frozen model's. `False`: every task starts as the frozen model.
         similarity_threshold_tau (`float`):
             A learnt atom whose cosine with an atom of the dictionary is at least this shares that atom's slot.
             In (0, 1]; lower shares more often, and less exactly.
@@ -79,7 +76,6 @@ class HimalayaConfig(TargetsConfig):
     norm_bound: float = field(default=2.0, metadata={"help": "Largest norm of a layer's update, at most 2."})
     max_tasks: int = field(default=64, metadata={"help": "Rows of the table of tasks."})
     evict: bool = field(default=False, metadata={"help": "Take the least-used slot where none is free."})
-    warm_start: bool = field(default=False, metadata={"help": "Start from the earlier task that fits best."})
     similarity_threshold_tau: float = field(
         default=0.98, metadata={"help": "Cosine from which a learnt atom shares the slot of another."}
     )

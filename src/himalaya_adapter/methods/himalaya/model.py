@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.events import Event, WarmStart
+from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.prompted import PromptedModel, embedding_width, hidden_width
 
@@ -31,7 +31,6 @@ NO_LAYERS = (
     "{} has no list of decoder layers of the usual names (layers, h, blocks): name the modules whose output is to be "
     "edited in target_modules, or use placement='weights'"
 )
-EXAMPLES = 16  # of a task, by which an earlier one is chosen to start from
 
 
 class HimalayaModel(PromptedModel):
@@ -51,11 +50,10 @@ class HimalayaModel(PromptedModel):
 
         Args:
             name: The task's name, at most 64 bytes.
-            examples: Model inputs with labels (``input_ids``, ``attention_mask``, ``labels``, ...) of a few of the
-                task's items, by which ``warm_start`` chooses the earlier task that the new one starts from.
+            examples: Not used: a task starts as the frozen model, whatever its items are.
 
         Returns:
-            What happened: sharing and evictions of a task that had not been ended, and the start from an earlier one.
+            What happened: sharing and evictions of a task that had not been ended.
 
         Raises:
             HimalayaError: No room, a name that cannot be stored, a merged adapter or one for inference. Nothing is
@@ -63,13 +61,7 @@ class HimalayaModel(PromptedModel):
         """
         refuse_if_merged(self.model, f"start_task({name!r})")
         self._end_watch()
-        events = []
-        for adapter in self._active():
-            fresh = adapter.tasks.find(name) is None
-            events += adapter.start_task(name)
-            if fresh and examples is not None and adapter.config.warm_start:
-                events += self._warm_start(adapter, examples)
-        return events
+        return [event for adapter in self._active() for event in adapter.start_task(name)]
 
     def end_task(self) -> list[Event]:
         """Store the task that is being learnt. From now on the adapter answers as it; nothing changes it any more.
@@ -116,7 +108,7 @@ class HimalayaModel(PromptedModel):
             )
 
     @contextmanager
-    def learning(self, name: str, examples: Mapping[str, Any] | None = None) -> Iterator[None]:
+    def learning(self, name: str) -> Iterator[None]:
         """Learn a task in a loop of your own: ``with model.learning("tickets"): ...``.
 
         As `start_task`, `watch_prompts`, `protect` with any optimiser that steps inside, and `end_task`. After an
@@ -124,7 +116,6 @@ class HimalayaModel(PromptedModel):
 
         Args:
             name: The task's name.
-            examples: As in `start_task`.
 
         Raises:
             HimalayaError: A task is being learnt already; or as `start_task`.
@@ -134,7 +125,7 @@ class HimalayaModel(PromptedModel):
         before = [adapter.snapshot() for adapter in adapters]
         watch = register_optimizer_step_pre_hook(lambda optimizer, *_: self._before_step(optimizer))
         try:
-            self.start_task(name, examples)
+            self.start_task(name)
             self.watch_prompts()
             yield
             if self.open_task != normalised(name):
@@ -147,31 +138,6 @@ class HimalayaModel(PromptedModel):
         finally:
             self._watches = False
             watch.remove()
-
-    @torch.no_grad()
-    def _warm_start(self, adapter: HimalayaAdapter, examples: Mapping[str, Any]) -> list[Event]:
-        """Let the open task start from the earlier one with the lowest loss on its first examples."""
-        count = len(examples["input_ids"])
-        batch = {
-            key: value[:EXAMPLES] if torch.is_tensor(value) and len(value) == count else value
-            for key, value in examples.items()
-        }
-        row, was_training = adapter.tasks.being_learnt, self.model.training
-        losses: dict[int, float] = {}
-        self.model.eval()
-        try:
-            for candidate in (FROZEN, *adapter.tasks.learnt.nonzero().flatten().tolist()):
-                adapter.rows = (candidate,)
-                losses[candidate] = self.model(**batch).loss.item()
-        finally:
-            adapter.answer_as(row)
-            self.model.train(was_training)
-        best = min(losses, key=lambda candidate: losses[candidate])
-        if best == FROZEN or not losses[best] < losses[FROZEN]:
-            return []
-        adapter.begin_from(best)
-        source = adapter.tasks.name(best)
-        return [WarmStart(source, losses[best], losses[FROZEN])]
 
     def protect(
         self, optimizer: torch.optim.Optimizer, on_event: Callable[[Event], None] | None = None

@@ -92,14 +92,14 @@ class TaskTable(nn.Module):
             raise unknown_name("task", name, self.known())
         return row
 
-    def free_row(self, name: str) -> int:
-        """A row for a new task.
+    def free_row(self, name: str, besides: int = 0) -> int:
+        """A row for a new task, if ``besides`` it so many others find one.
 
         Raises:
             HimalayaError: Every row is taken.
         """
         free = [row for row in (~self.learnt).nonzero().flatten().tolist() if row != self.being_learnt]
-        if not free:
+        if len(free) <= besides:
             raise HimalayaError(
                 f"no room for task '{name}': all {len(self.learnt)} rows of the table are taken (max_tasks)"
             )

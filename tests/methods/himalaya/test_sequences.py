@@ -1,0 +1,95 @@
+"""No combination of calls forgets silently: random sequences of verbs against a plain list of what must be known."""
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from learning import alone, random_atoms
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.himalaya.adapter import UNNAMED
+from himalaya_adapter.methods.himalaya.update import unscaled
+
+NAMES = st.sampled_from("abcd")
+
+
+class Verbs(RuleBasedStateMachine):
+    """An adapter with room for three tasks, and the hashes of what it has learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapter = alone(elastic_atoms=9, max_tasks=3)
+        self.learnt: dict[str, str] = {}
+        self.seed = 0
+
+    def attempt(self, verb, *arguments) -> bool:
+        """Whether it was done; what is refused changes nothing."""
+        before = {name: tensor.clone() for name, tensor in self.adapter.state_dict().items()}
+        try:
+            verb(*arguments)
+        except HimalayaError:
+            assert all(torch.equal(tensor, before[name]) for name, tensor in self.adapter.state_dict().items())
+            return False
+        return True
+
+    def note(self, name: str | None) -> None:
+        """A task has ended, or what was learnt without a name was stored."""
+        if name is None and UNNAMED in self.adapter.tasks.known() and UNNAMED not in self.learnt:
+            name = UNNAMED
+        if name is not None:
+            self.learnt[name] = self.adapter.task_hash(name)
+
+    @rule(name=NAMES)
+    def start(self, name: str) -> None:
+        before = self.adapter.open_task
+        if self.attempt(self.adapter.start_task, name) and before != name:
+            self.note(before)
+
+    @precondition(lambda self: self.adapter.learns)
+    @rule(kept=st.integers(0, 3))
+    def train(self, kept: int) -> None:
+        """With atoms that are shared, or do not move."""
+        self.seed += 1
+        atoms = torch.cat([random_atoms(0)[:kept], random_atoms(self.seed)[kept:]])
+        self.adapter.atoms.data = unscaled(atoms)
+
+    @rule()
+    def end(self) -> None:
+        before = self.adapter.open_task
+        if self.attempt(self.adapter.end_task):
+            self.note(before)
+
+    @rule(name=NAMES)
+    def forget(self, name: str) -> None:
+        if self.attempt(self.adapter.forget_task, name):
+            self.learnt.pop(name, None)
+
+    @rule(name=st.one_of(st.none(), NAMES, st.lists(NAMES, max_size=3)))
+    def answer(self, name: str | list[str] | None) -> None:
+        self.attempt(self.adapter.set_task, name)
+
+    @rule()
+    def reload(self) -> None:
+        state = {name: tensor.clone() for name, tensor in self.adapter.state_dict().items()}
+        self.adapter.check_replacement(state)
+        self.adapter = alone(elastic_atoms=9, max_tasks=3)
+        self.adapter.load_state_dict(state)
+
+    @rule(name=NAMES)
+    def break_off(self, name: str) -> None:
+        """As an exception inside of ``with model.learning(name)``."""
+        before = self.adapter.snapshot()
+        if self.adapter.open_task is None and self.attempt(self.adapter.start_task, name):
+            self.adapter.atoms.data = unscaled(random_atoms(7))
+        self.adapter.restore(before)
+
+    @invariant()
+    def what_was_learnt_is_known(self) -> None:
+        assert set(self.adapter.tasks.known()) == set(self.learnt)
+        for name, wanted in self.learnt.items():
+            if name != self.adapter.open_task:
+                assert self.adapter.task_hash(name) == wanted, name
+
+
+Verbs.TestCase.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+TestSequences = Verbs.TestCase

@@ -176,7 +176,7 @@ def test_what_was_learnt_without_a_name_needs_room_too(room: dict[str, int]) -> 
     model = attached(**room)
     train(model)
     before = snapshot(model)
-    with pytest.raises(HimalayaError, match="^no room for "):
+    with pytest.raises(HimalayaError, match=r"^no room for "):
         model.start_task("a")
     assert_same(model, before)
     model.end_task()

@@ -19,7 +19,6 @@ from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
 from himalaya_adapter.experiments.run_config import TrainingConfig
 from himalaya_adapter.methods.construction import adapt
 from himalaya_adapter.methods.continual import continual
-from himalaya_adapter.methods.himalaya.adapter import HimalayaAdapter
 from himalaya_adapter.methods.himalaya.tasks import normalised
 from himalaya_adapter.methods.prompted import embedding_width, hidden_width
 from himalaya_adapter.storage import read_json, write_json
@@ -265,10 +264,11 @@ class Learner:
         return Change(task.name, after.metric, after.n, before, after.score)
 
     def _check_room(self, name: str) -> None:
-        adapter: HimalayaAdapter = self.model.base_model.himalaya_shared["default"]
-        if adapter.tasks.find(name) is None:
-            adapter.tasks.free_row(name)
-        adapter.growth.check_room(adapter.tasks.find(name))
+        if name not in self.method.tasks and room(self.model.base_model.himalaya_shared["default"]) == 0:
+            raise HimalayaError(
+                f"no room for another task in {self.store.folder}: himalaya forget removes one, or begin another "
+                "adapter with a larger --budget-mb"
+            )
 
     # Training --------------------------------------------------------------------------------------------------
 

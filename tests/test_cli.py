@@ -1,5 +1,6 @@
 """The command line: what a user can get wrong ends in one line and status 2, and nothing computed is lost."""
 
+import errno
 import json
 import os
 import subprocess
@@ -11,7 +12,9 @@ import pytest
 import yaml
 from tiny_runs import run_words, write_stream
 
+from himalaya_adapter import cli
 from himalaya_adapter.cli import main
+from himalaya_adapter.errors import told
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +166,9 @@ def test_a_damaged_config_is_one_clear_line(
 ) -> None:
     (tmp_path / "himalaya").mkdir()
     (tmp_path / "himalaya" / "config.yaml").write_text("run_id: [", encoding="utf-8")
-    assert "config.yaml is damaged" in one_line([*words, f"results_dir={tmp_path}"], capsys)
+    assert f"cannot read {tmp_path / 'himalaya' / 'config.yaml'}: while parsing" in one_line(
+        [*words, f"results_dir={tmp_path}"], capsys
+    )
 
 
 SOURCE = "run=proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
@@ -277,6 +282,7 @@ def test_generate_refuses(
     [
         (["x"], "no runs to compare: x holds no finished run"),
         (["RESULTS", "himalya"], "did you mean 'himalaya'"),
+        (["RESULTS", "../x/run"], "run '../x/run' is not the name of a folder"),
     ],
 )
 def test_compare_refuses(
@@ -341,3 +347,62 @@ def test_a_missing_extra_is_one_line(package: str, command: list[str]) -> None:
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert found.stderr.splitlines()[-1] == f"himalaya: {package} is missing: pip install 'himalaya-adapter[deploy]'"
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("runs", "demo-lora: LoRA r=8 on demo_stream_6, smollm2-135m"),
+        ("methods", "HIMALAYA_STRICT"),
+        ("backbones", "smollm2-135m"),
+        ("streams", "demo_stream_6: Six short tasks"),
+        ("keys", "training.batch_size (a whole number of at least 1; default 8): Items per forward pass."),
+    ],
+)
+def test_what_there_is_can_be_listed(what: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", what]) == 0
+    assert any(shown.startswith(line) for shown in capsys.readouterr().out.splitlines())
+
+
+def test_what_the_machine_does_is_one_line(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longest = f"results_dir={tmp_path / ('x' * 300)}"
+    line = one_line([*words, longest], capsys)
+    assert "File name too long" in line
+    assert "choose a shorter name" in line
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    line = one_line([*words, f"results_dir={tmp_path / 'out'}"], capsys)
+    assert "No locks available; choose a results_dir on a disk that has locks" in line
+    assert line.endswith("the same command goes on from here")
+
+
+def test_a_full_disk_is_one_line_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """/dev/full refuses every write as a full disk does."""
+    with pytest.raises(OSError, match="No space left") as caught, open("/dev/full", "w", encoding="utf-8") as file:
+        file.write("x" * 100_000)
+    assert told(caught.value) == "No space left on device; free some space"
+
+
+def test_a_mistake_of_the_program_stays_a_traceback_with_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(RuntimeError("a bug")) is None
+
+    @cli._ending
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        broken()
+    assert capsys.readouterr().err.startswith(f"himalaya-adapter {metadata.version('himalaya-adapter')}: a mistake of")
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_any_work(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = one_line([*words, f"results_dir={tmp_path}", "training.report_to=wandb"], capsys)
+    assert line == "training.report_to=wandb needs the package wandb: pip install wandb"
+    assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,13 @@ def in_a_new_process(program: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("words", [None, ["--help"], ["--version"], ["run", "--help"], ["data", "list"]])
+LIGHT = [
+    *(None, ["--help"], ["--version"], ["run", "--help"], ["data", "list"]),
+    *(["list", what] for what in ("runs", "methods", "backbones", "streams", "keys")),
+]
+
+
+@pytest.mark.parametrize("words", LIGHT)
 def test_what_needs_no_model_loads_none(words: list[str] | None) -> None:
     start = "import himalaya_adapter" if words is None else f"from himalaya_adapter.cli import main; main({words})"
     loaded = in_a_new_process(f"import sys; {start}; print('\\nLOADED', *sys.modules)").rpartition("LOADED")[2].split()

@@ -69,7 +69,7 @@ def himalaya(
     """Continual learning of a long stream of tasks with one tiny adapter of constant size."""
 
 
-def _ending(command: Callable[..., None], continues: bool) -> Callable[..., int]:
+def _ending(command: Callable[..., None], continues: bool = False) -> Callable[..., int]:
     """A command that ends with an exit status, whatever happens."""
 
     @wraps(command)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from himalaya_adapter.commands import Figures
+from himalaya_adapter.names import check_name
 
 
 def command(
@@ -18,5 +19,7 @@ def command(
     """Compare finished runs of one stream."""
     from himalaya_adapter.report import write_comparison
 
+    for run_id in run_ids or ():
+        check_name(run_id, "run")
     chosen = run_ids or sorted(path.parent.name for path in folder.glob("*/metrics.json"))
     print(write_comparison(folder, chosen, folder / "comparison", figures=figures))

@@ -1,5 +1,7 @@
 """The Fisher metric of a buffer of residuals: what stands in best for an atom (docs/method-strict.md, section 6)."""
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -45,4 +47,4 @@ def fisher_projection(atom: Tensor, others: Tensor, residuals: Tensor, steps: in
         direction = gradient + squared / previous * direction
     error = atom - weights @ others
     energies = [(row @ fisher_metric_product(row[None], residuals)[0]).item() for row in (error, atom)]
-    return weights, max(0.0, 1 - energies[0] / energies[1])
+    return weights, max(0.0, 1 - energies[0] / max(energies[1], sys.float_info.min))  # an atom may be all zero

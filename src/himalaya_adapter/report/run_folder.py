@@ -7,8 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from himalaya_adapter.documents import parse_document, read_text
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.evaluation.item_scores import read_item_scores
 from himalaya_adapter.evaluation.paired_tests import ScoredRun
@@ -88,11 +87,7 @@ class RunRecord:
             HimalayaError: It is damaged.
         """
         path = self.folder / "config.yaml"
-        try:
-            written = yaml.safe_load(self.config)
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise HimalayaError(f"{path} is damaged ({reason}); run again with overwrite=true") from error
+        written = parse_document(self.config, str(path))
         if written is None:
             return {}
         if not isinstance(written, Mapping):
@@ -151,7 +146,7 @@ def read_run(folder: Path) -> RunRecord:
         events=tuple(event for event in events if event["event"] != TASK_END),
         environment=_read_object(folder / "environment.json"),
         adapter_config=_read_object(adapter_config) if adapter_config.is_file() else {},
-        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        config=read_text(config) if config.is_file() else "",
         samples=_read_object(samples)["tasks"] if samples.is_file() else [],
     )
 
@@ -227,7 +222,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _read_events(path: Path) -> list[dict[str, Any]]:
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in read_text(path).splitlines() if path.is_file() else []:
         try:
             event = json.loads(line)
         except ValueError:

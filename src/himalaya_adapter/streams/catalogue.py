@@ -7,8 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from himalaya_adapter.documents import read_document
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.streams.fetching import fetch_archives
 from himalaya_adapter.streams.hub import fetch_splits
@@ -70,7 +69,7 @@ def stream_names() -> list[str]:
 
 def packaged_archives() -> dict[str, Archive]:
     """The archives that every stream may name."""
-    return _archives(yaml.safe_load(ARCHIVES.read_text(encoding="utf-8")))
+    return _archives(read_document(ARCHIVES))
 
 
 def read_definition(name: str) -> StreamDefinition:
@@ -169,10 +168,7 @@ def origin_of(spec: TaskSpec, definition: StreamDefinition) -> tuple[str, str]:
 
 def _content(path: Path, name: str) -> Mapping[str, Any]:
     """The parsed YAML of a stream, which has tasks."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise HimalayaError(f"cannot read stream {name}: {' '.join(str(error).split())}") from error
+    content = read_document(path)
     if not isinstance(content, Mapping) or not isinstance(content.get("tasks"), list) or not content["tasks"]:
         raise HimalayaError(f"stream {name} has no list of 'tasks'")
     return content

@@ -143,13 +143,13 @@ def _source(value: Any, task: str) -> Source:
             f"{here} needs 'files' or 'hub' (what to read) and 'group' (the fields that name a source item)"
         )
     reader = source.get("reader", "table")
-    if reader not in READERS:
+    if not isinstance(reader, str) or reader not in READERS:
         raise unknown_name(f"reader in {here}", str(reader), READERS)
     where = source.get("where", {})
     if not isinstance(where, Mapping):
         raise HimalayaError(f"'where' of {here} is {where!r}; expected field names with the values to keep")
     return Source(
-        archive=source.get("archive"),
+        archive=_text(source, "archive", here) if source.get("archive") is not None else None,
         files=_names(source.get("files", [])),
         reader=reader,
         options=_mapping(source.get("options", {}), f"'options' of {here}", READER_OPTIONS.get(reader, ())),

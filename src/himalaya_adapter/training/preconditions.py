@@ -1,6 +1,7 @@
 """What a run config says about its stream and its machine, held against those that are there."""
 
 import logging
+from importlib.util import find_spec
 
 import torch
 
@@ -51,6 +52,19 @@ def check_backbone(max_seq_length: int, backbone: Backbone) -> None:
             f"dataset.max_seq_length={max_seq_length}: {backbone.name} reads "
             f"at most {context} tokens; expected a whole number up to that"
         )
+
+
+def check_packages(run: RunConfig) -> None:
+    """Refuse a run that would miss a package after hours: its tracker's, or the one for 4-bit weights.
+
+    Raises:
+        HimalayaError: As said; the message says how to install it.
+    """
+    tracker, quantised = run.training.report_to, run.model.backbone.quantisation is not None
+    if tracker != "none" and find_spec(tracker) is None:
+        raise HimalayaError(f"training.report_to={tracker} needs the package {tracker}: pip install {tracker}")
+    if quantised and find_spec("bitsandbytes") is None:
+        raise HimalayaError("model.backbone.quantisation needs bitsandbytes: pip install 'himalaya-adapter[4bit]'")
 
 
 def announce(hardware: HardwareConfig, evaluation: EvaluationConfig, *, searches: bool) -> None:

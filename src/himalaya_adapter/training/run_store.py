@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from himalaya_adapter.budget import EWC_PART
+from himalaya_adapter.documents import read_document
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.keys import first_difference
 from himalaya_adapter.methods.packed_adapter import PACKED_FILE
@@ -52,11 +53,7 @@ class RunStore:
         if not path.is_file() and _visible(folder):
             raise HimalayaError(f"{folder} is no run's folder (no config.yaml): choose another results_dir or run_id")
         if path.is_file() and not overwrite:
-            try:
-                found = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError, yaml.YAMLError) as error:
-                raise HimalayaError(f"{path} is damaged ({_one_line(error)}): overwrite=true starts anew") from error
-            self._check_same(found, config)
+            self._check_same(read_document(path), config)
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other processes off this run.

@@ -43,7 +43,7 @@ from himalaya_adapter.training.callback import StreamCallback, loss_curve, secon
 from himalaya_adapter.training.encoded_items import EncodedItems
 from himalaya_adapter.training.environment import describe_environment
 from himalaya_adapter.training.online_ewc import FISHER_ITEMS, OnlineEWC
-from himalaya_adapter.training.preconditions import announce, check_backbone, check_stream
+from himalaya_adapter.training.preconditions import announce, check_backbone, check_packages, check_stream
 from himalaya_adapter.training.protocols import (
     FROZEN,
     INDEPENDENT,
@@ -93,6 +93,7 @@ def run_stream(
         HimalayaError: Anything a user can mend, in one line.
     """
     check_run(config)
+    check_packages(config)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # of a run before this one in the same process
     processes = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)

@@ -4,20 +4,20 @@ from typing import Annotated
 
 import typer
 
+from himalaya_adapter.commands.list import What
+from himalaya_adapter.commands.list import command as list_what
+
 
 def command(stream: Annotated[str | None, typer.Argument(help="A stream's name or its YAML file.")] = None) -> None:
-    """The streams; with a name, the stream's tasks and whether its archives are in the cache."""
+    """The tasks of a stream, and whether its archives are in the cache; without a name, the streams."""
     from rich.console import Console
     from rich.table import Table
 
     from himalaya_adapter.packages import archive_path
-    from himalaya_adapter.streams import stream_names
     from himalaya_adapter.streams.catalogue import read_definition
 
     if stream is None:
-        for name in stream_names():
-            print(f"{name}: {' '.join(read_definition(name).description.split())}")
-        return
+        return list_what(What.STREAMS)
     definition = read_definition(stream)
     table = Table("task", "kind", "language", "metric", "what it asks", title=f"{stream}: {definition.description}")
     for spec in definition.tasks:

@@ -3,10 +3,12 @@
 
 def command(stream: str, task: str) -> None:
     """The card of one task: its source, licence, template, splits and examples."""
+    from himalaya_adapter.evaluation.text_metrics import metric_by_name
     from himalaya_adapter.streams.catalogue import task_card
 
     card = task_card(stream, task)
     spec = card.task.spec
+    metric_by_name(spec.metric)  # a run would refuse an unknown one
     lines = [
         f"{spec.name}: {spec.description}",
         f"kind {spec.kind}, language {spec.language}, metric {spec.metric}",

@@ -1,5 +1,6 @@
 r"""Replay-free consolidation: what an evicted atom lives on as (docs/method.md, "Eviction and consolidation")."""
 
+import sys
 from typing import NamedTuple
 
 import torch
@@ -71,7 +72,7 @@ class FisherMemory(nn.Module):
         """The share of an atom's energy that another one in its place has, below 0 if it is worse than nothing."""
         both = torch.stack([atom - other, atom]).double()
         error, energy = (both * fisher_metric_product(both, self.unit_residuals().double())).sum(1).tolist()
-        return 1 - error / energy
+        return 1 - error / max(energy, sys.float_info.min)  # an atom may be all zero
 
     def stand_in(self, atom: Tensor, candidates: Tensor, most: int, steps: int) -> StandIn:
         """The combination of at most ``most`` of the candidates ``(n, d)`` that is closest to an atom ``(d,)``.

@@ -11,6 +11,7 @@ from himalaya_adapter.methods.targets import TargetsConfig
 # Version of the adapter files that this code writes, and the newest that it reads. Releases of version 1 had all atoms
 # in the same bits; they are not read.
 FORMAT_VERSION = 2
+LARGEST = 100.0  # of a temperature or of the atoms' step; far beyond what does any good
 
 
 @dataclass
@@ -135,5 +136,5 @@ class HimalayaStrictConfig(TargetsConfig):
             )
         self.format_version = FORMAT_VERSION  # files that can be trained on have not changed
         for name in ("temperature_init", "atom_step"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+            if not 0 < getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0 and at most {LARGEST}")

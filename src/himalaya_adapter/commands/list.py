@@ -1,0 +1,65 @@
+"""``himalaya list``."""
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+
+class What(StrEnum):
+    """What can be listed."""
+
+    RUNS = "runs"
+    METHODS = "methods"
+    BACKBONES = "backbones"
+    STREAMS = "streams"
+    KEYS = "keys"
+
+
+def command(what: What) -> None:
+    """What comes with the package: runs, methods, backbones, streams, or the keys of a run."""
+    lines = {
+        What.RUNS: _runs,
+        What.METHODS: _methods,
+        What.BACKBONES: _backbones,
+        What.STREAMS: _streams,
+        What.KEYS: _keys,
+    }
+    for line in lines[what]():
+        print(line)
+
+
+def _runs() -> Iterator[str]:
+    from himalaya_adapter.experiments import compose_run, run_names
+
+    for name in run_names():
+        run = compose_run([f"run={name}"]).run
+        yield f"{name}: {run.method_name} on {run.dataset.name}, {run.model.backbone.name}"
+
+
+def _methods() -> Iterator[str]:
+    from himalaya_adapter.registry import METHODS
+
+    yield from METHODS
+    yield "and any other method of PEFT, by the name of its PeftType"
+
+
+def _backbones() -> Iterator[str]:
+    from himalaya_adapter.backbones import BACKBONES
+
+    yield from BACKBONES
+    yield "and any causal language model, by its folder or its id on the hub"
+
+
+def _streams() -> Iterator[str]:
+    from himalaya_adapter.streams.catalogue import read_definition, stream_names
+
+    for name in stream_names():
+        yield f"{name}: {read_definition(name).description}"
+
+
+def _keys() -> Iterator[str]:
+    from himalaya_adapter.experiments import RunConfig
+    from himalaya_adapter.experiments.schema import keys_of
+
+    for key in keys_of(RunConfig).values():
+        if not key.section:
+            yield f"{key.path} ({key.expected}; default {key.default_text}): {key.meaning.replace('``', '')}"

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test test-docs docs results throughput clean
+.PHONY: demo test fuzz test-docs docs results throughput clean
 
 demo: $(VENV)/installed
 	$(BIN)/himalaya run run=demo-himalaya results_dir=$(RESULTS)/demo
@@ -18,6 +18,10 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# Ten thousand mutated configs, overrides, plans and streams.
+fuzz: $(VENV)/installed-test
+	HIMALAYA_FUZZ=2500 $(BIN)/pytest tests/test_fuzz.py
 
 # The commands of the tutorials and the notebook, which take minutes.
 test-docs: $(VENV)/installed-test
@@ -36,7 +40,7 @@ throughput: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(PIP) --editable '.[lab]'
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

@@ -11,6 +11,9 @@ DISTRIBUTION = "himalaya-adapter"
 # The extra of the distribution that brings a package.
 EXTRAS = {
     **dict.fromkeys(("onnx", "onnx_ir", "onnxruntime", "onnxscript"), "deploy"),
+    **dict.fromkeys(("datasets", "gguf", "hydra", "jinja2", "matplotlib", "optuna", "polib", "pyarrow"), "lab"),
+    **dict.fromkeys(("rapidfuzz", "rouge_score", "sacrebleu"), "lab"),
+    "bitsandbytes": "4bit",
     **dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve"),
 }
 MENDS = {
@@ -58,8 +61,7 @@ def told(error: BaseException) -> str | None:
     found = OS_ERROR.search(str(error))
     if isinstance(error, HimalayaError):
         message = str(error)
-    elif isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRAS:
-        package = (error.name or "").partition(".")[0]
+    elif isinstance(error, ImportError) and (package := _missing(error)):
         message = f"{package} is missing: pip install '{DISTRIBUTION}[{EXTRAS[package]}]'"
     elif isinstance(error, OSError):
         message = _of_the_machine(error)
@@ -72,6 +74,12 @@ def told(error: BaseException) -> str | None:
     else:
         return None
     return " ".join(message.split())
+
+
+def _missing(error: ImportError) -> str | None:
+    """The package of an extra that is not installed; transformers names it in its message alone."""
+    name = (error.name or "").partition(".")[0]
+    return name if name in EXTRAS else next((one for one in EXTRAS if not name and one in str(error)), None)
 
 
 def _of_the_machine(error: OSError) -> str:

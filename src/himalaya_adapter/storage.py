@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from filelock import FileLock, Timeout
 
 from himalaya_adapter.errors import HimalayaError
@@ -17,9 +18,8 @@ CACHE_VARIABLE = "HIMALAYA_CACHE"
 
 
 def cache_folder() -> Path:
-    """The user's cache: ``$HIMALAYA_CACHE``, else ``$XDG_CACHE_HOME/himalaya``, else ``~/.cache/himalaya``."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "himalaya"
-    return Path(os.environ.get(CACHE_VARIABLE) or default)
+    """The user's cache: ``$HIMALAYA_CACHE``, else the place of the system, such as ``~/.cache/himalaya`` on Linux."""
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_path("himalaya"))
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

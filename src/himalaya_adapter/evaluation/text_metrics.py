@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 from rouge_score import rouge_scorer
 from sacrebleu.metrics.bleu import BLEU, BLEUScore
 from sacrebleu.metrics.chrf import CHRF
@@ -246,16 +247,8 @@ def chrf(prediction: str, target: str) -> float:
 
 def edit_similarity(prediction: str, target: str) -> float:
     """``1 − Levenshtein(prediction, target) / max(length)`` over code points; two empty texts agree."""
-    a, b = (np.array([ord(c) for c in unicodedata.normalize("NFC", text)]) for text in (prediction, target))
-    if not len(a) or not len(b):
-        return float(len(a) == len(b))
-    columns = np.arange(len(b) + 1)
-    distances = columns
-    for row, character in enumerate(a, start=1):
-        without_insertion = np.minimum(distances[1:] + 1, distances[:-1] + (b != character))
-        # d[j] = min over i ≤ j of (without_insertion[i] + j − i): the insertions of a whole row in one scan.
-        distances = np.minimum.accumulate(np.concatenate([[row], without_insertion]) - columns) + columns
-    return 1.0 - float(distances[-1]) / max(len(a), len(b))
+    a, b = (unicodedata.normalize("NFC", text) for text in (prediction, target))
+    return 1.0 - Levenshtein.distance(a, b) / max(len(a), len(b), 1)
 
 
 def parse_rate(prediction: str, target: str) -> float:

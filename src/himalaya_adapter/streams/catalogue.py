@@ -67,6 +67,7 @@ def stream_names() -> list[str]:
     return sorted(path.stem for path in CATALOGUE.glob("*.yaml"))
 
 
+@cache
 def packaged_archives() -> dict[str, Archive]:
     """The archives that every stream may name."""
     return _archives(read_document(ARCHIVES))

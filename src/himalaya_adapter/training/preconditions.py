@@ -54,16 +54,15 @@ def check_backbone(max_seq_length: int, backbone: Backbone) -> None:
         )
 
 
-def check_packages(run: RunConfig) -> None:
+def check_packages(tracker: str, quantisation: str | None) -> None:
     """Refuse a run that would miss a package after hours: its tracker's, or the one for 4-bit weights.
 
     Raises:
         HimalayaError: As said; the message says how to install it.
     """
-    tracker, quantised = run.training.report_to, run.model.backbone.quantisation is not None
     if tracker != "none" and find_spec(tracker) is None:
         raise HimalayaError(f"training.report_to={tracker} needs the package {tracker}: pip install {tracker}")
-    if quantised and find_spec("bitsandbytes") is None:
+    if quantisation is not None and find_spec("bitsandbytes") is None:
         raise HimalayaError("model.backbone.quantisation needs bitsandbytes: pip install 'himalaya-adapter[4bit]'")
 
 

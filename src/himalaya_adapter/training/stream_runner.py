@@ -93,7 +93,7 @@ def run_stream(
         HimalayaError: Anything a user can mend, in one line.
     """
     check_run(config)
-    check_packages(config)
+    check_packages(config.training.report_to, config.model.backbone.quantisation)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # of a run before this one in the same process
     processes = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)

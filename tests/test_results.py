@@ -1,10 +1,12 @@
 """What the documentation says was measured is what the committed results say."""
 
 import importlib.util
+import re
 import statistics
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -18,6 +20,10 @@ ROOT = Path(__file__).parents[1]
 GENERATOR = ROOT / "docs" / "generate_results.py"
 RUNNER = ROOT / "benchmarks" / "run_missing.py"
 STREAMS = sorted((ROOT / "benchmarks" / "streams").glob("*.yaml"))
+SCORES = (
+    *("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "forgetting", "frozen_accuracy"),
+    "base_drift",
+)
 CONFIGS = sorted((ROOT / "benchmarks" / "results").glob("*/*/config.yaml"))
 
 
@@ -87,6 +93,23 @@ def test_the_prose_says_what_was_measured() -> None:
     a_task = f"{alone['stored_bytes'] / 25e3:.0f} kB a task in 32 bits"
     assert a_task in page
     assert a_task in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/tried.md"])
+def test_every_score_in_the_prose_is_that_of_a_committed_run(page: str) -> None:
+    """Of a run, of a method over its seeds, or of a generated table."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    tables = re.findall(r"<!-- generated.*?<!-- end -->", text, flags=re.S)
+    known = {number for table in tables for number in re.findall(r"\b0\.\d{3}\b", table)}
+    seeds: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*/*/metrics.json")):
+        seeds.setdefault(str(path.parent).removesuffix("-seed1"), []).append(read_json(path))
+    for runs in seeds.values():
+        for key in SCORES:
+            values = [run[key] for run in runs if run.get(key) is not None]
+            known |= {f"{abs(value):.3f}" for value in (*values, statistics.mean(values or [0.0]))}
+    prose = re.sub(r"<!-- generated.*?<!-- end -->", "", text, flags=re.S)
+    assert not [number for number in re.findall(r"\b0\.\d{3}\b", prose) if number not in known]
 
 
 def test_the_shorter_streams_are_parts_of_the_longer_one() -> None:

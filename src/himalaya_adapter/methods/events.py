@@ -45,7 +45,7 @@ class Eviction(Event):
     kind = "eviction"
     slot: int
     survives: float | None = None
-    tasks: list[str] | None = None
+    tasks: tuple[str, ...] | None = None
     importance: float | None = None
     newcomer: int | None = None
 

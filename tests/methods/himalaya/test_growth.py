@@ -134,7 +134,7 @@ def test_the_slot_that_is_missed_least_is_evicted() -> None:
     events = adapter.end_task()
     assert kinds(events) == ["eviction", "eviction"]
     assert [event.slot for event in events] == [1, 4]
-    assert [event.tasks for event in events] == [["a"], ["b"]]
+    assert [event.tasks for event in events] == [("a",), ("b",)]
     assert all(0 <= event.survives < 1 for event in events)
 
 

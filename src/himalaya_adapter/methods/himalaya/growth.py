@@ -148,7 +148,7 @@ class Growth:
             Eviction(
                 slot - self.first_slot,
                 survives=sum(survives) / len(survives) if survives else 1.0,
-                tasks=sorted({self.tasks.name(user) for user, _ in users}),
+                tasks=tuple(sorted({self.tasks.name(user) for user, _ in users})),
             )
         )
         return slot

@@ -19,7 +19,7 @@ from peft import get_peft_model
 from himalaya_adapter import HimalayaConfig
 from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.evaluation.generation import stop_tokens
-from himalaya_adapter.evaluation.scoring import answers_are_lines, encode_prompts, evaluate_task
+from himalaya_adapter.evaluation.scoring import encode_prompts, evaluate_task
 from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Task, load_stream
 from himalaya_adapter.training.environment import processor_name
@@ -56,7 +56,7 @@ def main() -> None:
 
 @torch.no_grad()
 def one_call_an_item(model: Any, tokenizer: Any, task: Task) -> None:
-    stop = sorted(stop_tokens(tokenizer, answers_are_lines(task)))
+    stop = sorted(stop_tokens(tokenizer, task.answers_are_lines))
     longest = max(len(tokenizer(label)["input_ids"]) for label in task.spec.labels or [""])
     for prompt in encode_prompts(tokenizer, task.name, task.test, MAX_LENGTH):
         model.generate(

@@ -113,7 +113,17 @@ def test_a_gguf_is_converted_once_to_the_values_it_holds(tiny_gguf) -> None:
     assert backbone.tokenizer.pad_token == backbone.tokenizer.eos_token == "<|end|>"
 
 
-@pytest.mark.parametrize("damage", ["marker missing", "weights truncated", "tokenizer missing", "other source"])
+DAMAGES = (
+    "marker missing",
+    "half a marker",
+    "weights truncated",
+    "weights changed",
+    "tokenizer missing",
+    "other source",
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_an_incomplete_conversion_is_done_again(tiny_gguf, damage: str) -> None:
     source, _ = tiny_gguf
     folder = gguf.converted_folder("tiny", source, offline=True)
@@ -123,6 +133,10 @@ def test_an_incomplete_conversion_is_done_again(tiny_gguf, damage: str) -> None:
         marker.unlink()
     elif damage == "weights truncated":
         weights.write_bytes(content[:-100])
+    elif damage == "weights changed":
+        weights.write_bytes(content[:-4000] + bytes(4000))
+    elif damage == "half a marker":
+        marker.write_text(marker.read_text()[:40])
     elif damage == "tokenizer missing":
         (folder / "tokenizer.json").unlink()
     else:
@@ -140,12 +154,15 @@ def test_a_killed_conversion_leaves_nothing_half_under_the_final_name(tiny_gguf)
     code += f"gguf.converted_folder('tiny', {source!r}, offline=True)"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     folder = cache_folder() / "backbones" / "tiny"
-    while process.poll() is None and not list(folder.parent.glob(".tiny-*/tiny/*")):
+    while process.poll() is None and not list(folder.parent.glob(".tiny.*/tiny/*")):
         time.sleep(0.001)  # killed as soon as the first converted file appears
     process.kill()
     process.wait()
     assert not folder.exists() or gguf.is_complete(folder, source.sha256)
+    if not folder.exists():
+        assert len(list(folder.parent.iterdir())) == 1, "what the killed process has left"
     assert gguf.is_complete(gguf.converted_folder("tiny", source, offline=True), source.sha256)
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_a_local_folder_loads_as_it_was_saved(saved_llama: Path, tiny_model) -> None:
@@ -158,11 +175,16 @@ def test_a_local_folder_loads_as_it_was_saved(saved_llama: Path, tiny_model) -> 
     assert backbone.name == str(saved_llama)
 
 
-def test_the_revision_of_a_folder_changes_with_its_weights(saved_llama: Path, tiny_model) -> None:
-    first = load_backbone(str(saved_llama)).revision
-    assert load_backbone(str(saved_llama)).revision == first
+def test_the_revision_of_a_folder_changes_with_all_that_is_loaded(saved_llama: Path, tiny_model, capsys) -> None:
+    found = [load_backbone(str(saved_llama)).revision for _ in range(2)]
+    settings = saved_llama / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace('"<|pad|>"', '"<|end|>"'), encoding="utf-8")
+    found.append(load_backbone(str(saved_llama)).revision)
     tiny_model(seed=1, head_dim=64).save_pretrained(saved_llama)
-    assert load_backbone(str(saved_llama)).revision != first
+    found.append(load_backbone(str(saved_llama)).revision)
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+    assert "Loading weights" not in capsys.readouterr().err
 
 
 def test_the_automatic_dtype_follows_the_machine(saved_llama: Path, monkeypatch, tmp_path) -> None:

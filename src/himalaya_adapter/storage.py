@@ -1,8 +1,15 @@
-"""Files and folders that are either whole or absent: they are written beside their place, then renamed."""
+"""Files and folders that are either whole or absent: they are written beside their place, then renamed.
 
+What a killed process leaves beside a place is deleted by the next one that writes to it.
+"""
+
+import hashlib
 import json
 import os
-import tempfile
+import platform
+import re
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +22,8 @@ from himalaya_adapter.errors import HimalayaError
 
 IN_USE = "{} is not an empty folder: choose a new one"
 CACHE_VARIABLE = "HIMALAYA_CACHE"
+# On a shared disk, another machine's processes cannot be asked for; what they left is nobody's after a day.
+DAY = 24 * 3600
 
 
 def cache_folder() -> Path:
@@ -22,22 +31,60 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_path("himalaya"))
 
 
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A hidden place in the folder of ``path``, this process's own, where something can be made and renamed from.
+
+    It is empty at the beginning and when the block ends; what killed processes have left for ``path`` is deleted.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    name = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}})\.(\d+)\.tmp")
+    for left in path.parent.iterdir():
+        if (found := name.fullmatch(left.name)) and _is_left(left, found[1] == machine, int(found[2])):
+            _delete(left)
+    own = path.with_name(f".{path.name}.{machine}.{os.getpid()}.tmp")
+    try:
+        yield own
+    finally:
+        _delete(own)
+
+
+def _is_left(path: Path, here: bool, process: int) -> bool:
+    """Whether the process that made ``path`` is no more; what bears this process's number is an earlier one's."""
+    try:
+        if not here:
+            return time.time() - path.stat().st_mtime > DAY
+        os.kill(process, 0)
+    except (ProcessLookupError, FileNotFoundError):
+        return True
+    except PermissionError:
+        return False
+    return process == os.getpid()
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        path.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write ``content`` (text as UTF-8) to ``path`` so that a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with beside(path) as temporary:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A new folder that is at ``path`` when the block ends, and leaves nothing if the block fails.
 
-    Its files can be read by whoever may enter it; safetensors alone writes files for nobody but their owner.
+    Its files can be read by whoever may enter it.
 
     Raises:
         HimalayaError: No folder can be made there, or the one that is there is no longer empty.
@@ -45,16 +92,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise HimalayaError(f"{path} cannot be made: {error.strerror}") from error
-    with beside as temporary:
-        folder = Path(temporary) / path.name
-        folder.mkdir()
+    with beside(path) as hidden:
+        folder = hidden / path.name  # what is written may take its name from it
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise HimalayaError(f"{path} cannot be made: {error.strerror}") from error
         yield folder
-        for file in folder.rglob("*"):
-            if file.is_file():
-                file.chmod(file.stat().st_mode | folder.stat().st_mode & 0o444)
+        make_readable(folder)
         try:
             os.replace(folder, path)  # an empty folder may be there, nothing else
         except OSError as error:
@@ -89,6 +136,13 @@ def one_process(folder: Path, busy: str) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)  # while it is held: who opens it in between finds that it is no longer there
         lock.release()
+
+
+def make_readable(folder: Path) -> None:
+    """Let whoever may enter a folder read its files; safetensors alone writes them for nobody but their owner."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(file.stat().st_mode | folder.stat().st_mode & 0o444)
 
 
 def in_use(path: Path) -> bool:

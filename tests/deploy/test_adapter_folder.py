@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,35 @@ def test_a_card_of_other_types_is_one_clear_line(
     moved = shutil.copytree(run / "release", tmp_path / "moved")
     (moved / "README.md").write_text(f"---\nhimalaya: {facts}\n---\n", encoding="utf-8")
     assert "README.md is damaged: expected tasks and a backbone" in refused(capsys, moved, "text")
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (lambda card: " \n", "README.md is damaged: it is empty"),
+        (lambda card: card.replace("- echo", "- ecco"), "README.md is damaged: its content does not match its hash"),
+        (lambda card: card.replace("\nhimalaya:", "\nhimalya:"), "README.md is damaged: 'himalaya' is missing"),
+    ],
+    ids=["emptied", "another task", "no facts"],
+)
+def test_a_card_that_was_changed_is_refused(
+    edit: Callable[[str], str], told: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copytree(run / "release", tmp_path / "moved")
+    card = (moved / "README.md").read_text(encoding="utf-8")
+    assert edit(card) != card
+    (moved / "README.md").write_text(edit(card), encoding="utf-8")
+    assert told in refused(capsys, moved, "text")
+
+
+def test_an_adapter_of_a_run_whose_bytes_changed_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copytree(run / "adapter", tmp_path / "moved")
+    weights = bytearray((moved / WEIGHTS).read_bytes())
+    weights[-1] ^= 1
+    (moved / WEIGHTS).write_bytes(weights)
+    assert "is damaged: its files are not those of complete.json" in refused(capsys, moved, "text")
 
 
 def test_a_slip_in_a_folders_name_is_not_looked_for_on_the_hub(

@@ -98,9 +98,9 @@ def test_missing_onnxruntime_is_one_line(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_text_is_answered_as_by_pytorch(learnt: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prompt = "Is 3 even?\nAnswer:"
+    prompt = "Is 3 even?<|end|> <|pad|>\nAnswer:"  # what looks like a special token is text
     loaded = load_adapter(learnt, task="parity", dtype="float32")
-    inputs = loaded.tokenizer(prompt, return_tensors="pt")
+    inputs = loaded.tokenizer(prompt, return_tensors="pt", split_special_tokens=True)
     tokens = loaded.model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     expected = loaded.tokenizer.decode(tokens, skip_special_tokens=True)
     capsys.readouterr()

@@ -11,27 +11,33 @@ from himalaya_adapter.storage import write_json
 
 ROWS = [[[1.0, 0.0, 1.0]], [None, [0.123456, 0.5]], [[0.0, 0.0, 1.0], [2 / 3, 1.0], [0.0]]]
 KEPT = [[[1, 0, 1]], [None, [0.1235, 0.5]], [[0, 0, 1], [0.6667, 1], [0]]]
-SIZES = [[3], [None, 2], [3, 2, 1]]
+CELLS = [
+    [
+        scores and {"n": len(scores), "score": sum(scores) / len(scores), "low": 0, "high": 1, "metric": "accuracy"}
+        for scores in row
+    ]
+    for row in ROWS
+]
 
 
 def test_round_trip_in_few_bytes_that_are_numbers(tmp_path: Path) -> None:
     write_item_scores(tmp_path, ROWS)
-    assert read_item_scores(tmp_path, SIZES) == KEPT
+    assert read_item_scores(tmp_path, CELLS) == KEPT
     text = (tmp_path / FILE).read_text(encoding="utf-8")
     assert text == '{"format":1,"rows":[[[1,0,1]],[null,[0.1235,0.5]],[[0,0,1],[0.6667,1],[0]]]}\n'
     assert re.sub(r"[\d.,\[\]]|null", "", text) == '{"format":"rows":}\n'
 
 
 def test_evaluations_are_read_where_the_file_is_missing(tmp_path: Path) -> None:
-    assert read_item_scores(tmp_path, SIZES) is None
+    assert read_item_scores(tmp_path, CELLS) is None
     for i, row in enumerate(ROWS):
         for j, scores in enumerate(row):
             if scores is not None:
                 write_json(tmp_path / "evaluations" / f"after_{i}_task_{j}.json", {"score": 0, "item_scores": scores})
-    assert read_item_scores(tmp_path, SIZES) == ROWS
+    assert read_item_scores(tmp_path, CELLS) == ROWS
     (tmp_path / "evaluations" / "after_2_task_1.json").unlink()
     with pytest.raises(HimalayaError, match="evaluations is damaged"):
-        read_item_scores(tmp_path, SIZES)
+        read_item_scores(tmp_path, CELLS)
 
 
 @pytest.mark.parametrize(
@@ -39,12 +45,19 @@ def test_evaluations_are_read_where_the_file_is_missing(tmp_path: Path) -> None:
     [
         ('{"format":1,"rows":[[[1,0,1]],[nu', "is damaged"),
         ('{"format":1}', "is damaged"),
-        ('{"format":1,"rows":[[[1,0]],[null,[0,1]],[[0,0,1],[0,1],[0]]]}', "does not hold a score for each test item"),
-        ('{"format":1,"rows":[[[1,0,"x"]],[null,[0,1]],[[0,0,1],[0,1],[0]]]}', "does not hold a score"),
+        (
+            '{"format":1,"rows":[[[1,0]],[null,[0,1]],[[0,0,1],[0,1],[0]]]}',
+            "does not hold a score in .* for each of 3 items",
+        ),
+        ('{"format":1,"rows":[[[1,0,"x"]],[null,[0,1]],[[0,0,1],[0,1],[0]]]}', "is damaged"),
+        ('{"format":1,"rows":[[[1,0,1]],[null,[0.1235,0.5]],[[0,0,1],[0.6667,9]]]}', "is damaged"),
+        ('{"format":1,"rows":[[[1,0,1]],[null,[0.1235,0.5]],[[0,0,1],[0.6667,9],[0]]]}', "does not hold a score in"),
+        ('{"format":1,"rows":[[[1,0,1]],[null,[0.1235,0.7]],[[0,0,1],[0.6667,1],[0]]]}', "is not the mean 0.411750"),
+        ('{"format":1,"rows":[[[1,0,1]],[[0],[0.1235,0.5]],[[0,0,1],[0.6667,1],[0]]]}', "other scores than matrix"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / FILE).write_text(text, encoding="utf-8")
     with pytest.raises(HimalayaError, match=reason) as caught:
-        read_item_scores(tmp_path, SIZES)
+        read_item_scores(tmp_path, CELLS)
     assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +12,13 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.generation import generate_texts, stop_tokens
+from himalaya_adapter.evaluation.labels import choose_labels
 from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
 from himalaya_adapter.streams.encoding import encode_item, encode_prompt, encode_target
 from himalaya_adapter.streams.task import Item, Limits, Source, Task, TaskSpec
 
 DIFFERENT_STARTS = ("yes", "no", "maybe so")
-SHARED_STARTS = ("good film", "good play", "bad")
+SHARED_STARTS = ("good film", "good play", "bad film")
 MAX_LENGTH = 128
 
 
@@ -83,15 +85,15 @@ def evaluate(model: Any, tokenizer: Any, task: Task, **changes: Any) -> TaskScor
 
 
 @torch.no_grad()
-def brute_force_label(model: Any, tokenizer: Any, prompt: str, labels: tuple[str, ...], first_token_only: bool) -> int:
+def brute_force_label(model: Any, tokenizer: Any, prompt: str, labels: tuple[str, ...]) -> int:
     scores = []
+    ends = sorted(stop_tokens(tokenizer, newline_ends=True))
     for label in labels:
         answer = encode_target(tokenizer, label)[:-1]
         start = encode_prompt(tokenizer, prompt, MAX_LENGTH)
-        logits = model(torch.tensor([start + answer])).logits[0]
-        log_probabilities = logits.double().log_softmax(-1)[len(start) - 1 : -1]
-        of_tokens = [row[token].item() for row, token in zip(log_probabilities, answer, strict=True)]
-        scores.append(of_tokens[0] if first_token_only else sum(of_tokens) / len(of_tokens))
+        probabilities = model(torch.tensor([start + answer])).logits[0].double().softmax(-1)[len(start) - 1 :]
+        of_tokens = [row[token].item() for row, token in zip(probabilities, answer, strict=False)]
+        scores.append(math.prod(of_tokens) * probabilities[-1, ends].sum().item())
     return max(range(len(labels)), key=scores.__getitem__)
 
 
@@ -126,10 +128,7 @@ def test_the_two_label_sets_are_what_their_names_say(tiny_tokenizer: PreTrainedT
 def test_label_scoring_equals_brute_force_on_a_random_model(tiny_model, tiny_tokenizer, labels) -> None:
     task = label_task(labels)
     model = tiny_model(initializer_range=0.5)  # large weights: predictions that differ between prompts
-    expected = [
-        brute_force_label(model, tiny_tokenizer, item.prompt, labels, first_token_only=labels is DIFFERENT_STARTS)
-        for item in task.test
-    ]
+    expected = [brute_force_label(model, tiny_tokenizer, item.prompt, labels) for item in task.test]
     assert len(set(expected)) > 1
     right = tuple(float(labels[label] == item.target) for label, item in zip(expected, task.test, strict=True))
     score = evaluate(model, tiny_tokenizer, task)
@@ -141,13 +140,50 @@ def test_label_scoring_equals_brute_force_on_a_trained_model(half_trained, tiny_
     model, task = half_trained
     labels = task.spec.labels
     right = tuple(
-        float(
-            labels[brute_force_label(model, tiny_tokenizer, item.prompt, labels, labels is DIFFERENT_STARTS)]
-            == item.target
-        )
+        float(labels[brute_force_label(model, tiny_tokenizer, item.prompt, labels)] == item.target)
         for item in task.test
     )
     assert evaluate(model, tiny_tokenizer, task).item_scores == right
+
+
+NO, YES, COMMA, BUT, END, PROMPT = range(6)
+# What follows a token, as in a question that is mostly answered with "no"; all else of a row is for the end.
+FOLLOWS = {PROMPT: {NO: 0.6, YES: 0.4}, YES: {COMMA: 0.95}, COMMA: {BUT: 1.0}}
+
+
+class Bigrams(torch.nn.Module):
+    """A language model whose next token depends on the last one alone, with the probabilities above."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        table = torch.tensor([[FOLLOWS.get(row, {}).get(token, 0.0) for token in range(6)] for row in range(6)])
+        table[:, END] = 1 - table.sum(dim=1)
+        self.logits = torch.nn.Parameter(table.log())
+        self.passes = 0
+
+    device = torch.device("cpu")
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        self.passes += 1
+        return SimpleNamespace(logits=self.logits[input_ids], past_key_values=None)
+
+
+@pytest.mark.parametrize("labels", [[[NO], [YES]], [[YES], [NO]], [[NO], [YES], [YES, COMMA, BUT]]])
+def test_the_whole_answer_with_its_end_decides_whatever_other_labels_there_are(labels: list[list[int]]) -> None:
+    """P(no) = .60, P(yes, but) = .38, P(yes) = .02: neither a length nor another label may turn that around."""
+    arguments: dict[str, Any] = {"batch_size": 2, "padding": END, "advance": lambda count: None}
+    model = Bigrams()
+    with torch.no_grad():
+        (choice,) = choose_labels(model, [[PROMPT]], labels, frozenset({END}), **arguments)
+    assert (labels[choice.label], choice.written) == ([NO], labels.index([NO]))
+    assert model.passes == 2  # the prompt, and the one label that no other can beat
+    with torch.no_grad():
+        model.logits[PROMPT, [NO, YES]] = torch.tensor([0.3, 0.7]).log()
+        (choice,) = choose_labels(model, [[PROMPT]], labels, frozenset({END}), **arguments)
+    # Greedy generation writes the long answer where it is a label, and nothing that is one where it is not.
+    longest = len(labels) - 1
+    expected = (longest, longest) if len(labels) == 3 else (labels.index([NO]), None)
+    assert (choice.label, choice.written) == expected
 
 
 def test_strict_equals_generating_and_comparing(half_trained, tiny_tokenizer) -> None:
@@ -267,7 +303,7 @@ def test_modes_and_gradients_are_left_as_they_were(tiny_model, tiny_tokenizer) -
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def raise_interrupted(done: int, total: int) -> None:
+def raise_interrupted(*_: Any) -> None:
     raise RuntimeError("interrupted")
 
 

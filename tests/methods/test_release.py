@@ -7,10 +7,11 @@ import pytest
 import torch
 from families import Case, llama, random_tokens
 from peft import PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from himalaya_adapter import HimalayaConfig, save_release
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.release import seal
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 NAMES = ("first", "second")
@@ -140,6 +141,31 @@ def test_what_cannot_be_released_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(HimalayaError, match=r"^'router\.means' holds values that are not finite"):
         save_release(model, tmp_path / "release")
     assert not (tmp_path / "release").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"norm_bound": 1.0}, {"active_atoms": 1}, {"seed": 7}, {"layers_to_transform": [0, 1]}, {"evict": True}]
+)
+def test_a_release_whose_config_was_edited_is_refused(change: dict, tmp_path: Path) -> None:
+    save_release(learnt(), tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "moved", "revision": "main"}))
+    opened(tmp_path)
+    (tmp_path / CONFIG).write_text(json.dumps(config | change))
+    with pytest.raises(HimalayaError, match=r"adapter_config\.json and adapter_model\.safetensors do not match"):
+        opened(tmp_path)
+
+
+def test_a_release_of_the_version_before_loads_with_a_warning(tmp_path: Path, caplog) -> None:
+    model = learnt()
+    save_release(model, tmp_path)
+    prefix = "base_model.himalaya_shared."
+    found = {name.removeprefix(prefix): tensor for name, tensor in load_file(tmp_path / WEIGHTS).items()}
+    del found["checksum"]
+    save_file({prefix + name: tensor for name, tensor in seal(found).items()}, tmp_path / WEIGHTS)
+    pairs = zip(answers(opened(tmp_path)), answers(model), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert "its checksum does not cover adapter_config.json" in caplog.text
 
 
 def test_a_model_in_16_bits_is_released_with_its_tasks(tmp_path: Path) -> None:

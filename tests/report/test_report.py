@@ -15,6 +15,7 @@ from himalaya_adapter.registry import METHODS
 from himalaya_adapter.report import write_comparison, write_run_report
 from himalaya_adapter.report.growth import growth_table
 from himalaya_adapter.report.metric_table import format_value
+from himalaya_adapter.report.model_card import _escaped
 from himalaya_adapter.report.page import TEMPLATES
 from himalaya_adapter.report.palette import MARK_CONTRAST, OTHER_COLORS, PART_COLORS, SHEETS, Look, contrast
 from himalaya_adapter.report.run_folder import read_run
@@ -337,3 +338,36 @@ def test_run_report_refuses_missing_unfinished_and_damaged_runs(make_run: MakeRu
     with pytest.raises(HimalayaError, match="not finished"):
         write_run_report(folder)
     assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "told"),
+    [
+        ("matrix.json", lambda c: c["rows"][2][1].update(score=9.25, high=9.5), r"9\.25 .* does not lie in \[0, 1\]"),
+        ("matrix.json", lambda c: c["before"][0].update(low=-1.0), r"does not lie in \[0, 1\]"),
+        (
+            "matrix.json",
+            lambda c: c["rows"][1][0].update(score=0.5, low=0.1, high=1.0),
+            "says .* for retained_accuracy_auc",
+        ),
+        ("matrix.json", lambda c: c["rows"][1].__setitem__(1, "x"), "is damaged"),
+        ("metrics.json", lambda c: c.update(average_accuracy=0.99), "says 0.99 for average_accuracy, from matrix"),
+        ("metrics.json", lambda c: c["tasks"][3]["final"].update(score=0.9912), "says 0.9912 for docstring_to_name"),
+    ],
+)
+def test_scores_that_cannot_be_or_do_not_follow_are_refused(
+    make_run: MakeRun, name: str, edit: Callable[[Any], object], told: str
+) -> None:
+    folder = make_run("run", tasks=SIX_TASKS)
+    read_run(folder)
+    content = read_json(folder / name)
+    edit(content)
+    write_json(folder / name, content)
+    with pytest.raises(HimalayaError, match=told):
+        write_comparison(folder.parent, ["run"], folder.parent / "out")
+
+
+def test_a_model_card_shows_texts_as_they_are() -> None:
+    assert _escaped("film_verdict") == "film_verdict"
+    hostile = "a | b\n# c <script> [d](javascript:e) `f` _g_ **h** \\"
+    assert _escaped(hostile) == r"a \| b # c \<script\> \[d\](javascript:e) \`f\` \_g\_ \*\*h\*\* \\"

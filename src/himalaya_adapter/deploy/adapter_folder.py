@@ -1,6 +1,7 @@
 """A saved adapter on its backbone, ready to answer: from a run, from a folder of its own, or from the hub."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,14 @@ from transformers import PreTrainedTokenizerBase
 from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.backbones.shape import SIZES, sizes_of
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.identity import COMPLETE, SEAL, is_complete, opened
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE
 from himalaya_adapter.storage import read_json
 
 logger = logging.getLogger(__name__)
 IN_A_RUN = ("adapter", "release")
+OURS = ("himalaya-adapter", "base_model:adapter:")  # in every model card that this package writes
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,16 @@ def load_adapter(
     _check_backbone(loaded, saved, same_weights=trainable)
     try:
         model = PeftModel.from_pretrained(loaded.model, saved.folder, is_trainable=trainable).eval()
-    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        SafetensorError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        re.error,
+    ) as error:
         reason = " ".join(str(error).split())
         raise HimalayaError(f"the adapter in {saved.folder} could not be loaded: {reason}") from error
     method = continual(model)
@@ -188,14 +200,29 @@ def _facts(folder: Path) -> dict[str, Any]:
             facts = read_json(path)
         else:
             path = folder / CARD_FILE
-            facts = ModelCard.load(path).data.to_dict().get(CARD_FACTS) if path.is_file() else None
-    except (ValueError, yaml.YAMLError) as error:
+            facts = _card_facts(path) if path.is_file() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise HimalayaError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     told: dict[str, Any] = {"tasks": [], "backbone": {}} | (facts if isinstance(facts, dict) else {})
     named = isinstance(told["tasks"], list | dict) and all(isinstance(name, str) for name in told["tasks"])
     if not named or not isinstance(told["backbone"], dict):
         raise HimalayaError(f"{path} is damaged: expected tasks and a backbone")
     return told
+
+
+def _card_facts(card: Path) -> Any:
+    """What the front matter of a model card says, None if the card is not one of ours."""
+    text = card.read_text(encoding="utf-8")
+    if not text.strip():
+        raise ValueError("it is empty")
+    facts = ModelCard.load(card).data.to_dict().get(CARD_FACTS)
+    if isinstance(facts, dict):
+        if SEAL not in facts:
+            logger.warning("%s has no hash of what it says: it was edited, or written by version 0.1", card)
+        return opened(facts)
+    if all(sign in text for sign in OURS):
+        raise ValueError(f"'{CARD_FACTS}' is missing")
+    return facts
 
 
 def _from_hub(repository: str) -> Path:
@@ -216,6 +243,8 @@ def _from_hub(repository: str) -> Path:
 def _check_weights(folder: Path) -> None:
     if not (folder / WEIGHTS_FILE).is_file():  # PEFT would look for a pickled file next
         raise HimalayaError(f"the adapter in {folder} has lost its file {WEIGHTS_FILE}")
+    if (folder / COMPLETE).is_file() and not is_complete(folder):
+        raise HimalayaError(f"the adapter in {folder} is damaged: its files are not those of {COMPLETE}")
 
 
 def _check_backbone(loaded: Backbone, saved: _Saved, same_weights: bool) -> None:

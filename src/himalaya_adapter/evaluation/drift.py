@@ -26,7 +26,7 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: 
     Raises:
         HimalayaError: No text has two tokens, or the loss is not finite.
     """
-    encoded = [tokenizer(text)["input_ids"][:max_length] for text in texts]
+    encoded = [tokenizer(text, split_special_tokens=True)["input_ids"][:max_length] for text in texts]
     predictable = [tokens for tokens in encoded if len(tokens) > 1]
     if not predictable:
         raise HimalayaError(

@@ -5,9 +5,9 @@ with much beside; this file is what results that are handed on or committed keep
 """
 
 import json
-from collections.abc import Sequence
-from numbers import Real
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.storage import read_json, write_atomic
@@ -15,8 +15,34 @@ from himalaya_adapter.storage import read_json, write_atomic
 FILE = "item_scores.json"
 FORMAT = 1
 DECIMALS = 4  # far below what one item moves a mean
+ROUNDING = 10.0**-DECIMALS
 
 ItemScores = Sequence[Sequence[Sequence[float] | None]]
+
+
+def check_score(score: Mapping[str, Any], items: Sequence[float] | None = None) -> None:
+    """Refuse a stored score that cannot be one.
+
+    Args:
+        score: A cell of the accuracy matrix (`scoring.TaskScore.cell`).
+        items: The scores of its items; where the metric is their mean, it must be the score.
+
+    Raises:
+        ValueError: A number is outside of [0, 1], or disagrees with the others.
+        KeyError, TypeError: A number is missing or is none.
+    """
+    from himalaya_adapter.evaluation.text_metrics import METRICS  # slow to import
+
+    low, value, high, n, name = (score[key] for key in ("low", "score", "high", "n", "metric"))
+    if not -ROUNDING <= low <= value + ROUNDING <= high + 2 * ROUNDING <= 1 + 3 * ROUNDING:
+        raise ValueError(f"the score {value} with its interval {low} to {high} does not lie in [0, 1]")
+    if items is None:
+        return
+    if len(items) != n or not all(-ROUNDING <= item <= 1 + ROUNDING for item in items):
+        raise ValueError(f"it does not hold a score in [0, 1] for each of {n} items")
+    metric = METRICS.get(name)
+    if metric and metric.counts is None and not abs(sum(items) / len(items) - value) <= ROUNDING:
+        raise ValueError(f"the score {value} is not the mean {sum(items) / len(items):.6f} of its items' scores")
 
 
 def write_item_scores(folder: Path, rows: ItemScores) -> None:
@@ -30,15 +56,15 @@ def _short(score: float) -> float:
     return int(rounded) if rounded == int(rounded) else rounded  # "1" is half as long as "1.0"
 
 
-def read_item_scores(folder: Path, sizes: Sequence[Sequence[int | None]]) -> ItemScores | None:
+def read_item_scores(folder: Path, cells: Sequence[Sequence[Mapping[str, Any] | None]]) -> ItemScores | None:
     """The item scores of a run, from ``item_scores.json`` or else from ``evaluations/``; None if neither is there.
 
     Args:
         folder: The run's folder.
-        sizes: ``sizes[i][j]``, how many items the matrix says were scored; None where nothing was.
+        cells: The matrix, ``cells[i][j]`` for j ≤ i; None where nothing was scored.
 
     Raises:
-        HimalayaError: A file is damaged or holds other numbers of items than the matrix says.
+        HimalayaError: A file is damaged or does not agree with the matrix.
     """
     path = folder / FILE
     try:
@@ -50,15 +76,17 @@ def read_item_scores(folder: Path, sizes: Sequence[Sequence[int | None]]) -> Ite
                 return None
             rows = [
                 [
-                    None if n is None else read_json(path / f"after_{i}_task_{j}.json")["item_scores"]
-                    for j, n in enumerate(row)
+                    read_json(path / f"after_{i}_task_{j}.json")["item_scores"] if cell else None
+                    for j, cell in enumerate(row)
                 ]
-                for i, row in enumerate(sizes)
+                for i, row in enumerate(cells)
             ]
-        found = [[cell if cell is None else len(cell) for cell in row] for row in rows]
-        numbers = all(isinstance(score, Real) for row in rows for cell in row for score in cell or ())
+        for row, of_row in zip(cells, rows, strict=True):
+            for cell, items in zip(row, of_row, strict=True):
+                if (cell is None) != (items is None):
+                    raise ValueError("it holds other scores than matrix.json")
+                if cell is not None:
+                    check_score(cell, items)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HimalayaError(f"{path} is damaged ({' '.join(str(error).split())}); delete it or run again") from error
-    if found != [list(row) for row in sizes] or not numbers:
-        raise HimalayaError(f"{path} does not hold a score for each test item of matrix.json; delete it or run again")
     return list(rows)

@@ -1,14 +1,12 @@
 """Scores kept by content: the same adapter, items, settings and code have the same score, so it is kept."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from himalaya_adapter.evaluation.scoring import answers_are_lines
+from himalaya_adapter.identity import digest, files_identity, opened, sealed, task_identity
 from himalaya_adapter.packages import file_sha256
 from himalaya_adapter.storage import read_json, write_json
 from himalaya_adapter.streams.task import Task
@@ -37,52 +35,41 @@ class ScoreCache:
         """All that the score of ``task`` depends on, as JSON.
 
         Args:
-            task: The task; of its training items only whether their answers are single lines matters.
+            task: The task.
             adapter: Hashes of what answers, ``None`` for the frozen backbone.
             split: The items that are scored.
         """
-        spec = task.spec
         return {
             "adapter": dict(adapter) if adapter else None,
-            "items": task.hashes[split],
-            "task": spec.name,
-            "kind": spec.kind,
-            "metric": spec.metric,
-            "labels": list(spec.labels),
-            "max_new_tokens": spec.max_new_tokens,
-            "answers_are_lines": answers_are_lines(task),
+            "task": task_identity(task, split),
             "settings": self.settings,
         }
 
     def read(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         """The score that was written for the same identity; a damaged file counts as none."""
         try:
-            entry = read_json(self._path(identity))
+            entry = opened(read_json(self._path(identity)))
+            return entry["score"] if entry["of"] == identity else None
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("%s is damaged (%s), so the score is computed again", self._path(identity), error)
             return None
-        return entry["score"] if isinstance(entry, dict) and entry.get("of") == identity else None
 
     def write(self, identity: Mapping[str, Any], score: Mapping[str, Any]) -> None:
         """Keep a score; the file is whole or absent, so several runs may write at the same time."""
-        write_json(self._path(identity), {"of": identity, "score": score})
+        write_json(self._path(identity), sealed({"of": identity, "score": score}))
 
     def _path(self, identity: Mapping[str, Any]) -> Path:
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        return self.folder / f"{digest}.json"
+        return self.folder / f"{digest(identity)}.json"
 
 
 def file_hashes(adapter: Path) -> dict[str, str]:
     """Hashes of all of a saved adapter: what answers as a method that does not say what a single task depends on."""
-    return {name: file_sha256(adapter / name) for name in ADAPTER_FILES}
+    return files_identity(adapter / name for name in ADAPTER_FILES)
 
 
 @cache
 def code_hash() -> str:
     """SHA-256 over this package's own source files: changed code may score differently, so it shares nothing."""
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(f"{path.relative_to(PACKAGE).as_posix()} {file_sha256(path)}\n".encode())
-    return digest.hexdigest()
+    return digest({str(path.relative_to(PACKAGE)): file_sha256(path) for path in PACKAGE.rglob("*.py")})

@@ -9,7 +9,7 @@ import numpy as np
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.batching import padding_token, reading
-from himalaya_adapter.evaluation.generation import NEWLINE, generate_texts, stop_tokens
+from himalaya_adapter.evaluation.generation import answer_text, generate_texts, stop_tokens
 from himalaya_adapter.evaluation.intervals import bootstrap_weights, percentile_interval
 from himalaya_adapter.evaluation.labels import choose_labels
 from himalaya_adapter.evaluation.text_metrics import accuracy, metric_by_name
@@ -83,7 +83,7 @@ def evaluate_task(
         raise HimalayaError(f"task '{task.name}' has no items in its {split} split; nothing to evaluate")
     prompts = encode_prompts(tokenizer, task.name, items, max_length)
     targets = [item.target for item in items]
-    newline_ends = answers_are_lines(task)
+    newline_ends = task.answers_are_lines
     done = 0
 
     def advance(count: int) -> None:
@@ -95,12 +95,14 @@ def evaluate_task(
     with reading(model):
         if spec.kind == "classification":
             check_labels(task.name, spec.labels, targets)
+            stop = stop_tokens(tokenizer, newline_ends)
             choices = choose_labels(
                 model,
                 prompts,
                 # without the EOS that encode_target adds
                 [encode_target(tokenizer, label, chat=items[0].chat)[:-1] for label in spec.labels],
-                stop_tokens(tokenizer, newline_ends),
+                # one that holds text before its line break would write more than the label
+                frozenset(token for token in stop if not answer_text(tokenizer, [token], stop, newline_ends)),
                 batch_size=batch_size,
                 padding=padding_token(tokenizer),
                 advance=advance,
@@ -131,11 +133,6 @@ def evaluate_task(
         answers=tuple(predictions[:ANSWERS_KEPT]),
         seconds=time.perf_counter() - started,
     )
-
-
-def answers_are_lines(task: Task) -> bool:
-    """Whether no training target spans lines; the end of the line then ends a generated answer."""
-    return not any(NEWLINE in item.target for item in task.train)
 
 
 def encode_prompts(tokenizer: Any, task_name: str, items: Sequence[Item], max_length: int) -> list[list[int]]:

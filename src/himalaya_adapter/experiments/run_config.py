@@ -91,7 +91,8 @@ class TrainingConfig(Section):
     seed: Seed = 0
     """Seed of initialisation, order and sampling."""
     report_to: Tracker = "none"
-    """Trackers of the Trainer: ``none``, ``tensorboard``, ``wandb``, ``mlflow``, ``trackio``."""
+    """Where losses go, on one running step, and scores, retained accuracy, forgetting, AUC and bytes, against the
+    tasks learnt: ``none``, ``tensorboard``, ``wandb``, ``mlflow``, ``trackio``."""
     similarity_threshold_tau: Number | None = None
     """The cosine from which a learnt atom shares a slot; HIMALAYA_STRICT grows below it."""
     fisher_projection_steps: Whole | None = None

@@ -13,12 +13,12 @@ from peft import PeftConfig
 from safetensors.torch import load_file, save_file
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.identity import COMPLETE, is_complete, mark_complete
 from himalaya_adapter.methods import HimalayaConfig, HimalayaModel
 from himalaya_adapter.methods.himalaya.adapter import HimalayaAdapter
 from himalaya_adapter.methods.release import CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE
 from himalaya_adapter.packages import file_sha256
 from himalaya_adapter.storage import one_process, read_json, write_atomic, write_json
-from himalaya_adapter.training.run_store import COMPLETE, is_complete, mark_complete
 
 logger = logging.getLogger(__name__)
 FORMAT = 1

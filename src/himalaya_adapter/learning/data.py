@@ -14,7 +14,7 @@ from himalaya_adapter.evaluation.text_metrics import metric_by_name
 from himalaya_adapter.streams.encoding import encode_prompt, encode_target
 from himalaya_adapter.streams.items import EMPTY, BadItem, fields_of, item_of
 from himalaya_adapter.streams.readers.table import read_table
-from himalaya_adapter.streams.readers.types import Row
+from himalaya_adapter.streams.readers.types import BadRow, Row
 from himalaya_adapter.streams.splits import HASH_RANGE, content_hash, cut, stable_hash
 from himalaya_adapter.streams.task import Item, Limits, Source, Task, TaskSpec
 
@@ -81,7 +81,7 @@ class OwnData:
         return Task(spec, tuple(train), (), tuple(test), hashes, self.left_out)
 
 
-def read_rows(data: str, split: str = "train") -> list[Row]:
+def read_rows(data: str, split: str = "train") -> list[Row | BadRow]:
     """The rows of a file, of a folder that `datasets` has written or can read, or of a data set of the hub.
 
     Args:
@@ -106,7 +106,7 @@ def read_rows(data: str, split: str = "train") -> list[Row]:
     return rows
 
 
-def _of_dataset(name: str, config: str | None, split: str, on_disk: bool) -> list[Row]:
+def _of_dataset(name: str, config: str | None, split: str, on_disk: bool) -> list[Row | BadRow]:
     import datasets  # slow to import
 
     try:
@@ -121,7 +121,7 @@ def _of_dataset(name: str, config: str | None, split: str, on_disk: bool) -> lis
 
 
 def read_data(
-    rows: Sequence[Row],
+    rows: Sequence[Row | BadRow],
     name: str,
     tokenizer: Any,
     context: int | None,
@@ -148,7 +148,10 @@ def read_data(
     """
     if metric is not None:
         metric_by_name(metric)
-    form = _form(rows[0], name, known, templates)
+    first = next((row for row in rows if not isinstance(row, BadRow)), None)
+    if first is None:
+        raise HimalayaError(f"{name} holds no row that can be read")
+    form = _form(first, name, known, templates)
     if form.chat and tokenizer.chat_template is None:
         raise HimalayaError(
             f"{name} holds conversations, and the backbone has no chat template: use prompt/completion"
@@ -158,6 +161,8 @@ def read_data(
     for number, row in enumerate(rows, start=1):
         where = f"row {number} of {name}"
         try:
+            if isinstance(row, BadRow):
+                raise BadItem(row.reason, f"{where} {row.message}")
             found = [*_conversation(row, tokenizer, where)] if form.chat else [_item(spec, row, where)]
             for item in found:
                 _check_length(item, tokenizer, context, where)
@@ -264,8 +269,9 @@ def _conversation(row: Row, tokenizer: Any, where: str) -> Iterator[Item]:
         spoken = [(one["role"], one["content"].strip()) for one in messages]
     except (KeyError, TypeError, AttributeError) as error:
         raise BadItem(BAD_CHAT, f"{where} is no list of messages, each with role and content") from error
+    special = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
     for role, content in spoken:
-        control = next((token for token in tokenizer.all_special_tokens if token in content), None)
+        control = next((one.content for one in special if one.content in content), None)
         if control is not None:
             raise BadItem(BAD_CHAT, f"{where} says '{control}', which is a control token of the backbone")
         if not content:

@@ -297,7 +297,6 @@ class Learner:
         for batch in batches(prompts, PROMPTS_AT_ONCE, self.tokenizer.pad_token_id, self.model.device):
             self.method.observe_prompts(batch.input_ids, batch.attention_mask)
         arguments = training_arguments(training, task.name, 0, len(examples), self.store.checkpoints)
-        arguments.disable_tqdm = True
         with stage(f"learning {task.name}") as advance:
             trainer = AnswerTrainer(
                 model=self.model,

@@ -1,5 +1,6 @@
 """From a run's adapter entry to a PEFT model."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
@@ -88,7 +89,9 @@ def adapt(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
     """
     set_seed(seed)
     try:
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():  # of PEFT's own use of transformers
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            adapted = get_peft_model(model, config)
     except (TypeError, ValueError, KeyError, ImportError) as error:  # some methods need a package of their own
         raise HimalayaError(
             f"{PeftType(config.peft_type).value} does not fit {type(model).__name__}: {_one_line(error)}"

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.identity import config_identity, digest
 from himalaya_adapter.storage import read_json, write_atomic
 
 CHECKSUM = "checksum"
@@ -23,6 +25,7 @@ CARD_FACTS = "himalaya"  # key of the card's front matter under which a run says
 INFERENCE_ONLY = "a release file is for inference only: to train on, load the adapter that it was made from"
 
 Tensors = Mapping[str, Tensor]
+logger = logging.getLogger(__name__)
 
 
 def has_release(config: PeftConfig) -> bool:
@@ -91,14 +94,21 @@ def file_bytes(path: Path, prefix: str) -> dict[str, int]:
     return {"header": header} | {name.removeprefix(prefix): one.nbytes for name, one in load_file(path).items()}
 
 
-def seal(packed: Tensors) -> dict[str, Tensor]:
-    """Add the checksum, SHA-256 over names, types, shapes and bytes, which a damaged or altered file fails."""
-    digest = hashlib.sha256()
+def seal(packed: Tensors, config: PeftConfig | None = None) -> dict[str, Tensor]:
+    """Add the checksum, which a damaged or altered file fails.
+
+    It is SHA-256 over what the config says, and names, types, shapes and bytes of the tensors.
+
+    Args:
+        packed: The tensors.
+        config: The adapter's; None for a checksum as version 0.1 wrote it, over the tensors alone.
+    """
+    found = hashlib.sha256(digest(config_identity(config)).encode() if config is not None else b"")
     for name in sorted(packed):
         tensor = packed[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return {**packed, CHECKSUM: torch.tensor(list(digest.digest()), dtype=torch.uint8)}
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return {**packed, CHECKSUM: torch.tensor(list(found.digest()), dtype=torch.uint8)}
 
 
 def open_training_file(found: Tensors, state: Tensors, values: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
@@ -118,7 +128,11 @@ def open_training_file(found: Tensors, state: Tensors, values: tuple[str, ...] =
 
 
 def open_release_file(
-    found: Tensors, state: Tensors, pack: Callable[[Tensors], Tensors], unpack: Callable[[Tensors, Tensors], Tensors]
+    found: Tensors,
+    state: Tensors,
+    config: PeftConfig,
+    pack: Callable[[Tensors], Tensors],
+    unpack: Callable[[Tensors, Tensors], Tensors],
 ) -> dict[str, Tensor]:
     """The whole state that a release file stands for, checked as in `open_training_file`.
 
@@ -126,17 +140,23 @@ def open_release_file(
         found: The file's tensors, by their names inside the adapter.
         state: The state of the adapter to load into. What a release leaves out stays as it is there, or becomes zero
             where it was never made (the meta device).
+        config: The adapter's, which the checksum covers, too.
         pack: From a state to what a release holds, the checksum apart; on the meta device shapes and types only.
         unpack: The way back, given the content and ``state``.
 
     Raises:
-        HimalayaError: As `open_training_file`; or the content does not match its checksum.
+        HimalayaError: As `open_training_file`; or content and config do not match the checksum.
     """
     layout = pack({name: tensor.to("meta") for name, tensor in state.items()})
     _check_layout(found, {**layout, CHECKSUM: torch.empty(32, dtype=torch.uint8, device="meta")})
     content = {name: tensor for name, tensor in found.items() if name != CHECKSUM}
-    if not torch.equal(seal(content)[CHECKSUM], found[CHECKSUM].cpu()):
-        raise HimalayaError("the release file is damaged: its content does not match its checksum; save it anew")
+    checksum = found[CHECKSUM].cpu()
+    if torch.equal(seal(content)[CHECKSUM], checksum):
+        logger.warning("the release was written by version 0.1: its checksum does not cover %s", CONFIG_FILE)
+    elif not torch.equal(seal(content, config)[CHECKSUM], checksum):
+        raise HimalayaError(
+            f"the release is damaged: {CONFIG_FILE} and {WEIGHTS_FILE} do not match their checksum; save it anew"
+        )
     device = found[CHECKSUM].device
     untrained = {name: torch.zeros_like(one, device=device) if one.is_meta else one for name, one in state.items()}
     return {**untrained, **unpack(content, state)}

@@ -163,7 +163,7 @@ class SharedStateModel(TargetsModel):
         packed = shared.packed
         if packed is None:
             names = {key: cls._remove_adapter_name_from_key(key, adapter_name) for key in entries}
-            packed = seal(cls._pack({cls._inside(names[key]): one for key, one in entries.items()}, config))
+            packed = seal(cls._pack({cls._inside(names[key]): one for key, one in entries.items()}, config), config)
         return prefixed(prefix, packed)
 
     @classmethod
@@ -186,7 +186,8 @@ class SharedStateModel(TargetsModel):
         released = has_release(config) and config.released
         if released:
             content = open_release_file(
-                own, state, lambda one: cls._pack(one, config), lambda one, into: cls._unpack(one, config, into)
+                *(own, state, config),
+                *(lambda one: cls._pack(one, config), lambda one, into: cls._unpack(one, config, into)),
             )
         else:
             content = open_training_file(own, state, cls.finite_values)

@@ -16,6 +16,7 @@ from himalaya_adapter.evaluation.paired_tests import (
     item_tests,
     resampled_measures,
 )
+from himalaya_adapter.identity import SCORING
 from himalaya_adapter.report.method_groups import MethodGroup, group_by_method
 from himalaya_adapter.report.run_folder import RunRecord
 
@@ -100,6 +101,9 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     notes = []
     if without:
         notes.append(f"No item scores are kept of {', '.join(without)}: no paired tests with these runs.")
+    earlier = [run.run_id for run in runs if run.environment.get("scoring", 1) < SCORING]
+    if 0 < len(earlier) < len(runs):
+        notes.append(f"{', '.join(earlier)} chose labels by an earlier rule: classifications compare roughly only.")
     pairs = [
         pair
         for pair in (_pair(reference, other) for other in groups if other is not reference)

@@ -1,5 +1,7 @@
 """The model card of a release: what the adapter is, what it can do, how it is loaded; readable by machines, too."""
 
+import json
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -8,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.identity import sealed
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, file_bytes
 from himalaya_adapter.report.run_folder import RunRecord
 from himalaya_adapter.storage import read_json, write_atomic
@@ -18,6 +21,8 @@ TEMPLATE = "model_card.md.j2"
 TAGS = ["continual-learning", "himalaya-adapter", "peft"]
 # Where the hub's list of tasks has no closer word: a model that writes text.
 PIPELINE = "text-generation"
+# What may start code, emphasis, a link or HTML, or end a cell of a table. An underscore inside a word does not.
+SPECIAL = re.compile(r"[\\`*|<>\[\]]|(?<!\w)_|_(?!\w)")
 
 
 def write_model_card(run: RunRecord) -> None:
@@ -41,13 +46,15 @@ def write_model_card(run: RunRecord) -> None:
         model_name=run.run_id,
         eval_results=[_result(run, task) for task in run.metrics["tasks"]],
     )
-    data[CARD_FACTS] = facts
+    data[CARD_FACTS] = sealed(facts)
     parts = file_bytes(folder / WEIGHTS_FILE, f"base_model.{run.metrics['method']}_shared.")
     card = ModelCard.from_template(
         data,
         template_path=str(files("himalaya_adapter.report") / "templates" / TEMPLATE),
         run=run,
         backbone=backbone,
+        text=_escaped,
+        code=lambda text: json.dumps(text),  # a string in Python as well
         bits=read_json(folder / CONFIG_FILE)["quantisation_bits"],
         parts=sorted(parts.items(), key=lambda part: -part[1]),
         total=sum(parts.values()),
@@ -56,6 +63,11 @@ def write_model_card(run: RunRecord) -> None:
         atom_norm_bound=ATOM_NORM_BOUND,
     )
     write_atomic(folder / CARD_FILE, str(card).strip() + "\n")
+
+
+def _escaped(text: str) -> str:
+    """A text of one line that Markdown shows as it is."""
+    return SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _result(run: RunRecord, task: dict[str, Any]) -> EvalResult:

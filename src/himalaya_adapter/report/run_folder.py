@@ -9,13 +9,15 @@ from typing import Any
 
 from himalaya_adapter.documents import parse_document, read_text
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.evaluation.item_scores import read_item_scores
+from himalaya_adapter.evaluation.item_scores import check_score, read_item_scores
+from himalaya_adapter.evaluation.metrics import MEASURES
 from himalaya_adapter.evaluation.paired_tests import ScoredRun
 from himalaya_adapter.experiments.keys import completed
 from himalaya_adapter.storage import read_json
 
 FORMAT = 1
 TASK_END = "task_end"
+SAME = 1e-9  # between two ways of adding up the same numbers
 REQUIRED_METRICS = ("method", "method_name", "backbone", "stream", "seed", "retained_accuracy", "tasks")
 
 Cell = dict[str, Any]  # score, low, high, n, metric, strict, seconds: one entry of the accuracy matrix
@@ -75,8 +77,7 @@ class RunRecord:
         Raises:
             HimalayaError: They are damaged or belong to another matrix.
         """
-        sizes = [[cell["n"] if cell else None for cell in row] for row in self.rows]
-        items = read_item_scores(self.folder, sizes)
+        items = read_item_scores(self.folder, self.rows)
         return None if items is None else ScoredRun(self.scores, items)
 
     @cached_property
@@ -110,7 +111,16 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         HimalayaError: The folder is missing, the run is unfinished, or a file in it is damaged.
     """
-    folder = folder.resolve()
+    try:
+        return _read_run(folder.resolve())
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        if isinstance(error, HimalayaError):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise HimalayaError(f"a file of {folder} is damaged ({reason}); restore it, or run again") from error
+
+
+def _read_run(folder: Path) -> RunRecord:
     if not folder.is_dir():
         raise HimalayaError(f"there is no run folder {folder}; give the folder that `himalaya run` wrote")
     if not (folder / "metrics.json").is_file():
@@ -131,6 +141,7 @@ def read_run(folder: Path) -> RunRecord:
             f"{folder / 'matrix.json'} is incomplete: {len(tasks)} tasks but {len(rows)} rows; "
             "run again with overwrite=true"
         )
+    _check_scores(folder, metrics, matrix["before"], rows)
     config, adapter_config = folder / "config.yaml", folder / "adapter" / "adapter_config.json"
     samples = folder / "samples.json"
     events = _read_events(folder / "events.jsonl")
@@ -206,6 +217,25 @@ def _check_comparable(first: RunRecord, other: RunRecord) -> None:
                 f"{pair}: the {first.split} items of '{task}' differ "
                 f"({str(hashes[0])[:12]}… against {str(hashes[1])[:12]}…); run both on the same data and limits"
             )
+
+
+def _check_scores(folder: Path, metrics: Mapping[str, Any], before: list[Cell], rows: list[list[Cell | None]]) -> None:
+    """Refuse scores that cannot be, and measures that do not follow from them."""
+    for cell in [*before, *(cell for row in rows for cell in row if cell)]:
+        check_score(cell)
+    scores = [[cell["score"] if cell else None for cell in row[: index + 1]] for index, row in enumerate(rows)]
+    told: list[tuple[str, Any, Any]] = [
+        (name, metrics.get(name), measure(scores)) for name, measure in MEASURES.items()
+    ]
+    for task, *cells in zip(metrics["tasks"], before, rows[-1], strict=True):
+        told += [
+            (task["name"], task.get(key, cell), cell) for key, cell in zip(("before", "final"), cells, strict=True)
+        ]
+    for name, said, follows in told:
+        if isinstance(follows, dict):
+            said, follows = said["score"], follows["score"]
+        if said is not None and not abs(said - follows) <= SAME:
+            raise ValueError(f"metrics.json says {said} for {name}, from matrix.json follows {follows}")
 
 
 def _read_object(path: Path) -> dict[str, Any]:

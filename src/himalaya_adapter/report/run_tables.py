@@ -7,7 +7,7 @@ from himalaya_adapter.report.run_folder import RunRecord
 from himalaya_adapter.report.table import LONG, Table, Text, numbers, table, words
 
 HASH_DIGITS = 16  # shown of a SHA-256; enough to tell two data sets apart by eye
-NOT_OF_THE_MACHINE = ("data_hashes", "backbone_sizes", "format")  # of environment.json, shown elsewhere
+NOT_OF_THE_MACHINE = ("tasks", "data_hashes", "backbone_sizes", "format")  # of environment.json, shown elsewhere
 
 
 def evaluation_cost(runs: Sequence[RunRecord]) -> list[Table]:

@@ -21,7 +21,11 @@ from himalaya_adapter.storage import read_json
 from himalaya_adapter.training import run_stream
 
 # What they say of every task, or would say again of every trial; a search says one line a trial.
-TALKATIVE = ("himalaya_adapter.training.stream_runner", "himalaya_adapter.training.preconditions")
+TALKATIVE = (
+    "himalaya_adapter.training.progress",
+    "himalaya_adapter.training.stream_runner",
+    "himalaya_adapter.training.preconditions",
+)
 
 
 def run_trial(trial: Trial, run: RunConfig, keys: Sequence[SearchedKey], trials: Path, tasks: int) -> None:

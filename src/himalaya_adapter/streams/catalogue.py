@@ -226,12 +226,13 @@ def _load_task(spec: TaskSpec, definition: StreamDefinition, limits: Limits, *, 
     skipped: Counter[str] = Counter()
     hub = spec.source.hub
     if hub is None:
-        splits = cut(read_items(spec, definition.archives, definition.folder, offline=offline, skipped=skipped), caps)
+        items = read_items(spec, definition.archives, definition.folder, offline=offline, skipped=skipped)
+        splits = cut(items, caps, skipped=skipped)
     elif hub.held_out is None:
-        splits = cut(read_split(spec, hub, hub.train, skipped), caps)
+        splits = cut(read_split(spec, hub, hub.train, skipped), caps, skipped=skipped)
     else:
         held_out = read_split(spec, hub, hub.held_out, skipped)
-        splits = cut_given(read_split(spec, hub, hub.train, skipped), held_out, caps)
+        splits = cut_given(read_split(spec, hub, hub.train, skipped), held_out, caps, skipped=skipped)
     for split, chosen in splits.items():
         if not chosen:
             raise HimalayaError(_why_empty(split, spec, splits, skipped))

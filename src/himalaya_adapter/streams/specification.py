@@ -1,10 +1,12 @@
 """Reads the YAML entry of a task into a ``TaskSpec``, with one clear line for whatever is wrong in it."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.streams.items import normal_label
 from himalaya_adapter.streams.readers import READER_OPTIONS, READERS
 from himalaya_adapter.streams.task import KINDS, POLICIES, SPLITS, HubSource, Limits, Source, TaskSpec
 
@@ -17,7 +19,7 @@ OPTIONAL_TASK_KEYS = {"labels", "caps", *TASK_KEYS[-6:]}
 SOURCE_KEYS = ("archive", "files", "hub", "reader", "options", "where", "group", "part")
 HUB_KEYS = ("id", "config", "revision", "train", "held_out", "fields", "rows", "licence")
 OPTIONAL_HUB_KEYS = {"config", "held_out", "rows"}
-FILE_NAME = re.compile(r"\w[\w.-]*")  # exports name a folder after the task
+FILE_NAME = re.compile(r"\w[\w.-]*")
 PART = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 
 
@@ -46,8 +48,9 @@ def read_task(entry: Any, stream: str) -> TaskSpec:
     labels, label_of = _labels(entry.get("labels"), here)
     if (kind == "classification") != bool(labels):
         raise HimalayaError(f"{here} is of kind '{kind}'; labels belong to kind 'classification', which needs them")
-    name = _text(entry, "name", here)
-    if not FILE_NAME.fullmatch(name):
+    name = unicodedata.normalize("NFC", _text(entry, "name", here))
+    # Exports name a folder after the task. Many scripts write vowels as marks on letters.
+    if not FILE_NAME.fullmatch("".join(one for one in name if not unicodedata.category(one).startswith("M"))):
         raise HimalayaError(f"{here}: the name must do for a folder: letters, digits and '_', inside it '-' and '.'")
     return TaskSpec(
         name=name,
@@ -104,17 +107,24 @@ def _caps(value: Any, here: str) -> Limits:
 
 
 def _labels(value: Any, here: str) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Labels as a list, or as a mapping from the source's values; returns the label set and the mapping."""
+    """Labels as a list, or as a mapping from the source's values; returns the label set and the mapping.
+
+    Values and labels are known by their normal form: two that differ in outer white space or Unicode form are one.
+    """
     if value is None:
         return (), {}
     if not isinstance(value, list | Mapping):
         raise HimalayaError(f"'labels' of {here} is {value!r}; expected a list, or source values with their labels")
-    label_of = dict(value) if isinstance(value, Mapping) else {label: label for label in value}
-    for raw, label in label_of.items():
+    pairs = list(value.items()) if isinstance(value, Mapping) else [(label, label) for label in value]
+    label_of: dict[str, str] = {}
+    for raw, label in pairs:
         if not isinstance(raw, str) or not isinstance(label, str):
             raise HimalayaError(f"label {label!r} of {here} is not text; quote it in YAML")
         if not label.strip():
             raise HimalayaError(f"the label of value '{raw}' of {here} has an empty text")
+        if normal_label(raw) in label_of:
+            raise HimalayaError(f"the label of value '{raw}' of {here} is given twice")
+        label_of[normal_label(raw)] = normal_label(label)
     labels = tuple(dict.fromkeys(label_of.values()))
     if len(labels) < 2:
         raise HimalayaError(f"{here} has fewer than two labels: {list(labels)}")

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import math
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from himalaya_adapter.streams.task import SPLITS, Item, Limits
@@ -15,6 +17,9 @@ HASH_RANGE = 2**64
 SPARE = 1000  # prompts
 ROOM = 1.4  # prompts remembered for every prompt that is needed
 SURPLUS = 1.1  # prompts needed for every item of a cap
+# White space that may differ between two copies of one text: inside a line and at its end, not its indentation.
+SPACES, LINE_END = re.compile(r"(?<=\S)[^\S\n]+"), re.compile(r" +(?=\n|$)")
+CONTRADICTION = "prompt with different targets"
 
 Splits = dict[str, tuple[Item, ...]]
 
@@ -22,6 +27,11 @@ Splits = dict[str, tuple[Item, ...]]
 def stable_hash(text: str) -> int:
     """A 64-bit hash of ``text`` that does not depend on the machine, locale, Python version or process."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")
+
+
+def normal_form(text: str) -> str:
+    """What copies of a text have in common that differ in white space or in Unicode form only."""
+    return LINE_END.sub("", SPACES.sub(" ", unicodedata.normalize("NFC", text)))
 
 
 def is_in_part(source: str, part: tuple[int, int]) -> bool:
@@ -59,32 +69,44 @@ def held_out_split_of(source: str) -> str:
     return "validation" if position < VALIDATION_SHARE / (TEST_SHARE + VALIDATION_SHARE) else "test"
 
 
-def cut(items: Iterable[Item], caps: Limits, split_of: Callable[[str], str] = split_of) -> Splits:
+def cut(
+    items: Iterable[Item],
+    caps: Limits,
+    split_of: Callable[[str], str] = split_of,
+    *,
+    skipped: Counter[str] | None = None,
+) -> Splits:
     """Cut items into train, validation and test, each in hash order and no longer than its cap.
 
     Hash order is a shuffle that is the same everywhere, so a lower cap gives a prefix of a higher one. One item is
-    kept per prompt; a prompt that occurs with different targets has no right answer and is left out. With a cap on
-    every split, memory grows with the caps and not with the number of items.
+    kept per prompt, whatever its white space; a prompt that occurs with different targets has no right answer and is
+    left out, which ``skipped`` counts. With a cap on every split, memory grows with the caps and not with the number
+    of items.
     """
-    by_prompt: dict[str, Item | None] = {}  # None: different targets
+    by_prompt: dict[str, Item] = {}  # by the prompt's normal form
+    contradicted: set[str] = set()
     last, room = HASH_RANGE, _room(caps)
     for item in items:
         if _order(item.prompt) > last:
             continue
-        known = by_prompt.get(item.prompt, item)
-        same = known is not None and known.target == item.target
-        by_prompt[item.prompt] = min(known, item, key=lambda one: one.source) if known and same else None
+        prompt = normal_form(item.prompt)
+        known = by_prompt.get(prompt, item)
+        if normal_form(known.target) != normal_form(item.target):
+            contradicted.add(prompt)
+        by_prompt[prompt] = min(known, item, key=lambda one: (one.source, one.prompt))
         if room is not None and len(by_prompt) > room:
-            last = _last_needed(by_prompt, caps, split_of)
-            for prompt in [prompt for prompt in by_prompt if _order(prompt) > last]:
-                del by_prompt[prompt]
+            kept = {prompt: item for prompt, item in by_prompt.items() if prompt not in contradicted}
+            last = _last_needed(kept.values(), caps, split_of)
+            by_prompt = {prompt: item for prompt, item in by_prompt.items() if _order(item.prompt) <= last}
+            contradicted &= by_prompt.keys()
             room = max(room, SPARE + int(ROOM * len(by_prompt)))
     splits: dict[str, list[Item]] = {name: [] for name in SPLITS}
-    for prompt in sorted(by_prompt, key=lambda prompt: (_order(prompt), prompt)):
-        kept = by_prompt[prompt]
-        if kept is not None:
-            splits[split_of(kept.source)].append(kept)
-    return {name: tuple(chosen[: caps.of(name)]) for name, chosen in splits.items()}
+    chosen = (item for prompt, item in by_prompt.items() if prompt not in contradicted)
+    for item in sorted(chosen, key=lambda item: (_order(item.prompt), item.prompt)):
+        splits[split_of(item.source)].append(item)
+    if skipped is not None and contradicted:
+        skipped[CONTRADICTION] += len(contradicted)
+    return {name: tuple(ordered[: caps.of(name)]) for name, ordered in splits.items()}
 
 
 def stratified(items: Sequence[Item], labels: Sequence[str], limit: int | None) -> tuple[Item, ...]:
@@ -104,18 +126,23 @@ def stratified(items: Sequence[Item], labels: Sequence[str], limit: int | None) 
     return tuple(items[position] for position in sorted(position for _, position in sorted(places)[:limit]))
 
 
-def cut_given(train: Iterable[Item], held_out: Iterable[Item], caps: Limits) -> Splits:
+def cut_given(
+    train: Iterable[Item], held_out: Iterable[Item], caps: Limits, *, skipped: Counter[str] | None = None
+) -> Splits:
     """Cut validation and test from ``held_out``; ``train`` is left without the prompts and source items of those."""
     seen: set[int] = set()
 
     def remembered() -> Iterator[Item]:
         for item in held_out:
-            seen.update((stable_hash(item.source), stable_hash(item.prompt)))
+            seen.update(known_by(item))
             yield item
 
-    tested = cut(remembered(), replace(caps, train=0), held_out_split_of)
-    unseen = (item for item in train if not seen & {stable_hash(item.source), stable_hash(item.prompt)})
-    learned = cut(unseen, Limits(train=caps.train, validation=0, test=0), lambda source: "train")
+    def known_by(item: Item) -> set[int]:
+        return {stable_hash(normal_form(text)) for text in (item.source, item.prompt)}
+
+    tested = cut(remembered(), replace(caps, train=0), held_out_split_of, skipped=skipped)
+    unseen = (item for item in train if not seen & known_by(item))
+    learned = cut(unseen, Limits(train=caps.train, validation=0, test=0), lambda source: "train", skipped=skipped)
     return tested | {"train": learned["train"]}
 
 
@@ -129,13 +156,12 @@ def _room(caps: Limits) -> int | None:
     return None if None in sizes else SPARE + int(ROOM * sum(size or 0 for size in sizes))
 
 
-def _last_needed(by_prompt: Mapping[str, Item | None], caps: Limits, split_of: Callable[[str], str]) -> int:
+def _last_needed(items: Iterable[Item], caps: Limits, split_of: Callable[[str], str]) -> int:
     """The place in hash order where every split has its cap and some more, as later rows may contradict a prompt."""
     wanted = {split: math.ceil(SURPLUS * (caps.of(split) or 0)) for split in SPLITS}
-    for order, prompt in sorted((_order(prompt), prompt) for prompt in by_prompt):
-        item = by_prompt[prompt]
-        if item is not None:
-            wanted[split_of(item.source)] -= 1
+    for item in sorted(items, key=lambda item: (_order(item.prompt), item.prompt)):
+        order = _order(item.prompt)
+        wanted[split_of(item.source)] -= 1
         if max(wanted.values()) <= 0:
             return order
     return HASH_RANGE

@@ -87,7 +87,7 @@ class Source:
             archive, a pattern that begins with ``!`` leaves files out.
         reader: Name of a reader in ``readers.READERS``.
         options: Further arguments of that reader.
-        where: Row filter: field name to the list of values that are kept, which may have shell wildcards.
+        where: Row filter: field name to the list of values that are kept, in which ``*`` and ``?`` are wildcards.
         group: Fields that together name the source item; rows that agree in them never fall into different splits.
         part: ``(i, n)``: only the i-th of n disjoint parts of the source items, for tasks that share an archive.
         hub: A data set of the hub in place of files.
@@ -125,7 +125,7 @@ class TaskSpec:
         forbidden_words: Items with one of these in the prompt, in any case, are left out, such as the source's name.
         label_noise: Share of the training items that carry a wrong label; validation and test are never changed.
         on_bad_item: One of ``POLICIES``: ``stop`` at a row that gives no item (empty target, unknown label, no value,
-            not UTF-8), or ``skip`` and count it.
+            not text, not UTF-8, other number of fields), or ``skip`` and count it.
     """
 
     name: str
@@ -153,7 +153,8 @@ class Task:
 
     Args:
         hashes: Split to the SHA-256 of its content.
-        skipped: Reason to the number of rows that gave no item, if the task's policy is to skip them.
+        skipped: Reason to the number of rows that gave no item, if the task's policy is to skip them, and of prompts
+            with different targets.
     """
 
     spec: TaskSpec
@@ -167,6 +168,11 @@ class Task:
     def name(self) -> str:
         """The name of the specification."""
         return self.spec.name
+
+    @property
+    def answers_are_lines(self) -> bool:
+        """Whether no training target spans lines; the end of the line then ends a generated answer."""
+        return not any("\n" in item.target for item in self.train)
 
     def split(self, name: str) -> tuple[Item, ...]:
         """The items of a split (one of ``SPLITS``)."""

@@ -1,13 +1,17 @@
 """From a run config to the arguments of transformers' Trainer."""
 
 import math
-import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from himalaya_adapter.experiments.run_config import TrainingConfig
+
+# The newer name of `gradient_checkpointing`, for which newer versions warn.
+NEWER = "activation_checkpointing"
+CHECKPOINTING = NEWER if NEWER in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
 
 
 def training_arguments(
@@ -25,9 +29,10 @@ def training_arguments(
     precision = training.mixed_precision
     if precision == "auto":  # the backbone computes in its own precision, the adapter in 32 bits
         precision = "no"
+    checkpointing: dict[str, Any] = {CHECKPOINTING: training.gradient_checkpointing}
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
-        run_name=f"{run_id}-{index}",
+        run_name=run_id,
         num_train_epochs=training.task_epochs,
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.grad_accum_steps,
@@ -37,7 +42,7 @@ def training_arguments(
         lr_scheduler_type=training.lr_scheduler,
         warmup_steps=training.warmup_steps,
         max_grad_norm=training.max_grad_norm,
-        gradient_checkpointing=training.gradient_checkpointing,
+        **checkpointing,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=not torch.cuda.is_available(),
@@ -47,10 +52,10 @@ def training_arguments(
         save_steps=training.save_steps,
         save_total_limit=2,
         logging_steps=1,
-        report_to=training.report_to,
+        report_to="none",  # the run has its trackers and its progress for all tasks
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=True,
         ddp_broadcast_buffers=False,  # the method keeps its own in step
     )
     most = training.max_updates_per_task

@@ -1,7 +1,7 @@
 """What a run adds to the training of a task. The callback holds no state that a checkpoint would need."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from accelerate import PartialState
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from himalaya_adapter.identity import mark_complete
 from himalaya_adapter.methods.events import SkippedStep
-from himalaya_adapter.training.run_store import mark_complete
 from himalaya_adapter.training.task_callback import TaskCallback, noted_events
 
 SECONDS = "seconds_of_steps"
@@ -25,12 +25,17 @@ class StreamCallback(TaskCallback):
 
     Args:
         task: Name of the task, for messages.
+        told: Called after each step with the task's state and what is logged of the step.
     """
 
     remedy = (
         "try a lower training.learning_rate or training.mixed_precision=no, with overwrite=true (the same command "
         "goes on from the last checkpoint)"
     )
+
+    def __init__(self, task: str, told: Callable[[TrainerState, Mapping[str, float]], None] | None = None) -> None:
+        super().__init__(task)
+        self.told = told
 
     def start(self, state: TrainerState) -> None:
         """Go on with the time that earlier processes have taken."""
@@ -47,8 +52,10 @@ class StreamCallback(TaskCallback):
             control.should_save = False
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note the time beside what the Trainer has just logged of a step."""
+        """Note the time beside what the Trainer has just logged, and tell of it if it is a step."""
         state.log_history[-1][SECONDS] = time.perf_counter() - self.clock
+        if self.told is not None and "loss" in kwargs["logs"]:
+            self.told(state, kwargs["logs"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint as whole, once every process has written its part of it."""

@@ -9,13 +9,14 @@ from accelerate import PartialState
 
 from himalaya_adapter.backbones import Backbone
 from himalaya_adapter.backbones.shape import sizes_of
+from himalaya_adapter.identity import SCORING, task_identity
 from himalaya_adapter.streams import Stream
 
 PACKAGES = ("himalaya-adapter", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 
 
 def describe_environment(seed: int, stream: Stream, backbone: Backbone) -> dict[str, Any]:
-    """Versions, processor, seed and the hashes of all data: what another machine needs to get the same numbers."""
+    """Versions, processor, seed, tasks, hashes of all data: what another machine needs to get the same numbers."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -28,6 +29,8 @@ def describe_environment(seed: int, stream: Stream, backbone: Backbone) -> dict[
         "backbone_sizes": sizes_of(backbone.model.config),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "seed": seed,
+        "scoring": SCORING,
+        "tasks": {task.name: task_identity(task) for task in stream.tasks},
         "data_hashes": {task.name: dict(task.hashes) for task in stream.tasks},
     }
 

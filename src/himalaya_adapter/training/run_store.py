@@ -13,10 +13,11 @@ import yaml
 from himalaya_adapter.budget import EWC_PART
 from himalaya_adapter.documents import read_document
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.evaluation.item_scores import check_score
 from himalaya_adapter.experiments.keys import first_difference
+from himalaya_adapter.identity import is_complete, mark_complete, opened, sealed
 from himalaya_adapter.methods.packed_adapter import PACKED_FILE
-from himalaya_adapter.packages import file_sha256
-from himalaya_adapter.storage import one_process, read_json, write_atomic, write_json
+from himalaya_adapter.storage import make_readable, one_process, read_json, write_atomic, write_json
 from himalaya_adapter.training.online_ewc import EWC_FILE
 
 logger = logging.getLogger(__name__)
@@ -24,12 +25,14 @@ BEFORE = "before"
 ADAPTER_FILE = "adapter_model.safetensors"
 UNLABELLED = "unlabelled"
 RELEASED = "released"
-COMPLETE = "complete.json"
 FIXED_PARTS = {
     "data_hashes": "other training or test data",
     "backbone_revision": "other backbone weights",
     "processes": "another number of processes",
+    "scoring": "another way of scoring, by another version of himalaya-adapter",
 }
+# What a folder was begun with that does not say so.
+EARLIER = {"processes": 1, "scoring": 1}
 
 
 class RunStore:
@@ -70,25 +73,25 @@ class RunStore:
         Raises:
             HimalayaError: The data or the backbone is no longer what the folder was begun with.
         """
+        shutil.rmtree(self._rubbish, ignore_errors=True)  # of a process that was killed while it deleted
         if self.overwrite and self.folder.is_dir():
             # Renamed first: a process killed while it deletes must not leave half a run under the run's name.
-            rubbish = self.folder.with_name(f".{self.folder.name}.deleted")
-            shutil.rmtree(rubbish, ignore_errors=True)
-            self.folder.rename(rubbish)
-            shutil.rmtree(rubbish)
+            self.folder.rename(self._rubbish)
+            shutil.rmtree(self._rubbish)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise HimalayaError(f"cannot make the run's folder {self.folder}: {error.strerror}") from error
         path = self.folder / "environment.json"
         if path.is_file():
-            found = {"processes": 1, **self._read(path)}
-            for key, difference in FIXED_PARTS.items():
-                if found.get(key) != environment[key]:
-                    raise HimalayaError(
-                        f"{self.folder} was begun with {difference}: restore it, choose another run_id or "
-                        "results_dir, or start anew with overwrite=true"
-                    )
+            found = EARLIER | self._read(path)
+            differences = [what for key, what in FIXED_PARTS.items() if found.get(key) != environment[key]]
+            differences += _changed_tasks(found.get("tasks", {}), environment["tasks"])
+            if differences:
+                raise HimalayaError(
+                    f"{self.folder} was begun with {differences[0]}: restore it, choose another run_id or "
+                    "results_dir, or start anew with overwrite=true"
+                )
         if not (self.folder / "config.yaml").is_file():
             text = yaml.safe_dump(dict(self.config), sort_keys=False, allow_unicode=True)
             write_atomic(self.folder / "config.yaml", text)
@@ -97,17 +100,24 @@ class RunStore:
         self._write_events()  # a process killed right after a task's record has not written its event
 
     @property
+    def _rubbish(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.deleted")
+
+    @property
     def unfinished_adapter(self) -> Path:
         """Where an adapter is saved before ``write_learned`` makes it final."""
         return self.folder / "checkpoints" / "unfinished_adapter"
 
     def _read(self, path: Path) -> Any:
         try:
-            return read_json(path)
-        except ValueError as error:
+            content = opened(read_json(path))
+            if "item_scores" in content:
+                check_score(content, content["item_scores"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise HimalayaError(
                 f"{path} is damaged ({_one_line(error)}): delete this file, and the same command computes it again"
             ) from error
+        return content
 
     def _check_same(self, found: Any, wanted: Mapping[str, Any]) -> None:
         difference = first_difference(found, wanted)
@@ -132,7 +142,7 @@ class RunStore:
 
     def write_score(self, row: int | str, task: int, score: Mapping[str, Any]) -> None:
         """Store one score with its item scores."""
-        write_json(self._score_path(row, task), score)
+        write_json(self._score_path(row, task), sealed(score))
 
     def _score_path(self, row: int | str, task: int) -> Path:
         return self.folder / "evaluations" / f"after_{row}_task_{task}.json"
@@ -156,9 +166,10 @@ class RunStore:
         """
         target = self.adapter_path(index)
         shutil.rmtree(target, ignore_errors=True)  # of an earlier try that was killed before its record was written
+        make_readable(self.unfinished_adapter)
         mark_complete(self.unfinished_adapter)
         self.unfinished_adapter.replace(target)
-        write_json(self._record_path(index), record)
+        write_json(self._record_path(index), sealed(record))
         self._write_events()
         shutil.rmtree(self.task_checkpoints(index), ignore_errors=True)
         shutil.rmtree(self.adapter_path(index - 1), ignore_errors=True)
@@ -207,22 +218,14 @@ def stored_bytes(folder: Path, parts: Mapping[str, int] | None, adapters: int = 
     return {"stored_bytes": (adapter + sum(ewc.values())) * adapters, "stored_bytes_by_part": by_part}
 
 
-def mark_complete(folder: Path) -> None:
-    """Write the marker that says that all files of ``folder`` are there, with their hashes."""
-    write_json(folder / COMPLETE, _hashes(folder))
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether ``folder`` has its marker and every file is what it was when the marker was written."""
-    try:
-        return bool(read_json(folder / COMPLETE) == _hashes(folder))
-    except (OSError, ValueError):
-        return False
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((COMPLETE, ".")))
-    return {str(path.relative_to(folder)): file_sha256(path) for path in sorted(files)}
+def _changed_tasks(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What tasks were that they are no longer; nothing for a folder that does not say what they were."""
+    return [
+        f"{key}={before[task].get(key)!r} of task '{task}', which has {value!r} now"
+        for task, of_task in now.items()
+        for key, value in of_task.items()
+        if task in before and before[task].get(key) != value
+    ]
 
 
 def _visible(folder: Path) -> bool:

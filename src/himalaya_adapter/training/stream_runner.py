@@ -1,13 +1,12 @@
 """Learns a stream task by task, scores after each, and can be killed and started again at any moment."""
 
 import logging
-import os
 import re
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
@@ -17,10 +16,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from rich.progress import Progress
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerState
 
 from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.budget import check_budget
@@ -29,6 +27,7 @@ from himalaya_adapter.evaluation.drift import base_drift
 from himalaya_adapter.evaluation.item_scores import write_item_scores
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.validation import check_run
+from himalaya_adapter.identity import is_complete
 from himalaya_adapter.methods.construction import adapt, run_method
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.events import SkippedStep
@@ -44,6 +43,7 @@ from himalaya_adapter.training.encoded_items import EncodedItems
 from himalaya_adapter.training.environment import describe_environment
 from himalaya_adapter.training.online_ewc import FISHER_ITEMS, OnlineEWC
 from himalaya_adapter.training.preconditions import announce, check_backbone, check_packages, check_stream
+from himalaya_adapter.training.progress import StreamProgress
 from himalaya_adapter.training.protocols import (
     FROZEN,
     INDEPENDENT,
@@ -52,18 +52,11 @@ from himalaya_adapter.training.protocols import (
     protocol_of,
     tasks_learnt_at,
 )
-from himalaya_adapter.training.run_store import (
-    ADAPTER_FILE,
-    BEFORE,
-    COMPLETE,
-    RunStore,
-    is_complete,
-    last_checkpoint,
-    stored_bytes,
-)
+from himalaya_adapter.training.run_store import ADAPTER_FILE, BEFORE, RunStore, last_checkpoint, stored_bytes
 from himalaya_adapter.training.stream_scores import StreamScores
 from himalaya_adapter.training.summary import summarise
 from himalaya_adapter.training.task_callback import noted_events
+from himalaya_adapter.training.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 CALIBRATION_ITEMS = 16
@@ -178,29 +171,41 @@ class StreamRunner:
         self.ewc = OnlineEWC(strength) if strength is not None else None
         bits = config.model.adapter.bits
         self.packed = PackedAdapter(model, bits) if bits is not None else None
+        shown = self.processes.is_main_process
+        self.trackers = Trackers(config.training.report_to if shown else "none", store.folder)
+        learnt = [tasks_learnt_at(self.protocol, index, stream.tasks) for index in range(len(stream.tasks))]
+        items = [sum(len(task.train) for task in tasks) for tasks in learnt]
+        self.progress = StreamProgress([task.name for task in stream.tasks], items, shown=shown)
 
     def run(self, after_task: AfterTask | None = None) -> None:
         """Learn what is not yet learned, score what is not yet scored, write the results."""
         learned = self.store.learned()
         if learned:
             self._load_adapter(self.store.adapter_path(len(learned) - 1))
-        count = len(self.stream.tasks)
-        cells = count + sum(len(self.scores.columns(row)) for row in range(count))
-        with Progress(disable=not (sys.stderr.isatty() and self.processes.is_main_process)) as progress:
-            scoring = progress.add_task("scoring", total=cells)
+        arguments = training_arguments(self.config.training, self.config.run_id, 0, 1, self.store.task_checkpoints(0))
+        self.trackers.begin(arguments, self.model)
+        with self.progress.bar:
             for index, _ in enumerate(self.stream.tasks):
                 self.scores.score(BEFORE, index)
-                progress.advance(scoring)
             for index, task in enumerate(self.stream.tasks):
                 if index >= len(learned):
+                    self.progress.begin(index)
                     self._learn(index, task)
                 for seen in self.scores.columns(index):
                     self.scores.score(index, seen)
-                    progress.advance(scoring)
+                self._tell(index)
                 if after_task is not None:
                     after_task(self.scores.matrix(index))
+        self.trackers.end()
         if self.processes.is_main_process:
             self._finish()
+
+    def _tell(self, index: int) -> None:
+        """Say what is known after a task, also one that an earlier process has learnt: trackers may have missed it."""
+        if self.processes.is_main_process:
+            matrix = self.scores.matrix(index)
+            self.progress.scored(index, matrix[-1])
+            self.trackers.log_scores(self.progress.tasks, matrix, self.store.learned()[index]["stored_bytes"])
 
     # Learning --------------------------------------------------------------------------------------------------
 
@@ -223,8 +228,12 @@ class StreamRunner:
         if self.method.recognises_tasks:
             for batch in self.scores.prompts(task, "train"):
                 self.method.observe_prompts(batch.input_ids, batch.attention_mask)
-        # Beside the checkpoints, which are deleted when the task is learnt.
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(self.store.folder / "tensorboard"))
+        before = sum(record["steps"] for record in self.store.learned())
+
+        def told(state: TrainerState, logs: Mapping[str, float]) -> None:
+            self.progress.step(index, state.global_step, state.max_steps, logs["loss"])
+            self.trackers.log(logs, before + state.global_step)
+
         trainer = AnswerTrainer(
             model=self.model,
             args=training_arguments(
@@ -233,11 +242,10 @@ class StreamRunner:
             train_dataset=examples,
             data_collator=collator,
             processing_class=self.tokenizer,
-            callbacks=[StreamCallback(task.name)],
+            callbacks=[StreamCallback(task.name, told)],
             penalties=[*(self.ewc.penalties(self.model) if self.ewc else ()), self.method.penalty],
         )
         trainer.remove_callback(PrinterCallback)  # without a terminal it would fill standard output
-        logger.info("task %d of %d: learning %s", index + 1, len(self.stream.tasks), task.name)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         # Mixed precision wraps `forward`. A run that is resumed after this task scores without that wrapper, so this
         # one must too.
@@ -316,7 +324,7 @@ class StreamRunner:
     def _finish(self) -> None:
         last = self.store.adapter_path(len(self.stream.tasks) - 1)
         shutil.rmtree(self.store.folder / "adapter", ignore_errors=True)
-        shutil.copytree(last, self.store.folder / "adapter", ignore=shutil.ignore_patterns(COMPLETE))
+        shutil.copytree(last, self.store.folder / "adapter")
         self.scores.score_unlabelled()
         released = self.scores.release()
         if self.protocol != FROZEN:

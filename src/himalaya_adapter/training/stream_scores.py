@@ -27,7 +27,8 @@ from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, Ru
 PROMPTS_AT_ONCE = 64
 PROMPT_SHOWN = 600  # characters of a sample's prompt, its end
 CACHE = ".scores"  # in the results folder, for all of its runs
-OF_THE_RUN = ("seed", "data_hashes")  # what environment.json says beside the machine, the versions and the backbone
+# What environment.json says beside the machine, the versions and the backbone.
+OF_THE_RUN = ("seed", "tasks", "data_hashes")
 
 
 class StreamScores:

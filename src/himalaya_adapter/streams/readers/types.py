@@ -1,9 +1,23 @@
 """The signature that every reader has."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A record that is no row.
+
+    Args:
+        reason: What such records are counted under.
+        message: What is wrong with it, as the end of a sentence.
+    """
+
+    reason: str
+    message: str
 
 
 class Reader(Protocol):
@@ -18,6 +32,6 @@ class Reader(Protocol):
         HimalayaError: The content is not what this reader reads.
     """
 
-    def __call__(self, content: bytes, name: str, options: Mapping[str, Any]) -> Iterator[Row]:
+    def __call__(self, content: bytes, name: str, options: Mapping[str, Any]) -> Iterator[Row | BadRow]:
         """Yield the rows of one file."""
         ...

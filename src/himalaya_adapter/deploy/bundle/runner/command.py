@@ -104,7 +104,9 @@ def _generate(bundle: Bundle, chosen: argparse.Namespace) -> None:
 def _tokenizer(bundle: Bundle) -> "Tokenizer":
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(bundle.folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(bundle.folder / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text, as in training
+    return tokenizer
 
 
 def _pieces(bundle: Bundle, tokens: Iterable[int]) -> Iterator[str]:

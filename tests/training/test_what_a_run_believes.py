@@ -1,0 +1,125 @@
+"""A run goes on only with what it was begun with, and believes nothing on the disk that was changed since."""
+
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import TASKS, run_words
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments import compose_run
+from himalaya_adapter.identity import sealed
+from himalaya_adapter.storage import read_json, write_json
+from himalaya_adapter.training import run_stream
+
+SCORE, RECORD = "evaluations/after_0_task_0.json", "checkpoints/record_0.json"
+
+
+class Stopped(Exception):
+    """After the first task."""
+
+
+def stop(rows: list[Any]) -> None:
+    raise Stopped
+
+
+@pytest.fixture(scope="module")
+def words(place: Path) -> list[str]:
+    return run_words(place, "LORA", max_updates_per_task=1)
+
+
+@pytest.fixture(scope="module")
+def stopped(place: Path, words: list[str]) -> Path:
+    """A run that has learnt one of three tasks; tests copy it."""
+    with pytest.raises(Stopped):
+        run_stream(compose_run(words[1:]).run, place / "stopped", after_task=stop)
+    return place / "stopped" / "lora"
+
+
+@pytest.fixture
+def copied(stopped: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(stopped, tmp_path / "lora")
+
+
+def go_on(words: list[str], copied: Path) -> Path:
+    return run_stream(compose_run(words[1:]).run, copied.parent)
+
+
+def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    content = read_json(path)
+    edit(content)
+    write_json(path, content)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        ("metric: accuracy", "metric: macro_f1", "metric='accuracy' of task 'parity', which has 'macro_f1' now"),
+        ("- 'yes'\n  - 'no'", "- 'no'\n  - 'yes'", r"labels=\['yes', 'no'\] of task 'parity'"),
+        ("max_new_tokens: 6", "max_new_tokens: 5", "max_new_tokens=6 of task 'echo', which has 5 now"),
+        ("Answer:", "Answer now:", "other training or test data"),
+    ],
+)
+def test_a_task_that_is_asked_or_scored_otherwise_now_is_refused_by_name(
+    before: str, now: str, told: str, place: Path, words: list[str], copied: Path
+) -> None:
+    stream = place / "stream.yaml"
+    written = stream.read_text(encoding="utf-8")
+    assert before in written
+    stream.write_text(written.replace(before, now), encoding="utf-8")
+    try:
+        with pytest.raises(HimalayaError, match=f"was begun with {told}"):
+            go_on(words, copied)
+    finally:
+        stream.write_text(written, encoding="utf-8")
+
+
+def test_a_folder_of_another_version_of_the_scoring_is_refused(words: list[str], copied: Path) -> None:
+    change(copied / "environment.json", lambda environment: environment.pop("scoring"))
+    with pytest.raises(HimalayaError, match="was begun with another way of scoring"):
+        go_on(words, copied)
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["with its hash", "of an earlier version"])
+@pytest.mark.parametrize(
+    ("path", "edit"),
+    [
+        (SCORE, lambda score: score.update(score=(score["score"] + 0.25) % 1, low=0.0, high=1.0)),
+        (SCORE, lambda score: score.update(score=9.25)),
+        (SCORE, lambda score: score["item_scores"].__setitem__(0, 4.0)),
+        (SCORE, lambda score: score.update(n=9)),
+        (SCORE, lambda score: score.pop("metric")),
+        (RECORD, lambda record: record.update(stored_bytes=1)),
+    ],
+    ids=["another score", "no score", "no score of an item", "number", "missing", "record"],
+)
+def test_what_was_changed_since_is_refused(
+    path: str, edit: Callable[[dict[str, Any]], object], older: bool, words: list[str], copied: Path
+) -> None:
+    if older:
+        if path == RECORD:
+            pytest.skip("an earlier version's record holds nothing to check it by")
+        change(copied / path, lambda content: content.pop("sha256"))
+    change(copied / path, edit)
+    with pytest.raises(HimalayaError, match=rf"{Path(path).name} is damaged"):
+        go_on(words, copied)
+
+
+def test_a_folder_of_the_version_before_goes_on(words: list[str], copied: Path) -> None:
+    for path in (SCORE, RECORD):
+        change(copied / path, lambda content: content.pop("sha256"))
+    change(copied / "environment.json", lambda environment: environment.pop("tasks"))
+    folder = go_on(words, copied)
+    assert [task["name"] for task in read_json(folder / "metrics.json")["tasks"]] == list(TASKS)
+    # All of the run may be read by whoever may read its config.
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {modes["config.yaml"]}
+    assert not list(folder.parent.rglob(".*.tmp"))
+
+
+def test_a_hash_is_that_of_the_content_in_any_order() -> None:
+    assert sealed({"a": 1, "b": [2.5, None]}) == sealed({"b": [2.5, None], "a": 1})
+    assert sealed({"a": 1})["sha256"] != sealed({"a": 2})["sha256"]

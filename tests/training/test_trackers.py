@@ -11,12 +11,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import TASKS, run_words
 
-from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.training import progress, run_stream
 from himalaya_adapter.training.progress import StreamProgress
-from himalaya_adapter.training.trackers import Trackers
 
 
 class Stopped(Exception):
@@ -63,12 +61,6 @@ def test_trackers_get_one_curve_of_the_loss_and_scores_against_the_tasks_learnt(
     assert said[1].startswith(f"task 1 of 3, parity: score {matrix['rows'][0][0]['score']:.3f}")
     assert said[1].endswith(" left")
     assert f"task 2 of 3, colour_word: score {matrix['rows'][1][1]['score']:.3f}, mean of 2 tasks" in said[3]
-
-
-def test_a_tracker_that_is_not_installed_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(HimalayaError, match=r"training\.report_to=wandb: .*wandb") as error:
-        Trackers("wandb", tmp_path)
-    assert "\n" not in str(error.value)
 
 
 class Terminal(io.StringIO):

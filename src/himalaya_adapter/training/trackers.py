@@ -7,7 +7,6 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.metrics import MEASURES
 
 # Of all measures those that a stream is followed by.
@@ -24,16 +23,10 @@ class Trackers:
     Args:
         report_to: Name of the tracker, or ``none``.
         folder: The run's folder, where a tracker keeps its files if it keeps any.
-
-    Raises:
-        HimalayaError: The tracker's package is not installed.
     """
 
     def __init__(self, report_to: str, folder: Path) -> None:
-        try:
-            self.callbacks = [callback() for callback in get_reporting_integration_callbacks(report_to)]
-        except (ImportError, RuntimeError) as error:
-            raise HimalayaError(f"training.report_to={report_to}: {' '.join(str(error).split())}") from error
+        self.callbacks = [callback() for callback in get_reporting_integration_callbacks(report_to)]
         for callback in self.callbacks:
             if getattr(callback, "logging_dir", folder) is None:
                 callback.logging_dir = str(folder / report_to)

@@ -69,7 +69,7 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("model.kd_tree.fanout=3", "fanout=3 is not one of 4, 8, 16 (the run sets it as model.kd_tree.fanout)"),
         ("model.backbone.name=smollm2-135", "did you mean 'smollm2-135m'"),
         ("dataset.name=demo_stream_5", "unknown stream 'demo_stream_5'; did you mean 'demo_stream_6'"),
-        ("dataset.name=none.yaml", "cannot read stream none.yaml"),
+        ("dataset.name=none.yaml", "cannot read none.yaml: No such file"),
         ("training.learning_rate=-1", "expected a number above 0"),
         ("training.batch_size=0", "expected a whole number of at least 1"),
         ("trainig.batch_size=4", "did you mean 'training.batch_size'"),
@@ -298,6 +298,11 @@ def test_data_shows_a_users_own_stream(place: Path, capsys: pytest.CaptureFixtur
     assert "kind extraction, language en, metric token_f1" in shown
     assert "train: 24 items" in shown
     assert "did you mean 'echo'" in one_line(["data", "show", str(place / "stream.yaml"), "eco"], capsys)
+    wrong = place / "wrong.yaml"
+    wrong.write_text((place / "stream.yaml").read_text(encoding="utf-8").replace("token_f1", "tokenf1"))
+    assert "unknown metric 'tokenf1'; did you mean 'token_f1'" in one_line(
+        ["data", "show", str(wrong), "colour_word"], capsys
+    )
     assert "unknown stream 'demo_strem_6'; did you mean" in one_line(["data", "list", "demo_strem_6"], capsys)
 
 

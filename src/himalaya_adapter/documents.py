@@ -14,12 +14,13 @@ from himalaya_adapter.errors import HimalayaError
 MOST_NODES = 200_000  # of a document with its aliases written out; a few lines of aliases can stand for more than fits
 DEEPEST = 40  # levels
 INTERPOLATION = "${"
+NOT_JSON = ("binary", "omap", "pairs", "set", "timestamp")  # types of YAML that JSON does not have
 # What PyYAML raises: its own errors, and those of the constructors, such as ValueError of `2020-13-45` or `!!int x`.
 NOT_YAML = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which a key stands once, dates are text, and 2e-4 (no dot) is the number that its author means."""
+    """YAML of what JSON can say: a key stands once, dates are text, and 2e-4 (no dot) is the number that it looks."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As PyYAML does; refuses a key that stands twice."""
@@ -32,6 +33,11 @@ Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
+Loader.yaml_constructors = {
+    tag: construct
+    for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] not in NOT_JSON
+}
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[+-]?\d+[eE][+-]?\d+$"), list("+-0123456789"))
 
 

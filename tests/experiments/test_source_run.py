@@ -134,6 +134,8 @@ def test_a_misspelt_key_is_refused(path: str, tmp_path: Path) -> None:
         ("training.similarity_threshold_tau=1.5", "(the run sets it as training.similarity_threshold_tau)"),
         ("model.adapter.elastic_dictionary.quantisation_bits=1", "quantisation_bits=1 is not one of 2, 3, 4"),
         ("model.adapter.core_dictionary.num_atoms=0", "(the run sets it as model.adapter.core_dictionary.num_atoms)"),
+        ("model.adapter.router.temperature_init=1e30", "temperature_init=1e+30 must be above 0 and at most 100"),
+        ("model.adapter.options.atom_step=1e30", "atom_step=1e+30 must be above 0 and at most 100"),
         ("model.adapter.router.temperature_init=0", "(the run sets it as model.adapter.router.temperature_init)"),
     ],
 )

@@ -53,3 +53,11 @@ def test_an_atom_that_the_others_express_survives_whole_and_an_orthogonal_one_no
     weights, survives = fisher_projection(torch.eye(6, dtype=torch.float64)[5], others, none, 20)
     assert survives == 0
     assert not weights.any()
+
+
+def test_an_atom_of_zeros_is_reproduced_by_nothing_at_all() -> None:
+    """Training that has diverged leaves such atoms; dividing by their energy was a traceback."""
+    others, none = torch.eye(6, dtype=torch.float64)[:4], torch.zeros(0, 6, dtype=torch.float64)
+    weights, survives = fisher_projection(torch.zeros(6, dtype=torch.float64), others, none, 20)
+    assert survives == 1
+    assert not weights.any()

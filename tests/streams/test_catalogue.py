@@ -334,14 +334,14 @@ def test_unknown_stream_and_task(write: Writer, tmp_path: Path) -> None:
         load_stream("demo_steam_6")
     with pytest.raises(HimalayaError, match=r"unknown task .* 'partiy'; did you mean 'parity'"):
         load_task(write(), "partiy")
-    with pytest.raises(HimalayaError, match=r"cannot read stream .*none\.yaml"):
+    with pytest.raises(HimalayaError, match=r"cannot read .*none\.yaml"):
         load_stream(str(tmp_path / "none.yaml"))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tasks: [", "cannot read stream"),
+        ("tasks: [", "cannot read"),
         ("tasks: []", "no list of 'tasks'"),
         ("- a", "no list of 'tasks'"),
         ("tasks: [3]", "a task of stream .* is 3; expected keys"),

@@ -1,0 +1,40 @@
+"""One grammar of overrides for all commands: values are YAML, and commas separate several where a line takes them."""
+
+import pytest
+
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.overrides import combinations, read_overrides
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("a.b=1", 1),
+        ("a.b=2e-4", 2e-4),
+        ("a.b=", None),
+        ("a.b=x=y", "x=y"),
+        ("a.b=[q_proj, v_proj]", ["q_proj", "v_proj"]),
+        ("a.b={type: uniform, low: 1e-5}", {"type": "uniform", "low": 1e-5}),
+        ("a.b='1'", "1"),
+        ("a.b=2020-12-31", "2020-12-31"),
+    ],
+)
+def test_a_value_is_yaml(word: str, value: object) -> None:
+    assert read_overrides([word]) == {"a.b": value}
+
+
+@pytest.mark.parametrize("word", ["a", "=1", ".a=1", "a.=1", "a..b=1"])
+def test_what_is_no_override_is_refused(word: str) -> None:
+    with pytest.raises(HimalayaError, match="is not an override; write KEY=VALUE"):
+        read_overrides([word])
+
+
+def test_commas_outside_of_brackets_and_quotes_make_lines() -> None:
+    assert combinations(["run=a,b", "seed=0, 1"]) == [
+        *(["run=a", "seed=0"], ["run=a", "seed=1"]),
+        *(["run=b", "seed=0"], ["run=b", "seed=1"]),
+    ]
+    assert combinations(["x=[1,2],[3]", "y='a,b'", "z=/m/x (2)"]) == [
+        *(["x=[1,2]", "y='a,b'", "z=/m/x (2)"], ["x=[3]", "y='a,b'", "z=/m/x (2)"]),
+    ]
+    assert combinations(["x={a: 1, b: 2}", "y=[1"]) == [["x={a: 1, b: 2}", "y=[1"]]

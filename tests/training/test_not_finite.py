@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_runs import write_backbone, write_run, write_stream
+from tiny_runs import run_words, write_backbone, write_run, write_stream
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.streams import load_stream
@@ -95,3 +95,15 @@ def test_many_such_steps_in_a_row_are_one_clear_line(
         assert all(torch.equal(tensor, after[name]) for name, tensor in before.items()), "nothing was learnt"
     assert [event["event"] for event in events(tmp_path / method.lower())][-1] == "task_end", "of the first task"
     assert optimiser_steps(checkpoint) == set(), "no moment of the optimiser has moved"
+
+
+@pytest.mark.parametrize("method", ["HIMALAYA", "HIMALAYA_STRICT"])
+def test_a_learning_rate_beyond_all_measure_ends_in_one_line_or_in_scores(
+    method: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was a division by zero in the consolidation; whatever it does now, it is no traceback."""
+    words = run_words(place, method, max_updates_per_task=2)
+    status = main([*words, f"results_dir={tmp_path}", "training.learning_rate=1e30", "evaluation.rows=last"])
+    assert status in (0, 2)
+    assert (tmp_path / method.lower() / "metrics.json").is_file() == (status == 0)
+    assert status == 0 or "himalaya: " in capsys.readouterr().err.splitlines()[-1]

@@ -31,13 +31,13 @@ def check_score(score: Mapping[str, Any], items: Sequence[float] | None = None) 
         ValueError: A number is outside of [0, 1], or disagrees with the others.
         KeyError, TypeError: A number is missing or is none.
     """
-    from himalaya_adapter.evaluation.text_metrics import METRICS  # slow to import
-
     low, value, high, n, name = (score[key] for key in ("low", "score", "high", "n", "metric"))
     if not -ROUNDING <= low <= value + ROUNDING <= high + 2 * ROUNDING <= 1 + 3 * ROUNDING:
         raise ValueError(f"the score {value} with its interval {low} to {high} does not lie in [0, 1]")
     if items is None:
         return
+    from himalaya_adapter.evaluation.text_metrics import METRICS  # slow to import
+
     if len(items) != n or not all(-ROUNDING <= item <= 1 + ROUNDING for item in items):
         raise ValueError(f"it does not hold a score in [0, 1] for each of {n} items")
     metric = METRICS.get(name)

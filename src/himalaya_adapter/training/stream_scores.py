@@ -75,13 +75,10 @@ class StreamScores:
         task = self.stream.tasks[index]
         if not PartialState().is_main_process or self.store.score(row, index) is not None:
             return
-        if isinstance(row, int):
-            known = self.store.score(row_of_score(self.protocol, row, index), index)
-            if known is not None:
-                self.store.write_score(row, index, {**known, "reused": True})
-                return
-        identity = self.cache.identity(task, self._answers(row, task), self.config.evaluation.split)
-        known = self.cache.read(identity)
+        known = self.store.score(row_of_score(self.protocol, row, index), index) if isinstance(row, int) else None
+        if known is None:
+            identity = self.cache.identity(task, self._answers(row, task), self.config.evaluation.split)
+            known = self.cache.read(identity)
         if known is not None:
             self.store.write_score(row, index, {**known, "reused": True})
             return

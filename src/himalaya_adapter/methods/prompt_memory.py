@@ -8,12 +8,14 @@ from torch.nn.functional import normalize
 # falls by this factor with each step away from the beginning or the end; templates differ there.
 DECAY = 0.6
 POOLS = 3
-# Added to the variance of every feature; a random projection of a pooled prompt has a second moment of about 1. It is
-# so large that distances mean the same after ten prompts of a task and after hundreds.
+# Added to the variance of every feature; a random projection of a pooled prompt has a second moment of about 1.
 RIDGE = 0.1
-# A prompt farther from every task than this looks like none of them. It is the least that keeps 95 % of the learnt
-# tasks' validation prompts, wherever ten and more of a task were seen (benchmarks/unknown_prompts.py).
-TYPICAL = 1.2
+# A task's spread counts as if so many more of its prompts had been seen, with this variance of every feature: then
+# distances mean the same after five prompts and after hundreds.
+PRIOR_PROMPTS, PRIOR_VARIANCE = 3, 0.3
+# A prompt farther from every task than this looks like none of them. Chosen on validation items, so that 95 % of the
+# learnt tasks' own prompts lie nearer (benchmarks/unknown_prompts.py).
+TYPICAL = 0.9
 
 
 class PromptMemory(nn.Module):
@@ -100,7 +102,9 @@ class PromptMemory(nn.Module):
         if count == 0:
             return
         mean = self.task_moment[-1] / count  # the constant feature's row is the sum of the features
-        self.covariance += self.task_moment / count - torch.outer(mean, mean)
+        within = self.task_moment - count * torch.outer(mean, mean)
+        prior = PRIOR_PROMPTS * PRIOR_VARIANCE * torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
+        self.covariance += (within + prior) / (count + PRIOR_PROMPTS)
         positive = code > 0
         same = (self.codes[: self.tasks] == positive).all(1).nonzero().flatten().tolist()
         slot = same[0] if same else int(self.tasks) % len(self.codes)
@@ -136,7 +140,7 @@ class PromptMemory(nn.Module):
         r"""The codes of the tasks that prompts come from.
 
         Returns:
-            Codes ``(B, e)`` and confidences :math:`\min(1, 1.2\, q / m)` ``(B,)``, ``m`` being the squared
+            Codes ``(B, e)`` and confidences :math:`\min(1, 0.9\, q / m)` ``(B,)``, ``m`` being the squared
             Mahalanobis distance to the task's mean: below 1 the prompt looks like no task. All are 0 as long as no
             task has been learnt.
         """

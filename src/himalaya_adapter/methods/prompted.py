@@ -51,7 +51,7 @@ class PromptedModel(SharedStateModel):
         Rows that hold several examples are taken apart where their positions begin anew, as in TRL's packing. Rows
         without labels, or with labels from the first token on, show no prompt.
         """
-        self._watches = True
+        self._watches, self._seen = True, set()
 
     def _end_watch(self) -> None:
         """Put together what all processes have seen; say so if no pass has shown a prompt."""
@@ -82,6 +82,7 @@ class PromptedModel(SharedStateModel):
         if not hasattr(self, "_hook"):
             self._hook = model.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
             self._watches = False
+            self._seen: set[int] = set()  # of the prompts of the task that is being learnt, for as long as it is
             self._generates: bool | None = False  # None: the prompts of this generation have been read
             if hasattr(model, "generate"):
                 vars(model)["generate"] = partial(self._generate, cast(Any, model).generate)
@@ -94,8 +95,13 @@ class PromptedModel(SharedStateModel):
         """Let the prompts choose the task, at the first pass of a generation; observe those of a training pass."""
         waiting = [adapter for adapter in self._active() if adapter.infers_task]
         observes = self._watches and model.training
-        if not waiting and not observes:
-            return
+        if waiting or observes:
+            self._read_pass(model, args, inputs, waiting, observes)
+
+    @torch.compiler.disable
+    def _read_pass(
+        self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any], waiting: list[Any], observes: bool
+    ) -> None:
         given = inspect.signature(model.forward).bind_partial(*args, **inputs).arguments
         given |= given.pop("kwargs", {})
         cache = given.get("past_key_values")
@@ -103,14 +109,24 @@ class PromptedModel(SharedStateModel):
             return
         if self._generates:
             self._generates = None  # the passes to come are of the same prompts
-        if waiting:
-            prompts = self._prompts(given)
-            for adapter in waiting:
-                adapter.read_prompts(*prompts)
+        for adapter in waiting:
+            adapter.read_prompts(*self._prompts(given))
         if observes and given.get("labels") is not None:
-            prompts = self._prompts(_unpacked(given))
+            given = _unpacked(given)
+            embeddings, mask = self._prompts(given)
+            mask = mask * self._new_prompts(given.get("input_ids"), mask)
             for adapter in self._active():
-                adapter.observe_prompts(*prompts)
+                adapter.observe_prompts(embeddings, mask)
+
+    def _new_prompts(self, ids: Tensor | None, mask: Tensor) -> Tensor:
+        """Which rows hold a prompt that this process has not seen in the task, ``(b, 1)``: epochs add nothing."""
+        if ids is None:
+            return torch.ones_like(mask[:, :1])
+        rows = torch.where(mask > 0, ids, -1).tolist()
+        keys = [hash(tuple(token for token in row if token >= 0)) for row in rows]
+        new = [key not in self._seen and key not in keys[:place] for place, key in enumerate(keys)]
+        self._seen.update(keys)
+        return torch.tensor(new, device=mask.device)[:, None]
 
     @torch.no_grad()
     def _prompts(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

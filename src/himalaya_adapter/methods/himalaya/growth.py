@@ -67,14 +67,12 @@ class Growth:
         Returns:
             What was shared and what was evicted.
         """
-        self.tasks.learnt[row] = False  # what only this task used is free
-        self.tasks.numbers[row], self.tasks.coefficients[row] = -1, 0
+        self.tasks.empty(row)  # what only this task used is free
         events: list[Event] = []
         free, kept = self.free_slots(), list[int]()
         occupied = sorted({*range(self.first_slot, self.first_slot + len(self.dictionary.elastic))} - {*free})
         shares = self.fisher.energy / self.fisher.energy.sum().clamp_min(1e-12)
-        for slot in free:
-            self.fisher.importance[slot - self.first_slot] = 0
+        self.fisher.importance[[slot - self.first_slot for slot in free]] = 0
         for number, atom in enumerate(atoms):
             if not atom.any():  # never moved
                 continue

@@ -174,7 +174,9 @@ class HimalayaModel(PromptedModel):
 
         Args:
             name: A task; a list with one for each row of a batch, in which ``None`` is the frozen model; or ``None``:
-                each prompt is answered as the task that it looks like.
+                each prompt is answered as the task that it looks like, or as the frozen model if it looks like none.
+                A prompt is all that the first pass is given, up to the first label; without ``labels`` an answer in
+                that pass is read too.
 
         Raises:
             HimalayaError: A task that is not known, or a merged adapter.

@@ -123,6 +123,10 @@ class TaskTable(nn.Module):
     def clear(self, row: int) -> None:
         """Make a row free, name and all."""
         self.names[row] = 0
+        self.empty(row)
+
+    def empty(self, row: int) -> None:
+        """Take from a row what its task has learnt."""
         self.numbers[row] = NOTHING
         self.coefficients[row] = 0
         self.learnt[row] = False

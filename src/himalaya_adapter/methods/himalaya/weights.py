@@ -59,22 +59,17 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
         return 1.0
 
     def factors(self, name: str) -> list[tuple[Tensor, Tensor]]:
+        """As `factors_for`, without inputs."""
+        return self.factors_for(name, None)
+
+    def factors_for(self, name: str, x: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """``A_0 + A``, ``(R, in)``, and ``B``, ``(out, R)``.
 
-        Raises:
-            HimalayaError: The rows of a batch are to be answered as different tasks.
-        """
-        return self._factors(name, None)
-
-    def factors_for(self, name: str, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """`factors`; where rows of inputs are answered as different tasks ``(b, R, in)`` and ``(b, out, R)``.
+        Where rows of inputs ``x`` ``(b, s, in)`` are answered as different tasks ``(b, R, in)`` and ``(b, out, R)``.
 
         Raises:
-            HimalayaError: They are, and ``x`` is not ``(b, s, in)``.
+            HimalayaError: They are, and there is no ``x`` with rows.
         """
-        return self._factors(name, x)
-
-    def _factors(self, name: str, x: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         adapter = self.shared[name]
         if adapter.rows is not None and len({*adapter.rows}) > 1 and (x is None or x.dim() != 3):
             raise HimalayaError(

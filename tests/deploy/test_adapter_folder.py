@@ -95,6 +95,10 @@ def test_the_card_says_it_to_people(run: Path) -> None:
         assert f"| {task['name']} |" in text
         assert f"{task['released']['score']:.3f}" in text
     assert "the user's own data" in text
+    knows = text.split("## What it knows, and what it does not")[1].split("##")[0]
+    better = [task["name"] for task in metrics["tasks"] if task["final"]["low"] > task["before"]["high"]]
+    assert all((task in knows.split("not clearly learnt")[0]) == (task in better) for task in TASKS)
+    assert all(task in knows for task in TASKS)
 
 
 def test_only_the_config_of_a_release_says_where_the_backbone_lies_for_that_is_how_peft_finds_it(

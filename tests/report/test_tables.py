@@ -86,6 +86,11 @@ def test_markdown_is_whole_and_holds_the_same_numbers(written: Comparison) -> No
     assert r"\|\*" in text
 
 
+def test_no_name_is_read_as_markdown() -> None:
+    escaped = markdown.escape("[x](javascript:y) <img> `code` | **b**\n# head")
+    assert escaped == r"[x]\(javascript:y) &lt;img> \`code\` \| \*\*b\*\* # head"
+
+
 def test_formulas_become_maths() -> None:
     assert latex.escape("mean_{j<T} (a_{T,j} − 1) ≤ 50 %…") == (
         r"$\mathrm{mean}_{j< T}$ ($a_{T,j}$ $-$ 1) $\le$ 50 \%\dots{}"

@@ -9,28 +9,31 @@ from himalaya_adapter.report.table import Table, Text
 def document(comparison: Comparison, tables: Sequence[Table]) -> str:
     """The tables of a comparison: a heading, the table, its legend; then what was not tested."""
     first = comparison.reference.first
-    lines = [_escape(f"# {first.metrics['stream']} on {first.metrics['backbone']}, {len(first.tasks)} tasks"), ""]
+    lines = [escape(f"# {first.metrics['stream']} on {first.metrics['backbone']}, {len(first.tasks)} tasks"), ""]
     for table in tables:
         if table.topic != "headline":  # the first one stands under the page's title
-            lines += [f"## {_escape(table.title)}", ""]
-        lines += [*_table(table), "", _escape(table.legend), ""]
+            lines += [f"## {escape(table.title)}", ""]
+        lines += [*_table(table), "", escape(table.legend), ""]
     for note in comparison.notes:
-        lines += [_escape(note), ""]
+        lines += [escape(note), ""]
     return "\n".join(lines)
 
 
 def _table(table: Table) -> list[str]:
-    heads = [_escape(", ".join(part for part in (cell.text, cell.small) if part)) for cell in table.header]
+    heads = [escape(", ".join(part for part in (cell.text, cell.small) if part)) for cell in table.header]
     lines = [heads, ["---"] * len(heads), *([_cell(cell) for cell in row] for row in table.rows)]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def _cell(cell: Text) -> str:
-    text = f"**{_escape(cell.text)}**" if cell.bold else _escape(cell.text)
+    text = f"**{escape(cell.text)}**" if cell.bold else escape(cell.text)
     beside = ", ".join(part for part in (cell.small, cell.p) if part)
-    return " ".join(part for part in (text, "★" * cell.clear, _escape(beside)) if part)
+    return " ".join(part for part in (text, "★" * cell.clear, escape(beside)) if part)
 
 
-def _escape(text: str) -> str:
-    """Keep a name from ending its cell, being read as HTML or starting emphasis."""
-    return text.replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*").replace("\n", " ")
+def escape(text: str) -> str:
+    """Keep a name from ending its cell, being read as HTML, and starting emphasis, code or a link."""
+    signs = {"|": r"\|", "<": "&lt;", "*": r"\*", "`": r"\`", "](": r"]\(", "\n": " "}
+    for sign, literal in signs.items():
+        text = text.replace(sign, literal)
+    return text

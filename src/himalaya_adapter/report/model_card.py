@@ -1,8 +1,7 @@
-"""The model card of a release: what the adapter is, what it can do, how it is loaded; readable by machines, too."""
+"""The model card of a release: what the adapter knows and what not, and how it is loaded; machines read it, too."""
 
 import json
 import re
-from importlib.resources import files
 from typing import Any
 
 import yaml
@@ -13,6 +12,7 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.identity import sealed
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, file_bytes
 from himalaya_adapter.report.run_folder import RunRecord
+from himalaya_adapter.report.texts import TEMPLATES
 from himalaya_adapter.storage import read_json, write_atomic
 from himalaya_adapter.stream_metrics import ATOM_NORM_BOUND, update_norm_bound
 from himalaya_adapter.streams.catalogue import OWN_DATA, origin_of, read_definition
@@ -50,8 +50,10 @@ def write_model_card(run: RunRecord) -> None:
     parts = file_bytes(folder / WEIGHTS_FILE, f"base_model.{run.metrics['method']}_shared.")
     card = ModelCard.from_template(
         data,
-        template_path=str(files("himalaya_adapter.report") / "templates" / TEMPLATE),
+        template_path=str(TEMPLATES / TEMPLATE),
         run=run,
+        clear=[task["name"] for task in run.metrics["tasks"] if _learnt(task)],
+        unclear=[task["name"] for task in run.metrics["tasks"] if not _learnt(task)],
         backbone=backbone,
         text=_escaped,
         code=lambda text: json.dumps(text),  # a string in Python as well
@@ -63,6 +65,11 @@ def write_model_card(run: RunRecord) -> None:
         atom_norm_bound=ATOM_NORM_BOUND,
     )
     write_atomic(folder / CARD_FILE, str(card).strip() + "\n")
+
+
+def _learnt(task: dict[str, Any]) -> bool:
+    """Whether the intervals of the scores before and after training do not overlap."""
+    return bool(task["final"]["low"] > task["before"]["high"])
 
 
 def _escaped(text: str) -> str:

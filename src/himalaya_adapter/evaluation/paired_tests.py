@@ -7,6 +7,7 @@ Everything here is conditional on the adapters as they were trained: it says how
 test items, not with other seeds of training.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,24 +98,24 @@ def _resampled_block(
     generator: np.random.Generator,
 ) -> list[dict[str, Array]]:
     tasks = len(columns[0])
-    retained = [np.zeros((RESAMPLES, len(rows))) for rows in measured]
+    retained = [np.zeros((len(rows), RESAMPLES)) for rows in measured]
     learnt, final, forgotten = (np.zeros((len(columns), RESAMPLES)) for _ in range(3))
     for j in range(tasks):
         weights = bootstrap_weights(columns[0][j][1].shape[1], generator)
         weights /= weights.shape[1]
         for run, of_run in enumerate(columns):
             rows, items = of_run[j]
-            cells = np.clip(weights @ items.T, 0.0, 1.0)  # (resamples, rows)
-            for position, row in enumerate(measured[run]):
-                if row >= j:
-                    retained[run][:, position] += cells[:, rows.index(row)] / (row + 1)
-            learnt[run] += cells[:, 0] / tasks
-            final[run] += cells[:, -1] / tasks
+            cells = np.clip(items @ weights.T, 0.0, 1.0)  # (rows, resamples)
+            first = bisect_left(measured[run], j)
+            whole = np.array(measured[run][first:])
+            retained[run][first:] += cells[np.searchsorted(rows, whole)] / (whole + 1)[:, None]
+            learnt[run] += cells[0] / tasks
+            final[run] += cells[-1] / tasks
             if j < tasks - 1:
-                forgotten[run] += (cells[:, :-1].max(axis=1) - cells[:, -1]) / (tasks - 1)
+                forgotten[run] += (cells[:-1].max(axis=0) - cells[-1]) / (tasks - 1)
     return [
         {
-            "retained_accuracy_auc": metrics.area_under_curve(retained[run], measured[run]),
+            "retained_accuracy_auc": metrics.area_under_curve(retained[run].T, measured[run]),
             "average_accuracy": final[run],
             "learning_accuracy": learnt[run],
             "forgetting": forgotten[run],

@@ -2,42 +2,55 @@
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from himalaya_adapter.learning.demo import DemoResult
-from himalaya_adapter.report.html import picture, render
-from himalaya_adapter.report.sections import Section
-from himalaya_adapter.report.style import FROZEN_COLOR, FULL_WIDTH, MARKERS, PART_COLORS
+from himalaya_adapter.report.charts import XY, Axis, drawn, figure
+from himalaya_adapter.report.page import Page
+from himalaya_adapter.report.palette import part_looks
+from himalaya_adapter.report.table import Table, Text, numbers, table, words
 from himalaya_adapter.storage import write_atomic
-
-READING = (
-    "One line a task: its score on items that were held out, from the time when it was learnt. A line that falls is "
-    "being forgotten; a small mark at the left is the frozen model."
-)
 
 
 def write_demo_report(result: DemoResult, folder: Path) -> Path:
-    """Write ``report.html`` and its figure as PNG and PDF; returns the page's path."""
-    section = Section("scores", "What is still known", READING, _figure(result))
-    page = render("demo.html.j2", result=result, picture=picture(section, folder / "figures", "demo"))
-    write_atomic(folder / "report.html", page)
+    """Write ``report.html``; returns its path."""
+    page = Page(
+        kind="Demo",
+        title="Demo: three tasks, one after another",
+        names=part_looks(list(result.after)),
+        facts=[("Tasks", ", ".join(result.tasks))],
+        parts=[figure("demo_scores", *_charts(result)), _scores(result), _answers(result)],
+    )
+    write_atomic(folder / "report.html", page.render())
     return folder / "report.html"
 
 
-def _figure(result: DemoResult) -> Figure:
-    figure = Figure(figsize=(FULL_WIDTH, 3.2), layout="constrained")
-    places = figure.subplots(1, len(result.after), sharey=True)
-    steps = range(1, len(result.tasks) + 1)
-    for axes, (method, rows) in zip(places, result.after.items(), strict=True):
-        for number, task in enumerate(result.tasks):
-            scores = [row[task] for row in rows[number:]]
-            look = {"color": PART_COLORS[number], "marker": MARKERS[number], "label": task}
-            axes.plot(steps[number:], scores, **look)
-            axes.plot([0], [result.frozen[task]], color=PART_COLORS[number], marker="_", linestyle="none")
-        axes.axvline(0.5, color=FROZEN_COLOR, linewidth=0.5)
-        axes.set_xticks([0, *steps], ["frozen", *result.tasks], fontsize=7)
-        axes.set_title(method)
-        axes.set_ylim(-0.02, 1.02)
-    places[0].set_ylabel("score")
-    places[0].legend(fontsize=7, frameon=False)
-    return figure
+def _charts(result: DemoResult) -> list[XY]:
+    x = Axis("tasks learnt", scale="names", names=("none", *result.tasks))
+    y, looks = Axis("score", "score", low=0, high=1), part_looks(list(result.tasks))
+    charts = []
+    for method, rows in result.after.items():
+        after = [result.frozen, *rows]
+        series = (
+            drawn(look, [(step, after[step][task]) for step in (0, *range(place, len(after)))], line=True)
+            for place, (task, look) in enumerate(zip(result.tasks, looks, strict=True), start=1)
+        )
+        charts.append(XY(tuple(series), x, y, method))
+    return charts
+
+
+def _scores(result: DemoResult) -> Table:
+    header = [Text(f"{method}: {task}", metric) for method in result.after for task, metric in result.tasks.items()]
+    steps = [[result.frozen] * len(result.after), *zip(*result.after.values(), strict=True)]
+    rows = [
+        (
+            *words(name),
+            *numbers(*(f"{row[task]:.2f}" if task in row else "" for row in step for task in result.tasks)),
+        )
+        for name, step in zip(("nothing", *result.tasks), steps, strict=True)
+    ]
+    return table("demo_table", (*words("after learning"), *header), rows)
+
+
+def _answers(result: DemoResult) -> Table:
+    told = zip(*result.answers.values(), strict=True)
+    rows = [words(item.prompt, item.target, *given) for item, given in zip(result.questions, told, strict=True)]
+    return table("demo_answers", words("question", "right", *result.answers), rows)

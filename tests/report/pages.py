@@ -4,12 +4,35 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from himalaya_adapter.report.run_folder import RunRecord, read_comparable_runs
+from himalaya_adapter.storage import read_json
+
 VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
 FETCHES = {"src", "href", "srcset", "action", "data", "poster"}
+
+
+CHANGED = "changed.json"  # metrics that a run is to have, whatever follows from its matrix
+
+
+def changed_runs(place: Path, run_ids: Sequence[str]) -> list[RunRecord]:
+    """Finished runs with the metrics of their ``changed.json``, where they have one."""
+    runs = read_comparable_runs(place, run_ids)
+    paths = [run.folder / CHANGED for run in runs]
+    return [
+        replace(run, metrics=read_json(path)) if path.is_file() else run for run, path in zip(runs, paths, strict=True)
+    ]
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """What `changed_runs` finds."""
+    path = folder / CHANGED
+    return dict(read_json(path if path.is_file() else folder / "metrics.json"))
 
 
 class Page(HTMLParser):

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from expected_results import ExpectedResult, expected_results
+from pages import CHANGED, changed_runs, metrics_of
 
 from himalaya_adapter.report.comparison import compare
-from himalaya_adapter.report.run_folder import read_comparable_runs
-from himalaya_adapter.storage import read_json, write_json
+from himalaya_adapter.storage import write_json
 
 TASKS = ["film", "intent", "translate", "headline"]
 MakeRun = Callable[..., Path]
@@ -17,21 +17,21 @@ MakeRun = Callable[..., Path]
 
 def results(place: Path, *run_ids: str) -> dict[str, list[ExpectedResult]]:
     found: dict[str, list[ExpectedResult]] = {}
-    for result in expected_results(compare(read_comparable_runs(place, run_ids))):
+    for result in expected_results(compare(changed_runs(place, run_ids))):
         found.setdefault(result.claim, []).append(result)
     return found
 
 
 def set_metrics(folder: Path, finals: list[float] | None = None, **values: Any) -> None:
     """Set metrics of a run, and the final scores of its tasks, of which the last two are no classification."""
-    metrics = {**read_json(folder / "metrics.json"), **values}
+    metrics = {**metrics_of(folder), **values}
     kinds = ("classification", "classification", "generation", "generation")
     names = ("accuracy", "accuracy", "bleu", "rouge_l")
     for index, task in enumerate(metrics["tasks"]):
         task.update(kind=kinds[index], metric=names[index], language="en-de" if index == 2 else "en")
         if finals:
             task["final"]["score"] = finals[index]
-    write_json(folder / "metrics.json", metrics)
+    write_json(folder / CHANGED, metrics)
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def test_remarks_say_where_it_was_measured_and_why_not(place: Path) -> None:
     assert "does not measure latency" in found["7 % of latency on a Raspberry Pi 4"][0].remark
     set_metrics(place / "h", atom_norm_max=None)
     for folder in (place / "h", place / "lilac"):
-        metrics = read_json(folder / "metrics.json")
+        metrics = metrics_of(folder)
         metrics["tasks"][2]["metric"] = "chrf"
-        write_json(folder / "metrics.json", metrics)
+        write_json(folder / CHANGED, metrics)
     found = results(place, "h", "lilac")
     assert found["Norm of the atoms at most 1.05"][0].remark == "no atom_norm_max recorded"
     (bleu,) = found["0.6 BLEU above LILAC on English to German"]

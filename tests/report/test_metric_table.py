@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pages import CHANGED, changed_runs, metrics_of
 
 from himalaya_adapter.report.method_groups import group_by_method
 from himalaya_adapter.report.metric_table import (
@@ -23,7 +24,7 @@ MakeRun = Callable[..., Path]
 
 
 def row_of(folders: list[Path], key: str) -> Row:
-    runs = read_comparable_runs(folders[0].parent, [folder.name for folder in folders])
+    runs = changed_runs(folders[0].parent, [folder.name for folder in folders])
     return next(row for row in metric_rows(group_by_method(runs)) if row.metric.key == key)
 
 
@@ -33,7 +34,7 @@ def pair(make_run: MakeRun) -> list[Path]:
 
 
 def set_metrics(folder: Path, **values: float | None) -> None:
-    write_json(folder / "metrics.json", {**read_json(folder / "metrics.json"), **values})
+    write_json(folder / CHANGED, {**metrics_of(folder), **values})
 
 
 def test_a_norm_is_held_against_the_bound_of_its_own_run(make_run: MakeRun) -> None:

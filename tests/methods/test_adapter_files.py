@@ -115,7 +115,7 @@ MISFITS = {
         changed("tasks.coefficients", torch.Tensor.float),
         r"'tasks\.coefficients' is float32 \[64, 12, 8\], expected int8 \[64, 12, 8\]",
     ),
-    "one bit in a release": ("release", changed("tasks.learnt", torch.logical_not), "do not match their checksum"),
+    "one bit in a release": ("release", changed("tasks.learnt", torch.logical_not), "does not match its checksum"),
 }
 
 

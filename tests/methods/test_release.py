@@ -152,7 +152,7 @@ def test_a_release_whose_config_was_edited_is_refused(change: dict, tmp_path: Pa
     (tmp_path / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "moved", "revision": "main"}))
     opened(tmp_path)
     (tmp_path / CONFIG).write_text(json.dumps(config | change))
-    with pytest.raises(HimalayaError, match=r"adapter_config\.json and adapter_model\.safetensors do not match"):
+    with pytest.raises(HimalayaError, match=r"does not match its checksum, which covers adapter_config\.json"):
         opened(tmp_path)
 
 

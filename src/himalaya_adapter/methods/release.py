@@ -155,7 +155,8 @@ def open_release_file(
         logger.warning("the release was written by version 0.1: its checksum does not cover %s", CONFIG_FILE)
     elif not torch.equal(seal(content, config)[CHECKSUM], checksum):
         raise HimalayaError(
-            f"the release is damaged: {CONFIG_FILE} and {WEIGHTS_FILE} do not match their checksum; save it anew"
+            f"the release file is damaged: its content does not match its checksum, which covers {CONFIG_FILE}, too; "
+            "save it anew"
         )
     device = found[CHECKSUM].device
     untrained = {name: torch.zeros_like(one, device=device) if one.is_meta else one for name, one in state.items()}

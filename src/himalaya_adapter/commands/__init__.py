@@ -28,8 +28,9 @@ Overrides = Annotated[
     typer.Argument(
         metavar="KEY=VALUE",
         autocompletion=_completed,
-        help="run=NAME or run=FILE.yaml, mode=trial|full, results_dir=FOLDER, overwrite=true, backbone=NAME, and any"
-        " key of a run, such as training.learning_rate=2e-3",
+        help="run=NAME or run=FILE.yaml, which is needed; results_dir=FOLDER (outputs), mode=trial|full (full),"
+        " overwrite=true, backbone=NAME, and any key of a run, such as training.learning_rate=2e-3. What there is:"
+        " himalaya list runs, himalaya list keys.",
     ),
 ]
 Figures = Annotated[bool, typer.Option("--figures", help="Also write every figure as PNG and PDF, for papers.")]

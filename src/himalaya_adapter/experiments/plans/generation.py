@@ -25,7 +25,7 @@ from himalaya_adapter.registry import METHODS, method_row
 DEFAULTS = CONF / "plan_defaults.yaml"
 DEFAULT, UNWRITTEN = "default", "default of the schema"
 DESIGN = "experimental_design"
-SEARCH = f"{DESIGN}.hyperparameters_to_search"
+SETTINGS, SEARCH = f"{DESIGN}.settings", f"{DESIGN}.hyperparameters_to_search"
 OPTIONS = "model.adapter.options."
 EWC = "model.adapter.ewc_lambda"
 NAME = re.compile(r"[\w-]+")
@@ -72,7 +72,12 @@ def generate_configs(plan: Plan, known: Catalogue, *, strict: bool = False) -> l
         if key in ranges:
             raise HimalayaError(f"{SEARCH}: '{ranges[key][0]}' and '{name}' both stand for {key}")
         ranges[key] = name, read_range(value, key, f"{SEARCH}.{name}")
-    return [_config(fixed, ranges, strict) for fixed in fixed_values(plan, known)]
+    configs = [_config(fixed, ranges, strict) for fixed in fixed_values(plan, known)]
+    origins = {origin for config in configs for _, _, origin in config.origins}
+    for key, (name, _) in ranges.items():
+        if f"{SEARCH}.{name}" not in origins:
+            raise HimalayaError(f"{SEARCH}.{name} means {key}, which no run of the plan has: delete it")
+    return configs
 
 
 def fixed_values(plan: Plan, known: Catalogue) -> list[Fixed]:
@@ -83,8 +88,13 @@ def fixed_values(plan: Plan, known: Catalogue) -> list[Fixed]:
     """
     design, runs = plan.experimental_design, plan.experiment_runs
     if runs is None:
-        return [_fixed(design, DESIGN, run, known) for run in _implied_runs(design)]
-    return [_fixed(design, f"experiment_runs[{number}]", run, known) for number, run in enumerate(runs)]
+        fixed = [_fixed(design, DESIGN, run, known) for run in _implied_runs(design)]
+    else:
+        fixed = [_fixed(design, f"experiment_runs[{number}]", run, known) for number, run in enumerate(runs)]
+    for key in flattened(design.settings):
+        if not any(key in run.values for run in fixed):
+            raise HimalayaError(f"{SETTINGS}: no run of the plan has {key}: delete it")
+    return fixed
 
 
 def _implied_runs(design: Design) -> list[PlannedRun]:
@@ -124,15 +134,14 @@ def _fixed(design: Design, where: str, run: PlannedRun, known: Catalogue) -> Fix
     }
     settable = [*searchable_keys(), "optuna.direction", "optuna.n_trials", "optuna.stream"]
     values, origins = dict(fields), dict.fromkeys(fields, where)
-    for settings, origin in ((design.settings, f"{DESIGN}.settings"), (run.settings, f"{where}.settings")):
-        given = flattened(settings)
-        method = str(given.get("model.adapter.type", values["model.adapter.type"])).upper()
+    of_all, of_run = flattened(design.settings), flattened(run.settings)
+    method = str({**values, **of_all, **of_run}["model.adapter.type"]).upper()
+    for origin, given in ((SETTINGS, of_all), (f"{where}.settings", of_run)):
         for key, value in given.items():
             if key not in settable and not key.startswith(OPTIONS):
                 raise unknown_name(f"key in {origin}", key, settable)
-            if origin != f"{DESIGN}.settings" or _takes(method, key):
+            if origin != SETTINGS or _takes(method, key):
                 values[key], origins[key] = value, origin
-    method = str(values["model.adapter.type"]).upper()
     methods = [kind.value for kind in PeftType]
     if method not in methods:
         raise unknown_name(f"method in {where}", str(values["model.adapter.type"]), methods)

@@ -14,11 +14,11 @@ NAMES = st.sampled_from("abcd")
 
 
 class Verbs(RuleBasedStateMachine):
-    """An adapter with room for three tasks, and the hashes of what it has learnt."""
+    """An adapter with slots for three tasks, and the hashes of what it has learnt."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.adapter = alone(elastic_atoms=9, max_tasks=3)
+        self.adapter = alone(elastic_atoms=9, max_tasks=5)
         self.learnt: dict[str, str] = {}
         self.seed = 0
 
@@ -60,6 +60,20 @@ class Verbs(RuleBasedStateMachine):
             self.note(before)
 
     @rule(name=NAMES)
+    def learn(self, name: str) -> None:
+        self.start(name)
+        if self.adapter.open_task == name:
+            self.adapter.answer_as(self.adapter.tasks.being_learnt)
+            self.train(0)
+            self.end()
+
+    @rule(name=NAMES)
+    def start_and_train(self, name: str) -> None:
+        self.start(name)
+        if self.adapter.learns:
+            self.train(0)
+
+    @rule(name=NAMES)
     def forget(self, name: str) -> None:
         if self.attempt(self.adapter.forget_task, name):
             self.learnt.pop(name, None)
@@ -72,7 +86,7 @@ class Verbs(RuleBasedStateMachine):
     def reload(self) -> None:
         state = {name: tensor.clone() for name, tensor in self.adapter.state_dict().items()}
         self.adapter.check_replacement(state)
-        self.adapter = alone(elastic_atoms=9, max_tasks=3)
+        self.adapter = alone(elastic_atoms=9, max_tasks=5)
         self.adapter.load_state_dict(state)
 
     @rule(name=NAMES)
@@ -91,5 +105,5 @@ class Verbs(RuleBasedStateMachine):
                 assert self.adapter.task_hash(name) == wanted, name
 
 
-Verbs.TestCase.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+Verbs.TestCase.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
 TestSequences = Verbs.TestCase

@@ -11,6 +11,7 @@ from peft import get_peft_model
 from tiny_runs import write_backbone
 
 from himalaya_adapter import HimalayaConfig
+from himalaya_adapter.errors import EXTRAS
 
 HEAVY = {"torch", "transformers", "peft", "optuna", "trl", "lm_eval", "bitsandbytes", "datasets", "onnx", "matplotlib"}
 
@@ -66,3 +67,15 @@ print(peft.PeftModel.from_pretrained(base, {str(tmp_path / "adapter")!r}).tasks)
 def test_an_unknown_name_of_the_package() -> None:
     with pytest.raises(ImportError, match="HimalayaConfg"):
         from himalaya_adapter import HimalayaConfg  # noqa: F401
+
+
+def test_the_method_needs_the_core_alone() -> None:
+    """No package of an extra: what `pip install himalaya-adapter` brings is enough to make and save an adapter."""
+    program = f"""
+import sys
+for name in {[name for name in EXTRAS if name != "bitsandbytes"]}:
+    sys.modules[name] = None
+from himalaya_adapter import HimalayaConfig, TaskCallback, save_release
+from himalaya_adapter.backbones import load_backbone
+"""
+    in_a_new_process(program)

@@ -129,6 +129,7 @@ def test_a_target_that_is_not_linear_is_refused_by_name(method: type, target: st
 
 
 def test_a_task_of_himalaya_merges_as_it_is_and_stays_until_it_is_unmerged() -> None:
+    torch.manual_seed(1)  # the same model whatever ran before: a merge's rounding depends on its weights
     model = get_peft_model(llama().eval(), HimalayaConfig(task_type="CAUSAL_LM", placement="weights"))
     answers = {}
     for seed, name in enumerate(("first", "second")):

@@ -30,6 +30,8 @@ class PromptedModel(SharedStateModel):
     concerns the active adapters, and can be called on the `PeftModel` itself.
     """
 
+    _seen: set[int]  # the prompts of the task that is being learnt, for as long as it is
+
     separates_tasks = True
     switches_tasks = True
     recognises_tasks = True
@@ -51,7 +53,8 @@ class PromptedModel(SharedStateModel):
         Rows that hold several examples are taken apart where their positions begin anew, as in TRL's packing. Rows
         without labels, or with labels from the first token on, show no prompt.
         """
-        self._watches, self._seen = True, set()
+        self._watches = True
+        self._seen = set()
 
     def _end_watch(self) -> None:
         """Put together what all processes have seen; say so if no pass has shown a prompt."""
@@ -82,7 +85,7 @@ class PromptedModel(SharedStateModel):
         if not hasattr(self, "_hook"):
             self._hook = model.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
             self._watches = False
-            self._seen: set[int] = set()  # of the prompts of the task that is being learnt, for as long as it is
+            self._seen = set()
             self._generates: bool | None = False  # None: the prompts of this generation have been read
             if hasattr(model, "generate"):
                 vars(model)["generate"] = partial(self._generate, cast(Any, model).generate)

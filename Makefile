@@ -8,10 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 .PHONY: demo test fuzz test-docs docs results throughput clean
 
 demo: $(VENV)/installed
-	$(BIN)/himalaya run run=demo-himalaya results_dir=$(RESULTS)/demo
-	$(BIN)/himalaya run run=demo-lora results_dir=$(RESULTS)/demo
-	@echo "The report is here:"
-	@$(BIN)/himalaya compare $(RESULTS)/demo himalaya lora
+	$(BIN)/himalaya demo $(RESULTS)/three-tasks
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -48,7 +48,7 @@ class DemoResult:
 
 
 def run_demo(folder: Path, *, steps: int = STEPS, items: int = ITEMS, backbone: str = DEFAULT_BACKBONE) -> DemoResult:
-    """Learn, score and ask; what an earlier demo has left in the folder is deleted.
+    """Learn, score and ask; the adapter of an earlier demo in the folder is deleted.
 
     Args:
         folder: Where the files of the tasks and HIMALAYA's adapter go.
@@ -56,7 +56,8 @@ def run_demo(folder: Path, *, steps: int = STEPS, items: int = ITEMS, backbone: 
         items: Of a task.
         backbone: Name or folder of the frozen model.
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    for left in ("adapter", ".adapter.learning"):
+        shutil.rmtree(folder / left, ignore_errors=True)
     files = _write_tasks(folder / "data", items)
     result = DemoResult()
     himalaya, lora = result.after

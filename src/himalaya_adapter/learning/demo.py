@@ -21,7 +21,7 @@ from .learn import DEFAULT_BACKBONE, Learner, LearnOptions, learn
 
 STREAM = "demo_stream_6"
 TASKS = {"room_extraction": "exact_match", "language_identification": "accuracy", "interface_translation": "chrf"}
-ITEMS = 270  # of a task; a tenth of them is held out
+ITEMS = 200  # of a task; a tenth of them is held out
 STEPS = 60
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "o_proj"]}
 LORA_RATE = 1e-3  # the best of three for this LoRA on the demo's stream
@@ -33,6 +33,7 @@ class DemoResult:
     """What the demo has shown.
 
     Args:
+        backbone: Name of the frozen model.
         tasks: Names of the tasks in their order, each with its metric.
         frozen: Score of the frozen model by task.
         after: Of each method, for each step, the scores by task of all tasks so far.
@@ -40,6 +41,7 @@ class DemoResult:
         answers: Of each method, its answers to them after the last task.
     """
 
+    backbone: str
     tasks: dict[str, str] = field(default_factory=dict)
     frozen: dict[str, float] = field(default_factory=dict)
     after: dict[str, list[dict[str, float]]] = field(default_factory=lambda: {"HIMALAYA": [], "LoRA r=8": []})
@@ -59,7 +61,7 @@ def run_demo(folder: Path, *, steps: int = STEPS, items: int = ITEMS, backbone: 
     for left in ("adapter", ".adapter.learning"):
         shutil.rmtree(folder / left, ignore_errors=True)
     files = _write_tasks(folder / "data", items)
-    result = DemoResult()
+    result = DemoResult(backbone)
     himalaya, lora = result.after
     ours = folder / "adapter"
     for name, file in files.items():

@@ -40,5 +40,5 @@ def test_the_demo(data: None, tmp_path: Path, tiny_model: Callable[..., Any], ti
     demo.print_result(result)
     assert "Questions of room_extraction, asked after all tasks" in capsys.readouterr().out
     page = write_demo_report(result, tmp_path / "demo").read_text(encoding="utf-8")
-    for text in (*names, "Asked after the last task", result.questions[0].target):
+    for text in (*names, *result.after, result.questions[0].target):
         assert str(escape(text)).replace("_", "_<wbr>") in page

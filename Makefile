@@ -18,7 +18,7 @@ test: $(VENV)/installed-test
 
 # Ten thousand mutated configs, overrides, plans and streams.
 fuzz: $(VENV)/installed-test
-	HIMALAYA_FUZZ=2500 $(BIN)/pytest tests/test_fuzz.py
+	HIMALAYA_FUZZ=2500 $(BIN)/pytest tests/test_fuzz.py tests/test_mutated_files.py
 
 # The commands of the tutorials and the notebook, which take minutes.
 test-docs: $(VENV)/installed-test

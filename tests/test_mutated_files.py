@@ -1,6 +1,6 @@
 """Files of data, runs and adapters with some bytes changed: used as what they are, or refused in one line.
 
-``FUZZ=1000`` tries so many of each kind.
+``HIMALAYA_FUZZ=1000`` tries so many of each kind; without it the same few are tried each time.
 """
 
 import json
@@ -39,7 +39,13 @@ mutations = st.lists(
 
 def tries(count: int) -> Callable[[Any], Any]:
     unhealthy = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(max_examples=int(os.environ.get("FUZZ", count)), deadline=None, suppress_health_check=unhealthy)
+    long = "HIMALAYA_FUZZ" in os.environ
+    return settings(
+        max_examples=int(os.environ.get("HIMALAYA_FUZZ", count)),
+        derandomize=not long,
+        deadline=None,
+        suppress_health_check=unhealthy,
+    )
 
 
 def mutated(content: bytes, changes: list[Mutation]) -> bytes:

@@ -45,7 +45,7 @@ def test_two_processes_are_one_with_twice_the_batch(words: Callable[..., list[st
     assert process.returncode == 0, process.stderr
     two = tmp_path / "two" / "himalaya"
     assert process.stdout.strip() == str(two / "report.html"), "one process reports"
-    assert process.stderr.count("learning parity") == 1
+    assert process.stderr.count("parity: learning") == 1
     assert read_json(two / "environment.json")["processes"] == 2
 
     ranks = [load_file(tmp_path / f"rank_{rank}.safetensors") for rank in range(2)]

@@ -1,5 +1,6 @@
 """What an import costs, counted in modules, and that PEFT knows the methods in either order of imports."""
 
+import ast
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from peft import get_peft_model
 from tiny_runs import write_backbone
 
+import himalaya_adapter
 from himalaya_adapter import HimalayaConfig
 from himalaya_adapter.errors import EXTRAS
 
@@ -79,3 +81,34 @@ from himalaya_adapter import HimalayaConfig, TaskCallback, save_release
 from himalaya_adapter.backbones import load_backbone
 """
     in_a_new_process(program)
+
+
+# As the picture of docs/architecture.md has them, the lowest first.
+FLOORS = (
+    {"errors", "storage", "names", "packages", "documents"},
+    {"registry", "stream_metrics"},
+    {"experiments", "backbones", "streams", "identity"},
+    {"methods", "peft_hook"},
+    {"budget", "evaluation"},
+    {"training"},
+    {"report", "deploy", "search", "learning", "sweep"},
+    {"commands", "cli"},
+)
+
+
+def test_no_room_imports_from_one_above() -> None:
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    package = Path(himalaya_adapter.__file__).parent
+    assert {path.name.removesuffix(".py") for path in package.glob("[a-z]*") if path.suffix in ("", ".py")} <= {
+        *floor,
+        "conf",
+    }
+    upwards = []
+    for path in package.rglob("*/*.py"):
+        room = path.relative_to(package).parts[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = node.module if isinstance(node, ast.ImportFrom) and node.level == 0 else None
+            if module and module.startswith("himalaya_adapter."):
+                other = module.split(".")[1]
+                upwards += [f"{path.relative_to(package)}: {other}"] if floor[other] > floor[room] else []
+    assert not upwards

@@ -43,6 +43,7 @@ def place(tmp_path_factory, tiny_model: Callable[..., Any], tiny_tokenizer) -> P
     return place
 
 
+@pytest.mark.slow  # its imports alone take half a minute
 def test_the_api_and_the_command_line_agree(place: Path) -> None:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

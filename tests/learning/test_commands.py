@@ -88,6 +88,14 @@ def test_chat_answers_line_after_line(mine: Path, capsys, monkeypatch) -> None:
     assert "echo> " in err
 
 
+def test_auto_says_which_task_or_that_the_frozen_model_answers(mine: Path, capsys) -> None:
+    assert main(["generate", str(mine), "Repeat 12:", "--max-new-tokens", "2"]) == 0
+    assert "task echo, confidence" in capsys.readouterr().err
+    foreign = "def add(x, y):\n    return x + y\n\nfor i in range(10):\n    print(i)"
+    assert main(["generate", str(mine), foreign, "--max-new-tokens", "2"]) == 0
+    assert "looks like no task that is known: the frozen model answers" in capsys.readouterr().err
+
+
 def test_evaluate_scores_a_file_in_the_form_of_the_task(mine: Path, files: Path, tmp_path: Path, capsys) -> None:
     out = printed(capsys, "evaluate", mine, files / "parity.jsonl", "--task", "parity")
     assert out.startswith("parity: accuracy 0.")

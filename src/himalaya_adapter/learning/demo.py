@@ -108,22 +108,20 @@ def _rival(
         tasks.append(hold_out(own, str(file), name, options.seed))
         store.begin({"task": name})
         learner.train(tasks[-1], learner.training(len(tasks[-1].train)))
+        shutil.rmtree(store.unfinished)
         rows.append({task.name: learner.score(task, f"LoRA: scoring {task.name}").score for task in tasks})
         print("LoRA:", " ".join(f"{task} {score:.2f}" for task, score in rows[-1].items()), flush=True)
-    shutil.rmtree(store.unfinished)
     return LoadedAdapter(model, loaded.tokenizer, (), loaded.name, folder), tasks
 
 
 def print_result(result: DemoResult) -> None:
     """The scores as a table, and the answers to the first task's questions."""
-    table = Table("after learning", *(f"{task}\n{method}" for method in result.after for task in result.tasks))
-    frozen = [f"{result.frozen[task]:.2f}" for task in result.tasks]
-    table.add_row("nothing", *frozen, *frozen)
-    for step, name in enumerate(result.tasks):
-        cells = (rows[step].get(task) for rows in result.after.values() for task in result.tasks)
-        table.add_row(name, *("" if score is None else f"{score:.2f}" for score in cells))
     console = Console()
-    console.print(table)
+    for method, rows in result.after.items():
+        table = Table("after learning", *result.tasks, title=method)
+        for name, scores in zip(("nothing", *result.tasks), (result.frozen, *rows), strict=True):
+            table.add_row(name, *(f"{scores[task]:.2f}" if task in scores else "" for task in result.tasks))
+        console.print(table)
     console.print(f"Questions of {next(iter(result.tasks))}, asked after all tasks:", highlight=False)
     for number, item in enumerate(result.questions):
         answers = "; ".join(f"{method}: {told[number]!r}" for method, told in result.answers.items())

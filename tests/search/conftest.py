@@ -36,5 +36,5 @@ def words(place: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> l
     return [
         *("search", f"run={run}", f"optuna.stream={stream}", "optuna.n_trials=6"),
         *("optuna.search_space.learning_rate={type: loguniform, low: 1e-3, high: 1}",),
-        *("dataset.max_samples_per_task=8", "dataset.num_tasks=25"),
+        *("dataset.max_samples_per_task=12", "dataset.num_tasks=25"),
     ]

@@ -68,7 +68,7 @@ def test_every_trial_is_run_once_and_the_best_is_kept(uninterrupted: Path, words
     values = [trial["value"] for trial in found["trials"]]
     assert found["best"] == values.index(max(values))
     best = compose_run([f"run={uninterrupted / 'best.yaml'}"]).run
-    wanted = compose_run([*words[1:3], "dataset.max_samples_per_task=8", "dataset.num_tasks=25"]).run
+    wanted = compose_run([*words[1:3], "dataset.max_samples_per_task=12", "dataset.num_tasks=25"]).run
     wanted.training.learning_rate = found["trials"][found["best"]]["parameters"]["learning_rate"]
     wanted.run_id, wanted.optuna.stream = "lora-best", "validation_stream"
     assert best == wanted

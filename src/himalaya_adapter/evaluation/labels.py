@@ -90,7 +90,7 @@ def _read_labels(
     The score of a label that is not read is −∞. A label that is written begins with the likeliest of all tokens, so
     no label's first token is likelier, and it is read.
     """
-    most = first[:, [label[0] for label in labels]]  # no label can score more
+    most = first[:, torch.tensor([label[0] for label in labels])]  # no label can score more
     order = most.argsort(dim=1, descending=True, stable=True)
     scores = torch.full_like(most, -torch.inf)
     written = torch.zeros_like(most, dtype=torch.bool)

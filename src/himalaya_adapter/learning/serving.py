@@ -8,6 +8,7 @@ from typing import Any
 import fastapi
 import openai  # noqa: F401  # the server's answers are made of its types
 import uvicorn
+from fastapi.responses import JSONResponse
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
@@ -101,4 +102,10 @@ def serve(adapter: LoadedAdapter, base: str, host: str, port: int) -> None:
         SystemOneHandler(models, state),
         state,
     )
+
+    @app.exception_handler(fastapi.HTTPException)
+    async def told(_: fastapi.Request, error: fastapi.HTTPException) -> JSONResponse:
+        # In the form in which OpenAI's client shows an error's message.
+        return JSONResponse({"error": {"message": error.detail}}, error.status_code)
+
     uvicorn.run(app, host=host, port=port, log_level="warning")

@@ -167,8 +167,8 @@ def test_promoted_atoms_lower_the_loss_as_fast_as_predicted() -> None:
         probe = copy.deepcopy(model)
         probed = shared_of(probe)
         with torch.no_grad():
-            probed.dictionary.elastic[probed.own[24:]] = atom
-            probed.router.head[-1, -1] += gain * probed.code
+            probed.dictionary.elastic[probed.slots.own[24:]] = atom
+            probed.router.head[-1, -1] += gain * probed.router.code
             loss = [float(one(**batch).loss) for one in (model, probe)]
         return loss[0] - loss[1], gain * float(atom @ curvature @ atom)
 

@@ -340,9 +340,7 @@ def test_the_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) ->
     ("package", "command"),
     [
         ("onnxruntime", ["latency"]),
-        ("onnxscript", ["export", "RUN", "--format", "onnx", "--output", "out"]),
         ("onnx", ["export", "RUN", "--format", "bundle", "--output", "out"]),
-        ("onnx_ir", ["export", "RUN", "--format", "onnx", "--output", "out"]),
         ("matplotlib", ["compare", "out"]),
     ],
 )

@@ -80,6 +80,7 @@ def test_two_processes_are_one_with_twice_the_batch(words: Callable[..., list[st
             assert (tensor.float() - alone[name].float()).abs().max() <= 0.02 * largest, name
 
 
+@pytest.mark.slow
 def test_the_penalty_of_two_processes_counts_once(words: Callable[..., list[str]], tmp_path: Path) -> None:
     """Online EWC: a penalty that were doubled or halved would change the adapter by an eighth and more."""
     more = ["model.adapter.ewc_lambda=1", "training.task_epochs=1", "dataset.max_test_samples_per_task=1"]

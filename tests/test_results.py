@@ -95,6 +95,17 @@ def test_the_prose_says_what_was_measured() -> None:
     assert a_task in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
 
+def test_the_placements_over_the_stream_are_compared_as_measured() -> None:
+    results = ROOT / "benchmarks" / "results"
+    weights = read_json(results / "single_task" / "weights_over_stream.json")["tasks"]
+    stream = read_json(results / "package25" / "himalaya-anchored-package25" / "item_scores.json")["rows"]
+    differences = [
+        statistics.mean(task["item_scores"]) - statistics.mean(stream[row][row]) for row, task in enumerate(weights)
+    ]
+    told = f"first {len(weights)} tasks of `package_stream_25` they score {statistics.mean(differences):.3f}"
+    assert told in (ROOT / "docs" / "trials.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/tried.md"])
 def test_every_score_in_the_prose_is_that_of_a_committed_run(page: str) -> None:
     """Of a run, of a method over its seeds, or of a generated table."""

@@ -216,3 +216,14 @@ def test_the_documented_sizes_and_floors_are_those_of_the_data(
     module = generator()
     found = {stream.name: module.measured(stream) for stream in (demo, package25, validation, ablation)}
     assert read_json(module.MEASURED) == found, "run: python docs/generate_streams.py"
+
+
+def test_the_validation_stream_shares_no_source_item_and_no_prompt(
+    demo: Stream, package25: Stream, validation: Stream
+) -> None:
+    """What hyper-parameters are chosen on is learnt and tested nowhere else."""
+    ours = [item for task in validation.tasks for item in every_item(task)]
+    others = [item for stream in (demo, package25) for task in stream.tasks for item in every_item(task)]
+    assert not {item.source for item in ours} & {item.source for item in others}
+    assert not {item.prompt for item in ours} & {item.prompt for item in others}
+    assert not {task.name for task in validation.tasks} & {t.name for one in (demo, package25) for t in one.tasks}

@@ -26,16 +26,6 @@ def test_items_are_those_of_every_machine(validation: Stream) -> None:
     assert {task.name: tuple(task.hashes[split][:16] for split in SPLITS) for task in validation.tasks} == HASHES
 
 
-def test_no_source_item_and_no_prompt_is_in_another_stream(
-    demo: Stream, package25: Stream, validation: Stream
-) -> None:
-    ours = [item for task in validation.tasks for item in every_item(task)]
-    others = [item for stream in (demo, package25) for task in stream.tasks for item in every_item(task)]
-    assert not {item.source for item in ours} & {item.source for item in others}
-    assert not {item.prompt for item in ours} & {item.prompt for item in others}
-    assert not {task.name for task in validation.tasks} & {t.name for one in (demo, package25) for t in one.tasks}
-
-
 def test_splits_are_disjoint(validation: Stream) -> None:
     prompts = Counter(item.prompt for task in validation.tasks for item in every_item(task))
     assert max(prompts.values()) == 1

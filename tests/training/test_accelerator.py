@@ -13,7 +13,7 @@ from tiny_runs import results, run_words
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.training import run_stream
 
-METHODS = ("HIMALAYA", "LORA_EWC", "LILAC", "COLTAS")
+METHODS = ("HIMALAYA", "LORA_EWC")
 TESTS = Path(__file__).parents[1]
 
 

@@ -203,6 +203,7 @@ def test_scores_do_not_depend_on_when_the_process_was_started(words: list[str], 
     assert results(folder) == wanted
 
 
+@pytest.mark.slow
 def test_the_command_in_a_shell(
     killed_in_second_task: Path, uninterrupted: Path, words: list[str], tmp_path: Path, method: str
 ) -> None:

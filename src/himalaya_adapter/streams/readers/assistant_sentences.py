@@ -6,6 +6,7 @@ Choices are taken by a hash of the template, so the sentences are the same on ev
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from himalaya_adapter.errors import HimalayaError
@@ -94,21 +95,18 @@ class _Expansion:
         return self._sequence(parts[self._choose(len(parts))], depth)
 
     def _sequence(self, text: str, depth: int) -> str:
-        out, at = [], 0
-        while at < len(text):
-            end = _closing(text, at)
-            inner = text[at + 1 : end]
-            if end == at:
-                out.append(text[at])
-            elif text[at] == "(" or (text[at] == "[" and self._choose(2)):
+        out = []
+        for bracket, inner in _pieces(text):
+            if not bracket:
+                out.append(inner)
+            elif bracket == "(" or (bracket == "[" and self._choose(2)):
                 out.append(self._text(inner, depth + 1))
-            elif text[at] == "<":
+            elif bracket == "<":
                 if inner not in self.rules:
                     raise HimalayaError(f"sentence template refers to the unknown rule '<{inner}>'")
                 out.append(self._text(self.rules[inner], depth + 1))
-            elif text[at] == "{":
+            elif bracket == "{":
                 out.append(self._value(inner, depth))
-            at = end + 1
         return "".join(out)
 
     def _value(self, reference: str, depth: int) -> str:
@@ -136,7 +134,20 @@ def _closing(text: str, start: int) -> int:
     raise HimalayaError(f"unbalanced '{text[start]}' in sentence template '{text}'")
 
 
-def _split(text: str, separator: str) -> list[str]:
+# A template is expanded thousands of times.
+@lru_cache(2**14)
+def _pieces(text: str) -> tuple[tuple[str, str], ...]:
+    """The outermost brackets of a text, each with its inside; the characters between them, each with no bracket."""
+    pieces, at = [], 0
+    while at < len(text):
+        end = _closing(text, at)
+        pieces.append(("", text[at]) if end == at else (text[at], text[at + 1 : end]))
+        at = end + 1
+    return tuple(pieces)
+
+
+@lru_cache(2**14)
+def _split(text: str, separator: str) -> tuple[str, ...]:
     """Split at separators that are outside of all brackets."""
     parts, start, at = [], 0, 0
     while at < len(text):
@@ -144,4 +155,4 @@ def _split(text: str, separator: str) -> list[str]:
             parts.append(text[start:at])
             start = at + 1
         at = _closing(text, at) + 1
-    return [*parts, text[start:]]
+    return (*parts, text[start:])

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +64,11 @@ def learn_three(folder: Path, files: Path, **said: Any) -> list[Learnt]:
 @pytest.fixture(scope="module")
 def learnt(files: Path, tmp_path_factory) -> tuple[Path, list[Learnt]]:
     folder = tmp_path_factory.mktemp("learnt") / "mine"
-    return folder, learn_three(folder, files, keep_check=True)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        found = learn_three(folder, files, keep_check=True)
+    assert [str(one.message) for one in warned if issubclass(one.category, FutureWarning)] == []
+    return folder, found
 
 
 def test_three_tasks_one_after_another(learnt) -> None:

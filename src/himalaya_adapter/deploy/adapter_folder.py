@@ -18,6 +18,7 @@ from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.backbones.shape import SIZES, sizes_of
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.identity import COMPLETE, SEAL, is_complete, opened
+from himalaya_adapter.methods.construction import quiet_peft
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE
 from himalaya_adapter.storage import read_json
@@ -114,7 +115,8 @@ def load_adapter(
         ) from error
     _check_backbone(loaded, saved, same_weights=trainable)
     try:
-        model = PeftModel.from_pretrained(loaded.model, saved.folder, is_trainable=trainable).eval()
+        with quiet_peft():
+            model = PeftModel.from_pretrained(loaded.model, saved.folder, is_trainable=trainable).eval()
     except (
         OSError,
         ValueError,

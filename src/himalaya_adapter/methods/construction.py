@@ -1,7 +1,8 @@
 """From a run's adapter entry to a PEFT model."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_type_hints
 
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PeftType, get_peft_model
@@ -81,6 +82,14 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the warning that PEFT's own use of transformers brings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
+
+
 def adapt(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
     """Attach a fresh adapter to a frozen model; the same seed gives the same adapter.
 
@@ -89,8 +98,7 @@ def adapt(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
     """
     set_seed(seed)
     try:
-        with warnings.catch_warnings():  # of PEFT's own use of transformers
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        with quiet_peft():
             adapted = get_peft_model(model, config)
     except (TypeError, ValueError, KeyError, ImportError) as error:  # some methods need a package of their own
         raise HimalayaError(

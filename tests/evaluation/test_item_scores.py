@@ -61,3 +61,11 @@ def test_damaged_files_are_refused(tmp_path: Path, text: str, reason: str) -> No
     with pytest.raises(HimalayaError, match=reason) as caught:
         read_item_scores(tmp_path, CELLS)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file of Linux that nobody can read")
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    """Deleting it, or running again, is no advice then: it may be whole."""
+    (tmp_path / FILE).symlink_to("/proc/self/mem")  # a file whose first bytes cannot be read, not even by root
+    with pytest.raises(OSError, match="Input/output error"):
+        read_item_scores(tmp_path, CELLS)

@@ -65,6 +65,7 @@ def read_item_scores(folder: Path, cells: Sequence[Sequence[Mapping[str, Any] | 
 
     Raises:
         HimalayaError: A file is damaged or does not agree with the matrix.
+        OSError: A file is there and cannot be read, which says nothing about what is in it.
     """
     path = folder / FILE
     try:
@@ -87,6 +88,6 @@ def read_item_scores(folder: Path, cells: Sequence[Sequence[Mapping[str, Any] | 
                     raise ValueError("it holds other scores than matrix.json")
                 if cell is not None:
                     check_score(cell, items)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise HimalayaError(f"{path} is damaged ({' '.join(str(error).split())}); delete it or run again") from error
     return list(rows)

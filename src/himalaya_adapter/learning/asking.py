@@ -3,6 +3,7 @@
 import string
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import TextStreamer
 
@@ -10,13 +11,13 @@ from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
 from himalaya_adapter.deploy.answering import AUTO, answer, choose_task
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
+from himalaya_adapter.streams import Task
 
 from .adapter_store import AdapterStore
-from .data import Form, chat_prompt, read_data, read_rows
+from .data import UNLIMITED, Form, chat_prompt, read_data, read_rows
 from .progress import stage
 
 ITEMS_AT_ONCE = 16
-LONGEST_PROMPT = 2**20  # tokens, for a backbone that does not say how many it reads
 
 
 def form_of(adapter: LoadedAdapter, task: str | None) -> Form | None:
@@ -103,13 +104,18 @@ def score_file(
     known = form_of(loaded, task)
     own = read_data(rows, data, loaded.tokenizer, context, known=known, templates=templates, metric=metric)
     _check_labels(own.form.labels, known, data)
-    with stage(f"scoring {task}") as advance:
+    return score(loaded.model, loaded.tokenizer, own.task(task, own.items, own.items), f"scoring {task}")
+
+
+def score(model: Any, tokenizer: Any, task: Task, what: str) -> TaskScore:
+    """Score a model on a task's test items, as the task that it is switched to; ``what`` is told meanwhile."""
+    with stage(what) as advance:
         return evaluate_task(
-            loaded.model,
-            loaded.tokenizer,
-            own.task(task, own.items, own.items),
+            model,
+            tokenizer,
+            task,
             batch_size=ITEMS_AT_ONCE,
-            max_length=context or LONGEST_PROMPT,
+            max_length=getattr(model.config, "max_position_embeddings", None) or UNLIMITED,
             progress=advance,
         )
 

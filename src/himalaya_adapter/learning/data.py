@@ -25,6 +25,7 @@ HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
 LABEL_METRICS = ("accuracy", "macro_f1")
 # Targets are taken for labels if there are no more of them than this, each as short and on average as frequent.
 MOST_LABELS, LONGEST_LABEL, ITEMS_A_LABEL = 20, 40, 5
+UNLIMITED = 2**20  # tokens of an item, for a backbone that does not say how many it reads
 FEWEST_ITEMS = 8
 HELD_OUT_SHARE = 0.1
 FEWEST_HELD_OUT = 10  # but never more than a quarter of the items

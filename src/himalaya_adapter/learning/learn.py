@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from rapidfuzz.distance import OSA
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from himalaya_adapter.backbones import load_backbone
@@ -15,7 +16,7 @@ from himalaya_adapter.backbones.shape import sizes_of
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.evaluation.batching import batches
-from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
+from himalaya_adapter.evaluation.scoring import TaskScore
 from himalaya_adapter.experiments.run_config import TrainingConfig
 from himalaya_adapter.methods.construction import adapt
 from himalaya_adapter.methods.continual import continual
@@ -32,15 +33,14 @@ from himalaya_adapter.training.run_store import last_checkpoint
 from himalaya_adapter.training.stream_runner import OUT_OF_MEMORY, peak_memory_bytes
 
 from .adapter_store import KEPT, AdapterStore, room, sized_config
-from .data import MOST_SCORED, Form, OwnData, hold_out, read_data, read_rows
+from .asking import score
+from .data import MOST_SCORED, UNLIMITED, Form, OwnData, hold_out, read_data, read_rows
 from .progress import Advance, stage
 
 DEFAULT_BACKBONE, DEFAULT_BUDGET_MB = "smollm2-135m", 2.5
 # A task of few items is seen several times, until it has been trained in about so many steps.
 USUAL_STEPS, MOST_EPOCHS = 100, 10
 PROMPTS_AT_ONCE = 64
-ITEMS_SCORED_AT_ONCE = 16
-UNLIMITED = 2**20  # tokens of an item, for a backbone that does not say how many it reads
 BEFORE = "before.json"
 
 
@@ -234,15 +234,7 @@ class Learner:
 
     def score(self, task: Task, what: str) -> TaskScore:
         """Score the model on the held-out items of a task, as the task that it is switched to."""
-        with stage(what) as advance:
-            return evaluate_task(
-                self.model,
-                self.tokenizer,
-                task,
-                batch_size=ITEMS_SCORED_AT_ONCE,
-                max_length=self.context or UNLIMITED,
-                progress=advance,
-            )
+        return score(self.model, self.tokenizer, task, what)
 
     def _before(self, task: Task, known: bool, checks: Sequence[Task]) -> dict[str, float]:
         """The scores before anything is learnt; a process that goes on finds those that are there."""
@@ -290,9 +282,9 @@ class Learner:
 
     def train(self, task: Task, training: TrainingConfig) -> TrainerState:
         """Train on the items of a task; the method's ``end_task`` is the caller's."""
-        examples = EncodedItems(self.tokenizer, [task], self.context or UNLIMITED)
-        self.method.start_task(task.name)
         length = self.context or UNLIMITED
+        examples = EncodedItems(self.tokenizer, [task], length)
+        self.method.start_task(task.name)
         prompts = [encode_prompt(self.tokenizer, item.prompt, length, chat=item.chat) for item in task.train]
         for batch in batches(prompts, PROMPTS_AT_ONCE, self.tokenizer.pad_token_id, self.model.device):
             self.method.observe_prompts(batch.input_ids, batch.attention_mask)
@@ -362,9 +354,8 @@ def _check_name(name: str, known: Sequence[str], new: bool) -> None:
 
 def _one_slip_apart(one: str, other: str) -> bool:
     """Whether one letter, its case or its place makes the whole difference, or a letter too many."""
-    one, other = sorted((one.casefold(), other.casefold()), key=len)
-    start = next((place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one))
-    left, right = one[start:], other[start:]
-    if left[:1].isdigit() and right[:1].isdigit():  # a number is no slip: part1, part2
+    one, other = one.casefold(), other.casefold()
+    first = next((pair for pair in zip(one, other, strict=False) if pair[0] != pair[1]), ("", ""))
+    if all(map(str.isdigit, first)):  # a number is no slip: part1, part2
         return False
-    return left == right[1:] or left[1:] == right[1:] or left == right[1::-1] + right[2:]
+    return OSA.distance(one, other) <= 1

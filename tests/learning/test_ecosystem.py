@@ -13,8 +13,6 @@ from tiny_runs import write_backbone
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
-
 TASK = """
 task: echo
 dataset_path: json
@@ -45,6 +43,7 @@ def place(tmp_path_factory, tiny_model: Callable[..., Any], tiny_tokenizer) -> P
 
 @pytest.mark.slow  # its imports alone take half a minute
 def test_the_api_and_the_command_line_agree(place: Path) -> None:
+    import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 

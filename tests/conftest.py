@@ -1,5 +1,6 @@
 """A real tokenizer and tiny Llama models with random weights, for tests that must not touch the network."""
 
+import gc
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: threads of their own would be in each other's way
@@ -29,6 +30,12 @@ TOKENIZER_SIZE = 384
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The file that takes longest comes first, so that no process is left alone with it at the end."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is nobody's to free; every Trainer would search through all of it for garbage, which is slow."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

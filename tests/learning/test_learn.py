@@ -1,6 +1,5 @@
 """Tasks come one at a time, each from a file of its own, and none changes another; no mistake changes the folder."""
 
-import gc
 import hashlib
 import json
 import shutil
@@ -37,7 +36,6 @@ def folder_hash(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, tiny_model: Callable[..., Any], tiny_tokenizer) -> Path:
     """A tiny backbone, and three files of three kinds."""
-    gc.freeze()  # the Trainer searches all that was ever imported for garbage, each time
     place = tmp_path_factory.mktemp("files")
     write_backbone(place / "base", tiny_model, tiny_tokenizer)
     write_backbone(place / "other", tiny_model, tiny_tokenizer, seed=1)

@@ -1,22 +1,12 @@
 """A search small enough for tests: LoRA on a random Llama, a stream of two tasks, a handful of items."""
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tiny_runs import write_backbone, write_run, write_stream
-
-
-@pytest.fixture(scope="session", autouse=True)
-def collected() -> Iterator[None]:
-    """What was imported is not searched again whenever a trial frees its memory: that would take most of a test."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -90,10 +90,11 @@ def cut(
         if _order(item.prompt) > last:
             continue
         prompt = normal_form(item.prompt)
-        known = by_prompt.get(prompt, item)
-        if normal_form(known.target) != normal_form(item.target):
-            contradicted.add(prompt)
-        by_prompt[prompt] = min(known, item, key=lambda one: (one.source, one.prompt))
+        known = by_prompt.setdefault(prompt, item)
+        if known is not item:
+            if normal_form(known.target) != normal_form(item.target):
+                contradicted.add(prompt)
+            by_prompt[prompt] = min(known, item, key=lambda one: (one.source, one.prompt))
         if room is not None and len(by_prompt) > room:
             kept = {prompt: item for prompt, item in by_prompt.items() if prompt not in contradicted}
             last = _last_needed(kept.values(), caps, split_of)

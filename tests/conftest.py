@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported is nobody's to free; every Trainer would search through all of it for garbage, which is slow."""
+    """What was imported is nobody's to free, and every Trainer would search through all of it for garbage."""
     gc.collect()
     gc.freeze()
 

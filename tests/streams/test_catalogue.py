@@ -4,6 +4,7 @@ import json
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from himalaya_adapter.cli import main
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.streams import Limits, load_stream, stream_names
-from himalaya_adapter.streams.catalogue import load_task, read_definition, task_card
+from himalaya_adapter.streams.catalogue import load_task, read_definition
 from himalaya_adapter.streams.task import SPLITS
 
 ROWS = [{"id": str(n // 2), "text": f"number {n}", "parity": "even" if n % 2 == 0 else "odd"} for n in range(200)]
@@ -123,12 +125,15 @@ def test_like_starts_from_a_packaged_task(tmp_path: Path) -> None:
     assert spec.source.options == {**base.source.options, "slot": "name"}
 
 
-def test_card_tells_origin_labels_and_examples(write: Writer) -> None:
-    card = task_card(write(), "parity")
-    assert card.origin == "local files: rows.jsonl"
-    assert len(card.examples) == 3
-    assert sum(card.label_counts["train"].values()) == len(card.task.train)
-    assert set(card.label_counts["test"]) == {"even", "odd"}
+def test_the_card_tells_origin_labels_and_examples(write: Writer, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write()
+    assert main(["data", "show", path, "parity"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "source local files: rows.jsonl" in lines
+    assert sum(line.startswith("example: ") for line in lines) == 3
+    counts = Counter(item.target for item in load_task(path, "parity").train)
+    (train,) = [line for line in lines if line.startswith("train: ")]
+    assert train.endswith(f"(even {counts['even']}, odd {counts['odd']})")
 
 
 @pytest.mark.parametrize(
@@ -156,19 +161,19 @@ def test_card_tells_origin_labels_and_examples(write: Writer) -> None:
         ({"labels": None}, "kind 'classification', which needs them"),
         ({"kind": "generation"}, "labels belong to kind 'classification'"),
         ({"kind": "clasification"}, "did you mean 'classification'"),
-        ({"metric": None}, "task 'parity' of stream .*mine.yaml has no 'metric'"),
+        ({"metric": None}, "'metric' of task 'parity' of stream .*mine.yaml is missing"),
         ({"metrics": "accuracy"}, "unknown key .* 'metrics'; did you mean 'metric'"),
         ({"language": False}, r"'language' of task 'parity' .*quote it in YAML"),
-        ({"max_new_tokens": 0}, "'max_new_tokens' .* is 0; expected a whole number"),
+        ({"max_new_tokens": 0}, "'max_new_tokens' .* found 0, expected a whole number of at least 1"),
         ({"max_new_tokens": True}, "expected a whole number"),
-        ({"caps": {"dev": 3}}, "unknown key in 'caps' .* 'dev'"),
-        ({"caps": 5}, "'caps' .* is 5; expected keys"),
-        ({"source": {"files": "rows.jsonl"}}, "needs 'files' .* and 'group'"),
+        ({"caps": {"dev": 3}}, "unknown key of task 'parity' .* 'caps.dev'"),
+        ({"caps": 5}, "'caps' .* found 5, expected keys"),
+        ({"source": {"files": "rows.jsonl"}}, "'source.group' .* is missing"),
         ({"source": {"files": "**.jsonl", "group": "id"}}, "'\\*\\*.jsonl' is no pattern of file names"),
         ({"source": {"files": "none*.jsonl", "group": "id"}}, "no file matches 'none\\*.jsonl' in /"),
         ({"source": {"files": "rows.jsonl", "group": "id", "reader": "tables"}}, "did you mean 'table'"),
         ({"source": {"files": "rows.jsonl", "group": "id", "archive": "djngo"}}, "did you mean 'django'"),
-        ({"source": {"files": "rows.jsonl", "group": "id", "where": ["text"]}}, "'where' of 'source'"),
+        ({"source": {"files": "rows.jsonl", "group": "id", "where": ["text"]}}, "'source.where' of task"),
         ({"source": {"files": "rows.jsonl", "group": "id", "options": {"slot": "x"}}}, "unknown key in 'options'"),
         (
             {"source": {"files": "rows.jsonl", "group": "id", "where": {"id": ["no such"]}}},
@@ -176,11 +181,14 @@ def test_card_tells_origin_labels_and_examples(write: Writer) -> None:
         ),
         ({"max_prompt_characters": 3}, "is empty \\(train 0, "),
         ({"source": "rows.jsonl"}, "expected keys with values"),
-        ({"source": ENTRY["source"] | {"part": "3/2"}}, "'part' of .* is '3/2'; expected which of how many parts"),
-        ({"source": ENTRY["source"] | {"part": 0.5}}, "'part' of .* is 0.5"),
-        ({"label_noise": 1}, "'label_noise' of .* is 1; expected a share of at least 0 and below 1"),
-        ({"label_noise": True}, "'label_noise' of .* is True"),
-        ({"on_bad_item": "ignore"}, "unknown 'on_bad_item' of .* 'ignore'.*known: skip, stop"),
+        (
+            {"source": ENTRY["source"] | {"part": "3/2"}},
+            "'source.part' of .* found \"3/2\", expected which of how many parts",
+        ),
+        ({"source": ENTRY["source"] | {"part": 0.5}}, "'source.part' of .* found 0.5"),
+        ({"label_noise": 1}, "'label_noise' of .* found 1, expected a share of at least 0 and below 1"),
+        ({"label_noise": True}, "'label_noise' of .* found true"),
+        ({"on_bad_item": "ignore"}, "unknown on_bad_item of .* 'ignore'.*known: skip, stop"),
         ({"kind": "generation", "labels": None, "label_noise": 0.1}, "has 'label_noise' but no labels"),
         ({"like": "demo_steam_6/film_verdict"}, "unknown stream in 'like: .* did you mean 'demo_stream_6'"),
         ({"like": "demo_stream_6/film"}, "unknown task in 'like: .* did you mean 'film_verdict'"),
@@ -219,7 +227,7 @@ def test_a_value_without_an_evident_text_is_a_bad_row(write: Writer, value: Any,
     rows = [*ROWS, {"id": "x", "text": value, "parity": "odd"}]
     with pytest.raises(HimalayaError, match=message):
         load_stream(write(rows=rows))
-    assert sum(task_card(write(rows=rows, on_bad_item="skip"), "parity").skipped.values()) == 1
+    assert sum(load_task(write(rows=rows, on_bad_item="skip"), "parity").skipped.values()) == 1
 
 
 def test_a_csv_row_with_a_comma_too_many_is_a_bad_row(write: Writer, tmp_path: Path) -> None:
@@ -228,7 +236,7 @@ def test_a_csv_row_with_a_comma_too_many_is_a_bad_row(write: Writer, tmp_path: P
     source = {"files": "rows.csv", "group": "id"}
     with pytest.raises(HimalayaError, match=r"row 201 .* \(line 202\) has 4 fields, the header has 3"):
         load_stream(write(source=source))
-    assert task_card(write(source=source, on_bad_item="skip"), "parity").skipped == {"other number of fields": 1}
+    assert load_task(write(source=source, on_bad_item="skip"), "parity").skipped == {"other number of fields": 1}
 
 
 def test_a_label_is_known_in_any_unicode_form(write: Writer) -> None:
@@ -282,9 +290,9 @@ def test_copies_that_differ_in_white_space_never_fall_into_two_splits(write: Wri
 def test_prompts_with_different_targets_are_left_out_and_counted(write: Writer) -> None:
     other = {"even": "odd", "odd": "even"}
     wrong = [row | {"text": row["text"] + " ", "parity": other[row["parity"]]} for row in ROWS[:7]]
-    card = task_card(write(rows=[*ROWS, *wrong]), "parity")
-    assert card.skipped == {"prompt with different targets": 7}
-    assert sum(len(card.task.split(split)) for split in SPLITS) == len(ROWS) - 7
+    task = load_task(write(rows=[*ROWS, *wrong]), "parity")
+    assert task.skipped == {"prompt with different targets": 7}
+    assert sum(len(task.split(split)) for split in SPLITS) == len(ROWS) - 7
 
 
 def test_bad_rows_are_skipped_and_counted(write: Writer) -> None:
@@ -294,10 +302,10 @@ def test_bad_rows_are_skipped_and_counted(write: Writer) -> None:
         {"id": "x", "text": None, "parity": "odd"},
         {"id": "x", "parity": "odd"},
     ]
-    card = task_card(write(rows=[*ROWS, *bad], on_bad_item="skip"), "parity")
-    assert sum(len(card.task.split(split)) for split in SPLITS) == 200
-    assert card.skipped == {"empty": 3, "unknown label": 2, "no value": 1, "no field": 1}
-    assert card.task.hashes == load_stream(write()).tasks[0].hashes
+    task = load_task(write(rows=[*ROWS, *bad], on_bad_item="skip"), "parity")
+    assert sum(len(task.split(split)) for split in SPLITS) == 200
+    assert task.skipped == {"empty": 3, "unknown label": 2, "no value": 1, "no field": 1}
+    assert task.hashes == load_stream(write()).tasks[0].hashes
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
@@ -312,7 +320,7 @@ def test_a_line_in_another_encoding(write: Writer, tmp_path: Path, policy: str) 
     with open(tmp_path / "rows.jsonl", "ab") as file:
         file.write('{"id": "x", "text": "Ärger", "parity": "odd"}'.encode("latin-1"))
     if policy == "skip":
-        assert task_card(stream, "parity").skipped == {"not UTF-8": 1}
+        assert load_task(stream, "parity").skipped == {"not UTF-8": 1}
     else:
         with pytest.raises(HimalayaError, match=r"row 201 of rows\.jsonl .* has characters that are not UTF-8"):
             load_stream(stream)
@@ -344,12 +352,12 @@ def test_unknown_stream_and_task(write: Writer, tmp_path: Path) -> None:
         ("tasks: [", "cannot read"),
         ("tasks: []", "no list of 'tasks'"),
         ("- a", "no list of 'tasks'"),
-        ("tasks: [3]", "a task of stream .* is 3; expected keys"),
+        ("tasks: [3]", "a task of stream .*: found 3, expected keys"),
         ("taks: 1\ntasks: [3]", "unknown key .* 'taks'; did you mean 'tasks'"),
-        ("archives: {mine: {requirement: a==1}}\ntasks: [ENTRY]", "archive 'mine' needs exactly requirement"),
+        ("archives: {mine: {requirement: a==1}}\ntasks: [ENTRY]", "'archives.mine.sha256' of stream .* is missing"),
         (
             "archives: {mine: {requirement: a==1, sha256: b, megabytes: many, licence: c}}\ntasks: [ENTRY]",
-            "megabytes is 'many'; expected a number",
+            "'archives.mine.megabytes' .* found \"many\", expected a number",
         ),
         ("tasks: [ENTRY, ENTRY]", "two tasks named 'parity'"),
         ("tasks: [NAMED ../parity]", "task '../parity' .*: the name must do for a folder: letters, digits and '_'"),

@@ -16,7 +16,7 @@ import yaml
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.streams import Limits, load_stream
-from himalaya_adapter.streams.catalogue import fetch_stream, task_card
+from himalaya_adapter.streams.catalogue import fetch_stream, load_task, origin_of, read_definition
 from himalaya_adapter.streams.hub import MIRROR_VARIABLE
 from himalaya_adapter.streams.task import SPLITS
 
@@ -85,9 +85,11 @@ def test_without_a_held_out_split_one_is_cut(write: Writer, tmp_path: Path) -> N
 
 
 def test_card_tells_data_set_revision_and_licence(write: Writer) -> None:
-    card = task_card(write(), "pairs", offline=True)
-    assert (card.origin, card.licence) == ("someone/pairs (default) at main: train, test", "CC0")
-    assert card.skipped == {}
+    path = write()
+    task = load_task(path, "pairs", offline=True)
+    told = origin_of(task.spec, read_definition(path))
+    assert told == ("someone/pairs (default) at main: train, test", "CC0")
+    assert task.skipped == {}
 
 
 @pytest.mark.parametrize("offline", [True, False])
@@ -116,13 +118,13 @@ def test_only_the_tasks_that_are_missing_are_named(write: Writer, mirror: Path, 
         ({"fields": {"text": "pair.text.0", "answer": "pair"}}, "unknown step in the path 'pair.text.0'"),
         ({"fields": {"text": "pair.answers.last", "answer": "pair"}}, r"'last'.*known: 0, joined, lettered"),
         ({"fields": {"text": "pair.text"}}, "unknown field .* 'answer'"),
-        ({"fields": ["text"]}, "'fields' of .* expected field names"),
+        ({"fields": ["text"]}, "'source.hub.fields' of .* expected field names"),
         ({"fields": {"text": "pair.text", "answer": "pair.answers.5"}}, "row 1 .* has no value in field 'answer'"),
-        ({"revision": 7}, "'revision' of 'hub' .* expected non-empty text"),
-        ({"streaming": True}, "unknown key in 'hub' .* 'streaming'"),
-        ({"rows": 0}, "'rows' of .* is 0"),
-        ({"config": "../../mine"}, "'config' of .* is no name of a configuration or a split"),
-        ({"train": "/etc/train"}, "'train' of .* is no name of a configuration or a split"),
+        ({"revision": 7}, "'source.hub.revision' of .* expected non-empty text"),
+        ({"streaming": True}, "unknown key of .* 'source.hub.streaming'"),
+        ({"rows": 0}, "'source.hub.rows' of .* found 0"),
+        ({"config": "../../mine"}, "'source.hub.config' of .* expected the name of a configuration or a split"),
+        ({"train": "/etc/train"}, "'source.hub.train' of .* expected the name of a configuration or a split"),
     ],
 )
 def test_mistakes_in_an_entry(write: Writer, hub: dict[str, Any], message: str) -> None:
@@ -152,9 +154,9 @@ def test_bad_rows_stop_or_are_skipped_and_counted(write: Writer, mirror: Path) -
     write_parquet(mirror / "train.parquet", pyarrow.table({"pair": rows}))
     with pytest.raises(HimalayaError, match=r"row 301 of split 'train' of someone/pairs .* has an empty target"):
         load_stream(write(), offline=True)
-    card = task_card(write(on_bad_item="skip"), "pairs", offline=True)
-    assert len(card.task.train) == 300
-    assert card.skipped == {"empty": 4, "no value": 3, "not UTF-8": 2}
+    task = load_task(write(on_bad_item="skip"), "pairs", offline=True)
+    assert len(task.train) == 300
+    assert task.skipped == {"empty": 4, "no value": 3, "not UTF-8": 2}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from himalaya_adapter import cli
 from himalaya_adapter.streams import load_stream
-from himalaya_adapter.streams.catalogue import task_card
+from himalaya_adapter.streams.catalogue import origin_of, read_definition
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "own-stream.md").read_text(encoding="utf-8")
 
@@ -37,7 +37,7 @@ def test_the_documented_stream_loads(stream: str) -> None:
     (task,) = load_stream(stream).tasks
     assert {item.target for item in task.train} == {"operations", "development"}
     assert len(task.train) + len(task.validation) + len(task.test) == 90
-    assert task_card(stream, "tickets").origin == "local files: tickets.jsonl"
+    assert origin_of(task.spec, read_definition(stream))[0] == "local files: tickets.jsonl"
 
 
 def test_the_first_command_shows_what_was_read(stream: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,7 +150,8 @@ def _keys(schema: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str
         sections = next((one for one in inner if isinstance(one, Mapping) and "$ref" in one), None)
         if sections is not None:
             yield Key(path, f"keys with values ({ANY_NAME})", {}, meaning, True, ())
-            path, entry = f"{path}.{ANY_NAME}", sections
+            path, options = f"{path}.{ANY_NAME}", [sections]
+        entry = next((option for option in options if "$ref" in option), entry)
         if "$ref" in entry:
             section = definitions[entry["$ref"].rpartition("/")[2]]
             meaning = meaning or section.get("description", "")  # pydantic leaves one out that says the same

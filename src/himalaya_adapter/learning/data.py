@@ -76,8 +76,7 @@ class OwnData:
 
     def task(self, name: str, train: Sequence[Item], test: Sequence[Item]) -> Task:
         """These items as a task: what is learnt, and what is scored."""
-        kind = "classification" if self.form.labels else "generation"
-        spec = replace(_spec(name, self.form), kind=kind, metric=self.form.metric)
+        spec = _spec(name, self.form)
         hashes = {"train": content_hash(train), "test": content_hash(test)}
         return Task(spec, tuple(train), (), tuple(test), hashes, self.left_out)
 
@@ -238,18 +237,14 @@ def _spec(name: str, form: Form) -> TaskSpec:
     spec = TaskSpec(
         name=name,
         language="",
-        kind="generation",
-        source=Source(archive=None, files=(), reader="table", options={}, where={}, group=()),
+        kind="classification" if form.labels else "generation",
+        source=Source(group=()),
         template=form.prompt,
         target=form.target,
         metric=form.metric,
         labels=form.labels,
         label_of={label: label for label in form.labels},
         max_new_tokens=form.max_new_tokens,
-        caps=Limits(),
-        max_prompt_characters=None,
-        max_target_characters=None,
-        description="",
     )
     return spec if form.chat else replace(spec, source=replace(spec.source, group=tuple(sorted(fields_of(spec)))))
 

@@ -2,25 +2,34 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from himalaya_adapter.documents import read_document
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.experiments.schema import Section, parse
 from himalaya_adapter.streams.fetching import fetch_archives
 from himalaya_adapter.streams.hub import fetch_splits
 from himalaya_adapter.streams.items import Archive, read_items, read_split
 from himalaya_adapter.streams.specification import read_task
 from himalaya_adapter.streams.splits import content_hash, cut, cut_given, stratified, with_label_noise
-from himalaya_adapter.streams.task import SPLITS, Item, Limits, Stream, Task, TaskSpec
+from himalaya_adapter.streams.task import Item, Limits, Stream, Task, TaskSpec
 
 CATALOGUE = Path(__file__).parent / "catalogue"
 ARCHIVES = Path(__file__).parent / "archives.yaml"
-STREAM_KEYS = ("name", "description", "archives", "tasks")
-EXAMPLES_ON_A_CARD = 3
 OWN_DATA = "the user's own data"
+
+
+@dataclass
+class StreamFile(Section):
+    """The schema of a stream's YAML file; its tasks are read one by one (`read_task`)."""
+
+    tasks: list[Any]
+    name: str | None = None
+    description: str = ""
+    archives: dict[str, Archive] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,18 +59,6 @@ class StreamDefinition:
         return {name: self.archives[name] for name in names}
 
 
-@dataclass(frozen=True)
-class TaskCard:
-    """What ``himalaya data show`` tells about a task."""
-
-    task: Task
-    origin: str
-    licence: str
-    label_counts: Mapping[str, Mapping[str, int]]  # split -> label -> number of items
-    examples: tuple[Item, ...]
-    skipped: Mapping[str, int]  # reason -> number of rows that gave no item
-
-
 def stream_names() -> list[str]:
     """Names of the streams that come with the package."""
     return sorted(path.stem for path in CATALOGUE.glob("*.yaml"))
@@ -70,7 +67,7 @@ def stream_names() -> list[str]:
 @cache
 def packaged_archives() -> dict[str, Archive]:
     """The archives that every stream may name."""
-    return _archives(read_document(ARCHIVES))
+    return parse(StreamFile, {"archives": read_document(ARCHIVES), "tasks": []}, str(ARCHIVES)).archives
 
 
 def read_definition(name: str) -> StreamDefinition:
@@ -85,19 +82,17 @@ def read_definition(name: str) -> StreamDefinition:
     path = Path(name) if name.endswith((".yaml", ".yml")) else CATALOGUE / f"{name}.yaml"
     if path.parent == CATALOGUE and name not in stream_names():
         raise unknown_name("stream", name, stream_names())
-    content = _content(path, name)
-    for key in content:
-        if key not in STREAM_KEYS:
-            raise unknown_name(f"key in stream {name}", str(key), STREAM_KEYS)
-    specs = tuple(read_task(_entry(entry, f"stream {name}"), f"stream {name}") for entry in content["tasks"])
+    here = f"stream {name}"
+    content = parse(StreamFile, _content(path, name), here)
+    specs = tuple(read_task(_entry(entry, here), here) for entry in content.tasks)
     repeated = [task for task, count in Counter(spec.name for spec in specs).items() if count > 1]
     if repeated:
         raise HimalayaError(f"stream {name} has two tasks named '{repeated[0]}'")
     return StreamDefinition(
-        name=str(content.get("name", path.stem)),
-        description=str(content.get("description", "")).strip(),
+        name=content.name or path.stem,
+        description=content.description.strip(),
         tasks=specs,
-        archives=packaged_archives() | _archives(content.get("archives", {})),
+        archives=packaged_archives() | content.archives,
         folder=path.parent,
     )
 
@@ -140,22 +135,6 @@ def load_task(stream: str, task: str, *, limits: Limits | None = None, offline: 
         raise unknown_name(f"task in stream {stream}", task, specs)
     fetch_splits([specs[task]], offline=offline)
     return _load_task(specs[task], definition, limits or Limits(), offline=offline)
-
-
-def task_card(stream: str, task: str, *, offline: bool = False) -> TaskCard:
-    """Load one task and say where it comes from, under which licence, how its labels are spread, with examples."""
-    loaded = load_task(stream, task, offline=offline)
-    origin, licence = origin_of(loaded.spec, read_definition(stream))
-    labels = loaded.spec.labels
-    counts = {split: Counter(item.target for item in loaded.split(split)) for split in SPLITS}
-    return TaskCard(
-        task=loaded,
-        origin=origin,
-        licence=licence,
-        label_counts={split: {label: counts[split][label] for label in labels} for split in SPLITS} if labels else {},
-        examples=loaded.train[:EXAMPLES_ON_A_CARD],
-        skipped=loaded.skipped,
-    )
 
 
 def origin_of(spec: TaskSpec, definition: StreamDefinition) -> tuple[str, str]:
@@ -202,23 +181,6 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
         merged[key] = _merged(base[key], value) if both else value
     return merged
-
-
-def _archives(entries: Any) -> dict[str, Archive]:
-    if not isinstance(entries, Mapping):
-        raise HimalayaError(f"'archives' is {entries!r}; expected names with their requirement and sha256")
-    return {str(name): _archive(str(name), entry) for name, entry in entries.items()}
-
-
-def _archive(name: str, entry: Any) -> Archive:
-    keys = ("requirement", "sha256", "megabytes", "licence")
-    if not isinstance(entry, Mapping) or set(entry) != set(keys):
-        raise HimalayaError(f"archive '{name}' needs exactly {', '.join(keys)}; got {entry!r}")
-    try:
-        megabytes = float(entry["megabytes"])
-    except (TypeError, ValueError) as error:
-        raise HimalayaError(f"archive '{name}': megabytes is {entry['megabytes']!r}; expected a number") from error
-    return Archive(str(entry["requirement"]), str(entry["sha256"]), megabytes, str(entry["licence"]))
 
 
 def _load_task(spec: TaskSpec, definition: StreamDefinition, limits: Limits, *, offline: bool) -> Task:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from himalaya_adapter import packages
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.experiments.schema import NotNegative, Section
 from himalaya_adapter.streams.hub import hub_rows
 from himalaya_adapter.streams.readers import READERS
 from himalaya_adapter.streams.readers.types import BadRow, Row
@@ -31,12 +32,12 @@ NOT_TEXT = "not text"
 
 
 @dataclass(frozen=True)
-class Archive:
+class Archive(Section):
     """A pinned package archive: what ``pip`` is asked for, its hash, its size and its licence."""
 
     requirement: str
     sha256: str
-    megabytes: float
+    megabytes: NotNegative
     licence: str
 
 

@@ -1,12 +1,45 @@
-"""What a task is: its specification, its items and its splits. Plain immutable data, no behaviour."""
+"""What a task is: its specification, its items and its splits. Plain immutable data, no behaviour.
 
+The specification is also the schema of a task's YAML entry (`experiments.schema`).
+"""
+
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
-KINDS = ("classification", "generation", "extraction", "code")
+from pydantic import BeforeValidator, Field, Strict
+
+from himalaya_adapter.experiments.schema import Count, Section, no_switch
+
 SPLITS = ("train", "validation", "test")
-POLICIES = ("stop", "skip")
+PART = re.compile(r"([1-9]\d*)/([1-9]\d*)")
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(str(one) for one in value) if isinstance(value, list | tuple) else (str(value),)
+
+
+def _part(value: Any) -> tuple[int, int]:
+    found = PART.fullmatch(str(value))
+    if not found or int(found[1]) > int(found[2]):
+        raise ValueError("no part")
+    return int(found[1]), int(found[2])
+
+
+# YAML reads an unquoted `no` (Norwegian) as false, hence the advice.
+TEXT = {"expected": "non-empty text (quote it in YAML)"}
+NAME = {"expected": "the name of a configuration or a split"}
+NAMES = {"expected": "a text, or a list of texts"}
+PATHS = {"expected": "field names, each with a path in a row"}
+WHICH = {"expected": "which of how many parts, such as '1/2'"}
+SHARE = {"expected": "a share of at least 0 and below 1"}
+Text = Annotated[str, Strict(), Field(pattern=r"\S", json_schema_extra=TEXT)]
+Name = Annotated[str, Strict(), Field(pattern=r"^\w[\w.-]*$", json_schema_extra=NAME)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(json_schema_extra=NAMES)]
+Paths = Annotated[Mapping[str, str], Field(min_length=1, json_schema_extra=PATHS)]
+Part = Annotated[tuple[int, int], BeforeValidator(_part), Field(json_schema_extra=WHICH)]
+Share = Annotated[float, Field(ge=0, lt=1, json_schema_extra=SHARE), BeforeValidator(no_switch)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +61,12 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(Section):
     """The most items a split may have; ``None`` means no limit."""
 
-    train: int | None = None
-    validation: int | None = None
-    test: int | None = None
+    train: Count | None = None
+    validation: Count | None = None
+    test: Count | None = None
 
     def of(self, split: str) -> int | None:
         """The limit of ``split`` (one of ``SPLITS``)."""
@@ -42,7 +75,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class HubSource:
+class HubSource(Section):
     """A data set of the Hugging Face hub.
 
     Args:
@@ -57,14 +90,14 @@ class HubSource:
         licence: Licence of the data.
     """
 
-    id: str
-    config: str | None
-    revision: str
-    train: str
-    held_out: str | None
-    fields: Mapping[str, str]
-    rows: int | None
-    licence: str
+    id: Text
+    revision: Text
+    train: Name
+    fields: Paths
+    licence: Text
+    config: Name | None = None
+    held_out: Name | None = None
+    rows: Count | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -78,7 +111,7 @@ class HubSource:
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Section):
     """Where the rows of a task come from: files in a package archive, local files, or a data set of the hub.
 
     Args:
@@ -93,24 +126,24 @@ class Source:
         hub: A data set of the hub in place of files.
     """
 
-    archive: str | None
-    files: tuple[str, ...]
-    reader: str
-    options: Mapping[str, Any]
-    where: Mapping[str, tuple[str, ...]]
-    group: tuple[str, ...]
-    part: tuple[int, int] = (1, 1)
+    group: Names
+    archive: Text | None = None
+    files: Names = ()
+    reader: Text = "table"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    where: Mapping[str, Names] = field(default_factory=dict)
+    part: Part = (1, 1)
     hub: HubSource | None = None
 
 
 @dataclass(frozen=True)
-class TaskSpec:
+class TaskSpec(Section):
     """One validated YAML entry.
 
     Args:
         name: Unique in its stream; never shown to the model.
         language: BCP 47 code, or ``"en-fr"`` for a translation.
-        kind: One of ``KINDS``.
+        kind: What kind of answer is asked for.
         source: Where the rows come from.
         template: The prompt, with fields of a row in braces; a trailing space is removed.
         target: The target, with fields of a row in braces.
@@ -124,27 +157,27 @@ class TaskSpec:
         description: One sentence for people.
         forbidden_words: Items with one of these in the prompt, in any case, are left out, such as the source's name.
         label_noise: Share of the training items that carry a wrong label; validation and test are never changed.
-        on_bad_item: One of ``POLICIES``: ``stop`` at a row that gives no item (empty target, unknown label, no value,
+        on_bad_item: ``stop`` at a row that gives no item (empty target, unknown label, no value,
             not text, not UTF-8, other number of fields), or ``skip`` and count it.
     """
 
-    name: str
-    language: str
-    kind: str
+    name: Text
+    language: Text
+    kind: Literal["classification", "generation", "extraction", "code"]
     source: Source
-    template: str
-    target: str
-    metric: str
-    labels: tuple[str, ...]
-    label_of: Mapping[str, str]
-    max_new_tokens: int
-    caps: Limits
-    max_prompt_characters: int | None
-    max_target_characters: int | None
-    description: str
-    forbidden_words: tuple[str, ...] = ()
-    label_noise: float = 0.0
-    on_bad_item: str = "stop"
+    template: Text
+    target: Text
+    metric: Text
+    max_new_tokens: Count
+    labels: Names = ()
+    label_of: Mapping[str, str] = field(default_factory=dict)
+    caps: Limits = Limits()
+    max_prompt_characters: Count | None = None
+    max_target_characters: Count | None = None
+    description: str = ""
+    forbidden_words: Names = ()
+    label_noise: Share = 0.0
+    on_bad_item: Literal["stop", "skip"] = "stop"
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ def learnt(place: Path) -> Path:
 def graphs_of_one_export() -> Iterator[None]:
     """All bundles here are of one adapter: its graphs are made once, which takes longest."""
     with pytest.MonkeyPatch.context() as patch:
-        made, export = [], writer.backbone_pair
-        patch.setattr(writer, "backbone_pair", lambda adapter: (made or made.append(export(adapter)) or made)[0])
+        made, export = [], writer.backbone_graph
+        patch.setattr(writer, "backbone_graph", lambda adapter: (made or made.append(export(adapter)) or made)[0])
         yield
 
 

@@ -27,18 +27,16 @@ from himalaya_adapter.deploy.bundle.runner.manifest import (
     open_bundle,
     sha256,
 )
-from himalaya_adapter.deploy.graph_pairs import backbone_pair
+from himalaya_adapter.deploy.graph_pairs import backbone_graph, write_graphs
 from himalaya_adapter.deploy.neutral_prompt import neutral_prompt
 from himalaya_adapter.deploy.onnx.export import load_for_onnx
-from himalaya_adapter.deploy.quantisation import PRECISIONS, quantise, save_sharing, tensor_hashes
+from himalaya_adapter.deploy.quantisation import PRECISIONS
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.evaluation.generation import GREEDY
 from himalaya_adapter.storage import IN_USE, in_use, whole_folder, write_json
 from himalaya_adapter.streams.encoding import encode_prompt
 
 logger = logging.getLogger(__name__)
-GRAPHS = {"base": "base.onnx", "adapted": "adapted.onnx"}
-WEIGHTS = "weights.bin"
 README = "README.md"
 NEW_TOKENS = 16
 MOST_START_TOKENS = 8  # a tokenizer adds one or none
@@ -69,14 +67,11 @@ def export_bundle(
     if in_use(output):
         raise HimalayaError(IN_USE.format(output))
     adapter = load_for_onnx(folder, tasks, backbone=backbone)
-    loaded, pair = adapter.loaded, backbone_pair(adapter)
+    loaded, graph = adapter.loaded, backbone_graph(adapter)
     tokens = neutral_prompt(loaded.tokenizer)
     references = torch_answers(loaded, adapter.tasks, tokens)
     with whole_folder(output) as place:
-        weights = tensor_hashes(pair.base)
-        graphs = {"base": pair.base, "adapted": pair.adapted}
-        quantised = {place / GRAPHS[name]: quantise(graph, precision, weights) for name, graph in graphs.items()}
-        save_sharing(quantised, place / WEIGHTS)
+        graphs = write_graphs(graph, precision, place)
         loaded.tokenizer.backend_tokenizer.save(str(place / "tokenizer.json"))
         source = Path(runner.__file__).parent
         shutil.copytree(source, place / source.name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -91,7 +86,7 @@ def export_bundle(
             "start_tokens": encode_prompt(loaded.tokenizer, "", MOST_START_TOKENS),
             "end_tokens": _end_tokens(loaded),
             "positions": getattr(loaded.model.config, "max_position_embeddings", None),
-            "graphs": GRAPHS,
+            "graphs": {name: path.name for name, path in graphs.items()},
         }
         manifest["check"] = _write_answers(Bundle(place, manifest), tokens, references)
         files = sorted(path for path in place.rglob("*") if path.is_file())

@@ -7,6 +7,7 @@ from typing import Any, cast
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript.rewriter import RewriteRule, rewrite
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -17,8 +18,12 @@ from himalaya_adapter.methods.himalaya import StreamLayer
 
 from .operator import DOMAIN
 from .update import ExportedUpdate
-from .writing import PAST_PREFIX, PRESENT_PREFIX, export_module, name_dimensions
+from .writing import PAST_PREFIX, PRESENT_PREFIX, export_module
 
+# ONNX Runtime has one kernel for a norm in this form.
+NORM = RewriteRule(
+    lambda op, x, v: op.Mul(x, op.Reciprocal(op.Sqrt(v))), lambda op, x, v: op.Div(x, op.Sqrt(v)), name="norm"
+)
 # Of the examples that are exported; different, so that no dimension is taken for another.
 BATCH, LENGTH, PAST = 2, 3, 5
 
@@ -89,7 +94,12 @@ def decoder_graph(model: PreTrainedModel, update: ExportedUpdate, opset: int) ->
         "task": torch.zeros(BATCH, dtype=torch.long),
         "past": [torch.randn(BATCH, heads, PAST, head_width) for _ in range(2 * layers)],
     }
-    dynamic = {"inputs": (0, 1), "attention_mask": (0, 1), "task": (0,), "past": (0, 2)}
+    dynamic = {
+        "inputs": {0: "batch", 1: "sequence"},
+        "attention_mask": {0: "batch", 1: "past + sequence"},
+        "task": {0: "batch"},
+        "past": {0: "batch", 2: "past"},
+    }
     caches = [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
     names = (
         [graph.argument, "attention_mask", "task", *(PAST_PREFIX + one for one in caches)],
@@ -101,15 +111,7 @@ def decoder_graph(model: PreTrainedModel, update: ExportedUpdate, opset: int) ->
         exported = export_module(graph, inputs, dynamic, names, opset)
     finally:
         model.set_attn_implementation(attention)
-    dimensions = {
-        graph.argument: {0: "batch", 1: "sequence"},
-        "attention_mask": {0: "batch", 1: "past + sequence"},
-        "task": {0: "batch"},
-        **{PAST_PREFIX + one: {0: "batch", 2: "past"} for one in caches},
-    }
-    name_dimensions(exported, dimensions)
-    _divide_by_roots(exported)
-    return exported
+    return rewrite(exported, [NORM])
 
 
 def without_adapter(model: ir.Model) -> ir.Model:
@@ -122,28 +124,9 @@ def without_adapter(model: ir.Model) -> ir.Model:
         unchanged = cast(ir.Value, node.inputs[0])
         ir.convenience.replace_all_uses_with(node.outputs[0], unchanged, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
-    RemoveUnusedNodesPass()(model)
     model.graph.inputs[:] = [value for value in model.graph.inputs if value.name != "task"]
-    for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
-        del model.graph.initializers[name]
+    RemoveUnusedNodesPass()(model)
     return model
-
-
-def _divide_by_roots(model: ir.Model) -> None:
-    """Write ``x * (1 / sqrt(v))`` as ``x / sqrt(v)``: the form of a norm that ONNX Runtime has one kernel for."""
-    for inverse in [node for node in model.graph if node.op_type == "Reciprocal"]:
-        root = inverse.inputs[0]
-        source = root.producer() if root is not None else None
-        if source is None or source.op_type != "Sqrt":
-            continue
-        for use in [use for use in inverse.outputs[0].consumers() if use.op_type == "Mul"]:
-            (scaled,) = (value for value in use.inputs if value is not inverse.outputs[0])
-            quotient = ir.node("Div", [scaled, root])
-            quotient.outputs[0].shape, quotient.outputs[0].type = use.outputs[0].shape, use.outputs[0].type
-            model.graph.insert_before(use, quotient)
-            ir.convenience.replace_all_uses_with(use.outputs[0], quotient.outputs[0])
-            model.graph.remove(use, safe=True)
-    ir.passes.common.RemoveUnusedNodesPass()(model)
 
 
 @contextmanager

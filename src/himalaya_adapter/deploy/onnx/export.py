@@ -1,9 +1,9 @@
 """A run's adapter as ONNX graphs in a folder."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import onnx_ir as ir
 import torch
@@ -17,15 +17,25 @@ from himalaya_adapter.storage import IN_USE, in_use, whole_folder, write_json
 from .decoder_graph import decoder_graph, standing_in, without_adapter
 from .parity import Case, check_parity, compare, decoder_cases, open_session
 from .update import ExportedUpdate, vectors_cases, vectors_graph
-from .writing import check_opset, finish, function_free, write_function_free, write_model
+from .writing import METADATA_PREFIX, check_opset, finish, function_free, write_function_free, write_model
 
 DEFAULT_OPSET = 18
 PARITY_FILE, ADAPTER_FILE = "parity.json", "adapter.onnx"
-ADAPTED_FILE, BASE_FILE, MODEL_WEIGHTS = "model.onnx", "model_base.onnx", "model_weights.bin"
 PARITY_TOKENS = 64
 
 Graph = Literal["adapter", "model"]
 Parity = dict[str, dict[str, dict[str, float]]]
+
+
+class PairFiles(NamedTuple):
+    """Names of a graph with the adapter, of the same without it, and of the file with the weights of both."""
+
+    adapted: str
+    base: str
+    weights: str
+
+
+FILES = PairFiles("model.onnx", "model_base.onnx", "model_weights.bin")
 
 
 @dataclass(frozen=True)
@@ -130,27 +140,28 @@ def _write_model(adapter: OnnxAdapter, place: Path, opset: int) -> Parity:
     model, tasks = adapter.loaded.model, adapter.tasks
     with standing_in(model, adapter.update) as inner:
         graph = decoder_graph(inner, adapter.update, opset)
-    write_pair(graph, adapter.metadata, place)
+    write_pair(finish(graph, adapter.metadata), place, FILES)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (1, PARITY_TOKENS), generator=generator)
     names = ("input_ids", "logits")
     found = _compared(
-        ADAPTED_FILE, place, decoder_cases(model, len(tasks), tokens, names, lambda row: model.set_task(tasks[row]))
+        FILES.adapted, place, decoder_cases(model, len(tasks), tokens, names, lambda row: model.set_task(tasks[row]))
     )
     with model.disable_adapter():
         cases = decoder_cases(model, 2, tokens, names, lambda row: None)
-    return found | {BASE_FILE: compare(open_session(place / BASE_FILE), cases)}
+    return found | {FILES.base: compare(open_session(place / FILES.base), cases)}
 
 
 WRITERS: dict[Graph, Callable[[OnnxAdapter, Path, int], Parity]] = {"adapter": _write_adapter, "model": _write_model}
 GRAPHS: tuple[Graph, ...] = tuple(WRITERS)
 
 
-def write_pair(graph: ir.Model, metadata: Mapping[str, Any], place: Path) -> None:
-    """Write a decoder's graph with the adapter and without it, on one file of weights."""
-    write_model(finish(graph, metadata), place / ADAPTED_FILE, MODEL_WEIGHTS)
-    base = without_adapter(ir.load(place / ADAPTED_FILE))  # its large tensors stay in the file of weights
-    write_model(finish(base, {"backbone": metadata["backbone"]}), place / BASE_FILE)
+def write_pair(adapted: ir.Model, place: Path, files: PairFiles) -> None:
+    """Write a finished graph of a decoder with the adapter, and the same without it, on one file of weights."""
+    write_model(adapted, place / files.adapted, files.weights)
+    base = without_adapter(ir.load(place / files.adapted))  # its large tensors stay in the file of weights
+    backbone = adapted.metadata_props[f"{METADATA_PREFIX}backbone"]
+    write_model(finish(base, {"backbone": backbone}), place / files.base)
 
 
 def _compared(file: str, place: Path, cases: Sequence[Case]) -> Parity:

@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx import inliner
+from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 
 from himalaya_adapter.errors import HimalayaError
@@ -22,6 +23,9 @@ EXTERNAL_FROM_BYTES = 4096
 METADATA_PREFIX = "himalaya."
 PAST_PREFIX, PRESENT_PREFIX = "past_key_values.", "present."
 NEWEST_OPSET = 23
+CLEANING = ir.passes.Sequential(
+    passes.RemoveUnusedFunctionsPass(), passes.RemoveUnusedOpsetsPass(), passes.ClearMetadataAndDocStringPass()
+)
 
 
 def check_opset(opset: int) -> None:
@@ -39,7 +43,7 @@ def check_opset(opset: int) -> None:
 def export_module(
     module: nn.Module,
     inputs: Mapping[str, Tensor | Sequence[Tensor]],
-    dynamic: Mapping[str, Sequence[int]],
+    dynamic: Mapping[str, Mapping[int, str]],
     names: tuple[Sequence[str], Sequence[str]],
     opset: int,
 ) -> ir.Model:
@@ -48,14 +52,14 @@ def export_module(
     Args:
         module: Exported in evaluation mode.
         inputs: An example of each argument.
-        dynamic: The dimensions of each argument, or of each tensor in it, that may differ at run time.
+        dynamic: The dimensions of each argument, or of each tensor in it, that may differ at run time, with names.
         names: Of the graph's inputs and outputs.
         opset: Of the graph.
     """
-    shapes: dict[str, Any] = {}
-    for name, example in inputs.items():
-        axes = dict.fromkeys(dynamic[name], torch.export.Dim.DYNAMIC)
-        shapes[name] = axes if isinstance(example, Tensor) else [axes for _ in example]
+    shapes = {
+        name: dynamic[name] if isinstance(example, Tensor) else [dynamic[name] for _ in example]
+        for name, example in inputs.items()
+    }
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)  # it misses torchvision, which nothing here uses
@@ -79,25 +83,6 @@ def export_module(
     return program.model
 
 
-def name_dimensions(model: ir.Model, names: Mapping[str, Mapping[int, str]]) -> None:
-    """Give the free dimensions of a graph's inputs names that say what they are, wherever they occur in the graph.
-
-    Args:
-        model: Changed in place.
-        names: Of the dimensions of each input, by their position.
-    """
-    known: dict[str | None, str] = {}
-    for value in model.graph.inputs:
-        if value.shape is not None and value.name is not None:
-            for axis, name in names[value.name].items():
-                known[getattr(value.shape[axis], "value", None)] = name
-    values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
-    for value in values:
-        if value.shape is not None:
-            dimensions = [dim if isinstance(dim, int) else known.get(dim.value, dim) for dim in value.shape]
-            value.shape = ir.Shape(dimensions)
-
-
 def finish(model: ir.Model, metadata: Mapping[str, Any]) -> ir.Model:
     """Append the functions that the graph calls, and replace all that the exporter noted by ``metadata``.
 
@@ -108,49 +93,21 @@ def finish(model: ir.Model, metadata: Mapping[str, Any]) -> ir.Model:
         metadata: Texts, and values that are written as JSON, by name without the prefix ``himalaya.``.
     """
     opset = model.opset_imports[""]
-    if any(node.domain == DOMAIN for node in model.graph):
-        model.opset_imports[DOMAIN] = VERSION
-        for function in FUNCTIONS:
-            proto = function.to_function_proto()
-            del proto.opset_import[:]
-            for entry in (("", opset), (DOMAIN, VERSION)):
-                proto.opset_import.append(onnx.helper.make_opsetid(*entry))
-            proto.doc_string = ""
-            added = ir.serde.deserialize_function(proto)
-            model.functions[added.identifier()] = added
-    else:
-        model.opset_imports.pop(DOMAIN, None)
-    _keep_called(model)
-    model.doc_string = model.graph.doc_string = None
+    model.opset_imports[DOMAIN] = VERSION
+    for function in FUNCTIONS:
+        added = ir.serde.deserialize_function(function.to_function_proto())
+        added.opset_imports.update({"": opset, DOMAIN: VERSION})
+        model.functions[added.identifier()] = added
+    CLEANING(model)
+    model.doc_string = None
     model.metadata_props.clear()
-    parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for graph in parts:
-        graph.metadata_props.clear()
-        values = [*graph.inputs, *(graph.initializers.values() if isinstance(graph, ir.Graph) else ())]
-        for node in graph.all_nodes():
-            node.metadata_props.clear()
-            node.doc_string = None
-            values += node.outputs
-        for value in values:
-            value.metadata_props.clear()
-            value.doc_string = None
+    for value in ir.convenience.create_value_mapping(model.graph).values():
+        value.metadata_props.clear()
+        value.doc_string = None
     for name, content in metadata.items():
         model.metadata_props[METADATA_PREFIX + name] = content if isinstance(content, str) else json.dumps(content)
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     return model
-
-
-def _keep_called(model: ir.Model) -> None:
-    called: set[Any] = set()
-    waiting: list[Iterable[ir.Node]] = [model.graph.all_nodes()]
-    while waiting:
-        for node in waiting.pop():
-            key = node.op_identifier()
-            if key in model.functions and key not in called:
-                called.add(key)
-                waiting.append(model.functions[key].all_nodes())
-    for key in [key for key in model.functions if key not in called]:
-        del model.functions[key]
 
 
 def write_model(model: ir.Model, path: Path, weights: str | None = None) -> None:

@@ -104,16 +104,21 @@ def compare(openings: Sequence[Mapping[str, Array]], base: str) -> dict[str, dic
 
 def device() -> dict[str, Any]:
     """What the machine says it is, and what ran on it. Nothing is guessed."""
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "machine": DEVICE_TREE.read_text().strip("\0\n ") if DEVICE_TREE.is_file() else platform.machine(),
         "cpu": _cpu_model(),
-        "cores": len(affinity(0)) if affinity is not None else os.cpu_count(),
+        "cores": cpus(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "onnxruntime": onnxruntime.__version__,
         "date": datetime.now(timezone.utc).date().isoformat(),  # noqa: UP017  (a bundle's Python may be old)
     }
+
+
+def cpus() -> int:
+    """How many CPUs this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _cpu_model() -> str:

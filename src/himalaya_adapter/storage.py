@@ -70,6 +70,15 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def delete_folder(path: Path) -> None:
+    """Delete a folder, if it is there; a process killed meanwhile leaves none of it under its name."""
+    rubbish = path.with_name(f".{path.name}.deleted")
+    shutil.rmtree(rubbish, ignore_errors=True)  # of such a process
+    if path.is_dir():
+        path.rename(rubbish)
+        shutil.rmtree(rubbish)
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write ``content`` (text as UTF-8) to ``path`` so that a reader sees the old file or the whole new one."""
     with beside(path) as temporary:

@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from himalaya_adapter.streams.encoding import encode_prompt
+from himalaya_adapter.streams.task import Item
+
+PROMPTS_AT_ONCE = 64
+
 
 @contextmanager
 def reading(model: nn.Module) -> Iterator[None]:
@@ -61,6 +66,12 @@ def batches(sequences: Sequence[list[int]], batch_size: int, padding: int, devic
         rows = [[padding] * (width - len(sequences[i])) + sequences[i] for i in indices]
         mask = [[0] * (width - len(sequences[i])) + [1] * len(sequences[i]) for i in indices]
         yield Batch(indices, torch.tensor(rows, device=device), torch.tensor(mask, device=device))
+
+
+def prompt_batches(tokenizer: Any, items: Sequence[Item], max_length: int, device: torch.device) -> Iterator[Batch]:
+    """The prompts of items in batches; those of more than ``max_length`` tokens lose their beginning."""
+    prompts = [encode_prompt(tokenizer, item.prompt, max_length, chat=item.chat) for item in items]
+    return batches(prompts, PROMPTS_AT_ONCE, padding_token(tokenizer), device)
 
 
 def padding_token(tokenizer: Any) -> int:

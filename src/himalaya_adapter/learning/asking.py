@@ -12,10 +12,10 @@ from himalaya_adapter.deploy.answering import AUTO, answer, choose_task
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
 from himalaya_adapter.streams import Task
+from himalaya_adapter.training.progress import stage
 
 from .adapter_store import AdapterStore
 from .data import UNLIMITED, Form, chat_prompt, read_data, read_rows
-from .progress import stage
 
 ITEMS_AT_ONCE = 16
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from peft import PeftModel
 from rapidfuzz.distance import OSA
-from transformers import PrinterCallback, TrainerState
+from transformers import TrainerState
 
 from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.backbones.shape import sizes_of
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.evaluation.batching import batches
 from himalaya_adapter.evaluation.scoring import TaskScore
 from himalaya_adapter.experiments.run_config import TrainingConfig
 from himalaya_adapter.methods.construction import adapt
@@ -24,23 +23,20 @@ from himalaya_adapter.methods.himalaya.tasks import normalised
 from himalaya_adapter.methods.prompted import embedding_width, hidden_width
 from himalaya_adapter.storage import read_json, write_json
 from himalaya_adapter.streams import Item, Task
-from himalaya_adapter.streams.encoding import encode_prompt
 from himalaya_adapter.training.arguments import training_arguments
-from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer
 from himalaya_adapter.training.callback import StreamCallback, seconds_of_steps
 from himalaya_adapter.training.encoded_items import EncodedItems
-from himalaya_adapter.training.run_store import last_checkpoint
-from himalaya_adapter.training.stream_runner import OUT_OF_MEMORY, peak_memory_bytes
+from himalaya_adapter.training.memory import out_of_memory_told, peak_memory_bytes
+from himalaya_adapter.training.progress import stage
+from himalaya_adapter.training.task_training import train_task
 
 from .adapter_store import KEPT, AdapterStore, room, sized_config
 from .asking import score
 from .data import MOST_SCORED, UNLIMITED, Form, OwnData, hold_out, read_data, read_rows
-from .progress import stage
 
 DEFAULT_BACKBONE, DEFAULT_BUDGET_MB = "smollm2-135m", 2.5
 # A task of few items is seen several times, until it has been trained in about so many steps.
 USUAL_STEPS, MOST_EPOCHS = 100, 10
-PROMPTS_AT_ONCE = 64
 BEFORE = "before.json"
 
 
@@ -133,12 +129,8 @@ def learn(folder: Path, data: str, name: str, options: LearnOptions | None = Non
     rows = read_rows(data, options.split)
     with store.locked():
         learner = open_learner(store, options)
-        try:
+        with out_of_memory_told("try --batch-size 1, shorter rows, or a smaller backbone"):
             return learner.learn(rows, data, name)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not OUT_OF_MEMORY.search(str(error)):
-                raise
-            raise HimalayaError("out of memory: try --batch-size 1, shorter rows, or a smaller backbone") from error
 
 
 class Learner:
@@ -176,7 +168,6 @@ class Learner:
         self.store.begin({**identity, "adapter": self.store.weights_hash})
         before = self._before(task, known, checks)
         state = self.train(task, training)
-        self.method.end_task()
         after = self.score(task, f"scoring {name}")
         changes = [Change(name, after.metric, after.n, before[name], after.score)]
         changes += [self._change(one, before[one.name]) for one in checks]
@@ -281,28 +272,14 @@ class Learner:
         )
 
     def train(self, task: Task, training: TrainingConfig) -> TrainerState:
-        """Train on the items of a task; the method's ``end_task`` is the caller's."""
-        length = self.context or UNLIMITED
-        examples = EncodedItems(self.tokenizer, [task], length)
-        self.method.start_task(task.name)
-        prompts = [encode_prompt(self.tokenizer, item.prompt, length, chat=item.chat) for item in task.train]
-        for batch in batches(prompts, PROMPTS_AT_ONCE, self.tokenizer.pad_token_id, self.model.device):
-            self.method.observe_prompts(batch.input_ids, batch.attention_mask)
+        """Learn a task from its items, from its start to its end."""
+        examples = EncodedItems(self.tokenizer, [task], self.context or UNLIMITED)
         arguments = training_arguments(training, task.name, 0, len(examples), self.store.checkpoints)
         with stage(f"learning {task.name}") as advance:
-            trainer = AnswerTrainer(
-                model=self.model,
-                args=arguments,
-                train_dataset=examples,
-                data_collator=AnswerCollator(self.tokenizer.pad_token_id),
-                processing_class=self.tokenizer,
-                callbacks=[_LearnCallback(task.name, lambda state, _: advance(state.global_step, state.max_steps))],
-            )
-            trainer.remove_callback(PrinterCallback)
-            checkpoint = last_checkpoint(self.store.checkpoints)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            callback = _LearnCallback(task.name, lambda state, _: advance(state.global_step, state.max_steps))
+            trained = train_task(self.model, self.tokenizer, task, examples, arguments, callback)
         self.model.eval()
-        return trainer.state
+        return trained.state
 
 
 class _LearnCallback(StreamCallback):

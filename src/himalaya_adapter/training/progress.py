@@ -1,16 +1,37 @@
-"""What is told while a stream is learnt: one bar in a terminal; elsewhere a line for each task and now and then."""
+"""How far something is, and how long it still takes: a bar in a terminal; elsewhere a line now and then."""
 
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 logger = logging.getLogger(__name__)
 EVERY = 25  # steps of a task from one line to the next
+SECONDS_BETWEEN_LINES = 15.0
+Advance = Callable[[int, int], None]
+
+
+class TimeLeft:
+    """How long something still takes, by how fast it has been since this was made.
+
+    Args:
+        done: What was done by then.
+    """
+
+    def __init__(self, done: float = 0.0) -> None:
+        self.started, self.done = time.monotonic(), done
+
+    def __call__(self, done: float, whole: float) -> str:
+        """The time left as the end of a sentence; nothing where that cannot be said."""
+        if not self.done < done < whole:
+            return ""
+        seconds = (time.monotonic() - self.started) * (whole - done) / (done - self.done)
+        return f", {timedelta(seconds=round(seconds))} left"
 
 
 class StreamProgress:
@@ -29,12 +50,12 @@ class StreamProgress:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
         self.bar = Progress(*columns, console=Console(stderr=True), disable=not (self.shown and self.in_terminal))
         self.whole = self.bar.add_task("frozen model", total=sum(items) or None)
-        self.started: tuple[float, float] | None = None  # when, and what was done by then
+        self.left: TimeLeft | None = None
 
     def begin(self, index: int) -> None:
         """A task is about to be learnt."""
-        if self.started is None:
-            self.started = time.monotonic(), float(sum(self.items[:index]))
+        if self.left is None:
+            self.left = TimeLeft(sum(self.items[:index]))
         self._say(f"{self._name(index)}: learning {self.items[index]} items")
 
     def step(self, index: int, step: int, steps: int, loss: float) -> None:
@@ -55,11 +76,8 @@ class StreamProgress:
 
     def _move(self, index: int, share: float) -> str:
         """Move the bar to a share of a task; returns the time left as the end of a sentence."""
-        whole, done = sum(self.items), sum(self.items[:index]) + share * self.items[index]
-        left = ""
-        if self.started is not None and self.started[1] < done < whole:
-            seconds = (time.monotonic() - self.started[0]) * (whole - done) / (done - self.started[1])
-            left = f", {timedelta(seconds=round(seconds))} left"
+        done = sum(self.items[:index]) + share * self.items[index]
+        left = self.left(done, sum(self.items)) if self.left else ""
         self.bar.update(self.whole, completed=done, description=self._name(index) + left)
         return left
 
@@ -68,3 +86,23 @@ class StreamProgress:
             self.bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         elif self.shown:
             logger.info(line)
+
+
+@contextmanager
+def stage(what: str) -> Iterator[Advance]:
+    """A stage of a command; call what it gives with the number done and the number of all."""
+    console, left, said = Console(stderr=True), TimeLeft(), time.monotonic()
+    shown = console.is_terminal or console.is_jupyter
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
+        line = bar.add_task(what, total=None)
+
+        def advance(done: int, total: int) -> None:
+            nonlocal said
+            told = left(done, total)
+            bar.update(line, completed=done, total=total, description=what + told)
+            if told and not shown and time.monotonic() - said > SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                logger.info("%s: %d of %d%s", what, done, total, told)
+
+        yield advance

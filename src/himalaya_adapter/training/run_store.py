@@ -17,7 +17,7 @@ from himalaya_adapter.evaluation.item_scores import check_score
 from himalaya_adapter.experiments.keys import first_difference
 from himalaya_adapter.identity import is_complete, mark_complete, opened, sealed
 from himalaya_adapter.methods.packed_adapter import PACKED_FILE
-from himalaya_adapter.storage import make_readable, one_process, read_json, write_atomic, write_json
+from himalaya_adapter.storage import delete_folder, make_readable, one_process, read_json, write_atomic, write_json
 from himalaya_adapter.training.online_ewc import EWC_FILE
 
 logger = logging.getLogger(__name__)
@@ -73,11 +73,8 @@ class RunStore:
         Raises:
             HimalayaError: The data or the backbone is no longer what the folder was begun with.
         """
-        shutil.rmtree(self._rubbish, ignore_errors=True)  # of a process that was killed while it deleted
-        if self.overwrite and self.folder.is_dir():
-            # Renamed first: a process killed while it deletes must not leave half a run under the run's name.
-            self.folder.rename(self._rubbish)
-            shutil.rmtree(self._rubbish)
+        if self.overwrite:
+            delete_folder(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -98,10 +95,6 @@ class RunStore:
         write_json(path, environment)
         shutil.rmtree(self.unfinished_adapter, ignore_errors=True)
         self._write_events()  # a process killed right after a task's record has not written its event
-
-    @property
-    def _rubbish(self) -> Path:
-        return self.folder.with_name(f".{self.folder.name}.deleted")
 
     @property
     def unfinished_adapter(self) -> Path:

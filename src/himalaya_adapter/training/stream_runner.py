@@ -1,10 +1,7 @@
 """Learns a stream task by task, scores after each, and can be killed and started again at any moment."""
 
 import logging
-import re
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -18,7 +15,7 @@ from accelerate import PartialState
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PrinterCallback, TrainerState
+from transformers import TrainerState, TrainingArguments
 
 from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.budget import check_budget
@@ -37,10 +34,11 @@ from himalaya_adapter.streams import Limits, Stream, Task, load_stream
 from himalaya_adapter.streams.encoding import count_truncated
 from himalaya_adapter.streams.plain_text import held_out_text
 from himalaya_adapter.training.arguments import training_arguments
-from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer, answer_log_likelihoods
+from himalaya_adapter.training.batches import AnswerCollator, answer_log_likelihoods
 from himalaya_adapter.training.callback import StreamCallback, loss_curve, seconds_of_steps, step_losses
 from himalaya_adapter.training.encoded_items import EncodedItems
 from himalaya_adapter.training.environment import describe_environment
+from himalaya_adapter.training.memory import out_of_memory_told, peak_memory_bytes
 from himalaya_adapter.training.online_ewc import FISHER_ITEMS, OnlineEWC
 from himalaya_adapter.training.preconditions import announce, check_backbone, check_packages, check_stream
 from himalaya_adapter.training.progress import StreamProgress
@@ -52,18 +50,20 @@ from himalaya_adapter.training.protocols import (
     protocol_of,
     tasks_learnt_at,
 )
-from himalaya_adapter.training.run_store import ADAPTER_FILE, BEFORE, RunStore, last_checkpoint, stored_bytes
+from himalaya_adapter.training.run_store import ADAPTER_FILE, RunStore, stored_bytes
 from himalaya_adapter.training.stream_scores import StreamScores
 from himalaya_adapter.training.summary import summarise
-from himalaya_adapter.training.task_callback import noted_events
+from himalaya_adapter.training.task_training import train_task
 from himalaya_adapter.training.trackers import Trackers
 
 logger = logging.getLogger(__name__)
-CALIBRATION_ITEMS = 16
 DRIFT_TOKENS = 128
 # The other processes wait while the first one scores; one that has died is torchrun's to notice.
 PATIENCE = timedelta(days=7)
-OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
+LESS_MEMORY = (
+    "lower training.batch_size and raise training.grad_accum_steps, set training.gradient_checkpointing=true, or "
+    "lower evaluation.eval_batch_size, under a new run_id"
+)
 AfterTask = Callable[[list[list[float | None]]], None]
 
 
@@ -125,16 +125,8 @@ def run_stream(
         if processes.is_main_process:
             store.begin(describe_environment(config.training.seed, stream, backbone))
         processes.wait_for_everyone()
-        try:
+        with out_of_memory_told(LESS_MEMORY):
             StreamRunner(config, store, stream, backbone, model).run(after_task)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not OUT_OF_MEMORY.search(str(error)):
-                raise
-            raise HimalayaError(
-                f"out of memory ({str(error).splitlines()[0]}): lower training.batch_size and raise "
-                "training.grad_accum_steps, set training.gradient_checkpointing=true, or lower "
-                "evaluation.eval_batch_size, under a new run_id"
-            ) from error
         processes.wait_for_everyone()
     return folder
 
@@ -156,15 +148,18 @@ class StreamRunner:
         self, config: RunConfig, store: RunStore, stream: Stream, backbone: Backbone, model: PeftModel
     ) -> None:
         self.config = config
+        self.max_length = config.dataset.max_seq_length
         self.store = store
         self.stream = stream
         self.tokenizer = backbone.tokenizer
         self.model = model
         self.method = continual(model)
-        self.scores = StreamScores(config, store, stream, backbone.tokenizer, model)
         self.processes = PartialState()
-        self.fresh: dict[str, Tensor] = {}  # what every task of the protocol `independent` starts from
         self.protocol = protocol_of(config)
+        self.scores = StreamScores(
+            store, stream, backbone.tokenizer, model, config.evaluation, self.max_length, self.protocol
+        )
+        self.fresh: dict[str, Tensor] = {}  # what every task of the protocol `independent` starts from
         if self.protocol == INDEPENDENT:
             self.fresh = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
         strength = config.model.adapter.ewc_lambda
@@ -179,20 +174,16 @@ class StreamRunner:
 
     def run(self, after_task: AfterTask | None = None) -> None:
         """Learn what is not yet learned, score what is not yet scored, write the results."""
-        learned = self.store.learned()
+        learned = len(self.store.learned())
         if learned:
-            self._load_adapter(self.store.adapter_path(len(learned) - 1))
-        arguments = training_arguments(self.config.training, self.config.run_id, 0, 1, self.store.task_checkpoints(0))
-        self.trackers.begin(arguments, self.model)
+            self._load_adapter(self.store.adapter_path(learned - 1))
+        self.trackers.begin(self._arguments(0, 1), self.model)
         with self.progress.bar:
-            for index, _ in enumerate(self.stream.tasks):
-                self.scores.score(BEFORE, index)
+            self.scores.score_before()
             for index, task in enumerate(self.stream.tasks):
-                if index >= len(learned):
-                    self.progress.begin(index)
+                if index >= learned:
                     self._learn(index, task)
-                for seen in self.scores.columns(index):
-                    self.scores.score(index, seen)
+                self.scores.score_after(index)
                 self._tell(index)
                 if after_task is not None:
                     after_task(self.scores.matrix(index))
@@ -209,87 +200,66 @@ class StreamRunner:
 
     # Learning --------------------------------------------------------------------------------------------------
 
+    def _arguments(self, index: int, items: int) -> TrainingArguments:
+        checkpoints = self.store.task_checkpoints(index)
+        return training_arguments(self.config.training, self.config.run_id, index, items, checkpoints)
+
     def _learn(self, index: int, task: Task) -> None:
-        training = self.config.training
+        self.progress.begin(index)
         learnt = tasks_learnt_at(self.protocol, index, self.stream.tasks)
         if not learnt:
             self._record(index, {"steps": 0, "train_seconds": 0.0})
             return
         if self.protocol == INDEPENDENT:
             set_peft_model_state_dict(self.model, self.fresh)
-        examples = EncodedItems(self.tokenizer, learnt, self.config.dataset.max_seq_length)
-        collator = AnswerCollator(self.tokenizer.pad_token_id)
-        with self.processes.main_process_first():  # it deletes what is damaged
-            checkpoint = last_checkpoint(self.store.task_checkpoints(index))
-        first = collator(examples.first(CALIBRATION_ITEMS))
-        inputs: dict[str, Any] = {key: value.to(self.model.device) for key, value in first.items()}
-        inputs |= {"logits_to_keep": first["labels"].shape[1], "use_cache": False}
-        events = [{**event.as_dict(), "step": 0} for event in self.method.start_task(task.name, inputs)]
-        if self.method.recognises_tasks:
-            for batch in self.scores.prompts(task, "train"):
-                self.method.observe_prompts(batch.input_ids, batch.attention_mask)
+        examples = EncodedItems(self.tokenizer, learnt, self.max_length)
         before = sum(record["steps"] for record in self.store.learned())
 
         def told(state: TrainerState, logs: Mapping[str, float]) -> None:
             self.progress.step(index, state.global_step, state.max_steps, logs["loss"])
             self.trackers.log(logs, before + state.global_step)
 
-        trainer = AnswerTrainer(
-            model=self.model,
-            args=training_arguments(
-                training, self.config.run_id, index, len(examples), self.store.task_checkpoints(index)
-            ),
-            train_dataset=examples,
-            data_collator=collator,
-            processing_class=self.tokenizer,
-            callbacks=[StreamCallback(task.name, told)],
-            penalties=[*(self.ewc.penalties(self.model) if self.ewc else ()), self.method.penalty],
-        )
-        trainer.remove_callback(PrinterCallback)  # without a terminal it would fill standard output
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        # Mixed precision wraps `forward`. A run that is resumed after this task scores without that wrapper, so this
-        # one must too.
-        trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        events += noted_events(trainer.state)
-        events += [{**event.as_dict(), "step": trainer.state.global_step} for event in self.method.end_task()]
+        arguments, callback = self._arguments(index, len(examples)), StreamCallback(task.name, told)
+        trained = train_task(self.model, self.tokenizer, task, examples, arguments, callback, self.ewc)
         if self.packed:
             self.packed.round(self.model)
-        losses = step_losses(trainer.state)
-        record = {
-            "steps": trainer.state.global_step,
-            "resumed": checkpoint is not None,
-            "train_seconds": seconds_of_steps(trainer.state),
-            "skipped_steps": sum(event["event"] == SkippedStep.kind for event in events),
-            "loss_first": losses[0] if losses else None,
-            "loss_last": losses[-1] if losses else None,
-            "losses": loss_curve(losses),
-            **self.method.norm_certificate(),
-            **self.method.task_statistics(),
-            "stored_bytes_by_part": self.method.stored_bytes(),
-            "events": [{"index": index, "task": task.name, **event} for event in events],
-        }
-        if training.gradient_checkpointing:
-            self.model.gradient_checkpointing_disable()
+        seconds = seconds_of_steps(trained.state)
         if self.ewc:
             started = time.perf_counter()
+            collator = AnswerCollator(self.tokenizer.pad_token_id)
             self.ewc.consolidate(
                 self.model, answer_log_likelihoods(self.model, collator, examples.first(FISHER_ITEMS))
             )
-            record["train_seconds"] += time.perf_counter() - started
-        self._record(index, record)
+            seconds += time.perf_counter() - started
+        losses = step_losses(trained.state)
+        self._record(
+            index,
+            {
+                "steps": trained.state.global_step,
+                "resumed": trained.resumed,
+                "train_seconds": seconds,
+                "skipped_steps": sum(event["event"] == SkippedStep.kind for event in trained.events),
+                "loss_first": losses[0] if losses else None,
+                "loss_last": losses[-1] if losses else None,
+                "losses": loss_curve(losses),
+                **self.method.norm_certificate(),
+                **self.method.task_statistics(),
+                "stored_bytes_by_part": self.method.stored_bytes(),
+                "events": [{"index": index, "task": task.name, **event} for event in trained.events],
+            },
+        )
 
     def _truncated(self, task: Task) -> dict[str, int]:
         """How many prompts of a task lose their beginning, for it to be known how much of the task is seen."""
-        length, scored = self.config.dataset.max_seq_length, self.config.evaluation.split
         counts = {
-            split: count_truncated(self.tokenizer, task.split(split), length, with_targets=split == "train")
-            for split in ("train", scored)
+            split: count_truncated(self.tokenizer, task.split(split), self.max_length, with_targets=split == "train")
+            for split in ("train", self.config.evaluation.split)
         }
         if any(counts.values()):
             found = ", ".join(f"{count} of {len(task.split(split))} in {split}" for split, count in counts.items())
             logger.warning(
                 "task %s: prompts of more than dataset.max_seq_length=%d tokens lose their beginning: %s",
-                *(task.name, length, found),
+                *(task.name, self.max_length, found),
             )
         return counts
 
@@ -348,11 +318,3 @@ class StreamRunner:
         write_item_scores(self.store.folder, self.scores.item_scores())
         write_json(self.store.folder / "samples.json", {"tasks": self.scores.samples()})
         write_json(self.store.folder / "metrics.json", metrics)  # last: its presence says that the run is finished
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held: on the accelerator if there is one, else resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,9 +1,8 @@
 """Scores of a stream's tasks: before training, after each task, and at the end without labels and as released."""
 
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,64 +10,69 @@ from accelerate import PartialState
 from peft import PeftModel
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.evaluation.batching import Batch, batches, padding_token
+from himalaya_adapter.evaluation.batching import prompt_batches
 from himalaya_adapter.evaluation.metrics import rows_to_measure
 from himalaya_adapter.evaluation.score_cache import ScoreCache, file_hashes
 from himalaya_adapter.evaluation.scoring import evaluate_task
-from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.experiments.run_config import EvaluationConfig
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.release import has_release, save_release
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams import Stream, Task
-from himalaya_adapter.streams.encoding import encode_prompt
-from himalaya_adapter.training.protocols import SEQUENTIAL, protocol_of, row_of_score
+from himalaya_adapter.training.protocols import SEQUENTIAL, row_of_score
 from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore
 
-PROMPTS_AT_ONCE = 64
 PROMPT_SHOWN = 600  # characters of a sample's prompt, its end
 CACHE = ".scores"  # in the results folder, for all of its runs
 # What environment.json says beside the machine, the versions and the backbone.
 OF_THE_RUN = ("seed", "tasks", "data_hashes")
 
 
+@dataclass
 class StreamScores:
     """Scores one adapted model on the tasks of one stream; what is stored, by this run or another, is not computed.
 
     Of several processes the first one scores while the others wait.
 
     Args:
-        config: The run.
-        store: Its folder.
+        store: The run's folder.
         stream: The tasks.
         tokenizer: The backbone's.
         model: The backbone with its adapter.
+        evaluation: How a task is scored.
+        max_length: The most tokens of a prompt.
+        protocol: What the adapter learns when (`protocol_of`).
     """
 
-    def __init__(self, config: RunConfig, store: RunStore, stream: Stream, tokenizer: Any, model: PeftModel) -> None:
-        self.config = config
-        self.store = store
-        self.stream = stream
-        self.tokenizer = tokenizer
-        self.model = model
-        self.method = continual(model)
-        self.protocol = protocol_of(config)
-        self.measured = rows_to_measure(config.evaluation.rows, len(stream.tasks))
-        settings = {
-            "batch_size": config.evaluation.eval_batch_size,
-            "max_length": config.dataset.max_seq_length,
-            "backbone": config.model.backbone.name,
-            "quantisation": config.model.backbone.quantisation,
-            "environment": {
-                key: value
-                for key, value in read_json(store.folder / "environment.json").items()
-                if key not in OF_THE_RUN
-            },
-        }
-        self.cache = ScoreCache(store.folder.parent / CACHE, settings)
+    store: RunStore
+    stream: Stream
+    tokenizer: Any
+    model: PeftModel
+    evaluation: EvaluationConfig
+    max_length: int
+    protocol: str
 
-    def columns(self, row: int) -> list[int]:
-        """The tasks to score after training through task ``row``: all so far, or only the one just learnt."""
-        return list(range(row + 1)) if row in self.measured else [row]
+    def __post_init__(self) -> None:
+        self.method = continual(self.model)
+        self.measured = rows_to_measure(self.evaluation.rows, len(self.stream.tasks))
+        environment = read_json(self.store.folder / "environment.json")
+        settings = {
+            "batch_size": self.evaluation.eval_batch_size,
+            "max_length": self.max_length,
+            "backbone": self.store.config["model"]["backbone"],
+            "environment": {key: value for key, value in environment.items() if key not in OF_THE_RUN},
+        }
+        self.cache = ScoreCache(self.store.folder.parent / CACHE, settings)
+
+    def score_before(self) -> None:
+        """Score all tasks before training."""
+        for index, _ in enumerate(self.stream.tasks):
+            self.score(BEFORE, index)
+
+    def score_after(self, row: int) -> None:
+        """Score the tasks after training through task ``row``: all so far, or only the one just learnt."""
+        for index in range(row + 1) if row in self.measured else [row]:
+            self.score(row, index)
 
     def score(self, row: int | str, index: int) -> None:
         """Score task ``index`` after training through task ``row``, or before all training."""
@@ -77,7 +81,7 @@ class StreamScores:
             return
         known = self.store.score(row_of_score(self.protocol, row, index), index) if isinstance(row, int) else None
         if known is None:
-            identity = self.cache.identity(task, self._answers(row, task), self.config.evaluation.split)
+            identity = self.cache.identity(task, self._answers(row, task), self.evaluation.split)
             known = self.cache.read(identity)
         if known is not None:
             self.store.write_score(row, index, {**known, "reused": True})
@@ -104,7 +108,9 @@ class StreamScores:
                 started = time.perf_counter()
                 found = [
                     name
-                    for batch in self.prompts(task, self.config.evaluation.split)
+                    for batch in prompt_batches(
+                        self.tokenizer, task.split(self.evaluation.split), self.max_length, self.model.device
+                    )
                     for name, _ in self.method.infer_task(batch.input_ids, names, batch.attention_mask)
                 ]
                 self.method.set_task(None)
@@ -150,16 +156,10 @@ class StreamScores:
             answers = zip(*(score.get("answers", ()) for score in scores), strict=False)  # old scores have none
             items = [
                 {"prompt": item.prompt[-PROMPT_SHOWN:], "target": item.target, "answers": list(of_item)}
-                for item, of_item in zip(task.split(self.config.evaluation.split), answers, strict=False)
+                for item, of_item in zip(task.split(self.evaluation.split), answers, strict=False)
             ]
             found.append({"task": task.name, "items": items})
         return found
-
-    def prompts(self, task: Task, split: str) -> Iterator[Batch]:
-        """The prompts of one of a task's splits, in batches."""
-        length = self.config.dataset.max_seq_length
-        prompts = [encode_prompt(self.tokenizer, item.prompt, length) for item in task.split(split)]
-        return batches(prompts, PROMPTS_AT_ONCE, padding_token(self.tokenizer), self.model.device)
 
     def _answers(self, row: int | str, task: Task) -> dict[str, str] | None:
         """Hashes of what answers a task in a row: of the task alone, where no other task can change its answers."""
@@ -191,8 +191,8 @@ class StreamScores:
                 self.model,
                 self.tokenizer,
                 task,
-                split=self.config.evaluation.split,
-                batch_size=self.config.evaluation.eval_batch_size,
-                max_length=self.config.dataset.max_seq_length,
+                split=self.evaluation.split,
+                batch_size=self.evaluation.eval_batch_size,
+                max_length=self.max_length,
             )
         )

@@ -3,7 +3,6 @@
 import json
 import shutil
 import threading
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from himalaya_adapter.cli import main
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.search import run_search
-from himalaya_adapter.search.journal import open_journal
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams.splits import split_of
 from himalaya_adapter.training import run_stream
@@ -38,8 +36,7 @@ def outcomes(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def open_study(folder: Path) -> optuna.Study:
-    storage = open_journal(folder / "study.journal", folder.with_name(f".{folder.name}.locks") / "journal.lock")
-    return optuna.load_study(study_name="lora", storage=storage)
+    return optuna.load_study(study_name="lora", storage=f"sqlite:///{folder / 'study.db'}")
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +90,12 @@ def test_a_finished_search_runs_nothing(
 ) -> None:
     caplog.set_level("INFO")
     before = {path: path.stat().st_mtime_ns for path in (uninterrupted / "trials").rglob("*")}
-    journal = (uninterrupted / "study.journal").read_bytes()
+    study = (uninterrupted / "study.db").read_bytes()
     assert main([*words, f"results_dir={uninterrupted.parent}"]) == 0
     assert "is finished: 6 trials" in caplog.text
     assert capsys.readouterr().out.strip() == str(uninterrupted / "report.html")
     assert {path: path.stat().st_mtime_ns for path in (uninterrupted / "trials").rglob("*")} == before
-    assert (uninterrupted / "study.journal").read_bytes() == journal
+    assert (uninterrupted / "study.db").read_bytes() == study
 
 
 def test_killed_again_and_again_it_goes_on_and_finds_the_same(
@@ -117,9 +114,6 @@ def test_killed_again_and_again_it_goes_on_and_finds_the_same(
     assert (folder / "trials" / "2" / "metrics.json").is_file()
     adopted = open_study(folder).trials[1]
     assert (adopted.params, adopted.state) == (left.params, TrialState.COMPLETE)
-    appends = (folder / "study.journal").read_bytes().count(b"\n")
-    assert in_own_process(words, write="study.journal") == KILLED
-    assert (folder / "study.journal").read_bytes().count(b"\n") == appends
     assert in_own_process(words) == 0
     found = read_json(folder / "trials.json")
     assert outcomes(found) == outcomes(read_json(uninterrupted / "trials.json"))
@@ -138,13 +132,10 @@ def test_two_processes_share_the_trials(words: list[str], tmp_path: Path) -> Non
     found = read_json(tmp_path / "lora_search" / "trials.json")
     assert [trial["number"] for trial in found["trials"]] == list(range(TRIALS))
     assert {trial["state"] for trial in found["trials"]} <= {"complete", "pruned"}
-    lines = (tmp_path / "lora_search" / "study.journal").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    ends = [record for record in records if record["op_code"] == 6]
-    assert sorted(record["trial_id"] for record in ends) == list(range(TRIALS)), "each is told once"
-    assert len({record["worker_id"] for record in ends}) == 2, "by both"
-    reports = Counter((record["trial_id"], record["step"]) for record in records if record["op_code"] == 7)
-    assert set(reports.values()) == {1}, "no task is learnt twice"
+    spans = [(trial.datetime_start, trial.datetime_complete) for trial in open_study(tmp_path / "lora_search").trials]
+    assert any(one[0] < other[0] < one[1] for one in spans for other in spans), "two at a time"
+    learned = (tmp_path / "lora_search" / "trials").glob("*/checkpoints/record_*.json")
+    assert not any(read_json(path)["resumed"] for path in learned), "none was taken from the other process"
 
 
 def test_test_items_change_nothing(uninterrupted: Path, words: list[str], place: Path, tmp_path: Path) -> None:
@@ -205,7 +196,7 @@ def test_what_fails_is_named_and_what_repeats_is_not_run(
     folders = {path.name for path in (tmp_path / "lora_search" / "trials").iterdir() if path.name[0] != "."}
     assert folders == {str(run["number"])}
     assert found["best"] == run["number"]
-    assert not (tmp_path / "lora_search" / "study.journal").exists()
+    assert not (tmp_path / "lora_search" / "study.db").exists()
     again = search(words, tmp_path, choice, database, "optuna.n_trials=5")
     assert outcomes(again)[:4] == outcomes(found)
 
@@ -268,14 +259,15 @@ def test_a_study_of_another_config_is_left_alone(uninterrupted: Path, words: lis
     assert {path: path.read_bytes() for path in uninterrupted.rglob("*") if path.is_file()} == before
 
 
-def test_a_damaged_journal_is_one_line_and_overwrite_starts_anew(
+def test_a_damaged_study_is_one_line_and_overwrite_starts_anew(
     uninterrupted: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "lora_search"
     shutil.copytree(uninterrupted, folder)
-    (folder / "study.journal").write_bytes((folder / "study.journal").read_bytes()[7:])
+    (folder / "study.db").write_bytes((folder / "study.db").read_bytes()[7:])
     assert main([*words, f"results_dir={tmp_path}"]) == 2
-    assert "study.journal is damaged (line 1: " in capsys.readouterr().err
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "study.db" in line]
+    assert "study.db is damaged (" in line
     assert len(list((folder / "trials").iterdir())) >= TRIALS
     found = search(words, tmp_path, "optuna.n_trials=1", overwrite=True)
     assert len(found["trials"]) == 1
@@ -286,7 +278,7 @@ def test_overwrite_does_not_take_a_trial_from_another_process(uninterrupted: Pat
     locks = uninterrupted.with_name(".lora_search.locks")
     with FileLock(locks / "trial_3.lock"), pytest.raises(HimalayaError, match="another process works on"):
         search(words, uninterrupted.parent, overwrite=True)
-    assert (uninterrupted / "study.journal").is_file()
+    assert (uninterrupted / "study.db").is_file()
 
 
 def test_a_folder_of_something_else_is_left_alone(words: list[str], tmp_path: Path) -> None:

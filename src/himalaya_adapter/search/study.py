@@ -2,7 +2,6 @@
 
 import logging
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,13 +17,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.keys import first_difference, flattened
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.search.journal import open_journal
 from himalaya_adapter.search.pruning import LatestMedianPruner
 from himalaya_adapter.search.space import SearchedKey, direction_of
-from himalaya_adapter.storage import write_atomic
+from himalaya_adapter.storage import delete_folder, write_atomic
 
 logger = logging.getLogger(__name__)
-JOURNAL = "study.journal"
+STUDY = "study.db"
 CONFIG = "config"  # the study's attribute that says whose it is
 REASON = "reason"
 SAME_AS = "same_as"
@@ -177,13 +175,17 @@ class SharedStudy:
     # Opening ---------------------------------------------------------------------------------------------------
 
     def _storage(self) -> BaseStorage:
-        url = self.run.optuna.storage
+        url, own = self.run.optuna.storage, self.folder / STUDY
         if url is None:
-            return open_journal(self.folder / JOURNAL, self._locks / "journal.lock")
+            self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            return optuna.storages.get_storage(url)
+            return optuna.storages.get_storage(url or f"sqlite:///{own}")
         except Exception as error:  # whatever the database and its driver raise
             reason = PASSWORD.sub("…", str(error).strip().split("\n")[0])
+            if url is None:
+                raise HimalayaError(
+                    f"{own} is damaged ({reason}): restore it, or start anew with overwrite=true"
+                ) from error
             raise HimalayaError(
                 f"optuna.storage={PASSWORD.sub('…', url)} cannot be opened ({reason}): expected the URL of a "
                 "database, such as sqlite:///study.db, or null for a file in the search's folder"
@@ -210,12 +212,7 @@ class SharedStudy:
                     pass
             except Timeout as error:
                 raise HimalayaError(f"another process works on {self.folder}: end it before overwrite=true") from error
-        if self.folder.is_dir():
-            # Renamed first: a process killed while it deletes must not leave half a search under its name.
-            rubbish = self.folder.with_name(f".{self.folder.name}.deleted")
-            shutil.rmtree(rubbish, ignore_errors=True)
-            self.folder.rename(rubbish)
-            shutil.rmtree(rubbish)
+        delete_folder(self.folder)
 
 
 def _is_foreign(folder: Path) -> bool:
@@ -223,4 +220,4 @@ def _is_foreign(folder: Path) -> bool:
     if not folder.is_dir():
         return folder.exists()
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    return bool(names) and not names & {"config.yaml", JOURNAL}
+    return bool(names) and not names & {"config.yaml", STUDY}

@@ -1,6 +1,7 @@
 """The part of a run config that says what a search would vary. A plain run checks it and does not search."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -82,19 +83,26 @@ def check_search(search: OptunaConfig, run_id: str, keys: list[str]) -> None:
             raise HimalayaError(f"optuna.search_space.{name} of run '{run_id}': {problem}")
 
 
-def searched_key(name: str, keys: list[str]) -> str:
-    """The one key that a name of the search space stands for: its own path, or the end of it with ``_`` for dots.
+def searched_key(name: str, keys: list[str], where: str = "optuna.search_space", others: Sequence[str] = ()) -> str:
+    """The one key that a name stands for: its own path, or the end of it with ``_`` for dots.
 
     ``learning_rate`` is ``training.learning_rate``, ``kd_tree_fanout`` is ``model.kd_tree.fanout``.
+
+    Args:
+        name: As it is written.
+        keys: All that there are.
+        where: Where it is written, for the message.
+        others: The keys that it may mean if it is the end of none.
 
     Raises:
         HimalayaError: No key or several.
     """
     found = [key for key in keys if f".{key}".replace(".", "_").endswith(f"_{name.replace('.', '_')}")]
+    found = found or list(others)
     if not found:
-        raise unknown_name("key in optuna.search_space", name, [key.replace(".", "_") for key in keys])
+        raise unknown_name(f"key in {where}", name, [key.replace(".", "_") for key in keys])
     if len(found) > 1:
-        raise HimalayaError(f"optuna.search_space.{name} may mean {' or '.join(found)}: write more of the key")
+        raise HimalayaError(f"{where}.{name} may mean {' or '.join(found)}: write more of the key")
     return found[0]
 
 

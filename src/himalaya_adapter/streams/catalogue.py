@@ -67,7 +67,7 @@ def stream_names() -> list[str]:
 @cache
 def packaged_archives() -> dict[str, Archive]:
     """The archives that every stream may name."""
-    return parse(StreamFile, {"archives": read_document(ARCHIVES), "tasks": []}, str(ARCHIVES)).archives
+    return {name: parse(Archive, entry, f"archive '{name}'") for name, entry in read_document(ARCHIVES).items()}
 
 
 def read_definition(name: str) -> StreamDefinition:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from himalaya_adapter.documents import parse_document
-from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.schema import Key, keys_of, parse
-from himalaya_adapter.experiments.search_config import SearchRange
+from himalaya_adapter.experiments.search_config import SearchRange, searched_key
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"\s*({NUMBER})\s*(?:-|–|to|\.\.)\s*({NUMBER})\s*")
@@ -31,18 +31,11 @@ def key_by_name(name: str, where: str) -> str:
     Raises:
         HimalayaError: No key, or several.
     """
-    keys = searchable_keys()
     if name.startswith("model.adapter.options."):
         return name
-    found = [key for key in keys if f".{key}".replace(".", "_").endswith(f"_{name.replace('.', '_')}")]
-    found = found or [
-        key for key in keys if _words(key.rpartition(".")[2]) <= _words(name) <= _words(key) | _beside(key)
-    ]
-    if not found:
-        raise unknown_name(f"key in {where}", name, keys)
-    if len(found) > 1:
-        raise HimalayaError(f"{where}.{name} may mean {' or '.join(found)}: write more of the key")
-    return found[0]
+    keys, words = list(searchable_keys()), _words(name)
+    others = [key for key in keys if _words(key.rpartition(".")[2]) <= words <= _words(key) | _beside(key)]
+    return searched_key(name, keys, where, others)
 
 
 def read_range(value: Any, key: str, where: str) -> SearchRange:

@@ -159,6 +159,17 @@ def in_use(path: Path) -> bool:
     return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
+def is_foreign(folder: Path, *own: str) -> bool:
+    """Whether something is at ``folder`` and none of its names is in ``own``.
+
+    Hidden names do not count: a process killed while it wrote the first file leaves no more than one of those.
+    """
+    if not folder.is_dir():
+        return folder.exists()
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return bool(names) and names.isdisjoint(own)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented UTF-8 JSON, atomically; NaN and infinity raise ``ValueError``."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -58,3 +58,24 @@ def first_difference(written: Any, wanted: Any) -> tuple[str, Any, Any] | None:
         if before.get(key) != now.get(key):
             return key, before.get(key), now.get(key)
     return None
+
+
+def check_same(written: Any, wanted: Any, kept: str, this: str) -> None:
+    """Refuse to go on with what was begun with another config.
+
+    Args:
+        written: The config that it was begun with.
+        wanted: The config now.
+        kept: What was begun.
+        this: What would go on with it.
+
+    Raises:
+        HimalayaError: They differ; the message names the first key that does.
+    """
+    difference = first_difference(written, wanted)
+    if difference is not None:
+        key, before, now = difference
+        raise HimalayaError(
+            f"{kept} was begun with {key}={before!r}, this {this} has {now!r}: choose another run_id or results_dir, "
+            "or delete it with overwrite=true"
+        )

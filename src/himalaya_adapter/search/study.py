@@ -15,11 +15,11 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.keys import first_difference, flattened
+from himalaya_adapter.experiments.keys import check_same, flattened
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.search.pruning import LatestMedianPruner
 from himalaya_adapter.search.space import SearchedKey, direction_of
-from himalaya_adapter.storage import delete_folder, write_atomic
+from himalaya_adapter.storage import delete_folder, is_foreign, write_atomic
 
 logger = logging.getLogger(__name__)
 STUDY = "study.db"
@@ -68,7 +68,7 @@ class SharedStudy:
                 is no search's; the storage cannot be opened; or others work on what is to be deleted.
         """
         begun = self.folder / "config.yaml"
-        if _is_foreign(self.folder):
+        if is_foreign(self.folder, begun.name, STUDY):
             raise HimalayaError(
                 f"{self.folder} is no search's folder (no config.yaml): choose another results_dir or run_id"
             )
@@ -197,13 +197,7 @@ class SharedStudy:
         now = {key: value for key, value in config.items() if key not in MAY_CHANGE}
         if CONFIG not in self.study.user_attrs:
             self.study.set_user_attr(CONFIG, now)
-        difference = first_difference(self.study.user_attrs[CONFIG], now)
-        if difference is not None:
-            key, before, wanted = difference
-            raise HimalayaError(
-                f"the study of {self.folder} was begun with {key}={before!r}, this search has {wanted!r}: choose "
-                "another run_id or results_dir, or delete it with overwrite=true"
-            )
+        check_same(self.study.user_attrs[CONFIG], now, f"the study of {self.folder}", "search")
 
     def _delete_folder(self) -> None:
         for path in self._locks.glob("trial_*.lock"):
@@ -213,11 +207,3 @@ class SharedStudy:
             except Timeout as error:
                 raise HimalayaError(f"another process works on {self.folder}: end it before overwrite=true") from error
         delete_folder(self.folder)
-
-
-def _is_foreign(folder: Path) -> bool:
-    """Whether something is there that no search has made; a killed process may leave no more than a hidden file."""
-    if not folder.is_dir():
-        return folder.exists()
-    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    return bool(names) and not names & {"config.yaml", STUDY}

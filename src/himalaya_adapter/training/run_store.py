@@ -14,10 +14,18 @@ from himalaya_adapter.budget import EWC_PART
 from himalaya_adapter.documents import read_document
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.item_scores import check_score
-from himalaya_adapter.experiments.keys import first_difference
+from himalaya_adapter.experiments.keys import check_same
 from himalaya_adapter.identity import is_complete, mark_complete, opened, sealed
 from himalaya_adapter.methods.packed_adapter import PACKED_FILE
-from himalaya_adapter.storage import delete_folder, make_readable, one_process, read_json, write_atomic, write_json
+from himalaya_adapter.storage import (
+    delete_folder,
+    is_foreign,
+    make_readable,
+    one_process,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from himalaya_adapter.training.online_ewc import EWC_FILE
 
 logger = logging.getLogger(__name__)
@@ -53,10 +61,10 @@ class RunStore:
         self.config = config
         self.overwrite = overwrite
         path = folder / "config.yaml"
-        if not path.is_file() and _visible(folder):
+        if is_foreign(folder, path.name):
             raise HimalayaError(f"{folder} is no run's folder (no config.yaml): choose another results_dir or run_id")
         if path.is_file() and not overwrite:
-            self._check_same(read_document(path), config)
+            check_same(read_document(path), config, str(folder), "run")
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other processes off this run.
@@ -111,15 +119,6 @@ class RunStore:
                 f"{path} is damaged ({_one_line(error)}): delete this file, and the same command computes it again"
             ) from error
         return content
-
-    def _check_same(self, found: Any, wanted: Mapping[str, Any]) -> None:
-        difference = first_difference(found, wanted)
-        if difference is not None:
-            key, before, now = difference
-            raise HimalayaError(
-                f"{self.folder} was begun with {key}={before!r}, this run has {now!r}: choose another run_id or "
-                "results_dir, or delete it with overwrite=true"
-            )
 
     @property
     def finished(self) -> bool:
@@ -219,13 +218,6 @@ def _changed_tasks(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
         for key, value in of_task.items()
         if task in before and before[task].get(key) != value
     ]
-
-
-def _visible(folder: Path) -> bool:
-    """Whether something is there; a process killed while it wrote the first file leaves no more than a hidden one."""
-    if not folder.is_dir():
-        return folder.exists()
-    return any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def _one_line(error: Exception) -> str:

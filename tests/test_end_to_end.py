@@ -230,11 +230,8 @@ def test_generate_answers_as_a_task(run: Path, capsys: pytest.CaptureFixture[str
     ("changes", "steps"),
     [
         (["training.grad_accum_steps=2"], 3),
-        (["training.max_updates_per_task=2"], 2),
-        (["training.task_epochs=2", "training.max_updates_per_task=8"], 8),
-        (["training.gradient_checkpointing=true"], 6),
-        (["training.mixed_precision=bf16"], 6),
-        (["training.lr_scheduler=cosine", "training.warmup_steps=2"], 6),
+        (["training.task_epochs=2", "training.max_updates_per_task=8", "training.gradient_checkpointing=true"], 8),
+        (["training.mixed_precision=bf16", "training.lr_scheduler=cosine", "training.warmup_steps=2"], 6),
         (["mode=trial"], 4),  # 16 items in batches of 4
     ],
 )
@@ -281,7 +278,7 @@ def test_a_4_bit_backbone(method: str, place: Path, tmp_path: Path) -> None:
     assert model.get_base_model().is_loaded_in_4bit
 
 
-@pytest.mark.parametrize("name", ["proposed", "comparative-1"])
+@pytest.mark.parametrize("name", ["proposed", pytest.param("comparative-1", marks=pytest.mark.slow)])
 def test_the_runs_of_the_source_on_a_tiny_4_bit_model(
     name: str, tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
 ) -> None:

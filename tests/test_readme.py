@@ -1,6 +1,6 @@
 """The commands and programs of README and tutorials, run as they stand, on the real backbone.
 
-What takes minutes is marked `slow`: `make test-docs` runs it.
+What runs a command is marked `slow`: `make test-docs` runs it.
 """
 
 import json
@@ -76,6 +76,7 @@ def himalaya_lines() -> list[str]:
     return [line for line in dict.fromkeys(shell_lines()) if line.startswith("himalaya ")]
 
 
+@pytest.mark.slow
 def test_short_commands_run(fetched: None, tmp_path: Path, monkeypatch, capsys) -> None:
     """All lines that need no finished run, in their order."""
     monkeypatch.chdir(tmp_path)

@@ -36,7 +36,10 @@ def script(path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("section", ["headline", "package25", "paired", "expected", "positions", "llama-2-7b"])
+@pytest.mark.parametrize(
+    "section",
+    ["headline", "package25", "paired", "expected", "positions", pytest.param("llama-2-7b", marks=pytest.mark.slow)],
+)
 def test_the_tables_are_generated_from_the_committed_runs(section: str) -> None:
     module = script(GENERATOR)
     assert module.written(section) == module.generated(section), "run: python docs/generate_results.py"

@@ -14,8 +14,11 @@ pytestmark = pytest.mark.usefixtures("beside_the_models")
 peft_tests = import_tests("test_decoder_models")
 
 
-def case(name: str, model: str, **options: Any) -> Any:
-    return pytest.param(model, HimalayaConfig, {"task_type": "CAUSAL_LM", **options}, id=f"{model}-{name}")
+def case(name: str, model: str, slow: bool = False, **options: Any) -> Any:
+    marks = [pytest.mark.slow] * slow
+    return pytest.param(
+        model, HimalayaConfig, {"task_type": "CAUSAL_LM", **options}, id=f"{model}-{name}", marks=marks
+    )
 
 
 TABLES = {
@@ -24,11 +27,12 @@ TABLES = {
         "model_id, config_cls, config_kwargs",
         [
             case("stream", "llama"),
-            case("square-weights", "llama", placement="weights", target_modules=["q_proj", "o_proj"]),
             case("oblong-weights", "qwen2", placement="weights", target_modules=["k_proj", "gate_proj"]),
-            case("stream", "gemma3_text"),
-            case("stream", "gpt2", target_modules=["mlp"]),
-            case("weights", "opt", placement="weights", target_modules=["q_proj", "v_proj", "fc2"]),
+            # The same placements on other models: `make test-docs` runs these.
+            case("square-weights", "llama", slow=True, placement="weights", target_modules=["q_proj", "o_proj"]),
+            case("stream", "gemma3_text", slow=True),
+            case("stream", "gpt2", slow=True, target_modules=["mlp"]),
+            case("weights", "opt", slow=True, placement="weights", target_modules=["q_proj", "v_proj", "fc2"]),
         ],
     ),
     "test_set_requires_grad_prompt_learning_raises": None,

@@ -98,6 +98,7 @@ def test_a_finished_search_runs_nothing(
     assert (uninterrupted / "study.db").read_bytes() == study
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_goes_on_and_finds_the_same(
     uninterrupted: Path, words: list[str], tmp_path: Path
 ) -> None:

@@ -7,6 +7,14 @@ from himalaya_adapter.streams import Stream, load_stream
 from himalaya_adapter.streams.catalogue import fetch_stream
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What reads all 25 tasks of the long stream is slow: loading them takes half a minute."""
+    for item in items:
+        if "package25" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 def loaded(name: str) -> Stream:
     try:
         fetch_stream(name)

@@ -331,6 +331,7 @@ def finished(place: Path, words: list[str]) -> Path:
     return run_stream(compose_run(words[1:]).run, place / "finished")
 
 
+@pytest.mark.slow  # tests/training/test_resume.py kills such a run in the suite
 def test_a_killed_run_ends_as_one_that_was_not(finished: Path, words: list[str], tmp_path: Path) -> None:
     """Killed in the middle of the second task, and before anything of the third, whose F comes out of the file."""
     for moment in ("task_1/checkpoint-4", "after_1_task_0"):

@@ -78,7 +78,12 @@ def test_joint_learns_all_tasks_at_once(run: Callable[..., dict[str, Any]]) -> N
 
 
 @pytest.mark.parametrize(
-    ("protocol", "method"), [("independent", "LORA"), ("joint", "LORA"), ("independent", "HIMALAYA")]
+    ("protocol", "method"),
+    [
+        pytest.param("independent", "LORA", marks=pytest.mark.slow),
+        ("joint", "LORA"),
+        ("independent", "HIMALAYA"),
+    ],
 )
 def test_a_killed_bound_goes_on(
     run: Callable[..., dict[str, Any]], protocol: str, method: str, tmp_path: Path

@@ -66,6 +66,11 @@ def test_what_no_task_of_the_stream_uses_is_as_it_was_at_the_start(run: Path) ->
     assert all((tensor[:, sorted(used)] != 0).any(0).all() for tensor in outward)
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["LILAC", *(pytest.param(method, marks=pytest.mark.slow) for method in ("COLTAS", "GLODIS"))],
+    indirect=True,
+)
 def test_a_killed_run_goes_on_bit_for_bit(words: list[str], run: Path, tmp_path: Path) -> None:
     assert in_own_process([*words, f"results_dir={tmp_path}"], write="task_1/checkpoint-4") == KILLED
     run_stream(compose_run(words[1:]).run, tmp_path)

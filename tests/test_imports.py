@@ -38,6 +38,18 @@ def test_what_needs_no_model_loads_none(words: list[str] | None) -> None:
     assert HEAVY.isdisjoint(loaded)
 
 
+def test_a_comparison_loads_no_model(tmp_path: Path) -> None:
+    runs = Path(__file__).parents[1] / "benchmarks" / "results" / "demo"
+    program = f"""
+import sys
+from pathlib import Path
+from himalaya_adapter.report import write_comparison
+write_comparison(Path({str(runs)!r}), ["himalaya", "lora"], Path({str(tmp_path)!r}))
+print(*sys.modules)"""
+    assert {*HEAVY, "scipy", "sklearn"}.isdisjoint(in_a_new_process(program).split())
+    assert (tmp_path / "report.html").is_file()
+
+
 ORDERS = {
     "PEFT first": "import peft; import himalaya_adapter",
     "PEFT last": """

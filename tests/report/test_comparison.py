@@ -14,7 +14,7 @@ from himalaya_adapter.report import markdown, write_comparison
 from himalaya_adapter.report.comparison import Comparison, compare
 from himalaya_adapter.report.method_groups import group_by_method
 from himalaya_adapter.report.paired_tables import measure_differences
-from himalaya_adapter.report.palette import METHOD_COLORS, method_looks
+from himalaya_adapter.report.palette import METHOD_COLORS
 from himalaya_adapter.report.run_folder import read_comparable_runs
 from himalaya_adapter.storage import read_json, write_atomic, write_json
 
@@ -181,8 +181,8 @@ def test_every_method_has_a_colour_of_its_own(make_run: MakeRun, tmp_path: Path)
         method = ["himalaya", "lora", "o_lora"][number % 3]
         make_run(f"run{number}", tasks=TASKS[:1], method=method, method_name=f"method {number}")
     groups = group_by_method(read_comparable_runs(tmp_path, [f"run{number}" for number in range(12)]))
-    styles = method_looks(groups[:8])
+    styles = [group.look for group in groups[:8]]
     assert len({style.color for style in styles}) == 8
     assert [style.color for style in styles[:2]] == [METHOD_COLORS["himalaya"], METHOD_COLORS["lora"]]
-    looks = {(style.color, style.marker, style.dash) for style in method_looks(groups)}
+    looks = {(style.color, style.marker, style.dash) for style in (group.look for group in groups)}
     assert len(looks) == 12  # colours come again, marker and dash are then others

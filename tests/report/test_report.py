@@ -253,7 +253,7 @@ def test_comparison_writes_page_tables_and_json(make_run: MakeRun, tmp_path: Pat
     assert "expected_results" not in aggregated
     assert set(page.figures) == {
         *("retained_accuracy", "paired_differences", "task_scores", "task_differences", "learning_by_position"),
-        *("stored_bytes", "norms", "room_left", "total_time", "accuracy_matrix"),
+        *("loss", "stored_bytes", "norms", "room_left", "total_time", "accuracy_matrix"),
     }
     for claim in yaml.safe_load((Path(__file__).parents[2] / "docs" / "expected_results.yaml").read_text())["claims"]:
         assert claim["claim"] not in page.text, "what this project's source says is nobody else's"

@@ -8,14 +8,13 @@ from typing import Any
 
 from himalaya_adapter.evaluation.intervals import CONFIDENCE, RESAMPLES
 from himalaya_adapter.evaluation.paired_tests import BLOCKS
-from himalaya_adapter.report import cost_figures, growth, latex, markdown, paper, score_figures
+from himalaya_adapter.report import cost_figures, growth, latex, markdown, score_figures
 from himalaya_adapter.report.comparison import Comparison, Difference, compare
 from himalaya_adapter.report.method_groups import MethodGroup, spread
 from himalaya_adapter.report.metric_table import MANY_METHODS
 from himalaya_adapter.report.metric_tables import metric_tables
 from himalaya_adapter.report.page import Page
 from himalaya_adapter.report.paired_tables import measure_differences, task_differences
-from himalaya_adapter.report.palette import method_looks
 from himalaya_adapter.report.run_folder import read_comparable_runs
 from himalaya_adapter.report.run_page import shared_facts
 from himalaya_adapter.report.run_tables import data_hashes, environment, evaluation_cost
@@ -47,16 +46,11 @@ def write_comparison(results_dir: Path, run_ids: Sequence[str], output_folder: P
             are the same method with the same seed.
     """
     comparison = compare(read_comparable_runs(results_dir, run_ids))
-    page = _page(comparison)
-    if figures:
-        paper.write(page.figures, output_folder / "figures", _stem(run_ids))
     write_json(output_folder / "aggregated_metrics.json", _aggregate(comparison))
     write_atomic(output_folder / "tables.md", markdown.document(comparison, comparison_tables(comparison)))
     by_method = comparison_tables(comparison, by_method=True)
     write_atomic(output_folder / "tables.tex", latex.document(by_method, comparison.notes))
-    path = output_folder / "report.html"
-    write_atomic(path, page.render())
-    return path
+    return _page(comparison).write(output_folder, _stem(run_ids) if figures else "")
 
 
 def comparison_tables(comparison: Comparison, *, by_method: bool | None = None) -> list[Table]:
@@ -72,13 +66,12 @@ def comparison_tables(comparison: Comparison, *, by_method: bool | None = None) 
 
 def _page(comparison: Comparison) -> Page:
     groups, runs, first = comparison.groups, comparison.runs, comparison.reference.first
-    looks, several = method_looks(groups), len(first.tasks) > 1
-    many = len(groups) >= MANY_METHODS
+    several, many = len(first.tasks) > 1, len(groups) >= MANY_METHODS
     configs = [(f"Configuration of {g.label} (config.yaml of {g.first.run_id})", g.first.config) for g in groups]
     return Page(
         kind=f"Comparison of {len(groups)} methods, {len(runs)} runs",
-        title=f"{' · '.join(look.label for look in looks)} on {first.metrics['stream']}",
-        names=looks,
+        title=f"{' · '.join(group.label for group in groups)} on {first.metrics['stream']}",
+        names=[group.look for group in groups],
         facts=[*shared_facts(first), ("Seeds", ", ".join(map(str, sorted({run.metrics["seed"] for run in runs}))))],
         notes=comparison.notes,
         parts=[
@@ -91,6 +84,7 @@ def _page(comparison: Comparison) -> Page:
             score_figures.task_differences(comparison),
             *task_differences(comparison),
             score_figures.learning_by_position(groups) if several else None,
+            cost_figures.loss_curves(groups),
             cost_figures.stored_bytes(groups),
             cost_figures.norms(groups),
             growth.room_left(groups),

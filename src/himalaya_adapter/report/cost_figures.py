@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
-from himalaya_adapter.report.charts import XY, Axis, Figure, Heat, Point, Series, drawn, figure, numbered, tasks_axis
+from himalaya_adapter.report.charts import XY, Axis, Figure, Heat, Series, Value, drawn, figure, numbered, tasks_axis
 from himalaya_adapter.report.method_groups import MethodGroup
-from himalaya_adapter.report.palette import OWN, Look, method_looks, part_looks
+from himalaya_adapter.report.metric_table import MANY_METHODS
+from himalaya_adapter.report.palette import part_looks
 from himalaya_adapter.report.run_folder import RunRecord
 from himalaya_adapter.stream_metrics import ATOM_NORM_BOUND, Kind, update_norm_bound
 
@@ -14,22 +16,33 @@ SMALLEST_SHARE = 0.01  # of all bytes, below which a part has no line of its own
 WIDE_RANGE = 8  # largest by smallest size from which on bytes stand on a logarithmic axis
 
 
-def loss_curves(run: RunRecord) -> Figure | None:
-    """The losses of every task over the steps of the stream; None if none were recorded."""
-    points: list[Point] = []
-    notes, start = [], 0
+def loss_curves(groups: Sequence[MethodGroup]) -> Figure | None:
+    """The losses of every task over the steps of the stream, a chart for each method; None if none were recorded."""
+    lines = [(group, _losses(group.first)) for group in groups]
+    known = [loss for _, line in lines for _, loss, _ in line if loss is not None]
+    if not known:
+        return None
+    x, y = Axis("training steps since the start of the stream"), Axis("loss", "score", low=0, high=max(known))
+    charts = []
+    for group, line in lines:
+        if line:
+            points, notes = [point[:2] for point in line], tuple(name for _, _, name in line)
+            series = drawn(replace(group.look, dash="", marker=""), points, line=True, notes=notes)
+            charts.append(XY((series,), x, y, group.label if len(groups) > 1 else ""))
+    return replace(figure("loss", *charts), folded=len(charts) >= MANY_METHODS)
+
+
+def _losses(run: RunRecord) -> list[tuple[Value, Value, str]]:
+    """Step, loss and task of every point; after each task an end of the line."""
+    points: list[tuple[Value, Value, str]] = []
+    start = 0
     for name, end in zip(numbered(run.tasks), run.task_ends, strict=False):
         both = [end[key] for key in ("loss_first", "loss_last") if end.get(key) is not None]
         losses, steps = end.get("losses") or both, end.get("steps", 0)
-        points += [(start + steps * (i + 0.5) / len(losses), loss) for i, loss in enumerate(losses)]
-        points.append((None, None))
-        notes += [name] * (len(losses) + 1)
+        points += [(start + steps * (i + 0.5) / len(losses), loss, name) for i, loss in enumerate(losses)]
+        points += [(None, None, name)] if losses else []
         start += steps
-    if not start or len(points) == len(run.task_ends):
-        return None
-    series = drawn(Look("loss", OWN, marker=""), points, line=True, notes=tuple(notes))
-    chart = XY((series,), Axis("training steps since the start of the stream"), Axis("loss", "score", low=0))
-    return figure("loss", chart)
+    return points if start else []
 
 
 def stored_bytes_by_part(run: RunRecord) -> Figure | None:
@@ -145,6 +158,5 @@ def after_tasks(
     groups: Sequence[MethodGroup], key: str, over_seeds: Callable[[Sequence[float]], float] = fmean
 ) -> tuple[Series, ...]:
     """The same as series."""
-    looks = zip(groups, method_looks(groups), strict=True)
-    found = ((look, group.after_tasks(key, over_seeds)) for group, look in looks)
+    found = ((group.look, group.after_tasks(key, over_seeds)) for group in groups)
     return tuple(drawn(look, points, line=True) for look, points in found if points)

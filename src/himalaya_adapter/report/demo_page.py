@@ -7,7 +7,6 @@ from himalaya_adapter.report.charts import XY, Axis, drawn, figure
 from himalaya_adapter.report.page import Page
 from himalaya_adapter.report.palette import part_looks
 from himalaya_adapter.report.table import Table, Text, numbers, table, words
-from himalaya_adapter.storage import write_atomic
 
 
 def write_demo_report(result: DemoResult, folder: Path) -> Path:
@@ -19,8 +18,7 @@ def write_demo_report(result: DemoResult, folder: Path) -> Path:
         facts=[("Tasks", ", ".join(result.tasks))],
         parts=[figure("demo_scores", *_charts(result)), _scores(result), _answers(result)],
     )
-    write_atomic(folder / "report.html", page.render())
-    return folder / "report.html"
+    return page.write(folder)
 
 
 def _charts(result: DemoResult) -> list[XY]:

@@ -6,6 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.report.palette import Look, method_looks
 from himalaya_adapter.report.run_folder import Cell, RunRecord
 
 SEQUENTIAL = "sequential"  # the protocol of a stream
@@ -25,12 +26,18 @@ class MethodGroup:
     """One method: its runs, one per seed, in the order of the seeds.
 
     Attributes:
-        label: What tables and figures call it: the method's name, with the first run id where others share the name.
+        look: How tables and figures show it. It is called by the method's name, with the first run id where others
+            share the name.
         runs: At least one.
     """
 
-    label: str
+    look: Look
     runs: tuple[RunRecord, ...]
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return self.look.label
 
     @property
     def first(self) -> RunRecord:
@@ -45,7 +52,7 @@ class MethodGroup:
     @property
     def is_bound(self) -> bool:
         """Whether it is a bound to compare with (frozen, independent, joint) and no method that learns the stream."""
-        return bool(self.first.metrics.get("protocol", SEQUENTIAL) != SEQUENTIAL)
+        return _is_bound(self.first)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -122,7 +129,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 def alone(run: RunRecord) -> MethodGroup:
     """A single run as a method of one seed."""
-    return MethodGroup(run.metrics["method_name"], (run,))
+    (group,) = _shown([run.metrics["method_name"]], [[run]])
+    return group
 
 
 def group_by_method(runs: Sequence[RunRecord]) -> list[MethodGroup]:
@@ -151,14 +159,27 @@ def group_by_method(runs: Sequence[RunRecord]) -> list[MethodGroup]:
                 f"training.seed={run.metrics['seed']}; give one of them, or runs of different seeds"
             )
         same.append(run)
-    names = [members[0].metrics["method_name"] for _, members in groups]
-    return [
-        MethodGroup(
-            name if names.count(name) == 1 else f"{name} ({members[0].run_id})",
-            tuple(sorted(members, key=lambda run: run.metrics["seed"])),
-        )
-        for name, (_, members) in zip(names, groups, strict=True)
+    methods = [members for _, members in groups]
+    names = [members[0].metrics["method_name"] for members in methods]
+    labels = [
+        name if names.count(name) == 1 else f"{name} ({members[0].run_id})"
+        for name, members in zip(names, methods, strict=True)
     ]
+    return _shown(labels, methods)
+
+
+def _shown(labels: Sequence[str], methods: Sequence[Sequence[RunRecord]]) -> list[MethodGroup]:
+    """Methods with their looks; a bound has no method's colour."""
+    types = [None if _is_bound(runs[0]) else runs[0].metrics["method"] for runs in methods]
+    looks = method_looks(list(zip(labels, types, strict=True)))
+    return [
+        MethodGroup(look, tuple(sorted(runs, key=lambda run: run.metrics["seed"])))
+        for look, runs in zip(looks, methods, strict=True)
+    ]
+
+
+def _is_bound(run: RunRecord) -> bool:
+    return bool(run.metrics.get("protocol", SEQUENTIAL) != SEQUENTIAL)
 
 
 def _settings(run: RunRecord) -> dict[str, Any]:

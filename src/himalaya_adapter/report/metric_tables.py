@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from himalaya_adapter.report.method_groups import MethodGroup, alone
+from himalaya_adapter.report.method_groups import MethodGroup
 from himalaya_adapter.report.metric_table import MANY_METHODS, metric_rows
-from himalaya_adapter.report.palette import Look, method_looks
-from himalaya_adapter.report.table import Table, Text, has_seeds, table, whiskers_legend, words
+from himalaya_adapter.report.table import LONG, Table, Text, has_seeds, table, whiskers_legend, words
 
 MATRIX_LEGEND = "a_{i,j} is the score on task j after training through task i of T; a_{0,j} is the frozen model."
 READ_TOGETHER = "Read forgetting together with learning accuracy: who learns nothing forgets nothing."
@@ -25,11 +24,10 @@ def metric_tables(groups: Sequence[MethodGroup], *, by_method: bool | None = Non
 
 
 def _by_metric(groups: Sequence[MethodGroup]) -> Table:
-    names = [_method(group, look) for group, look in zip(groups, method_looks(groups), strict=True)]
     return Table(
         topic="headline",
         title="Metrics",
-        header=(*words("metric"), *names, *words("formula")),
+        header=(*words("metric"), *map(_method, groups), *words("formula")),
         rows=tuple((*words(row.metric.title), *row.cells, *words(row.metric.formula)) for row in metric_rows(groups)),
         legend=_legend(groups),
     )
@@ -43,8 +41,7 @@ def _by_method(groups: Sequence[MethodGroup], *, headline: bool) -> Table:
         title="Metrics" if headline else "Further metrics",
         header=(*words("method"), *(Text(row.name) for row in chosen)),
         rows=tuple(
-            (_method(group, look, words=True), *(row.cells[index] for row in chosen))
-            for index, (group, look) in enumerate(zip(groups, method_looks(groups), strict=True))
+            (_method(group, words=True), *(row.cells[index] for row in chosen)) for index, group in enumerate(groups)
         ),
         legend=(f"{_legend(groups)} " if headline else "") + f"{formulas}.",
     )
@@ -54,24 +51,23 @@ def _seeds(groups: Sequence[MethodGroup]) -> list[Table]:
     """Every seed's numbers, where a method has several."""
     if not has_seeds(groups):
         return []
-    looks = [look for group, look in zip(groups, method_looks(groups), strict=True) for _ in group.runs]
-    singles = [alone(run) for group in groups for run in group.runs]
+    singles = [MethodGroup(group.look, (run,)) for group in groups for run in group.runs]
     chosen = [row for row in metric_rows(singles) if "headline" in row.metric.marks]
     rows = tuple(
         (
-            Text(single.first.run_id, look.label, look=look, words=True),
+            Text(single.first.run_id, single.label, look=single.look, words=True),
             Text(str(single.seeds[0])),
             *(Text(row.cells[number].text, row.cells[number].small) for row in chosen),
         )
-        for number, (single, look) in enumerate(zip(singles, looks, strict=True))
+        for number, single in enumerate(singles)
     )
     header = (*words("run"), Text("seed"), *(Text(row.metric.title) for row in chosen))
-    return [table("seeds", header, rows)]
+    return [table("seeds", header, rows, folded=len(rows) > LONG)]
 
 
-def _method(group: MethodGroup, look: Look, *, words: bool = False) -> Text:
+def _method(group: MethodGroup, *, words: bool = False) -> Text:
     seeds = f"{len(group.runs)} seeds" if len(group.runs) > 1 else f"seed {group.seeds[0]}"
-    return Text(group.label, seeds, look=look, words=words)
+    return Text(group.label, seeds, look=group.look, words=words)
 
 
 def _legend(groups: Sequence[MethodGroup]) -> str:

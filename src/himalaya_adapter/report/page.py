@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,6 +16,7 @@ from himalaya_adapter.report.charts import Figure
 from himalaya_adapter.report.palette import Look
 from himalaya_adapter.report.table import Table
 from himalaya_adapter.report.texts import TEMPLATES
+from himalaya_adapter.storage import write_atomic
 
 IN_A_SCRIPT = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})  # so that no text can end the element
 
@@ -57,6 +59,20 @@ class Page:
         """The figures among the parts."""
         return [part for part in self.parts if isinstance(part, Figure)]
 
+    def write(self, folder: Path, stem: str = "") -> Path:
+        """Write ``report.html``, and with a ``stem`` every figure as ``figures/<stem>_<topic>.png`` and ``.pdf``.
+
+        Returns:
+            Path of the page.
+        """
+        if stem:
+            from himalaya_adapter.report import paper  # matplotlib is slow to import
+
+            paper.write(self.figures, folder / "figures", stem)
+        path = folder / "report.html"
+        write_atomic(path, self.render())
+        return path
+
     def render(self) -> str:
         """The page; every text in it is escaped."""
         environment = Environment(
@@ -85,6 +101,7 @@ def in_script(value: Any) -> Markup:
 
 
 def _formula(text: str) -> Markup:
-    """Set ``_{i,j}`` as a subscript, let other names break after their underscores; everything is escaped."""
-    subscripts = re.sub(r"_\{([\w,;&≤≥= ]+)\}", r"<sub>\1</sub>", str(escape(text)))
+    """Set ``_{i,j}`` as a subscript, keep an arrow on its word's line, let other names break after their underscores;
+    everything is escaped."""
+    subscripts = re.sub(r"_\{([\w,;&≤≥= ]+)\}", r"<sub>\1</sub>", str(escape(re.sub(" (?=[↑↓])", "\u00a0", text))))
     return Markup(subscripts.replace("_", "_<wbr>"))

@@ -3,7 +3,6 @@
 from himalaya_adapter.report.comparison import Comparison, Difference
 from himalaya_adapter.report.method_groups import MethodGroup
 from himalaya_adapter.report.metric_table import ARROWS, MANY_METHODS, format_interval, format_p, format_value
-from himalaya_adapter.report.palette import Look, method_looks
 from himalaya_adapter.report.table import Table, Text, table, words
 from himalaya_adapter.stream_metrics import METRICS
 
@@ -14,7 +13,7 @@ def measure_differences(comparison: Comparison) -> list[Table]:
     measures = [metric for metric in METRICS if metric.key in tested]
     rows = tuple(
         (
-            Text(other.label, look=_look(comparison, other), words=True),
+            Text(other.label, look=other.look, words=True),
             Text(_pairing(comparison, other)),
             *(_difference(comparison.difference(other, metric.key)) for metric in measures),
         )
@@ -30,18 +29,13 @@ def task_differences(comparison: Comparison) -> list[Table]:
     others = comparison.others
     if not others:
         return []
-    names = (Text(other.label, look=_look(comparison, other)) for other in others)
+    names = (Text(other.label, look=other.look) for other in others)
     rows = [
         (*words(f"{place}. {task}"), *(_difference(comparison.difference(other, task)) for other in others))
         for place, task in enumerate(comparison.reference.first.tasks, start=1)
     ]
     header = (*words(f"{comparison.reference.label} minus"), *names)
     return [table("task_tests", header, rows, folded=len(comparison.groups) >= MANY_METHODS)]
-
-
-def _look(comparison: Comparison, group: MethodGroup) -> Look:
-    looks = method_looks(comparison.groups)
-    return next(look for one, look in zip(comparison.groups, looks, strict=True) if one is group)
 
 
 def _pairing(comparison: Comparison, other: MethodGroup) -> str:

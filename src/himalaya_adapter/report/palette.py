@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from himalaya_adapter.registry import METHODS
-from himalaya_adapter.report.method_groups import MethodGroup
 
 METHOD_COLORS = {row.type.lower(): row.color for row in METHODS.values() if row.color is not None}
 OTHER_COLORS = ("#8C564B", "#E7298A", "#5B8C00", "#00838F", "#9E7B00", "#B05CC6", "#5A6B8C")
@@ -37,20 +36,23 @@ class Look:
         return legible(self.color, SHEETS["dark"])
 
 
-def method_looks(groups: Sequence[MethodGroup]) -> list[Look]:
+def method_looks(methods: Sequence[tuple[str, str | None]]) -> list[Look]:
     """One look per method, the same in all figures of a report.
 
-    The first method of a type (``lora``) has the type's own colour in every report; further ones of it, bounds, and
-    types that have none, take what is left.
+    The first method of a type (``lora``) has the type's own colour in every report; further ones of it, and what has
+    no type or one without a colour, take what is left.
+
+    Args:
+        methods: What each is called, and its type.
     """
     left = list(OTHER_COLORS)
     looks: list[Look] = []
-    for index, group in enumerate(groups):
-        own = None if group.is_bound else METHOD_COLORS.get(group.method)
+    for index, (label, kind) in enumerate(methods):
+        own = METHOD_COLORS.get(kind or "")
         if own is None or any(own == look.color for look in looks):
             own = left.pop(0)
             left = left or list(OTHER_COLORS)
-        looks.append(Look(group.label, own, DASHES[index % len(DASHES)], MARKERS[index % len(MARKERS)]))
+        looks.append(Look(label, own, DASHES[index % len(DASHES)], MARKERS[index % len(MARKERS)]))
     return looks
 
 

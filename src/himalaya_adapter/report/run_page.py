@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from himalaya_adapter.report import cost_figures, growth, paper, score_figures
+from himalaya_adapter.report import cost_figures, growth, score_figures
 from himalaya_adapter.report.method_groups import alone
 from himalaya_adapter.report.metric_table import Row, metric_rows
 from himalaya_adapter.report.metric_tables import metric_tables
-from himalaya_adapter.report.model_card import write_model_card
 from himalaya_adapter.report.page import Card, Page
-from himalaya_adapter.report.palette import method_looks
 from himalaya_adapter.report.run_folder import RunRecord, read_run
 from himalaya_adapter.report.run_tables import data_hashes, environment, evaluation_cost
 from himalaya_adapter.report.task_tables import sample_answers, task_table_of
-from himalaya_adapter.storage import write_atomic
 
 CARDS = ("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "forgetting", "stored_bytes")
 SPLITS = ("train", "validation", "test")
@@ -32,24 +29,20 @@ def write_run_report(run_folder: Path, *, figures: bool = False) -> Path:
     Raises:
         HimalayaError: The folder is missing, the run is unfinished or one of its files is damaged.
     """
+    from himalaya_adapter.report.model_card import write_model_card  # loads torch and PEFT, which no page needs
+
     run = read_run(run_folder)
-    page = _page(run)
-    if figures:
-        paper.write(page.figures, run_folder / "figures", run.run_id)
     write_model_card(run)
-    path = run_folder / "report.html"
-    write_atomic(path, page.render())
-    return path
+    return _page(run).write(run_folder, run.run_id if figures else "")
 
 
 def _page(run: RunRecord) -> Page:
     group = [alone(run)]
-    looks = method_looks(group)
     several = len(run.tasks) > 1
     return Page(
         kind="Run report",
-        title=f"{looks[0].label} on {run.metrics['stream']}",
-        names=looks,
+        title=f"{group[0].label} on {run.metrics['stream']}",
+        names=[group[0].look],
         facts=[("Run", run.run_id), *shared_facts(run), ("Seed", str(run.metrics["seed"]))],
         cards=_cards(run, metric_rows(group)),
         parts=[
@@ -59,7 +52,7 @@ def _page(run: RunRecord) -> Page:
             score_figures.task_scores(group),
             task_table_of(run),
             *sample_answers(run),
-            cost_figures.loss_curves(run),
+            cost_figures.loss_curves(group),
             score_figures.learning_by_position(group) if several else None,
             cost_figures.use_of_atoms(run),
             growth.growth_timeline(run),

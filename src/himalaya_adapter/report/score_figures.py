@@ -25,7 +25,7 @@ from himalaya_adapter.report.charts import (
 from himalaya_adapter.report.comparison import Comparison
 from himalaya_adapter.report.method_groups import MethodGroup
 from himalaya_adapter.report.metric_table import MANY_METHODS, format_interval
-from himalaya_adapter.report.palette import FROZEN, Look, method_looks
+from himalaya_adapter.report.palette import FROZEN, Look
 from himalaya_adapter.report.run_folder import Cell
 from himalaya_adapter.stream_metrics import METRICS
 
@@ -49,12 +49,12 @@ def retained_accuracy(groups: Sequence[MethodGroup]) -> Figure:
     """Mean score over the tasks seen so far, mean_{j≤i} a_{i,j}, against i; the frozen model as a dashed line."""
     run = groups[0].first
     series = [
-        drawn(look, [(p["after"], p["mean"], p["low"], p["high"]) for p in group.retained_accuracy()], line=True)
-        for group, look in zip(groups, method_looks(groups), strict=True)
+        drawn(group.look, [(p["after"], p["mean"], p["low"], p["high"]) for p in group.retained_accuracy()], line=True)
+        for group in groups
     ]
     sums = accumulate(cell["score"] for cell in run.before)
     series.append(drawn(FROZEN_LOOK, [(i, total / i) for i, total in enumerate(sums, start=1)], line=True))
-    y = Axis("mean score over tasks seen so far", "score")
+    y = Axis("mean score so far", "score")
     chart = XY(tuple(series), tasks_axis(run.tasks), y)
     return figure("retained_accuracy", chart, also=whiskers(groups))
 
@@ -89,14 +89,14 @@ def task_scores(groups: Sequence[MethodGroup]) -> Figure:
     """Every task of a few methods: hollow right after learning (a_{j,j}), filled now (a_{T,j}); grey before."""
     run = groups[0].first
     series: list[Series] = [drawn(FROZEN_LOOK, _beside(run.before, 0))]
-    for index, (group, look) in enumerate(zip(groups, method_looks(groups), strict=True)):
+    for index, group in enumerate(groups):
+        look = group.look
         place = (index - (len(groups) - 1) / 2) * SPREAD / len(groups)
         learnt = [point[:2] for point in _beside(group.after_learning, place)]
         series += [drawn(hollow(look, f"{look.label}, right after learning"), learnt, hollow=True)]
         series += [drawn(hollow(look, f"{look.label}, now"), _beside(group.final, place))]
-    names = tuple(f"{name} (n = {cell['n']})" for name, cell in zip(numbered(run.tasks), run.final, strict=True))
-    chart = XY(tuple(series), SCORE, Axis(scale="names", names=names))
-    return replace(figure("task_scores", chart, also=whiskers(groups)), folded=len(names) > MANY_TASKS)
+    chart = XY(tuple(series), SCORE, Axis(scale="names", names=numbered(run.tasks)))
+    return replace(figure("task_scores", chart, also=whiskers(groups)), folded=len(run.tasks) > MANY_TASKS)
 
 
 def scores_by_method(groups: Sequence[MethodGroup]) -> Figure:
@@ -119,8 +119,11 @@ def learning_by_position(groups: Sequence[MethodGroup]) -> Figure:
     run = groups[0].first
     frozen = drawn(FROZEN_LOOK, [(place, cell["score"]) for place, cell in enumerate(run.before, start=1)])
     learnt = [
-        drawn(hollow(look, look.label), [(j, *interval(cell)) for j, cell in enumerate(group.after_learning, start=1)])
-        for group, look in zip(groups, method_looks(groups), strict=True)
+        drawn(
+            hollow(group.look, group.label),
+            [(j, *interval(cell)) for j, cell in enumerate(group.after_learning, start=1)],
+        )
+        for group in groups
     ]
     many = len(groups) >= MANY_METHODS
     x = tasks_axis(run.tasks, "position of the task in the stream")
@@ -131,13 +134,12 @@ def learning_by_position(groups: Sequence[MethodGroup]) -> Figure:
 
 def paired_differences(comparison: Comparison) -> Figure | None:
     """The reference minus every other method with its 95 % interval, a chart per measure; None without tests."""
-    others, groups = comparison.others, comparison.groups
-    looks = {group.label: look for group, look in zip(groups, method_looks(groups), strict=True)}
+    others = comparison.others
     charts = []
     for metric in METRICS:
         found = [(row, comparison.difference(other, metric.key)) for row, other in enumerate(others)]
         series = tuple(
-            drawn(looks[one.other.label], [(one.test.difference, row, one.test.low, one.test.high)], hollow=clear)
+            drawn(one.other.look, [(one.test.difference, row, one.test.low, one.test.high)], hollow=clear)
             for row, one in found
             if one is not None
             for clear in [not one.significant]

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.report import paper
 from himalaya_adapter.report.charts import XY, Axis, Figure, drawn, figure
 from himalaya_adapter.report.metric_table import format_seconds
 from himalaya_adapter.report.page import Page
 from himalaya_adapter.report.palette import BOUND, FROZEN, OWN, Look
 from himalaya_adapter.report.table import Table, Text, numbers, table, words
-from himalaya_adapter.storage import read_json, write_atomic
+from himalaya_adapter.storage import read_json
 
 COMPLETE, PRUNED = "complete", "pruned"
 FINISHED, STOPPED, BEST = Look("finished", OWN), Look("stopped early, value until then", FROZEN), Look("best", BOUND)
@@ -33,13 +32,11 @@ def write_search_report(folder: Path, *, figures: bool = False) -> Path:
     Raises:
         HimalayaError: There is no search in the folder, or its ``trials.json`` is damaged.
     """
-    path, shown = folder / "report.html", None
+    shown = None
     while (search := _read(folder / "trials.json")) != shown:  # another process may have finished a trial meanwhile
-        page = _page(search, folder / "best.yaml")
-        write_atomic(path, page.render())
+        stem = f"{search['run_id']}_search" if figures else ""
+        path = _page(search, folder / "best.yaml").write(folder, stem)
         shown = search
-    if figures:
-        paper.write(page.figures, folder / "figures", f"{search['run_id']}_search")
     return path
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from himalaya_adapter.report.charts import numbered
 from himalaya_adapter.report.method_groups import MethodGroup, alone
 from himalaya_adapter.report.metric_table import MANY_METHODS, format_interval, format_seconds, format_value
-from himalaya_adapter.report.palette import method_looks
 from himalaya_adapter.report.run_folder import Cell, RunRecord
 from himalaya_adapter.report.table import LONG, Table, Text, has_seeds, numbers, table, whiskers_legend, words
 
@@ -31,9 +30,8 @@ def task_tables(groups: Sequence[MethodGroup]) -> list[Table]:
             change = Text(format_value(final[index]["score"] - learnt[index]["score"], "signed"))
             row += [_score(learnt[index], varies), _score(final[index], varies), change][: len(parts)]
         rows.append(tuple(row))
-    looks = method_looks(groups)
     header = [*words("task", "metric"), *numbers("n", "frozen")]
-    header += [Text(look.label, part, look=look) for look in looks for part in parts]
+    header += [Text(group.label, part, look=group.look) for group in groups for part in parts]
     return [Table("tasks", "Task by task", tuple(header), tuple(rows), LEGEND + whiskers_legend(groups).strip())]
 
 
@@ -73,7 +71,7 @@ def sample_answers(run: RunRecord) -> list[Table]:
 
 
 def _of_many(groups: Sequence[MethodGroup]) -> list[Table]:
-    first, looks = groups[0].first, method_looks(groups)
+    first = groups[0].first
     tables = []
     for topic, title, cells in (
         ("tasks", "Task by task, after the last task", [group.final for group in groups]),
@@ -93,7 +91,7 @@ def _of_many(groups: Sequence[MethodGroup]) -> list[Table]:
             )
             rows.append((*name, Text(format_value(first.before[index]["score"], "score")), *of_methods))
         header = [*words("task", "metric"), *numbers("n", "frozen")]
-        header += [Text(look.label, look=look) for look in looks]
+        header += [Text(group.label, look=group.look) for group in groups]
         legend = "Bold is best. ± is the standard deviation over seeds." if has_seeds(groups) else "Bold is best."
         tables.append(Table(topic, title, tuple(header), tuple(rows), legend, folded=True))
     return tables

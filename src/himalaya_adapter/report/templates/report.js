@@ -5,7 +5,7 @@
   for (const axis of Object.values(DATA).flat().flatMap(chart => (chart.x ? [chart.x, chart.y] : []))) axis.kind ??= "count";
   const TIP = document.getElementById("tip"), SAID = document.getElementById("said");
   const DARK = matchMedia("(prefers-color-scheme: dark)");
-  const ROW = 20, CELL = 20, MOST_BANDS = 4, NEAR = 30; // pixels, but for MOST_BANDS
+  const ROW = 20, CELL = 20, SLANTED = 160, MOST_BANDS = 4, NEAR = 30; // pixels, but for MOST_BANDS
 
   // Numbers as people read them ------------------------------------------------------------------------------------
   const minus = text => text.replace("-", "−");
@@ -145,9 +145,11 @@
     const top = chart.title ? 24 : 10, bottom = chart.x.label ? 40 : 24;
     const height = across ? top + bottom + Math.max(2, chart.y.names.length) * ROW : Math.round(Math.min(380, Math.max(220, width * 0.42)));
     const names = across ? Math.min(widest(chart.y.names) + 14, width * 0.42) : 0;
-    const left = across ? names : 52, right = 14;
+    const y = across ? scaled(chart.y, ys, top, height - bottom) : scaled(chart.y, ys, height - bottom, top);
+    const up = across ? [] : ticks(y.low, y.high, (height - top - bottom) / 36, chart.y);
+    const left = across ? names : Math.max(52, widest(up.map(value => tick(value, chart.y.kind))) + 28), right = 14;
     const svg = add(host, "svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": `${figure.title}${chart.title ? ": " + chart.title : ""}. The arrow keys step through its values.` });
-    const x = scaled(chart.x, xs, left + 6, width - right), y = across ? scaled(chart.y, ys, top, height - bottom) : scaled(chart.y, ys, height - bottom, top);
+    const x = scaled(chart.x, xs, left + 6, width - right), label = chart.y.label === chart.title ? "" : chart.y.label || "";
     if (chart.title) add(svg, "text", { x: 0, y: 12, class: "title" }, short(chart.title, width));
 
     if (across) chart.y.names.forEach((name, row) => {
@@ -155,11 +157,11 @@
       add(svg, "text", { x: left - 8, y: y.place(row) + 4, "text-anchor": "end" }, short(name, names - 10));
     });
     else {
-      for (const value of ticks(y.low, y.high, (height - top - bottom) / 36, chart.y)) {
+      for (const value of up) {
         add(svg, "line", { x1: left, x2: width - right, y1: y.place(value), y2: y.place(value), class: "grid" });
         add(svg, "text", { x: left - 6, y: y.place(value) + 4, "text-anchor": "end" }, tick(value, chart.y.kind));
       }
-      add(svg, "text", { x: 12, y: (top + height - bottom) / 2, class: "quiet", "text-anchor": "middle", transform: `rotate(-90 12 ${(top + height - bottom) / 2})` }, short(chart.y.label || "", height - top - bottom));
+      add(svg, "text", { x: 12, y: (top + height - bottom) / 2, class: "quiet", "text-anchor": "middle", transform: `rotate(-90 12 ${(top + height - bottom) / 2})` }, short(label, height - top - bottom));
     }
     const along = chart.x.scale === "names" ? chart.x.names.map((_, place) => place) : ticks(x.low, x.high, (width - left - right) / (chart.x.names ? 34 : 52), chart.x);
     for (const value of along) {
@@ -231,7 +233,7 @@
     const numbered = chart.columns.every((name, index) => name.startsWith(`${index + 1}. `)) || columns > 40;
     const longest = widest(chart.rows) + 12;
     const left = Math.min(longest, Math.max(80, width * (width < 500 ? 0.34 : 0.28)));
-    const slant = numbered ? 0 : Math.min(120, widest(chart.columns));
+    const slant = numbered ? 0 : Math.min(SLANTED, widest(chart.columns));
     const narrow = (width - left) / columns < 26, turn = narrow ? -1.4 : -0.95; // so that names do not cross
     const top = (chart.title ? 22 : 4) + (numbered ? 20 : slant * Math.sin(-turn) + 14), edge = numbered ? 4 : slant * Math.cos(turn);
     const cell = Math.max(numbered ? 3 : 13, Math.min(64, (width - left - edge) / columns)), high = rows > 120 ? Math.max(3, Math.min(CELL, 1400 / rows)) : CELL;
@@ -261,7 +263,7 @@
         pen.translate(x, top - 8);
         pen.textAlign = numbered ? "center" : "left";
         if (!numbered) pen.rotate(turn);
-        pen.fillText(numbered ? String(column + 1) : short(name, 120), 0, 0);
+        pen.fillText(numbered ? String(column + 1) : short(name, SLANTED), 0, 0);
         pen.restore();
       });
       pen.textAlign = "center";
@@ -315,7 +317,8 @@
       const least = this.charts.length === 1 || this.charts.some(chart => chart.columns) ? 2000 : this.charts.length > 4 ? 290 : 400;
       this.host.style.gridTemplateColumns = `repeat(auto-fit, minmax(min(100%, ${least}px), 1fr))`;
       this.names = [...new Map(this.charts.flatMap(chart => chart.series || []).map(series => [series.name, series])).values()];
-      if (this.names.length > 1) this.keys = add(element, "ul", { class: "keys", "aria-label": "Shown in this figure" });
+      const titled = this.charts.every(chart => chart.series?.length === 1 && chart.title === chart.series[0].name);
+      if (this.names.length > 1 && !titled) this.keys = add(element, "ul", { class: "keys", "aria-label": "Shown in this figure" });
       this.width = 0;
       new ResizeObserver(() => { if (element.clientWidth && element.clientWidth !== this.width) this.draw(); }).observe(element);
     }

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test fuzz test-docs docs results throughput clean
+.PHONY: demo test fuzz test-docs test-browser docs results throughput clean
 
 demo: $(VENV)/installed
 	$(BIN)/himalaya demo $(RESULTS)/three-tasks
@@ -24,6 +24,13 @@ fuzz: $(VENV)/installed-test
 # the real backbone in each placement, processes under torchrun and accelerate, and more models for each method.
 test-docs: $(VENV)/installed-test-docs
 	$(BIN)/pytest -m slow --numprocesses=0
+
+# The reports in Chromium, with the rules of axe-core; on Debian first: apt-get install chromium npm
+test-browser: $(VENV)/installed-test node_modules/axe-core
+	HIMALAYA_TEST_BROWSER=1 $(BIN)/pytest --numprocesses=0 tests/report/test_browser.py
+
+node_modules/axe-core:
+	npm install --no-save --no-package-lock --silent axe-core@4
 
 # The site; then: python -m http.server -d build/site
 docs: $(VENV)/installed-docs

@@ -66,13 +66,10 @@ SECTIONS = {
 HEADLINE = "headline"  # the table of the README
 HEADLINE_RUNS = (
     *("himalaya-anchored-package25", "himalaya-anchored-package25-seed1", "loreft-independent-package25"),
-    *("loreft-package25", "lora-ewc-package25", "lora-ewc-package25-seed1", "lora-package25", "frozen"),
+    *("loreft-package25", "lora-ewc-package25", "lora-ewc-package25-seed1", "lora-package25"),
 )
 POSITIONS, FRESH = "positions", "lora-independent"  # a fresh LoRA for each task
-HEADLINE_METRICS = (
-    *("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "forgetting", "stored_bytes"),
-    "trainable_parameters",
-)
+HEADLINE_METRICS = ("retained_accuracy_auc", "learning_accuracy", "forgetting", "stored_bytes", "trainable_parameters")
 BLOCK = 5  # positions in the stream that are averaged
 LLAMA, SOURCE = "llama-2-7b", "proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
 EXPORTED = "guarded"  # the graph of `himalaya latency` that is exported
@@ -241,26 +238,27 @@ follows from it. *HIMALAYA 0.1* is the method of version 0.1, now `HIMALAYA_STRI
 without a number of seeds ran once. Times of runs that shared a machine do not compare."""
 
 
-# Name of the picture -> the section whose runs it shows, and how.
+# Name of the picture -> the runs over 25 tasks that it shows, and how.
 Draw = Callable[[Sequence[MethodGroup]], Figure]
-PICTURES: dict[str, tuple[str, Draw]] = {
-    "retained_accuracy": ("package25", score_figures.retained_accuracy),
-    "retained_accuracy_15": ("first15", score_figures.retained_accuracy),
-    "learning_by_position": ("package25", score_figures.learning_by_position),
+LEARNERS = [name for name in SECTIONS[MAIN] if name not in ("loreft-independent-package25", "frozen")]
+PICTURES: dict[str, tuple[Sequence[str], Draw]] = {
+    "retained_accuracy": (HEADLINE_RUNS, score_figures.retained_accuracy),
+    "learning_by_position": (LEARNERS, score_figures.learning_by_position),
 }
 
 
 def shown(picture: str) -> str:
     """A hash of what a picture shows, which its file carries: pixels differ from one matplotlib to the next."""
-    runs = [(run.metrics["method_name"], run.before, run.rows) for run in finished(PICTURES[picture][0])]
-    return hashlib.sha256(json.dumps(runs).encode()).hexdigest()
+    runs = read_comparable_runs(RESULTS / MAIN, PICTURES[picture][0])
+    scores = [(run.metrics["method_name"], run.before, run.rows) for run in runs]
+    return hashlib.sha256(json.dumps(scores).encode()).hexdigest()
 
 
 def draw(picture: str) -> None:
     """Write a picture."""
-    section, figure = PICTURES[picture]
+    names, figure = PICTURES[picture]
     path = DOCS / "images" / f"{picture}.png"
-    methods = [group for group in compare(finished(section)).groups if not group.is_bound]
+    methods = group_by_method(read_comparable_runs(RESULTS / MAIN, names))
     paper.draw(figure(methods)).savefig(path, metadata={"Description": shown(picture)})
 
 

@@ -1,4 +1,4 @@
-"""The one exception type that a user can cause, and the one line that any error of a user or a machine is told in."""
+"""The one exception type that a user can cause, and how any error of a user or a machine becomes one line."""
 
 import difflib
 import errno

@@ -108,7 +108,7 @@ def score_file(
 
 
 def score(model: Any, tokenizer: Any, task: Task, what: str) -> TaskScore:
-    """Score a model on a task's test items, as the task that it is switched to; ``what`` is told meanwhile."""
+    """Score a model on a task's test items, as the task that it is switched to; ``what`` is shown meanwhile."""
     with stage(what) as advance:
         return evaluate_task(
             model,

@@ -1,4 +1,4 @@
-"""From a plan to run configs. The origin of every value is told: a field, ``settings``, a range, or a default."""
+"""From a plan to run configs. The origin of every value is given: a field, ``settings``, a range, or a default."""
 
 import contextlib
 import re

@@ -122,7 +122,7 @@ class Growth:
         return occupied[nearest], coefficient, cosine
 
     def _evict(self, keep: list[int], events: list[Event]) -> int:
-        """Free the slot that is missed least; what it held lives on as a combination of other atoms."""
+        """Free the least important slot; what it held lives on as a combination of other atoms."""
         count = self.first_slot + len(self.dictionary.elastic)
         missed = self.tasks.uses(count)[self.first_slot :] * self.fisher.importance
         missed[[slot - self.first_slot for slot in keep]] = torch.inf

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# Imports stand inside the commands: what is missing is told before it is imported.
+# Imports stand inside the commands: a missing package is reported before it is imported.
 
 
 def _check(bundle: Bundle, chosen: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from himalaya_adapter.evaluation import metrics
+from himalaya_adapter.evaluation.intervals import bootstrap_weights
 from himalaya_adapter.evaluation.metrics import bootstrap_retained_accuracy
 from himalaya_adapter.evaluation.paired_tests import (
     MEASURES,
@@ -55,6 +56,20 @@ def test_resampled_measures_are_those_of_resampled_matrices() -> None:
     own = bootstrap_retained_accuracy(run.matrix, run.item_scores, seed=9).auc
     test = bootstrap_test(0.0, resampled["retained_accuracy_auc"])
     assert (test.low, test.high) == pytest.approx((0.0, own[1]), abs=0.01)  # widened to hold the 0 that was given
+
+
+def test_each_resample_is_the_measure_of_a_resampled_matrix() -> None:
+    """By brute force, with a row that a task's answers did not change in."""
+    items = scored_run(2, hardness=hardness(1), forgets=0.15).item_scores
+    items[1][0] = items[0][0]
+    run = ScoredRun([[float(np.mean(cell)) for cell in row] for row in items], items)
+    (resampled,) = resampled_measures([run], seed=3)
+    generator = np.random.default_rng(3)
+    weights = [bootstrap_weights(ITEMS, generator) / ITEMS for _ in range(TASKS)]
+    for number in range(50):
+        matrix = [[float(weights[j][number] @ cell) for j, cell in enumerate(row)] for row in items]
+        for name, measure in MEASURES.items():
+            assert resampled[name][number] == pytest.approx(measure(matrix), abs=1e-12), name
 
 
 def test_rows_that_were_not_measured_are_not_read() -> None:

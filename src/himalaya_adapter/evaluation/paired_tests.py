@@ -108,7 +108,7 @@ def _columns(run: ScoredRun) -> list[_Column]:
         items = np.stack([run.items(i, j) for i in rows])
         earlier, place = np.unique(items[:-1], axis=0, return_inverse=True)
         place = np.append(place, len(earlier))
-        area = np.bincount(place, weights=share[rows])
+        area = np.bincount(place, weights=share[rows]).astype(np.float64)
         columns.append(_Column(np.vstack([earlier, items[-1:]]), area, int(place[0])))
     return columns
 

@@ -212,7 +212,7 @@ def _form(row: Row, name: str, known: Form | None, templates: tuple[str, str] | 
     layout = _layout(row)
     if known is not None and (layout == replace(known, metric="", labels=(), max_new_tokens=LONGEST_ANSWER)):
         return known
-    if known is not None and not known.chat and fields_of(_spec(name, known)) <= row.keys():
+    if known is not None and not known.chat and set(fields_of(_spec(name, known))) <= row.keys():
         return known
     if layout is None:
         columns = ", ".join(sorted(str(column) for column in row))
@@ -246,7 +246,7 @@ def _spec(name: str, form: Form) -> TaskSpec:
         label_of={label: label for label in form.labels},
         max_new_tokens=form.max_new_tokens,
     )
-    return spec if form.chat else replace(spec, source=replace(spec.source, group=tuple(sorted(fields_of(spec)))))
+    return spec if form.chat else replace(spec, source=replace(spec.source, group=tuple(fields_of(spec))))
 
 
 def _item(spec: TaskSpec, row: Row, where: str) -> Item:

@@ -7,7 +7,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -88,16 +88,17 @@ def _items(spec: TaskSpec, name: str, rows: Iterable[Row | BadRow], skipped: Cou
                 yield item
 
 
-def fields_of(spec: TaskSpec) -> set[str]:
-    """The fields of a row that a task reads.
+def fields_of(spec: TaskSpec) -> list[str]:
+    """The fields of a row that a task reads, in the order of their names.
 
     Raises:
         HimalayaError: A template is no template.
     """
-    return _fields(spec.template, spec) | _fields(spec.target, spec) | set(spec.source.where) | set(spec.source.group)
+    templates = _fields(spec.template, spec) | _fields(spec.target, spec)
+    return sorted(templates | set(spec.source.where) | set(spec.source.group))
 
 
-def item_of(spec: TaskSpec, fields: set[str], row: Row | BadRow, where: str) -> Item | None:
+def item_of(spec: TaskSpec, fields: Sequence[str], row: Row | BadRow, where: str) -> Item | None:
     """The item that a row gives; ``None`` if the task does not choose it.
 
     Args:
@@ -169,15 +170,18 @@ def _fields(template: str, spec: TaskSpec) -> set[str]:
     return {field for _, field, _, _ in parts if field is not None}
 
 
-def _texts(fields: set[str], row: Row | BadRow, where: str) -> dict[str, str]:
+def _texts(fields: Sequence[str], row: Row | BadRow, where: str) -> dict[str, str]:
     """The values of a row's fields as text."""
     if isinstance(row, BadRow):
         raise BadItem(row.reason, f"{where} {row.message}")
     texts = {}
-    for field in sorted(fields):
+    for field in fields:
         if field not in row:
             raise BadItem(NO_FIELD, str(unknown_name(f"field in {where}", field, row)))
         value = row[field]
+        if isinstance(value, str):  # of most rows all are
+            texts[field] = value
+            continue
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
             raise BadItem(NO_VALUE, f"{where} has no value in field '{field}'")
         if not isinstance(value, PLAIN):
@@ -189,7 +193,7 @@ def _texts(fields: set[str], row: Row | BadRow, where: str) -> dict[str, str]:
 
 def _is_kept(value: str, patterns: tuple[str, ...]) -> bool:
     """Whether the value is one of the patterns, in which only ``*`` and ``?`` are wildcards."""
-    return any(fnmatchcase(value, pattern.replace("[", "[[]")) for pattern in patterns)
+    return value in patterns or any(fnmatchcase(value, pattern.replace("[", "[[]")) for pattern in patterns)
 
 
 def normal_label(text: str) -> str:
@@ -208,7 +212,7 @@ def _item(spec: TaskSpec, text: Mapping[str, str], where: str) -> Item:
         target = spec.label_of[known]
     prompt = spec.template.format_map(text).rstrip()
     source = " | ".join(text[field] for field in spec.source.group)
-    if any(NOT_UTF8.search(one) for one in (prompt, target, source)):
+    if NOT_UTF8.search(prompt + target + source):
         raise BadItem(BROKEN, f"{where} has characters that are not UTF-8; save the file as UTF-8")
     if len(source) > LONGEST_SOURCE:
         source = hashlib.sha256(source.encode("utf-8")).hexdigest()

@@ -37,7 +37,7 @@ def normal_form(text: str) -> str:
 def is_in_part(source: str, part: tuple[int, int]) -> bool:
     """Whether a source item belongs to the i-th of n disjoint parts, ``part = (i, n)`` counted from 1."""
     number, count = part
-    return stable_hash(f"part {source}") % count == number - 1
+    return count == 1 or stable_hash(f"part {source}") % count == number - 1
 
 
 def with_label_noise(items: Sequence[Item], labels: Sequence[str], share: float) -> tuple[Item, ...]:

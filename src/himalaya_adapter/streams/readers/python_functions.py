@@ -10,6 +10,7 @@ from himalaya_adapter.streams.readers.types import Row
 
 OPTIONS = ("documented",)
 PLACEHOLDER = "f"  # stands where the function's name was
+BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")  # fields of nodes that hold statements, in ast's order
 
 
 def read_python_functions(content: bytes, name: str, options: Mapping[str, Any]) -> Iterator[Row]:
@@ -33,8 +34,8 @@ def read_python_functions(content: bytes, name: str, options: Mapping[str, Any])
     except (SyntaxError, ValueError) as error:  # ValueError: null bytes, or not UTF-8
         raise HimalayaError(f"cannot read Python source {name}: {error}") from error
     lines = text.split("\n")  # counted as ast counts them, unlike splitlines()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("__"):
+    for node in _functions(tree):
+        if not node.name.startswith("__"):
             signature, body = _parts(node, lines)
             summary = (ast.get_docstring(node) or "").partition("\n")[0].strip()
             if signature.startswith(f"def {node.name}(") and documented in (None, bool(summary)):
@@ -47,6 +48,14 @@ def read_python_functions(content: bytes, name: str, options: Mapping[str, Any])
                     "file": name,
                     "package": ".".join(name.split("/")[:2]),
                 }
+
+
+def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
+    """The functions of a file in the order of `ast.walk`, which looks into every expression on its way."""
+    level: list[ast.AST] = [tree]
+    while level:
+        yield from (node for node in level if isinstance(node, ast.FunctionDef))
+        level = [inner for node in level for field in BLOCKS for inner in getattr(node, field, ())]
 
 
 def _parts(node: ast.FunctionDef, lines: list[str]) -> tuple[str, str]:

@@ -13,10 +13,12 @@ def command(overrides: Overrides) -> None:
     For example: himalaya run run=demo-himalaya mode=trial results_dir=outputs
     """
     from himalaya_adapter.experiments import compose_run
+
+    launch = compose_run(overrides)  # a wrong word is told at once, before what takes seconds to import
+
     from himalaya_adapter.report import write_run_report
     from himalaya_adapter.training import run_stream
 
-    launch = compose_run(overrides)
     folder = run_stream(launch.run, launch.results_dir, overwrite=launch.overwrite)
     if os.environ.get("RANK", "0") != "0":
         return  # one process of several: the first one reports

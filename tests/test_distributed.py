@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from observed_process import observe
 from safetensors.torch import load_file
-from tiny_runs import in_own_process, write_backbone, write_run, write_stream
+from tiny_runs import TIMEOUT, in_own_process, in_two_processes, write_backbone, write_run, write_stream
 
 from himalaya_adapter.storage import read_json
 
 WORKER = Path(__file__).with_name("observed_process.py")
-TIMEOUT = 240  # seconds; a tenth of it on an idle machine
 TRAINING = {"task_epochs": 2, "learning_rate": 0.003}
 
 
@@ -41,11 +41,12 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_two_processes_are_one_with_twice_the_batch(words: Callable[..., list[str]], tmp_path: Path) -> None:
-    process = torchrun(str(WORKER), str(tmp_path), *words(4, tmp_path / "two"))
-    assert process.returncode == 0, process.stderr
+    statuses = in_two_processes(tmp_path, observe, tmp_path, words(4, tmp_path / "two"))
+    said, errors = ("".join((tmp_path / f"{rank}.{end}").read_text() for rank in range(2)) for end in ("out", "err"))
+    assert statuses == [0, 0], errors
     two = tmp_path / "two" / "himalaya"
-    assert process.stdout.strip() == str(two / "report.html"), "one process reports"
-    assert process.stderr.count("parity: learning") == 1
+    assert said.strip() == str(two / "report.html"), "one process reports"
+    assert errors.count("parity: learning") == 1
     assert read_json(two / "environment.json")["processes"] == 2
 
     ranks = [load_file(tmp_path / f"rank_{rank}.safetensors") for rank in range(2)]
@@ -82,7 +83,7 @@ def test_two_processes_are_one_with_twice_the_batch(words: Callable[..., list[st
 
 @pytest.mark.slow
 def test_the_penalty_of_two_processes_counts_once(words: Callable[..., list[str]], tmp_path: Path) -> None:
-    """Online EWC: a penalty that were doubled or halved would change the adapter by an eighth and more."""
+    """Under torchrun itself, with online EWC: a doubled or halved penalty would change the adapter by an eighth."""
     more = ["model.adapter.ewc_lambda=1", "training.task_epochs=1", "dataset.max_test_samples_per_task=1"]
     process = torchrun(str(WORKER), str(tmp_path), *words(4, tmp_path / "two", "LORA_EWC"), *more)
     assert process.returncode == 0, process.stderr

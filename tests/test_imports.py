@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_programs import run_forked
 from peft import get_peft_model
 from tiny_runs import write_backbone
 
@@ -50,6 +51,8 @@ print(*sys.modules)"""
     assert (tmp_path / "report.html").is_file()
 
 
+# What the programs below import first, which has nothing of PEFT or of ours, is not what they are about.
+SHARED = "import sys, torch, transformers.modeling_utils; assert not {'peft', 'himalaya_adapter'} & {*sys.modules}"
 ORDERS = {
     "PEFT first": "import peft; import himalaya_adapter",
     "PEFT last": """
@@ -59,11 +62,18 @@ assert importlib.util.find_spec("peft") is not None  # as transformers asks
 assert "peft" not in sys.modules
 import peft""",
 }
+# No package of an extra: what `pip install himalaya-adapter` brings is enough to make and save an adapter.
+CORE = f"""
+import sys
+for name in {[name for name in EXTRAS if name != "bitsandbytes"]}:
+    sys.modules[name] = None
+from himalaya_adapter import HimalayaConfig, TaskCallback, save_release
+from himalaya_adapter.backbones import load_backbone
+"""
 
 
-@pytest.mark.parametrize("imports", ORDERS.values(), ids=ORDERS)
-def test_plain_peft_loads_an_adapter(
-    imports: str, tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any
+def test_plain_peft_loads_an_adapter_and_the_method_needs_the_core_alone(
+    tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     backbone = write_backbone(tmp_path / "backbone", tiny_model, tiny_tokenizer)
     model = get_peft_model(tiny_model(), HimalayaConfig(task_type="CAUSAL_LM"))
@@ -75,24 +85,18 @@ from transformers import AutoModelForCausalLM
 base = AutoModelForCausalLM.from_pretrained({str(backbone)!r})
 print(peft.PeftModel.from_pretrained(base, {str(tmp_path / "adapter")!r}).tasks)
 """
-    assert "colours" in in_a_new_process(imports + load)
+    (tmp_path / "ended").mkdir()
+    programs = [CORE, *(imports + load for imports in ORDERS.values())]
+    core, *orders = run_forked(tmp_path / "ended", SHARED, programs)
+    assert core.returncode == 0, core.stderr
+    for name, ended in zip(ORDERS, orders, strict=True):
+        assert ended.returncode == 0, f"{name}: {ended.stderr}"
+        assert "colours" in ended.stdout, name
 
 
 def test_an_unknown_name_of_the_package() -> None:
     with pytest.raises(ImportError, match="HimalayaConfg"):
         from himalaya_adapter import HimalayaConfg  # noqa: F401
-
-
-def test_the_method_needs_the_core_alone() -> None:
-    """No package of an extra: what `pip install himalaya-adapter` brings is enough to make and save an adapter."""
-    program = f"""
-import sys
-for name in {[name for name in EXTRAS if name != "bitsandbytes"]}:
-    sys.modules[name] = None
-from himalaya_adapter import HimalayaConfig, TaskCallback, save_release
-from himalaya_adapter.backbones import load_backbone
-"""
-    in_a_new_process(program)
 
 
 # As the picture of docs/architecture.md has them, the lowest first.

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ PRELOADED = [
     "himalaya_adapter.search",
     "himalaya_adapter.report",
 ]  # by the server that processes are forked off
+TIMEOUT = 240  # seconds, of processes that wait for each other; a tenth of it on an idle machine
 TASKS = ("parity", "colour_word", "echo")
 NOT_REPEATED = {"seconds", "train_seconds", "eval_seconds", "peak_memory_bytes", "resumed", "evaluation_cost"}
 COLOURS = ("blue", "green", "red", "white")
@@ -162,6 +164,38 @@ def in_own_process(
         process.join()
     assert process.exitcode is not None
     return process.exitcode
+
+
+def in_two_processes(folder: Path, work: Callable[..., int | None], *arguments: Any) -> list[int]:
+    """Call ``work(*arguments)`` in two processes of one group, as torchrun starts them, forked off the server.
+
+    What they print is in ``folder`` afterwards, as ``0.out``, ``0.err``, ``1.out`` and ``1.err``.
+
+    Returns:
+        Their exit statuses.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [context.Process(target=_one_of_two, args=(rank, port, folder, work, arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(TIMEOUT)
+        process.kill()  # if one waits for another that is no more
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def _one_of_two(rank: int, port: int, folder: Path, work: Callable[..., int | None], arguments: Any) -> None:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for stream, end in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{rank}.{end}", os.O_WRONLY | os.O_CREAT), stream)
+    gc.freeze()
+    sys.exit(work(*arguments))
 
 
 def results(run: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """`himalaya serve`, asked by the real client: a model of a request is a task of the adapter."""
 
-import subprocess
+import multiprocessing
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from tiny_runs import write_backbone
+from tiny_runs import PRELOADED, write_backbone
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
@@ -32,6 +33,11 @@ def adapter(tmp_path_factory, tiny_model: Callable[..., Any], tiny_tokenizer) ->
     return place / "mine"
 
 
+def serve(words: list[str], said: Path) -> None:
+    with open(said, "w", encoding="utf-8", buffering=1) as sys.stdout:
+        sys.exit(main(words))
+
+
 @pytest.fixture(scope="module")
 def client(adapter: Path) -> Iterator[openai.OpenAI]:
     import socket
@@ -39,12 +45,17 @@ def client(adapter: Path) -> Iterator[openai.OpenAI]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    words = [sys.executable, "-m", "himalaya_adapter.cli", "serve", str(adapter), "--name", "base", "--port", port]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        assert "answers as base, base:echo, base:next" in server.stdout.readline()
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=20)
-        server.terminate()
+    words, said = ["serve", str(adapter), "--name", "base", "--port", port], adapter.parent / "said.txt"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    server = context.Process(target=serve, args=(words, said))
+    server.start()
+    while server.is_alive() and not (said.is_file() and said.read_text()):
+        time.sleep(0.05)
+    assert "answers as base, base:echo, base:next" in said.read_text()
+    yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=20)
+    server.terminate()
+    server.join()
 
 
 def told(adapter: Path, task: str | None, prompt: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from far_device import DEVICE, FarDevice
+from far_device import DEVICE, SHORT, FarDevice
 from tiny_runs import results, run_words
 
 from himalaya_adapter.experiments import compose_run
@@ -29,7 +29,7 @@ def far_runs(place: Path) -> Path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_on_an_accelerator_ends_as_on_the_cpu(method: str, far_runs: Path, place: Path) -> None:
-    words = run_words(place, method, save_steps=1000)
+    words = run_words(place, method, **SHORT)
     here = results(run_stream(compose_run(words[1:]).run, place / "near"))
     there = results(far_runs / method.lower())
 

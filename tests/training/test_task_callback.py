@@ -10,45 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from callback_process import ITEMS, SETTINGS, answers, attached, learn_three_tasks, padded, rows
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from tiny_runs import TIMEOUT, in_two_processes
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from himalaya_adapter import HimalayaConfig, TaskCallback
+from himalaya_adapter import TaskCallback
 from himalaya_adapter.errors import HimalayaError
 
 WORKER = Path(__file__).with_name("callback_process.py")
-ITEMS = {
-    "colours": [
-        {"prompt": f"Text: {thing}\nAnswer:", "completion": f" {colour}"}
-        for thing, colour in [("the sky", "blue"), ("the dog", "brown"), ("the cat", "black"), ("the wall", "white")]
-        * 2
-    ],
-    "moods": [
-        {"prompt": f"Is it {word}?\nMood:", "completion": f" {mood}"}
-        for word, mood in [("good", "positive"), ("bad", "negative"), ("so", "neutral"), ("blue", "negative")] * 2
-    ],
-    "code": [{"prompt": f"def {name}(x", "completion": f"):\n    return {name}"} for name in "abcd" * 2],
-}
-SETTINGS: dict[str, Any] = {
-    "learning_rate": 0.01,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "num_train_epochs": 2,
-    "save_strategy": "no",
-    "report_to": "none",
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "bf16": False,
-    "logging_steps": 1,
-}
-
-
-def attached(tiny_model: Callable[..., Any]) -> PeftModel:
-    config = HimalayaConfig(task_type="CAUSAL_LM", atoms_per_task=3, elastic_atoms=24)
-    return get_peft_model(tiny_model(), config)
 
 
 @pytest.fixture
@@ -75,37 +48,6 @@ def trainer(tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., Trainer]:
         return SFTTrainer(**given, args=SFTConfig(**settings), train_dataset=Dataset.from_list(ITEMS[task]))
 
     return make
-
-
-def rows(tokenizer: Any, task: str) -> list[dict[str, list[int]]]:
-    found = []
-    for item in ITEMS[task]:
-        prompt = tokenizer(item["prompt"])["input_ids"]
-        answer = tokenizer(item["completion"])["input_ids"]
-        found.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
-    return found
-
-
-def padded(padding: int) -> Callable[[list[dict[str, list[int]]]], dict[str, torch.Tensor]]:
-    def collate(examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        longest = max(len(one["input_ids"]) for one in examples)
-
-        def column(key: str, filler: int) -> torch.Tensor:
-            return torch.tensor([one[key] + [filler] * (longest - len(one[key])) for one in examples])
-
-        ids = column("input_ids", padding)
-        return {"input_ids": ids, "labels": column("labels", -100), "attention_mask": (ids != padding).long()}
-
-    return collate
-
-
-def answers(model: PeftModel, tokenizer: Any, task: str) -> torch.Tensor:
-    model.set_task(task)
-    model.eval()
-    with torch.no_grad():
-        return torch.cat(
-            [model(input_ids=torch.tensor([tokenizer(one["prompt"])["input_ids"]])).logits[0] for one in ITEMS[task]]
-        )
 
 
 @pytest.mark.parametrize("kind", ["plain", "sft", "padding-free", "packed"])
@@ -232,13 +174,24 @@ def test_a_model_without_tasks_is_refused(
         trainer(model, "code").train()
 
 
-def test_two_processes_hold_the_same_adapter(tmp_path: Path) -> None:
+def launched_by_accelerate(folder: Path) -> None:
     # Of its launchers the one that starts several processes on one machine; the script itself asks for CPUs.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [*launch, *plain, str(WORKER), str(tmp_path)]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    command = [*launch, *plain, str(WORKER), str(folder)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert process.returncode == 0, process.stderr
+
+
+def forked(folder: Path) -> None:
+    """As accelerate starts them, off a server that has imported what they need."""
+    statuses = in_two_processes(folder, learn_three_tasks, folder)
+    assert statuses == [0, 0], [(folder / f"{rank}.err").read_text() for rank in range(2)]
+
+
+@pytest.mark.parametrize("start", [forked, pytest.param(launched_by_accelerate, marks=pytest.mark.slow)])
+def test_two_processes_hold_the_same_adapter(start: Callable[[Path], None], tmp_path: Path) -> None:
+    start(tmp_path)
     ranks = [load_file(tmp_path / f"rank_{rank}.safetensors") for rank in range(2)]
     for name, tensor in ranks[0].items():
         assert torch.equal(tensor, ranks[1][name]), f"{name} is the same on both processes"

@@ -19,16 +19,19 @@ both_methods = pytest.mark.parametrize("method", ["HIMALAYA", "LORA"])
 POISON = "§"
 
 
-def poisoned(place: Path, build: Callable[..., Any], tokenizer: Any, count: int) -> tuple[Path, Path]:
+def poisoned(place: Path, build: Callable[..., Any], tokenizer: Any, count: int | None) -> tuple[Path, Path]:
     """A backbone whose embedding of one token is infinite, and a stream with it in some items of its second task.
 
     Args:
-        count: How many training items hold it; no others do.
+        count: How many training items hold it, ``None`` for all; no others do.
     """
     stream = write_stream(place)
     rows = [json.loads(line) for line in (place / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-    for row in (row for row in rows if split_of(row["id"]) == "train"):
+    training = [row for row in rows if split_of(row["id"]) == "train"]
+    for row in training:
         row["sentence"] = f"{POISON} {row['sentence']}"
+        if count is None and row is not training[-1]:
+            continue
         (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         if sum(POISON in item.prompt for item in load_stream(str(stream)).tasks[1].train) == count:
             break
@@ -78,7 +81,7 @@ def test_many_such_steps_in_a_row_are_one_clear_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    place = poisoned(tmp_path, tiny_model, tiny_tokenizer, count=24)
+    place = poisoned(tmp_path, tiny_model, tiny_tokenizer, count=None)
     run = write_run(tmp_path, *place, method, task_epochs=2, save_steps=3)
     words = ["run", f"run={run}", f"results_dir={tmp_path}"]
     for _ in range(2):  # it goes on from its last checkpoint, and finds the same again

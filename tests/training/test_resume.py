@@ -41,7 +41,7 @@ def uninterrupted(place: Path, method: str, words: list[str]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["HIMALAYA", "LILAC", "LORA_EWC"], indirect=True)
+@both_methods
 def test_killed_at_random_writes(uninterrupted: Path, words: list[str], tmp_path: Path, method: str) -> None:
     chance = random.Random(f"writes {method}")
     kills = 0
@@ -51,7 +51,6 @@ def test_killed_at_random_writes(uninterrupted: Path, words: list[str], tmp_path
     assert results(tmp_path / method.lower()) == results(uninterrupted)
 
 
-@both_methods
 def test_killed_at_random_times(uninterrupted: Path, words: list[str], tmp_path: Path, method: str) -> None:
     chance = random.Random(f"times {method}")
     started = time.perf_counter()

@@ -93,12 +93,18 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, SEAL: digest(content)}
 
 
-def opened(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What was sealed; what an earlier version has written without a hash is returned as it is.
+def opened(content: Mapping[str, Any], *, needs_hash: bool = False) -> dict[str, Any]:
+    """What was sealed.
+
+    Args:
+        content: What stands in the file.
+        needs_hash: Refuse what has no hash; without it, that counts as what an earlier version has written.
 
     Raises:
         ValueError: The content is not what was sealed.
     """
+    if needs_hash and (not isinstance(content, dict) or SEAL not in content):
+        raise ValueError("it has no hash: it was edited, or written before there was one")
     inside = {key: value for key, value in content.items() if key != SEAL}
     if SEAL in content and content[SEAL] != digest(inside):
         raise ValueError("its content does not match its hash")

@@ -134,7 +134,8 @@ def one_process(folder: Path, busy: str) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HimalayaError(f"cannot make the folder {folder}: {error.strerror}") from error
-    path = folder.with_name(f".{folder.name}.lock")
+    place = folder.resolve()  # "." has no name
+    path = place.parent / f".{place.name}.lock"
     lock = FileLock(path, timeout=0)
     try:
         lock.acquire()

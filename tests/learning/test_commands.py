@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny_runs import in_own_process, write_backbone
 
 from himalaya_adapter.cli import main
+from himalaya_adapter.learning.adapter_store import AdapterStore
 from himalaya_adapter.storage import read_json
 
 WEIGHTS = "adapter_model.safetensors"
@@ -88,6 +89,17 @@ def test_chat_answers_line_after_line(mine: Path, capsys, monkeypatch) -> None:
     assert "echo> " in err
 
 
+def test_what_is_no_text_is_one_line(mine: Path, capsys, monkeypatch) -> None:
+    assert main(["generate", str(mine), "caf\udce9", "--task", "parity"]) == 2
+    assert "the prompt holds something else than text in UTF-8" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    assert main(["chat", str(mine), "--task", "parity"]) == 2
+    assert "standard input holds something else than text in UTF-8" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO("caf\udce9\n/quit\n"))
+    assert main(["chat", str(mine)]) == 0
+    assert "the prompt holds something else than text in UTF-8" in capsys.readouterr().err
+
+
 def test_auto_says_which_task_or_that_the_frozen_model_answers(mine: Path, capsys) -> None:
     assert main(["generate", str(mine), "Repeat 12:", "--max-new-tokens", "2"]) == 0
     assert "task echo, confidence" in capsys.readouterr().err
@@ -107,13 +119,18 @@ def test_evaluate_scores_a_file_in_the_form_of_the_task(mine: Path, files: Path,
     assert "unknown task 'party'; did you mean 'parity'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("killed_at", ["checkpoint-3", "/new/.tasks.json", "/mine/.tasks.json"])
+MOVING = ("/mine/.adapter_config.json", "/mine/.adapter_model", "/mine/.tasks.json")
+
+
+@pytest.mark.parametrize("killed_at", ["checkpoint-3", "/new/.tasks.json", *MOVING])
 def test_a_killed_process_goes_on_and_ends_the_same(mine: Path, files: Path, tmp_path: Path, killed_at: str) -> None:
     folder = tmp_path / "mine"
     words = ["learn", str(folder), str(files / "parity.jsonl"), "--task", "parity", "--backbone", str(files / "base")]
     words += [*TEMPLATES, *SHORT, "--budget-mb", "0.2", "--save-steps", "1"]
     assert in_own_process(words, killed_at, place=str(tmp_path)) == -9
     assert not (folder / WEIGHTS).exists() or load_file(folder / WEIGHTS)
+    assert AdapterStore(folder).exists == (killed_at in MOVING)  # what is finished is there for every command
+    assert not AdapterStore(folder).exists or AdapterStore(folder).record("parity")["items"] == 30
     assert in_own_process(words, place=str(tmp_path)) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     first = mine.parent / "first"

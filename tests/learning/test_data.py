@@ -58,6 +58,9 @@ def test_alpaca_with_and_without_input(data) -> None:
     assert first.prompt == "### Instruction:\nDouble it.\n\n### Input:\n4\n\n### Response:"
     assert second.prompt == "### Instruction:\nSay hi.\n\n### Response:"
     assert second.target == "hi"
+    for value in (float("nan"), ["4"]):
+        with pytest.raises(HimalayaError, match=r"row 1 of mine.jsonl has (no value|a list) in field 'input'"):
+            data([{**rows[0], "input": value}])
 
 
 def test_messages_give_an_item_for_each_answer(data, tokenizer) -> None:
@@ -134,6 +137,7 @@ CONVERSATION = {"role": "user", "content": "hello"}
     ("row", "message"),
     [
         ({"prompt": "x", "completion": " "}, "row 11 of mine.jsonl has an empty target"),
+        ({"prompt": " ", "completion": "y"}, "row 11 of mine.jsonl has an empty prompt"),
         ({"prompt": "x", "completion": None}, "row 11 of mine.jsonl has no value in field 'completion'"),
         ({"prompt": "x " * 300, "completion": "y"}, "row 11 of mine.jsonl has .* tokens .* reads at most 64"),
     ],
@@ -152,6 +156,8 @@ def test_a_bad_row_is_named_or_left_out(data, row: dict[str, Any], message: str)
         ([CONVERSATION], "no answer of role 'assistant'"),
         ("hello", "no list of messages"),
         ([CONVERSATION, {"role": "assistant", "content": ""}], "an empty message of 'assistant'"),
+        ([{"role": 5, "content": "hello"}], "no list of messages"),
+        ([{"role": "user", "content": "half \ud800"}], "characters that are not UTF-8"),
         ([{"role": "user", "content": "<|turn|>"}], r"says '<\|turn\|>', which is a control token"),
     ],
 )

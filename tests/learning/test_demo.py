@@ -42,3 +42,12 @@ def test_the_demo(data: None, tmp_path: Path, tiny_model: Callable[..., Any], ti
     page = write_demo_report(result, tmp_path / "demo").read_text(encoding="utf-8")
     for text in (*names, *result.after, result.questions[0].target):
         assert str(escape(text)).replace("_", "_<wbr>") in page
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for place in ("run", "file"):
+        with pytest.raises(HimalayaError, match="is not an empty folder: choose a new one"):
+            demo.run_demo(tmp_path / place)
+    assert (tmp_path / "run" / "adapter").is_dir()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable
@@ -14,7 +15,9 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from tiny_runs import write_backbone
 
+from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.identity import sealed
 from himalaya_adapter.learning.adapter_store import AdapterStore, room
 from himalaya_adapter.learning.learn import LearnOptions, Learnt, learn
 
@@ -150,6 +153,8 @@ MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [
     ("echo.jsonl", "Parity", {}, "there is a task 'parity': did you mean it"),
     ("echo.jsonl", "party", {}, "there is a task 'parity': did you mean it"),
     ("echo.jsonl", " x", {}, "expected 1 to 64 bytes"),
+    ("echo.jsonl", "\udcff", {}, "expected 1 to 64 bytes"),  # a byte on the command line that is not UTF-8
+    ("echo.jsonl", "auto", {}, "choose another name"),
     ("nowhere.jsonl", "x", {}, "there is no file"),
     ("three.jsonl", "x", {}, "gives 3 different items"),
     ("empty.jsonl", "x", {}, "row 10 of .* has an empty target"),
@@ -163,7 +168,12 @@ MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [
         {"checks": {"parrot": "echo.jsonl"}},
         "unknown task in --check 'parrot'; did you mean 'parity'",
     ),
+    ("echo.jsonl", "x", {"checks": {"parity": "echo.jsonl"}}, "has the answer '0 0'; the task has learnt: no, yes"),
     ("echo.jsonl", "x", {"metric": "chr"}, "unknown metric 'chr'"),
+    ("echo.jsonl", "x", {"learning_rate": math.inf}, "--learning-rate inf: expected a number above 0"),
+    ("echo.jsonl", "x", {"learning_rate": 0.0}, "--learning-rate 0: expected a number above 0"),
+    ("echo.jsonl", "x", {"seed": -1}, "--seed -1: expected a whole number from 0 to"),
+    ("echo.jsonl", "x", {"budget_mb": math.nan}, "--budget-mb nan: expected a number above 0"),
 ]
 
 
@@ -175,6 +185,8 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     write(files / "three.jsonl", [{"prompt": f"{n}", "completion": "x"} for n in range(3)])
     write(files / "empty.jsonl", [{"prompt": f"{n}", "completion": "x" * (n < 9)} for n in range(10)])
     write(files / "long.jsonl", [{"prompt": f"{n} " * (400 if n == 9 else 1), "completion": "x"} for n in range(10)])
+    if "parity" in said.get("checks", {}):
+        said = {"checks": {"parity": str(files / said["checks"]["parity"])}}
     if "backbone" in said:
         said = {"backbone": str(files / said["backbone"])}
     before = folder_hash(folder)
@@ -204,3 +216,97 @@ def test_a_folder_that_is_no_adapter(files: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(HimalayaError, match=r"is no adapter: it has no adapter_config.json"):
         learn(tmp_path / "mine", str(files / "echo.jsonl"), "echo", options(files, backbone=str(files / "base")))
+
+
+# What stands beside the adapter --------------------------------------------------------------------------------
+
+
+def edited(name: str, change: Callable[[Any], Any], folder: Path) -> Path:
+    path = folder / name
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda told: {**told, "tasks": {**told["tasks"], "parity": {}}}, "its content does not match its hash"),
+        (lambda told: {key: value for key, value in told.items() if key != "sha256"}, "it has no hash"),
+        (lambda told: [], "it has no hash"),
+        (lambda told: sealed({**told, "format": 2}), "its content does not match"),
+        (lambda told: sealed({"format": 2}), "written by a newer himalaya-adapter"),
+        (lambda told: sealed({"format": 1}), "'files'"),
+    ],
+    ids=["edited", "of before", "list", "hash within a hash", "newer", "nothing in it"],
+)
+def test_tasks_json_that_was_changed_is_refused_with_what_to_do(
+    learnt, files: Path, tmp_path: Path, change: Callable[[Any], Any], told: str
+) -> None:
+    folder = shutil.copytree(learnt[0], tmp_path / "mine")
+    edited("tasks.json", change, folder)
+    before = folder_hash(folder)
+    for use in (
+        lambda: AdapterStore(folder).record("parity"),
+        lambda: load_adapter(folder),
+        lambda: learn(folder, str(files / "echo.jsonl"), "echo", options(files)),
+        lambda: AdapterStore(folder).forget("echo"),
+    ):
+        with pytest.raises(HimalayaError, match=rf"tasks\.json is damaged: .*{told}.*or delete it") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    assert folder_hash(folder) == before
+    (folder / "tasks.json").unlink()
+    assert load_adapter(folder).tasks == ("parity", "echo", "order")
+    assert AdapterStore(folder).record("parity") == {}
+    learn(folder, str(files / "echo.jsonl"), "echo", options(files))  # also where items were kept
+    assert [*AdapterStore(folder).facts["tasks"]] == ["echo"]
+
+
+def test_another_kind_of_adapter_is_named(learnt, tmp_path: Path) -> None:
+    for peft_type, found in (("LORA", "LORA"), ("HIMALAYA", "a release"), (None, "no adapter")):
+        config = {"peft_type": peft_type, "released": True} if peft_type else {}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(HimalayaError, match=rf"no adapter that goes on learning \(found: {found}\)"):
+            _ = AdapterStore(tmp_path).adapter
+
+
+@pytest.mark.parametrize("other", ["tasks.json", "adapter_model.safetensors", "adapter_config.json"])
+def test_files_of_two_adapters_do_not_go_together(learnt, tmp_path: Path, other: str) -> None:
+    folder, forgetful = (shutil.copytree(learnt[0], tmp_path / name) for name in ("mine", "forgetful"))
+    AdapterStore(forgetful).forget("echo")
+    config = json.loads((forgetful / "adapter_config.json").read_text())
+    (forgetful / "adapter_config.json").write_text(json.dumps(config | {"norm_bound": 1.0}))
+    shutil.copy(forgetful / other, folder / other)
+    with pytest.raises(HimalayaError, match=r"tasks\.json is damaged: it was not written with the adapter_config"):
+        load_adapter(folder)
+
+
+def test_kept_items_that_were_changed_are_refused(learnt, files: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(learnt[0], tmp_path / "mine")
+    kept = folder / "kept" / "parity.json"
+    shutil.copy(folder / "kept" / "echo.json", kept)
+    with pytest.raises(HimalayaError, match=r"parity\.json is damaged \(it is of task 'echo'\): delete it"):
+        learn(folder, str(files / "order.jsonl"), "order", options(files))
+    kept.write_text("[]")
+    with pytest.raises(HimalayaError, match=r"parity\.json is damaged \(it has no hash"):
+        learn(folder, str(files / "order.jsonl"), "order", options(files))
+
+
+def test_a_task_s_name_leads_nowhere_else(files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "place" / "mine"
+    new = options(files, backbone=str(files / "base"), budget_mb=0.2, keep_check=True)
+    learn(folder, str(files / "echo.jsonl"), "../../out", new)
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+    assert [path.name for path in (folder / "kept").iterdir()] == ["..%2F..%2Fout.json"]
+    again = learn(folder, str(files / "order.jsonl"), "order", options(files))
+    assert [change.task for change in again.earlier] == ["../../out"]
+    AdapterStore(folder).forget("../../out")
+    assert not [*(folder / "kept").iterdir()]
+
+
+def test_the_folder_may_be_named_by_a_dot(learnt, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(shutil.copytree(learnt[0], tmp_path / "mine"))
+    with AdapterStore(Path(".")).locked():
+        AdapterStore(Path(".")).forget("echo")
+    assert AdapterStore(tmp_path / "mine").adapter.tasks.known() == ["parity", "order"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -58,6 +58,18 @@ def client(adapter: Path) -> Iterator[openai.OpenAI]:
     server.join()
 
 
+def test_an_address_that_cannot_be_had_is_one_line(adapter: Path, capsys) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for said in (["--port", str(port)], ["--port", "99999"], ["--host", "no.such.host.invalid"]):
+            assert main(["serve", str(adapter), *said]) == 2
+            line = capsys.readouterr().err.splitlines()[-1]
+            assert line.startswith("himalaya: cannot listen at ")
+            assert line.endswith("choose another --port or --host")
+
+
 def told(adapter: Path, task: str | None, prompt: str) -> str:
     loaded = load_adapter(adapter)
     loaded.model.set_task(task)

@@ -6,7 +6,7 @@ when it is typed again after an interruption.
 Imports of the floors below stand inside the functions: each command loads only what it needs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +35,18 @@ Overrides = Annotated[
 ]
 Figures = Annotated[bool, typer.Option("--figures", help="Also write every figure as PNG and PDF, for papers.")]
 Backbone = Annotated[str | None, typer.Option(help="Name or folder, where it is not the one that the adapter names.")]
+
+
+def typed(read: Callable[[], str]) -> str:
+    """What ``read`` (``sys.stdin.read`` or ``readline``) gives.
+
+    Raises:
+        HimalayaError: It is no text.
+    """
+    try:
+        return read()
+    except UnicodeDecodeError as error:
+        raise HimalayaError("standard input holds something else than text in UTF-8") from error
 
 
 def templates_of(prompt: str | None, target: str | None) -> tuple[str, str] | None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from himalaya_adapter.commands import Backbone
+from himalaya_adapter.commands import Backbone, typed
 
 HELP = r"/task NAME switches (auto: as each prompt looks), /tasks lists, /quit ends; \n in a line is a line break"
 
@@ -27,7 +27,7 @@ def command(
     print(HELP, file=sys.stderr)
     while True:
         print(f"{conversation.task}> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
+        line = typed(sys.stdin.readline)
         word, _, rest = line.strip().partition(" ")
         if not line or word == "/quit":
             return

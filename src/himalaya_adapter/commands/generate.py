@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from himalaya_adapter.commands import Backbone
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.commands import Backbone, typed
 
 
 def command(
@@ -21,10 +20,7 @@ def command(
     from himalaya_adapter.deploy.answering import AUTO, check_request
     from himalaya_adapter.learning.asking import Conversation
 
-    try:
-        text = sys.stdin.read() if prompt == "-" else prompt
-    except UnicodeDecodeError as error:
-        raise HimalayaError("standard input holds something else than text in UTF-8") from error
+    text = typed(sys.stdin.read) if prompt == "-" else prompt
     check_request(text, max_new_tokens)  # before a model is loaded for nothing
     loaded = load_adapter(adapter, task=None if task == AUTO else task, backbone=backbone)
     Conversation(loaded, task).ask(text, max_new_tokens)

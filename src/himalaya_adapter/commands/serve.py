@@ -17,10 +17,13 @@ def command(
 ) -> None:
     """Answer OpenAI-compatible requests: model NAME:TASK, or NAME to leave the task to the prompt."""
     from himalaya_adapter.deploy.adapter_folder import load_adapter
-    from himalaya_adapter.learning.serving import serve
+    from himalaya_adapter.learning.serving import listen, serve
 
-    loaded = load_adapter(adapter, backbone=backbone)
-    base = name or Path(adapter).resolve().name
-    models = ", ".join([base, *(f"{base}:{task}" for task in loaded.tasks)])
-    print(f"http://{host}:{port}/v1 answers as {models}; everyone who reaches this address can ask", flush=True)
-    serve(loaded, base, host, port)
+    with listen(host, port) as at:  # before a model is loaded for nothing
+        loaded = load_adapter(adapter, backbone=backbone)
+        base = name or Path(adapter).resolve().name
+        models = ", ".join([base, *(f"{base}:{task}" for task in loaded.tasks)])
+        print(
+            f"http://{host}:{at.getsockname()[1]}/v1 answers as {models}; who reaches this address can ask", flush=True
+        )
+        serve(loaded, base, at)

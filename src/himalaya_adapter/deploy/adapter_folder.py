@@ -17,13 +17,15 @@ from transformers import PreTrainedTokenizerBase
 from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.backbones.shape import SIZES, sizes_of
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.identity import COMPLETE, SEAL, is_complete, opened
+from himalaya_adapter.identity import COMPLETE, SEAL, files_identity, is_complete, opened
 from himalaya_adapter.methods.construction import quiet_peft
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE
 from himalaya_adapter.storage import read_json
 
 logger = logging.getLogger(__name__)
+TASKS_FORMAT = 1
+NEW = "new"  # folder of a new state, inside of what is not finished
 IN_A_RUN = ("adapter", "release")
 OURS = ("himalaya-adapter", "base_model:adapter:")  # in every model card that this package writes
 
@@ -140,6 +142,7 @@ def _find(folder: str | Path) -> _Saved:
     run, name = (place.parent, place.name) if place.name in IN_A_RUN else (place, IN_A_RUN[0])
     if (run / "metrics.json").is_file() and (run / "config.yaml").is_file():
         return _in_run(run, name)
+    place = newest_state(place)
     if not (place / CONFIG_FILE).is_file():
         on_hub = isinstance(folder, str) and len(place.parts) == 2 and not place.is_absolute()
         if not on_hub or place.parent.exists():  # a slip in the name of a folder here is no stranger's adapter there
@@ -151,6 +154,18 @@ def _find(folder: str | Path) -> _Saved:
     return _alone(place)
 
 
+def unfinished_place(folder: Path) -> Path:
+    """The hidden folder beside an adapter where `himalaya learn` keeps what is not finished."""
+    place = folder.resolve()  # "." and ".." have no name
+    return place.parent / f".{place.name}.learning"
+
+
+def newest_state(folder: Path) -> Path:
+    """Where an adapter's newest whole state lies: a killed process may have had no time to move it to its place."""
+    new = unfinished_place(folder) / NEW
+    return new if is_complete(new) else folder
+
+
 def _in_run(run: Path, name: str) -> _Saved:
     if not (run / name).is_dir():
         raise HimalayaError(f"{run / name} is not a finished run's: it has no {name}/ beside metrics.json")
@@ -160,7 +175,7 @@ def _in_run(run: Path, name: str) -> _Saved:
         environment = read_json(run / "environment.json") if (run / "environment.json").is_file() else {}
         return _Saved(
             folder=run / name,
-            tasks=tuple(entry["name"] for entry in read_json(run / "metrics.json")["tasks"]),
+            tasks=tuple(entry["name"] for entry in opened(read_json(run / "metrics.json"))["tasks"]),
             backbone=written["name"],
             revision=environment.get("backbone_revision"),
             quantisation="4-bit" if written["quantisation"] else None,
@@ -196,20 +211,40 @@ def _alone(folder: Path) -> _Saved:
 
 def _facts(folder: Path) -> dict[str, Any]:
     """``tasks`` and ``backbone`` as the list of tasks or the card's front matter says; empty if neither is ours."""
-    path = folder / TASKS_FILE
+    if (folder / TASKS_FILE).is_file():
+        return learnt_facts(folder)
+    path = folder / CARD_FILE
     try:
-        if path.is_file():
-            facts = read_json(path)
-        else:
-            path = folder / CARD_FILE
-            facts = _card_facts(path) if path.is_file() else None
+        facts = _card_facts(path) if path.is_file() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise HimalayaError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     told: dict[str, Any] = {"tasks": [], "backbone": {}} | (facts if isinstance(facts, dict) else {})
-    named = isinstance(told["tasks"], list | dict) and all(isinstance(name, str) for name in told["tasks"])
+    named = isinstance(told["tasks"], list) and all(isinstance(name, str) for name in told["tasks"])
     if not named or not isinstance(told["backbone"], dict):
         raise HimalayaError(f"{path} is damaged: expected tasks and a backbone")
     return told
+
+
+def learnt_facts(folder: Path) -> dict[str, Any]:
+    """What ``tasks.json`` says of the adapter beside it: ``backbone``, and of each task its record under ``tasks``.
+
+    Raises:
+        HimalayaError: It is not what `himalaya learn` has written together with the adapter's two files.
+    """
+    path = folder / TASKS_FILE
+    try:
+        facts = opened(read_json(path), needs_hash=True)
+        if facts["format"] > TASKS_FORMAT:
+            raise ValueError("it was written by a newer himalaya-adapter: update it")
+        if facts["files"] != files_identity(folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)):
+            raise ValueError(f"it was not written with the {CONFIG_FILE} and {WEIGHTS_FILE} beside it")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise HimalayaError(
+            f"{path} is damaged: {reason}; put back what was there, or delete it: the adapter keeps its tasks, their "
+            "templates and scores are lost"
+        ) from error
+    return facts
 
 
 def _card_facts(card: Path) -> Any:

@@ -1,6 +1,7 @@
 """Answers of a loaded adapter, token by token, as a task that is named or that the prompt looks like."""
 
 import logging
+import re
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from himalaya_adapter.streams.encoding import encode_prompt
 
 logger = logging.getLogger(__name__)
 AUTO = "auto"
+HALVES = re.compile("[\ud800-\udfff]")  # what Python reads a byte as that is not UTF-8
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,10 @@ def check_request(prompt: str, max_new_tokens: int) -> None:
     """Refuse what no model can answer.
 
     Raises:
-        HimalayaError: The prompt is empty, or no token is asked for.
+        HimalayaError: The prompt is empty or no text, or no token is asked for.
     """
+    if HALVES.search(prompt):
+        raise HimalayaError("the prompt holds something else than text in UTF-8")
     if not prompt.strip():
         raise HimalayaError("the prompt is empty: give the text that is to be answered")
     if max_new_tokens < 1:

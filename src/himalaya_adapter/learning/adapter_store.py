@@ -1,31 +1,40 @@
 """An adapter that goes on learning, on disk: PEFT's two files, and ``tasks.json``, which says what each task was."""
 
+import copy
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from peft import PeftConfig
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from himalaya_adapter.deploy.adapter_folder import (
+    NEW,
+    TASKS_FORMAT,
+    learnt_facts,
+    newest_state,
+    unfinished_place,
+)
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.identity import COMPLETE, is_complete, mark_complete
+from himalaya_adapter.identity import COMPLETE, files_identity, is_complete, mark_complete, opened, sealed
 from himalaya_adapter.methods import HimalayaConfig, HimalayaModel
 from himalaya_adapter.methods.himalaya.adapter import HimalayaAdapter
-from himalaya_adapter.methods.release import CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE
+from himalaya_adapter.methods.release import CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE, split_by_prefix
 from himalaya_adapter.packages import file_sha256
 from himalaya_adapter.storage import one_process, read_json, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
 BYTES_PER_MB = 1_000_000
 HEADER_BYTES = 8_000  # more than the names, types and shapes of the file's tensors take
 PREFIX = f"base_model.{HimalayaModel.prefix}shared."
-IDENTITY, NEW, CHECKPOINTS = "identity.json", "new", "checkpoints"
+IDENTITY, BEFORE, CHECKPOINTS = "identity.json", "before.json", "checkpoints"
 KEPT = "kept"  # folder of the held-out items that the user wants to be kept
 
 
@@ -41,13 +50,18 @@ class AdapterStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.unfinished = folder.with_name(f".{folder.name}.learning")
+        self.unfinished = unfinished_place(folder)
         self.finished: dict[str, Any] = {}  # what a killed process had done but for the move
 
     @property
     def exists(self) -> bool:
         """Whether an adapter is there."""
-        return (self.folder / CONFIG_FILE).is_file()
+        return (self.place / CONFIG_FILE).is_file()
+
+    @property
+    def place(self) -> Path:
+        """Where the adapter is read."""
+        return newest_state(self.folder)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -68,19 +82,21 @@ class AdapterStore:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What ``tasks.json`` says: ``backbone``, and of each task its record under ``tasks``."""
-        path = self.folder / TASKS_FILE
-        try:
-            found = read_json(path) if path.is_file() else {"format": FORMAT, "backbone": {}, "tasks": {}}
-            if found["format"] == FORMAT and isinstance(found["tasks"], dict) and isinstance(found["backbone"], dict):
-                return dict(found)
-        except (ValueError, TypeError, KeyError) as error:
-            raise HimalayaError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-        raise HimalayaError(f"{path} has another format than {FORMAT}: it was written by a newer himalaya-adapter")
+        """What ``tasks.json`` says: ``backbone``, and of each task its record under ``tasks``; a copy.
+
+        Raises:
+            HimalayaError: It is not what was written with the adapter.
+        """
+        return copy.deepcopy(self._facts)
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        there = (self.place / TASKS_FILE).is_file()
+        return learnt_facts(self.place) if there else {"backbone": {}, "tasks": {}}
 
     def record(self, task: str) -> dict[str, Any]:
         """What is written about a task; nothing, if it was learnt in another way than by `learn`."""
-        return dict(self.facts["tasks"].get(task, {}))
+        return dict(self._facts["tasks"].get(task, {}))
 
     @cached_property
     def adapter(self) -> HimalayaAdapter:
@@ -90,53 +106,97 @@ class AdapterStore:
             HimalayaError: There is none of this method.
         """
         try:
-            config = PeftConfig.from_pretrained(str(self.folder)) if self.exists else None
-        except (ValueError, TypeError, KeyError) as error:
+            config = PeftConfig.from_pretrained(str(self.place)) if self.exists else None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise HimalayaError(f"{self.folder / CONFIG_FILE} is damaged: {' '.join(str(error).split())}") from error
         if not isinstance(config, HimalayaConfig) or config.released:
-            kind = "no adapter" if config is None else "a release" if config.released else config.peft_type.value
-            raise HimalayaError(f"{self.folder} is no adapter that goes on learning (found: {kind})")
-        tensors = load_file(self.folder / WEIGHTS_FILE)
-        own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-        width = own["atoms"].shape[1]
-        adapter = HimalayaAdapter(config, width, width)
-        adapter.load_state_dict(own)
+            kind = "a release" if isinstance(config, HimalayaConfig) else config and config.peft_type
+            found = getattr(kind, "value", kind) or "no adapter"
+            raise HimalayaError(f"{self.folder} is no adapter that goes on learning (found: {found})")
+        try:
+            own, _ = split_by_prefix(load_file(self.place / WEIGHTS_FILE), PREFIX)
+            width = own["atoms"].shape[1]
+            adapter = HimalayaAdapter(config, width, width)
+            adapter.load_state_dict(own)
+        except (SafetensorError, KeyError, IndexError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise HimalayaError(f"{self.folder / WEIGHTS_FILE} is damaged: {reason}") from error
         return adapter
 
     @property
     def bytes(self) -> int:
         """Size of the adapter's file."""
-        return (self.folder / WEIGHTS_FILE).stat().st_size
+        return (self.place / WEIGHTS_FILE).stat().st_size
 
     @property
     def weights_hash(self) -> str | None:
         """SHA-256 of the adapter's file; ``None`` before the first task."""
-        return file_sha256(self.folder / WEIGHTS_FILE) if self.exists else None
+        return file_sha256(self.place / WEIGHTS_FILE) if self.exists else None
+
+    def kept(self, task: str) -> list[dict[str, Any]] | None:
+        """The held-out items that were kept of a task; ``None`` if none were.
+
+        Raises:
+            HimalayaError: They are not those that were kept.
+        """
+        path = self.folder / _kept_file(task)
+        if not path.is_file():
+            return None
+        try:
+            found = opened(read_json(path), needs_hash=True)
+            if found["task"] != task:
+                raise ValueError(f"it is of task '{found['task']}'")
+            return list(found["items"])
+        except (ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise HimalayaError(f"{path} is damaged ({reason}): delete it, and {task} is no longer checked") from error
 
     # Changing it -----------------------------------------------------------------------------------------------
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Go on with what a killed process has begun, if it was the same; anything else that is unfinished goes."""
-        found = self.unfinished / IDENTITY
-        if found.is_file() and read_json(found) == identity:
+        begun = self._begun(IDENTITY)
+        if begun == identity:
             logger.info("going on with what was begun before")
             return
-        if found.is_file():
-            logger.warning("the task '%s' that was begun here is dropped", read_json(found).get("task"))
+        if begun:
+            logger.warning("the task '%s' that was begun here is dropped", begun.get("task"))
         shutil.rmtree(self.unfinished, ignore_errors=True)
-        write_json(found, identity)
+        write_json(self.unfinished / IDENTITY, sealed(identity))
+
+    def scores_before(self) -> dict[str, float]:
+        """The scores before anything is learnt, as far as a killed process had them."""
+        return self._begun(BEFORE)
+
+    def write_scores_before(self, scores: Mapping[str, float]) -> None:
+        """Keep them for the case that this process is killed, too."""
+        write_json(self.unfinished / BEFORE, sealed(scores))
+
+    def _begun(self, name: str) -> dict[str, Any]:
+        """A file of what a killed process has begun; nothing if it is not what was written."""
+        path = self.unfinished / name
+        try:
+            return opened(read_json(path), needs_hash=True) if path.is_file() else {}
+        except ValueError:
+            return {}
 
     @property
     def checkpoints(self) -> Path:
         """Where the Trainer keeps its checkpoints."""
         return self.unfinished / CHECKPOINTS
 
-    def replace(self, save: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
+    def replace(
+        self,
+        save: Callable[[Path], None],
+        facts: Mapping[str, Any],
+        kept: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    ) -> None:
         """Put a new state in the place of the old one.
 
         Args:
             save: Writes PEFT's files into a folder.
             facts: The new content of ``tasks.json``.
+            kept: Held-out items to keep, by their task.
         """
         new = self.unfinished / NEW
         shutil.rmtree(new, ignore_errors=True)
@@ -145,7 +205,10 @@ class AdapterStore:
             save(Path(temporary))
             for name in (CONFIG_FILE, WEIGHTS_FILE):  # PEFT's card says nothing
                 write_atomic(new / name, (Path(temporary) / name).read_bytes())
-        write_json(new / TASKS_FILE, {"format": FORMAT, **facts})
+        for task, items in (kept or {}).items():
+            write_json(new / _kept_file(task), sealed({"task": task, "items": items}))
+        files = files_identity(new / name for name in (CONFIG_FILE, WEIGHTS_FILE))
+        write_json(new / TASKS_FILE, sealed({**facts, "format": TASKS_FORMAT, "files": files}))
         mark_complete(new)
         self._move()
 
@@ -165,18 +228,26 @@ class AdapterStore:
             save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
         self.replace(save, facts)
-        (self.folder / KEPT / f"{task}.json").unlink(missing_ok=True)
 
     def _move(self) -> None:
-        new, begun = self.unfinished / NEW, self.unfinished / IDENTITY
+        new = self.unfinished / NEW
         if not is_complete(new):
             return
-        self.finished = read_json(begun) if begun.is_file() else {}
-        for path in sorted(new.iterdir()):
-            if path.name != COMPLETE:
-                write_atomic(self.folder / path.name, path.read_bytes())
+        self.finished = self._begun(IDENTITY)
+        for path in sorted(new.rglob("*")):
+            if path.is_file() and path.name != COMPLETE:
+                write_atomic(self.folder / path.relative_to(new), path.read_bytes())
+        known = {_kept_file(task).name for task in learnt_facts(new)["tasks"]}
+        for path in (self.folder / KEPT).glob("*.json"):
+            if path.name not in known:  # of a task that is forgotten
+                path.unlink()
         shutil.rmtree(self.unfinished)
-        vars(self).pop("adapter", None)
+        for read in ("adapter", "_facts"):
+            vars(self).pop(read, None)
+
+
+def _kept_file(task: str) -> Path:
+    return Path(KEPT) / f"{quote(task, safe=' ')}.json"  # a name may hold a slash
 
 
 def room(adapter: HimalayaAdapter) -> int:

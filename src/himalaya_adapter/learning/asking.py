@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TextStreamer
 
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
-from himalaya_adapter.deploy.answering import AUTO, answer, choose_task
+from himalaya_adapter.deploy.answering import AUTO, answer, check_request, choose_task
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
 from himalaya_adapter.streams import Task
@@ -65,6 +65,7 @@ class Conversation:
             prompt = chat_prompt(self.adapter.tokenizer, self.spoken)
         else:
             prompt = question(self.form, text) if self.form is not None else text
+        check_request(prompt, max_new_tokens)
         chosen = choose_task(self.adapter, prompt, self.task)
         if chosen.confidence is not None:
             print(chosen, file=sys.stderr)
@@ -103,7 +104,7 @@ def score_file(
     context = getattr(loaded.model.config, "max_position_embeddings", None)
     known = form_of(loaded, task)
     own = read_data(rows, data, loaded.tokenizer, context, known=known, templates=templates, metric=metric)
-    _check_labels(own.form.labels, known, data)
+    check_labels(own.form.labels, known, data)
     return score(loaded.model, loaded.tokenizer, own.task(task, own.items, own.items), f"scoring {task}")
 
 
@@ -120,7 +121,7 @@ def score(model: Any, tokenizer: Any, task: Task, what: str) -> TaskScore:
         )
 
 
-def _check_labels(labels: Sequence[str], known: Form | None, data: str) -> None:
+def check_labels(labels: Sequence[str], known: Form | None, data: str) -> None:
     """Refuse answers that the task has never seen: it cannot be right there."""
     for label in labels:
         if known is not None and known.labels and label not in known.labels:

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.evaluation.text_metrics import metric_by_name
 from himalaya_adapter.streams.encoding import encode_prompt, encode_target
-from himalaya_adapter.streams.items import EMPTY, BadItem, fields_of, item_of
+from himalaya_adapter.streams.items import BROKEN, EMPTY, NOT_UTF8, BadItem, fields_of, item_of
 from himalaya_adapter.streams.readers.table import read_table
 from himalaya_adapter.streams.readers.types import BadRow, Row
 from himalaya_adapter.streams.splits import HASH_RANGE, content_hash, cut, stable_hash
@@ -250,9 +250,11 @@ def _spec(name: str, form: Form) -> TaskSpec:
 
 
 def _item(spec: TaskSpec, row: Row, where: str) -> Item:
-    if spec.template == ALPACA[0] and row.get("input"):
-        row = {**row, "instruction": ALPACA_INPUT.format_map(row)}
-    item = item_of(spec, fields_of(spec), row, where)
+    fields = fields_of(spec)
+    if spec.template == ALPACA[0] and row.get("input") and str(row["input"]).strip():
+        spec = replace(spec, template=spec.template.replace("{instruction}", ALPACA_INPUT))
+        fields = fields | {"input"}
+    item = item_of(spec, fields, row, where)
     assert item is not None  # nothing in such a task leaves a good row out
     return replace(item, source=item.prompt)
 
@@ -262,7 +264,7 @@ def _conversation(row: Row, tokenizer: Any, where: str) -> Iterator[Item]:
     try:
         prompt = list(row["messages"] if "messages" in row else row["prompt"])
         messages = prompt if "messages" in row else prompt + list(row["completion"])
-        spoken = [(one["role"], one["content"].strip()) for one in messages]
+        spoken = [(one["role"].strip(), one["content"].strip()) for one in messages]
     except (KeyError, TypeError, AttributeError) as error:
         raise BadItem(BAD_CHAT, f"{where} is no list of messages, each with role and content") from error
     special = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -270,6 +272,8 @@ def _conversation(row: Row, tokenizer: Any, where: str) -> Iterator[Item]:
         control = next((one.content for one in special if one.content in content), None)
         if control is not None:
             raise BadItem(BAD_CHAT, f"{where} says '{control}', which is a control token of the backbone")
+        if NOT_UTF8.search(role + content):
+            raise BadItem(BROKEN, f"{where} has characters that are not UTF-8; save the file as UTF-8")
         if not content:
             raise BadItem(EMPTY, f"{where} has an empty message of '{role}'")
     first = 1 if "messages" in row else len(prompt)

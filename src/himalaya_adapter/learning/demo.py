@@ -11,14 +11,16 @@ from rich.table import Table
 from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
 from himalaya_adapter.deploy.answering import answer
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.construction import adapt, method_config
-from himalaya_adapter.storage import write_atomic
+from himalaya_adapter.storage import IN_USE, in_use, write_atomic
 from himalaya_adapter.streams import Item, Limits, Task, load_stream
 
 from .adapter_store import AdapterStore
 from .data import hold_out, read_data, read_rows
 from .learn import DEFAULT_BACKBONE, Learner, LearnOptions, learn
 
+DATA = "data"
 STREAM = "demo_stream_6"
 TASKS = {"room_extraction": "exact_match", "language_identification": "accuracy", "interface_translation": "chrf"}
 ITEMS = 200  # of a task; a tenth of them is held out
@@ -57,10 +59,15 @@ def run_demo(folder: Path, *, steps: int = STEPS, items: int = ITEMS, backbone: 
         steps: Optimiser steps of a task.
         items: Of a task.
         backbone: Name or folder of the frozen model.
+
+    Raises:
+        HimalayaError: Something is in the folder that no demo has written.
     """
+    if in_use(folder) and not (folder / DATA).is_dir():
+        raise HimalayaError(IN_USE.format(folder))
     for left in ("adapter", ".adapter.learning"):
         shutil.rmtree(folder / left, ignore_errors=True)
-    files = _write_tasks(folder / "data", items)
+    files = _write_tasks(folder / DATA, items)
     result = DemoResult(backbone)
     himalaya, lora = result.after
     ours = folder / "adapter"

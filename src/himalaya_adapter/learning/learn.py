@@ -14,14 +14,14 @@ from transformers import TrainerState
 from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.backbones.shape import sizes_of
 from himalaya_adapter.deploy.adapter_folder import load_adapter
+from himalaya_adapter.deploy.answering import AUTO
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.evaluation.scoring import TaskScore
-from himalaya_adapter.experiments.run_config import TrainingConfig
+from himalaya_adapter.experiments.run_config import SEEDS, TrainingConfig
 from himalaya_adapter.methods.construction import adapt
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.himalaya.tasks import normalised
 from himalaya_adapter.methods.prompted import embedding_width, hidden_width
-from himalaya_adapter.storage import read_json, write_json
 from himalaya_adapter.streams import Item, Task
 from himalaya_adapter.training.arguments import training_arguments
 from himalaya_adapter.training.callback import StreamCallback, seconds_of_steps
@@ -30,14 +30,13 @@ from himalaya_adapter.training.memory import out_of_memory_told, peak_memory_byt
 from himalaya_adapter.training.progress import stage
 from himalaya_adapter.training.task_training import train_task
 
-from .adapter_store import KEPT, AdapterStore, room, sized_config
-from .asking import score
+from .adapter_store import AdapterStore, room, sized_config
+from .asking import check_labels, score
 from .data import MOST_SCORED, UNLIMITED, Form, OwnData, hold_out, read_data, read_rows
 
 DEFAULT_BACKBONE, DEFAULT_BUDGET_MB = "smollm2-135m", 2.5
 # A task of few items is seen several times, until it has been trained in about so many steps.
 USUAL_STEPS, MOST_EPOCHS = 100, 10
-BEFORE = "before.json"
 
 
 @dataclass(frozen=True)
@@ -125,6 +124,7 @@ def learn(folder: Path, data: str, name: str, options: LearnOptions | None = Non
         HimalayaError: Anything a user can mend, in one line. The folder is as before.
     """
     options = options or LearnOptions()
+    _check_options(options)
     name, store = normalised(name), AdapterStore(folder)
     rows = read_rows(data, options.split)
     with store.locked():
@@ -186,9 +186,8 @@ class Learner:
             "form": asdict(own.form),
             "changes": [asdict(change) for change in changes],
         }
-        self.store.replace(lambda folder: self.model.save_pretrained(folder), self.facts)
-        if options.keep_check:
-            write_json(self.store.folder / KEPT / f"{name}.json", [asdict(item) for item in task.test])
+        kept = {name: [asdict(item) for item in task.test]} if options.keep_check else {}
+        self.store.replace(lambda folder: self.model.save_pretrained(folder), self.facts, kept)
         return self._learnt(name)
 
     def _learnt(self, name: str) -> Learnt:
@@ -199,24 +198,27 @@ class Learner:
     # Items -----------------------------------------------------------------------------------------------------
 
     def _read(self, rows: list[Any], data: str, name: str, **said: Any) -> OwnData:
-        form = self.store.record(name).get("form")
-        known = Form.from_json(form) if form else None
-        skip = self.options.skip_bad_rows
+        known, skip = self._form(name), self.options.skip_bad_rows
         return read_data(rows, data, self.tokenizer, self.context, known=known, skip_bad_rows=skip, **said)
+
+    def _form(self, name: str) -> Form | None:
+        form = self.store.record(name).get("form")
+        return Form.from_json(form) if form else None
 
     def _checks(self, learning: str) -> list[Task]:
         """The earlier tasks that are scored before and after, with the items to score them on."""
         checks = {}
         for name in self.method.tasks:
-            kept = self.store.folder / KEPT / f"{name}.json"
-            if kept.is_file() and name != learning:
-                items = tuple(Item(**item) for item in read_json(kept))
-                own = OwnData(Form.from_json(self.store.record(name)["form"]), items)
+            kept, form = self.store.kept(name) if name != learning else None, self._form(name)
+            if kept is not None and form is not None:
+                items = tuple(Item(**item) for item in kept)
+                own = OwnData(form, items)
                 checks[name] = own.task(name, items, items)
         for name, file in self.options.checks.items():
             if normalised(name) not in self.method.tasks:
                 raise unknown_name("task in --check", name, self.method.tasks)
             own = self._read(read_rows(file), file, normalised(name))
+            check_labels(own.form.labels, self._form(normalised(name)), file)
             checks[normalised(name)] = own.task(normalised(name), own.items, own.items[:MOST_SCORED])
         checks.pop(learning, None)
         return list(checks.values())
@@ -229,8 +231,7 @@ class Learner:
 
     def _before(self, task: Task, known: bool, checks: Sequence[Task]) -> dict[str, float]:
         """The scores before anything is learnt; a process that goes on finds those that are there."""
-        path = self.store.unfinished / BEFORE
-        scores: dict[str, float] = read_json(path) if path.is_file() else {}
+        scores = self.store.scores_before()
         for one in (task, *checks):
             if one.name not in scores:
                 frozen = one is task and not known
@@ -238,7 +239,7 @@ class Learner:
                     self.method.set_task(one.name)
                 with self.model.disable_adapter() if frozen else nullcontext():
                     scores[one.name] = self.score(one, f"scoring {one.name} before").score
-                write_json(path, scores)
+                self.store.write_scores_before(scores)
         return scores
 
     def _change(self, task: Task, before: float) -> Change:
@@ -311,12 +312,28 @@ def open_learner(store: AdapterStore, options: LearnOptions) -> Learner:
     return Learner(store, options, model, backbone.tokenizer, {"backbone": told, "tasks": {}})
 
 
+def _check_options(options: LearnOptions) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        HimalayaError: One does not.
+    """
+    if not 0 < options.learning_rate < math.inf:
+        raise HimalayaError(f"--learning-rate {options.learning_rate:g}: expected a number above 0")
+    if not 0 <= options.seed < SEEDS:
+        raise HimalayaError(f"--seed {options.seed}: expected a whole number from 0 to {SEEDS - 1}")
+    if options.budget_mb is not None and not 0 < options.budget_mb < math.inf:
+        raise HimalayaError(f"--budget-mb {options.budget_mb:g}: expected a number above 0")
+
+
 def _check_name(name: str, known: Sequence[str], new: bool) -> None:
-    """Refuse a new name that is one slip of the finger away from a known one.
+    """Refuse a name that no command can ask for, or a new one that is one slip of the finger away from a known one.
 
     Raises:
         HimalayaError: It is, and nobody has said that it is meant.
     """
+    if name == AUTO:
+        raise HimalayaError(f"--task {AUTO}: other commands take it for 'as the prompt looks'; choose another name")
     near = [one for one in known if one != name and _one_slip_apart(one, name)]
     if name not in known and near and not new:
         raise HimalayaError(f"there is a task '{near[0]}': did you mean it? --new learns '{name}' as another task")

@@ -1,6 +1,7 @@
 """An OpenAI-compatible endpoint: transformers' own server, whose models are the tasks of one adapter."""
 
 import copy
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from transformers.cli.serving.transcription import TranscriptionHandler
 from transformers.cli.serving.utils import BaseGenerateManager, GenerationState
 
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
-from himalaya_adapter.errors import unknown_name
+from himalaya_adapter.errors import HimalayaError, unknown_name
 
 from .asking import form_of, question
 
@@ -83,14 +84,27 @@ class _OneAfterAnother(GenerationState):
         return super().get_manager("all", use_cb)
 
 
-def serve(adapter: LoadedAdapter, base: str, host: str, port: int) -> None:
+def listen(host: str, port: int) -> socket.socket:
+    """Take an address of this machine; 0 is any free port.
+
+    Raises:
+        HimalayaError: It is no address, or another process has it.
+    """
+    try:
+        family = socket.getaddrinfo(host, None)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise HimalayaError(f"cannot listen at {host}:{port}: {reason}; choose another --port or --host") from error
+
+
+def serve(adapter: LoadedAdapter, base: str, at: socket.socket) -> None:
     """Answer requests until the process is ended.
 
     Args:
         adapter: A loaded adapter.
         base: Its name in requests.
-        host: Address to listen at.
-        port: Port to listen at.
+        at: Where to listen (`listen`).
     """
     models, state = TaskModels(adapter, base), _OneAfterAnother()
     app = build_server(
@@ -108,4 +122,4 @@ def serve(adapter: LoadedAdapter, base: str, host: str, port: int) -> None:
         # In the form in which OpenAI's client shows an error's message.
         return JSONResponse({"error": {"message": error.detail}}, error.status_code)
 
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[at])

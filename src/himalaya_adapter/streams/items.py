@@ -211,6 +211,8 @@ def _item(spec: TaskSpec, text: Mapping[str, str], where: str) -> Item:
             raise BadItem(UNKNOWN_LABEL, f"{where} has label '{target}'; known labels: {', '.join(spec.label_of)}")
         target = spec.label_of[known]
     prompt = spec.template.format_map(text).rstrip()
+    if not prompt.strip():
+        raise BadItem(EMPTY, f"{where} has an empty prompt")
     source = " | ".join(text[field] for field in spec.source.group)
     if NOT_UTF8.search(prompt + target + source):
         raise BadItem(BROKEN, f"{where} has characters that are not UTF-8; save the file as UTF-8")

@@ -165,7 +165,7 @@ def normalised(name: str) -> str:
     if not isinstance(name, str):
         raise HimalayaError(f"a task's name is {name!r}; expected text")
     form = unicodedata.normalize("NFC", name)
-    if not form or form != form.strip() or len(form.encode()) > NAME_BYTES or not form.isprintable():
+    if not form or form != form.strip() or not form.isprintable() or len(form.encode()) > NAME_BYTES:
         raise HimalayaError(
             f"a task's name is {name!r}; expected 1 to {NAME_BYTES} bytes of text without line breaks, "
             "and no space at either end"

@@ -14,11 +14,15 @@ import transformers.utils.hub
 import yaml
 from fake_hub import fake_hub
 from huggingface_hub import HfApi, ModelCard
-from peft import AutoPeftModelForCausalLM, PeftModel
+from learnt import learn
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from safetensors.torch import load_file
 from tiny_runs import TASKS, run_words, write_backbone
+from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
+from himalaya_adapter import save_release
+from himalaya_adapter.backbones.catalogue import converted_place
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
 from himalaya_adapter.deploy.answering import answer
@@ -111,6 +115,31 @@ def test_only_the_config_of_a_release_says_where_the_backbone_lies_for_that_is_h
     assert config["base_model_name_or_path"] == str(place / "backbone")
     assert AutoPeftModelForCausalLM.from_pretrained(run / "release").tasks == list(TASKS)
     assert config["revision"] == read_json(run / "environment.json")["backbone_revision"]
+
+
+def test_a_backbone_of_the_catalogue_is_called_by_its_name_and_found_where_it_is(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the cache is another one than that of whoever made the adapter."""
+    monkeypatch.setenv("HIMALAYA_CACHE", str(tmp_path / "mine"))
+    backbone = shutil.copytree(place / "backbone", converted_place("smollm2-135m"))
+    model = learn(AutoModelForCausalLM.from_pretrained(backbone))
+    model.save_pretrained(tmp_path / "adapter")
+    save_release(model, tmp_path / "release")
+    for kind in ("adapter", "release"):
+        written = (tmp_path / kind / "adapter_config.json").read_text(encoding="utf-8")
+        assert json.loads(written)["base_model_name_or_path"] == "smollm2-135m"
+        assert str(tmp_path) not in written
+    assert load_adapter(tmp_path / "release", backbone=str(backbone)).tasks == TASKS
+
+    assert shutil.move(tmp_path / "mine", tmp_path / "theirs")
+    assert PeftConfig.from_pretrained(tmp_path / "release").base_model_name_or_path == "smollm2-135m"
+    monkeypatch.setenv("HIMALAYA_CACHE", str(tmp_path / "theirs"))
+    for kind in ("adapter", "release"):
+        found = AutoPeftModelForCausalLM.from_pretrained(tmp_path / kind)
+        assert found.tasks == list(TASKS)
+        found.save_pretrained(tmp_path / "again")
+        assert read_json(tmp_path / "again" / "adapter_config.json")["base_model_name_or_path"] == "smollm2-135m"
 
 
 # Where it lies -------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from himalaya_adapter.storage import cache_folder
+
 
 @dataclass(frozen=True)
 class PackagedGguf:
@@ -70,6 +72,23 @@ BACKBONES: Mapping[str, PackagedGguf | HubModel] = MappingProxyType(
         ),
     }
 )
+
+
+def converted_place(name: str) -> Path:
+    """Where a packaged backbone lies on this machine once it has been converted."""
+    return cache_folder() / "backbones" / name
+
+
+def place_of(name: str) -> str:
+    """What loaders find a backbone by: the folder of a packaged one if it is here, else its name itself."""
+    place = converted_place(name)
+    return str(place) if isinstance(BACKBONES.get(name), PackagedGguf) and place.is_dir() else name
+
+
+def name_of(place: str) -> str:
+    """What the catalogue calls the backbone that was loaded from ``place``; any other place itself."""
+    packaged = (name for name, source in BACKBONES.items() if isinstance(source, PackagedGguf))
+    return next((name for name in packaged if Path(place) == converted_place(name)), place)
 
 
 def public_name(name: str) -> str:

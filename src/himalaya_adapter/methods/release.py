@@ -49,8 +49,8 @@ def save_release(
         model: A model with an adapter of a method that has a release file: HIMALAYA, LILAC.
         folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are written; made if needed.
         adapter_name: Which of the model's adapters.
-        base_model: What the frozen model is called where the release goes; by default what it was loaded from, which
-            may be a folder of this machine. PEFT's card, which would name that too, is left out.
+        base_model: What the frozen model is called where the release goes; by default its name in the catalogue, its
+            hub id, or the folder that it was loaded from. PEFT's card, which would name a folder too, is left out.
         revision: What exactly that model is.
 
     Returns:

@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import nn
 
+from himalaya_adapter.backbones.catalogue import name_of, place_of
 from himalaya_adapter.errors import HimalayaError
 
 from .continual import ContinualModel
@@ -18,6 +19,9 @@ from .continual import ContinualModel
 @dataclass
 class TargetsConfig(PeftConfig):
     """What the configurations of all methods share. A whole number other than a seed is at least 1.
+
+    On disk, a backbone of the catalogue is called by its name, and in memory by the folder where it lies here: so no
+    file tells a path of the machine it was made on, and PEFT finds the backbone wherever there is one.
 
     Args:
         target_modules (`list[str] | str`, *optional*):
@@ -51,6 +55,8 @@ class TargetsConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        backbone: str | None = vars(self)["base_model_name_or_path"]
+        self.base_model_name_or_path = backbone if backbone is None else place_of(backbone)
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
@@ -64,6 +70,11 @@ class TargetsConfig(PeftConfig):
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}")
             if hint is int and name != "seed" and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is written to a file."""
+        place = self.base_model_name_or_path
+        return {**super().to_dict(), "base_model_name_or_path": place if place is None else name_of(place)}
 
 
 class TargetsModel(ContinualModel, BaseTuner):

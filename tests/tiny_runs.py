@@ -26,7 +26,15 @@ PRELOADED = [
 ]  # by the server that processes are forked off
 TIMEOUT = 240  # seconds, of processes that wait for each other; a tenth of it on an idle machine
 TASKS = ("parity", "colour_word", "echo")
-NOT_REPEATED = {"seconds", "train_seconds", "eval_seconds", "peak_memory_bytes", "resumed", "evaluation_cost"}
+NOT_REPEATED = {
+    "seconds",
+    "train_seconds",
+    "eval_seconds",
+    "peak_memory_bytes",
+    "resumed",
+    "evaluation_cost",
+    "sha256",
+}
 COLOURS = ("blue", "green", "red", "white")
 ADAPTERS: dict[str, dict[str, Any]] = {
     # So few slots that the third task evicts an atom of the first two.

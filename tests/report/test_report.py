@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 from pages import Page
+from safetensors.torch import save_file
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.identity import sealed
 from himalaya_adapter.registry import METHODS
 from himalaya_adapter.report import write_comparison, write_run_report
 from himalaya_adapter.report.growth import growth_table
@@ -365,6 +367,48 @@ def test_scores_that_cannot_be_or_do_not_follow_are_refused(
     write_json(folder / name, content)
     with pytest.raises(HimalayaError, match=told):
         write_comparison(folder.parent, ["run"], folder.parent / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        ("metrics.json", lambda text: text.replace('"train_seconds": ', '"train_seconds": 1')),
+        ("metrics.json", lambda text: text.replace('"seed": 0', '"seed": NaN')),
+        ("matrix.json", lambda text: text.replace('"seconds": ', '"seconds": 1', 1)),
+        ("samples.json", lambda text: text.replace("answer", "another answer")),
+    ],
+)
+def test_what_a_run_has_written_and_was_edited_is_refused(
+    make_run: MakeRun, name: str, edit: Callable[[str], str]
+) -> None:
+    folder = make_run("run", tasks=SIX_TASKS)
+    item = {"prompt": "Is it?", "target": "yes", "answers": ["an answer", None, "yes"]}
+    write_json(folder / "samples.json", {"tasks": [{"task": SIX_TASKS[0], "items": [item]}]})
+    for part in ("metrics.json", "matrix.json", "samples.json"):
+        write_json(folder / part, sealed(read_json(folder / part)))
+    write_run_report(folder)
+    text = (folder / name).read_text(encoding="utf-8")
+    assert edit(text) != text
+    (folder / name).write_text(edit(text), encoding="utf-8")
+    with pytest.raises(HimalayaError, match=rf"{name.split('.')[0]}|does not match its hash"):
+        write_run_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("samples.json", {"tasks": [{"task": 1}]}),
+        ("samples.json", {"tasks": [{"task": "t", "items": [{"prompt": "p", "target": "t", "answers": [1]}]}]}),
+        ("config.yaml", "- a list"),
+    ],
+)
+def test_what_is_no_part_of_a_run_is_refused(make_run: MakeRun, name: str, content: Any) -> None:
+    folder = make_run("run", tasks=SIX_TASKS)
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    (folder / "release").mkdir(exist_ok=True)
+    save_file({}, folder / "release" / "adapter_model.safetensors")
+    with pytest.raises(HimalayaError, match="damaged"):
+        write_run_report(folder)
 
 
 def test_a_model_card_shows_texts_as_they_are() -> None:

@@ -29,12 +29,14 @@ def check_score(score: Mapping[str, Any], items: Sequence[float] | None = None) 
         items: The scores of its items; where the metric is their mean, it must be the score.
 
     Raises:
-        ValueError: A number is outside of [0, 1], or disagrees with the others.
+        ValueError: A number is outside of [0, 1], there are no items, or a number disagrees with the others.
         KeyError, TypeError: A number is missing or is none.
     """
     low, value, high, n, name = (score[key] for key in ("low", "score", "high", "n", "metric"))
     if not -ROUNDING <= low <= value + ROUNDING <= high + 2 * ROUNDING <= 1 + 3 * ROUNDING:
         raise ValueError(f"the score {value} with its interval {low} to {high} does not lie in [0, 1]")
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"the number of items is {n!r}")
     if items is None:
         return
     from himalaya_adapter.evaluation.text_metrics import METRICS  # slow to import

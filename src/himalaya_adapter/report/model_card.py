@@ -4,7 +4,6 @@ import json
 import re
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from himalaya_adapter.backbones.catalogue import public_name
@@ -30,11 +29,10 @@ def write_model_card(run: RunRecord) -> None:
     folder = run.folder / "release"
     if not (folder / WEIGHTS_FILE).is_file():
         return
-    config = yaml.safe_load(run.config)
     backbone = {
         "name": public_name(run.metrics["backbone"]),
         "revision": run.environment.get("backbone_revision"),
-        "quantisation": config["model"]["backbone"]["quantisation"],
+        "quantisation": run.settings.get("model.backbone.quantisation"),
         **run.environment.get("backbone_sizes", {}),
     }
     facts = {"method": run.metrics["method"], "backbone": backbone, "tasks": list(run.tasks)}
@@ -60,7 +58,7 @@ def write_model_card(run: RunRecord) -> None:
         bits=read_json(folder / CONFIG_FILE)["quantisation_bits"],
         parts=sorted(parts.items(), key=lambda part: -part[1]),
         total=sum(parts.values()),
-        data_of=_data(config["dataset"]["name"]),
+        data_of=_data(run.settings.get("dataset.name", run.metrics["stream"])),
         update_norm_bound=update_norm_bound(run.adapter_config),
         atom_norm_bound=ATOM_NORM_BOUND,
     )

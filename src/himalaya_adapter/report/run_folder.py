@@ -1,6 +1,7 @@
 """Reads a finished run from its folder and refuses to compare runs that were not measured alike."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from himalaya_adapter.evaluation.item_scores import check_score, read_item_score
 from himalaya_adapter.evaluation.metrics import MEASURES
 from himalaya_adapter.evaluation.paired_tests import ScoredRun
 from himalaya_adapter.experiments.keys import completed
-from himalaya_adapter.storage import read_json
+from himalaya_adapter.identity import opened
 
 FORMAT = 1
 TASK_END = "task_end"
@@ -158,7 +159,7 @@ def _read_run(folder: Path) -> RunRecord:
         environment=_read_object(folder / "environment.json"),
         adapter_config=_read_object(adapter_config) if adapter_config.is_file() else {},
         config=read_text(config) if config.is_file() else "",
-        samples=_read_object(samples)["tasks"] if samples.is_file() else [],
+        samples=_read_samples(samples) if samples.is_file() else [],
     )
 
 
@@ -240,21 +241,43 @@ def _check_scores(folder: Path, metrics: Mapping[str, Any], before: list[Cell], 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = read_json(path)
+        content = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise HimalayaError(f"run '{path.parent.name}' has no {path.name} in {path.parent}; run again") from error
     except ValueError as error:
         raise HimalayaError(f"{path} is not valid JSON ({error}); run again with overwrite=true") from error
     if not isinstance(content, dict) or content.get("format", FORMAT) != FORMAT:
         raise HimalayaError(f"{path} is not in format {FORMAT}; write it with this version of himalaya-adapter")
-    return content
+    return opened(content)
+
+
+def _parsed(text: str) -> Any:
+    """JSON as a run writes it: all numbers are finite."""
+    return json.loads(text, parse_float=_finite, parse_constant=_finite)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return float(text)
+
+
+def _read_samples(path: Path) -> list[dict[str, Any]]:
+    samples: list[dict[str, Any]] = _read_object(path)["tasks"]
+    for of_task in samples:
+        for item in of_task["items"]:
+            if not all(isinstance(text, str) for text in (of_task["task"], item["prompt"], item["target"])):
+                raise TypeError(f"{path.name} holds something else than text")
+            if not all(text is None or isinstance(text, str) for text in item["answers"]):
+                raise TypeError(f"{path.name} holds an answer that is no text")
+    return samples
 
 
 def _read_events(path: Path) -> list[dict[str, Any]]:
     events = []
     for line in read_text(path).splitlines() if path.is_file() else []:
         try:
-            event = json.loads(line)
+            event = _parsed(line)
         except ValueError:
             continue  # a run killed while appending leaves half a line; the resumed run logs the event again
         if isinstance(event, dict) and "event" in event:

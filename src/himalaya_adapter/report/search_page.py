@@ -5,7 +5,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from himalaya_adapter.documents import read_text
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.identity import opened
 from himalaya_adapter.report.charts import XY, Axis, Figure, drawn, figure
 from himalaya_adapter.report.metric_table import format_seconds
 from himalaya_adapter.report.page import Page
@@ -35,7 +37,11 @@ def write_search_report(folder: Path, *, figures: bool = False) -> Path:
     shown = None
     while (search := _read(folder / "trials.json")) != shown:  # another process may have finished a trial meanwhile
         stem = f"{search['run_id']}_search" if figures else ""
-        path = _page(search, folder / "best.yaml").write(folder, stem)
+        try:
+            page = _page(search, folder / "best.yaml")
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise _damaged(folder / "trials.json", error) from error
+        path = page.write(folder, stem)
         shown = search
     return path
 
@@ -64,7 +70,7 @@ def _page(search: Mapping[str, Any], best: Path) -> Page:
             _trials(search),
             _space(search["search_space"]),
         ],
-        texts=[("The run with the best values (best.yaml)", best.read_text(encoding="utf-8"))]
+        texts=[("The run with the best values (best.yaml)", read_text(best))]
         if search["best"] is not None and best.is_file()
         else [],
     )
@@ -158,11 +164,15 @@ def _value(value: object) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = read_json(path)
+        return opened(read_json(path))
     except FileNotFoundError as error:
         raise HimalayaError(
             f"there is no search in {path.parent}: give the folder that `himalaya search` wrote"
         ) from error
-    except ValueError as error:
-        raise HimalayaError(f"{path} is damaged ({error}): the same search writes it anew") from error
-    return dict(content)
+    except (ValueError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> HimalayaError:
+    reason = " ".join(str(error).split())
+    return HimalayaError(f"{path} is damaged ({reason}): the same search writes it anew")

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.search_config import OptunaConfig
+from himalaya_adapter.identity import sealed
 from himalaya_adapter.search.space import SearchedKey, with_values
 from himalaya_adapter.search.study import REASON, SAME_AS, SharedStudy
 from himalaya_adapter.storage import write_atomic, write_json
@@ -24,8 +25,7 @@ def write_results(shared: SharedStudy, keys: Sequence[SearchedKey]) -> None:
     run, trials = shared.run, shared.study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     best = shared.study.best_trial if complete else None
-    write_json(
-        shared.folder / "trials.json",
+    found = sealed(
         {
             "format": FORMAT,
             "run_id": run.run_id,
@@ -43,8 +43,9 @@ def write_results(shared: SharedStudy, keys: Sequence[SearchedKey]) -> None:
             "best": best.number if best else None,
             "importance": _importance(shared, complete),
             "trials": [_record(trial, keys) for trial in trials],
-        },
+        }
     )
+    write_json(shared.folder / "trials.json", found)
     if best:
         text = yaml.safe_dump(asdict(_best_run(run, keys, best)), sort_keys=False, allow_unicode=True)
         write_atomic(shared.folder / "best.yaml", text)

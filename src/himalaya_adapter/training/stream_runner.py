@@ -24,7 +24,7 @@ from himalaya_adapter.evaluation.drift import base_drift
 from himalaya_adapter.evaluation.item_scores import write_item_scores
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.validation import check_run
-from himalaya_adapter.identity import is_complete
+from himalaya_adapter.identity import is_complete, sealed
 from himalaya_adapter.methods.construction import adapt, run_method
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.events import SkippedStep
@@ -314,7 +314,8 @@ class StreamRunner:
             "released_bytes": sum(released.values()) if released else None,
         }
         matrix, metrics = summarise(self.config, self.stream, self.store, measured)
-        write_json(self.store.folder / "matrix.json", matrix)
+        write_json(self.store.folder / "matrix.json", sealed(matrix))
         write_item_scores(self.store.folder, self.scores.item_scores())
-        write_json(self.store.folder / "samples.json", {"tasks": self.scores.samples()})
-        write_json(self.store.folder / "metrics.json", metrics)  # last: its presence says that the run is finished
+        write_json(self.store.folder / "samples.json", sealed({"tasks": self.scores.samples()}))
+        # Last: its presence says that the run is finished.
+        write_json(self.store.folder / "metrics.json", sealed(metrics))

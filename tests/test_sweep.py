@@ -43,6 +43,13 @@ def test_no_two_runs_of_a_line_share_a_folder(words: list[str], swept: list[str]
     assert found == [[f"run_id={name}"] for name in names]
 
 
+@pytest.mark.parametrize("word", ["hydra/launcher=nope", "hydra.launcher=x"])
+def test_a_wrong_word_of_hydra_is_one_line(word: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, word]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("himalaya: ")]
+    assert line.startswith("himalaya: Hydra: ")
+
+
 def test_a_mistake_in_one_run_does_not_stop_the_others(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,8 @@ def told(error: BaseException) -> str | None:
         message = _of_the_machine(OSError(int(found[1]), str(error)))
     elif type(error).__name__ == "RuntimeError" and "PytorchStreamWriter failed" in str(error):
         message = "a checkpoint cannot be written: free some space"  # torch does not say why, nor where
+    elif isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib, before Python 3.13
+        message = f"{error}: check the path"
     elif isinstance(error, MemoryError | out_of_memory):
         message = "out of memory: lower training.batch_size, evaluation.eval_batch_size or dataset.max_seq_length"
     else:

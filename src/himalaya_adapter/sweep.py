@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from himalaya_adapter.errors import HimalayaError
@@ -29,6 +30,9 @@ def sweep(words: Sequence[str]) -> list[str]:
 
     Returns:
         One line for each run of this process that ended with a mistake.
+
+    Raises:
+        HimalayaError: A word of Hydra's is wrong.
     """
     own = [word for word in words if not OF_HYDRA.match(word)]
     lines = combinations(own)
@@ -53,8 +57,11 @@ def sweep(words: Sequence[str]) -> list[str]:
     of_hydra = [word for word in words if OF_HYDRA.match(word)]
     told = ["--multirun", numbers, f"hydra.sweep.dir='{results}/.sweep'", *of_hydra]
     arguments, sys.argv = sys.argv, ["himalaya sweep", *told]  # Hydra reads them there
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints an error itself, and ends the process
     try:
         hydra.main(config_path=str(CONF / "sweep"), config_name="sweep", version_base="1.3")(job)()
+    except HydraException as error:
+        raise HimalayaError(f"Hydra: {' '.join(str(error).split())}") from error
     finally:
         sys.argv = arguments
     return failures

@@ -120,9 +120,11 @@ def _load(
             local_files_only=local,
             use_safetensors=True,  # never a pickled weight file
         )
-    except (OSError, ValueError) as error:
+    except (MemoryError, RuntimeError, ImportError):
+        raise
+    except Exception as error:  # damaged files make transformers, tokenizers and safetensors raise anything
         where = "in the local files and caches" if local else "locally or on the hub"
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HimalayaError(f"backbone '{place}' could not be loaded {where}: {reason}") from error
     finally:
         if shown:

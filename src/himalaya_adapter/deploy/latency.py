@@ -1,5 +1,6 @@
 """The adapter's overhead in ONNX Runtime on this machine, as ``himalaya latency`` measures it."""
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from himalaya_adapter.deploy.onnx.export import load_for_onnx
 from himalaya_adapter.deploy.quantisation import PRECISIONS
 from himalaya_adapter.errors import HimalayaError, unknown_name
 
+MOST_THREADS = 1024
 NO_PROMPT: Array = np.zeros(0, np.int64)  # a layer takes embeddings
 
 
@@ -48,9 +50,9 @@ def measure_latency(
     for name in precisions:
         if name not in PRECISIONS:
             raise unknown_name("precision", name, PRECISIONS)
-    if threads is not None and threads < 1:
-        raise HimalayaError(f"--threads {threads}: expected a whole number of at least 1")
-    if not seconds > 0:
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise HimalayaError(f"--threads {threads}: expected a whole number from 1 to {MOST_THREADS}")
+    if not 0 < seconds < math.inf:
         raise HimalayaError(f"--seconds {seconds:g}: expected a number above 0")
     if adapter is None:
         graph, prompt = layer_graph(shape), NO_PROMPT

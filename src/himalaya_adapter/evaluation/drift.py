@@ -46,7 +46,10 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: 
                 own = tokens[mask]
                 total += cross_entropy(row[mask][:-1].float(), own[1:], reduction="sum").item()
     if not math.isfinite(total):
-        raise HimalayaError("the loss on held-out text is not finite: training has diverged; lower the learning rate")
+        raise HimalayaError(
+            "the loss on held-out text is not finite: training has diverged (lower the learning rate), or the "
+            "backbone's weights are damaged"
+        )
     return math.exp(total / sum(len(tokens) - 1 for tokens in predictable))
 
 

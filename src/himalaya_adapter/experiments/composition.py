@@ -75,7 +75,17 @@ def compose_run(words: Sequence[str]) -> Launch:
         run.dataset.max_samples_per_task = min(run.dataset.max_samples_per_task or TRIAL_ITEMS, TRIAL_ITEMS)
         run.dataset.max_test_samples_per_task = min(run.dataset.max_test_samples_per_task or TRIAL_ITEMS, TRIAL_ITEMS)
         run.training.report_to = "none"
-    return Launch(run, Path(texts.get("results_dir") or "outputs").expanduser(), overwrite)
+    return Launch(run, _folder(texts.get("results_dir", "outputs")), overwrite)
+
+
+def _folder(text: str) -> Path:
+    """The folder of ``results_dir=``."""
+    try:
+        if text:
+            return Path(text).expanduser()
+    except RuntimeError:  # as pathlib says that there is no such user
+        pass
+    raise HimalayaError(f"results_dir={text}: expected a folder")
 
 
 def _override(content: dict[str, Any], key: str, value: Any) -> None:

@@ -1,5 +1,6 @@
 """From a run's adapter entry to a PEFT model."""
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -100,7 +101,8 @@ def adapt(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
     try:
         with quiet_peft():
             adapted = get_peft_model(model, config)
-    except (TypeError, ValueError, KeyError, ImportError) as error:  # some methods need a package of their own
+    # Some methods need a package of their own; target_modules may be a regular expression.
+    except (TypeError, ValueError, KeyError, ImportError, re.error) as error:
         raise HimalayaError(
             f"{PeftType(config.peft_type).value} does not fit {type(model).__name__}: {_one_line(error)}"
         ) from error

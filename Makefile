@@ -16,7 +16,7 @@ test: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-# Ten thousand mutated configs, overrides, plans and streams.
+# 2,500 mutated inputs of each kind: configs, overrides, plans, streams (ten thousand together), and files.
 fuzz: $(VENV)/installed-test
 	HIMALAYA_FUZZ=2500 $(BIN)/pytest tests/test_fuzz.py tests/test_mutated_files.py
 

@@ -1,8 +1,12 @@
-"""Files of data, runs and adapters with some bytes changed: used as what they are, or refused in one line.
+"""Files of data, runs, searches and adapters with some bytes changed: what they are, or refused in one line.
 
 ``HIMALAYA_FUZZ=1000`` tries so many of each kind; without it the same few are tried each time.
 """
 
+import bz2
+import copy
+import gzip
+import io
 import json
 import os
 import shutil
@@ -10,21 +14,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
+from safetensors.torch import save_file
 from tiny_runs import write_backbone, write_stream
 
 from himalaya_adapter import HimalayaConfig, save_release
 from himalaya_adapter.deploy.adapter_folder import _alone, load_adapter
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.evaluation.score_cache import ScoreCache
 from himalaya_adapter.identity import mark_complete, sealed
+from himalaya_adapter.learning.adapter_store import AdapterStore
+from himalaya_adapter.learning.data import hold_out, read_data, read_rows
+from himalaya_adapter.report import write_search_report
 from himalaya_adapter.report.run_folder import read_run
+from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import load_stream
 from himalaya_adapter.streams.task import SPLITS
+from himalaya_adapter.training.run_store import RunStore
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "demo"
 OF_A_RUN = ("metrics.json", "matrix.json", "item_scores.json", "environment.json", "events.jsonl", "config.yaml")
@@ -64,17 +77,39 @@ def one_line(call: Callable[[], Any]) -> Any:
         return None
 
 
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+def tables(rows: list[dict[str, Any]]) -> dict[str, bytes]:
+    """The same rows in every format."""
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    csv, tsv = (
+        "\n".join([between.join(rows[0]), *(between.join(row.values()) for row in rows)]).encode()
+        for between in (",", "\t")
+    )
+    return {
+        "rows.jsonl": lines,
+        "rows.json": json.dumps(rows).encode(),
+        "rows.csv": csv,
+        "rows.tsv": tsv,
+        "rows.jsonl.gz": gzip.compress(lines, mtime=0),
+        "rows.csv.bz2": bz2.compress(csv),
+        "rows.parquet": parquet(rows),
+    }
+
+
+TABLES = ("rows.jsonl", "rows.csv", "rows.json", "rows.tsv", "rows.jsonl.gz", "rows.csv.bz2", "rows.parquet")
+
+
 @tries(60)
-@given(changes=mutations, name=st.sampled_from(["rows.jsonl", "rows.csv", "rows.json"]))
+@given(changes=mutations, name=st.sampled_from(TABLES))
 def test_rows(changes: list[Mutation], name: str, tmp_path: Path) -> None:
     stream = write_stream(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-    written = {
-        "rows.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
-        "rows.json": json.dumps(rows),
-        "rows.csv": "\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]),
-    }
-    (tmp_path / name).write_bytes(mutated(written[name].encode(), changes))
+    (tmp_path / name).write_bytes(mutated(tables(rows)[name], changes))
     content = yaml.safe_load(stream.read_text(encoding="utf-8"))
     for task in content["tasks"]:
         task["source"]["files"] = name
@@ -82,6 +117,130 @@ def test_rows(changes: list[Mutation], name: str, tmp_path: Path) -> None:
     found = one_line(lambda: load_stream(str(stream)))
     for task in found.tasks if found else ():
         assert all(item.prompt and item.target for split in SPLITS for item in task.split(split))
+
+
+OWN = {
+    "columns": [{"text": f"Is {n} even?", "team": ("yes", "no")[n % 2]} for n in range(40)],
+    "answers": [{"prompt": f"Repeat {n}:", "completion": f"{n} {n}"} for n in range(24)],
+    "orders": [{"instruction": f"Say {n}.", "input": "loud", "output": f"{n}!"} for n in range(24)],
+    "said": [
+        {"messages": [{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": f"{n}!"}]}
+        for n in range(24)
+    ],
+}
+CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+@tries(60)
+@given(changes=mutations, kind=st.sampled_from(list(OWN)), place=st.integers(0, 6), skip=st.booleans())
+def test_own_data(changes: list[Mutation], kind: str, place: int, skip: bool, tmp_path: Path, talking: Any) -> None:
+    name = TABLES[place] if kind != "said" else ("rows.jsonl", "rows.json")[place % 2]
+    content = tables(OWN[kind])[name] if kind != "said" else json.dumps(OWN[kind]).encode()
+    if kind == "said" and name == "rows.jsonl":
+        content = b"".join(json.dumps(row).encode() + b"\n" for row in OWN[kind])
+    path = tmp_path / name
+    path.write_bytes(mutated(content, changes))
+
+    def read() -> Any:
+        templates = ("{text}", "{team}") if kind == "columns" else None
+        rows = read_rows(str(path))
+        own = read_data(rows, str(path), talking, 512, templates=templates, skip_bad_rows=skip)
+        return hold_out(own, str(path), "task", 0)
+
+    task = one_line(read)
+    if task:
+        assert all(item.prompt and item.target for item in (*task.train, *task.test))
+        assert task.train
+        assert task.test
+        assert not {item.prompt for item in task.train} & {item.prompt for item in task.test}
+
+
+@pytest.fixture(scope="module")
+def talking(tiny_tokenizer: Any) -> Any:
+    """A tokenizer with a chat template."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run of one task has left that was killed while it learnt the second."""
+    store = RunStore(tmp_path_factory.mktemp("begun") / "run", RUN_CONFIG)
+    store.begin(ENVIRONMENT)
+    cell = {"score": 0.5, "low": 0.0, "high": 1.0, "n": 2, "metric": "accuracy", "strict": 0.5, "seconds": 1.0}
+    store.write_score("before", 0, {**cell, "item_scores": [0.0, 1.0]})
+    store.write_score(0, 0, {**cell, "item_scores": [1.0, 0.0]})
+    store.unfinished_adapter.mkdir(parents=True)
+    save_file({"a": torch.zeros(3)}, store.unfinished_adapter / "adapter_model.safetensors")
+    store.write_learned(0, {"event": "task_end", "index": 0, "task": "first", "steps": 3})
+    return store.folder
+
+
+RUN_CONFIG = {"run_id": "run", "training": {"seed": 0, "learning_rate": 1e-3}, "dataset": {"name": "demo"}}
+ENVIRONMENT = {
+    **{"data_hashes": {"first": {"test": "a"}}, "backbone_revision": "r", "processes": 1, "scoring": 2},
+    "tasks": {"first": {"metric": "accuracy"}},
+}
+OF_A_BEGUN_RUN = (
+    *("config.yaml", "environment.json", "evaluations/after_before_task_0.json", "evaluations/after_0_task_0.json"),
+    "checkpoints/record_0.json",
+)
+
+
+def gone_on(folder: Path) -> Any:
+    """All that the same run reads when it goes on."""
+    store = RunStore(folder, RUN_CONFIG)
+    store.begin(ENVIRONMENT)
+    return store.score("before", 0), store.score(0, 0), store.learned()
+
+
+# One place at a time, where an earlier version wrote no hash: the name of the hash may be what has changed.
+one_mutation = mutations.map(lambda changes: changes[:1])
+
+
+@tries(60)
+@given(changes=one_mutation, name=st.sampled_from(OF_A_BEGUN_RUN))
+def test_begun_runs(changes: list[Mutation], name: str, begun: Path, tmp_path: Path) -> None:
+    wanted, copied = gone_on(begun), tmp_path / "run"
+    shutil.rmtree(copied, ignore_errors=True)
+    shutil.copytree(begun, copied)
+    (copied / name).write_bytes(mutated((copied / name).read_bytes(), changes))
+    found = one_line(lambda: gone_on(copied))
+    if found:
+        *scores, (record,) = found
+        of_before, of_after, (learnt_then,) = wanted
+        for one, other in zip([*scores, record], [of_before, of_after, learnt_then], strict=True):
+            assert other.items() <= one.items()
+
+
+@tries(60)
+@given(changes=one_mutation)
+def test_kept_scores(changes: list[Mutation], tmp_path: Path) -> None:
+    identity, score = {"adapter": None, "task": {"items": "a"}, "settings": {}}, {"score": 0.5, "n": 2}
+    cache = ScoreCache(tmp_path / "scores", {})
+    cache.write(identity, score)
+    (path,) = cache.folder.iterdir()
+    path.write_bytes(mutated(path.read_bytes(), changes))
+    assert cache.read(identity) in (None, score)
+
+
+@tries(60)
+@given(changes=one_mutation)
+def test_searches(changes: list[Mutation], tmp_path: Path) -> None:
+    trial = {"state": "complete", "parameters": {"r": 2}, "after_task": {"1": 0.5}, "reason": None, "same_as": None}
+    search = {
+        **{"format": 1, "run_id": "lora", "method_name": "LoRA", "backbone": "b", "stream": "s", "metric": "retained"},
+        **{"direction": "maximize", "n_trials": 3, "seed": 0, "best": 1, "importance": None},
+        "search_space": {"r": {"key": "model.adapter.options.r", "type": "int", "low": 1.0, "high": 8.0}},
+        "trials": [{**trial, "number": number, "value": number / 4, "seconds": 1.0} for number in range(3)],
+    }
+    path = tmp_path / "trials.json"
+    write_json(path, sealed(search))
+    wanted = write_search_report(tmp_path).read_bytes()
+    path.write_bytes(mutated(path.read_bytes(), changes))
+    found = one_line(lambda: write_search_report(tmp_path))
+    assert found is None or found.read_bytes() == wanted
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +319,45 @@ def test_adapters(changes: list[Mutation], kind: str, name: str, adapters: Path)
         assert all(torch.equal(one, other) for one, other in pairs)
 
 
+@pytest.fixture(scope="module")
+def own(adapters: Path) -> Path:
+    """An adapter as `himalaya learn` leaves it, with the items that it was asked to keep."""
+    config = json.loads((adapters / "adapter" / "adapter_config.json").read_text())
+    record = {"items": 3, "form": {"prompt": "{a}", "target": "{b}"}, "score": 0.5}
+    facts = {"backbone": {"name": str(adapters / "backbone")}, "tasks": {"first": record, "second": record}}
+    kept = {"first": [{"prompt": "a", "target": "b", "source": "a", "chat": False}]}
+    assert config["peft_type"] == "HIMALAYA"
+    store = AdapterStore(adapters / "own")
+    store.replace(lambda folder: shutil.copytree(adapters / "adapter", folder, dirs_exist_ok=True), facts, kept)
+    return store.folder
+
+
+def learnt(folder: Path) -> Any:
+    """All that `himalaya learn` reads of an adapter before it learns more."""
+    store = AdapterStore(folder)
+    state = {name: tensor.tolist() for name, tensor in store.adapter.state_dict().items()}
+    return store.facts, store.kept("first"), state
+
+
 @tries(60)
-@given(changes=mutations.map(lambda changes: changes[:1]))
+@given(
+    changes=mutations,
+    name=st.sampled_from(["tasks.json", "kept/first.json", "adapter_config.json", "adapter_model.safetensors"]),
+)
+def test_learnt_adapters(changes: list[Mutation], name: str, own: Path) -> None:
+    wanted, content = learnt(own), (own / name).read_bytes()
+    (own / name).write_bytes(mutated(content, changes))
+    try:
+        found = one_line(lambda: learnt(own))
+        alone = one_line(lambda: _alone(own))
+    finally:
+        (own / name).write_bytes(content)
+    assert found in (None, wanted)
+    assert alone in (None, _alone(own))
+
+
+@tries(60)
+@given(changes=one_mutation)
 def test_model_cards(changes: list[Mutation], adapters: Path) -> None:
     card = adapters / "release" / "README.md"
     content, wanted = card.read_bytes(), _alone(adapters / "release")

@@ -36,9 +36,8 @@ def write_search_report(folder: Path, *, figures: bool = False) -> Path:
     """
     shown = None
     while (search := _read(folder / "trials.json")) != shown:  # another process may have finished a trial meanwhile
-        stem = f"{search['run_id']}_search" if figures else ""
         try:
-            page = _page(search, folder / "best.yaml")
+            page, stem = _page(search, folder / "best.yaml"), f"{search['run_id']}_search" if figures else ""
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise _damaged(folder / "trials.json", error) from error
         path = page.write(folder, stem)

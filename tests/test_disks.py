@@ -1,0 +1,160 @@
+"""A disk that is full and one that is read-only, for real: one line each, nothing is lost, and the command goes on.
+
+Each disk is a tmpfs in a mount namespace of the test's own process.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import TASKS, run_words
+
+from himalaya_adapter.learning.adapter_store import AdapterStore
+from himalaya_adapter.storage import read_json
+
+NAMESPACE = ["unshare", "--map-root-user", "--mount"]
+PROGRAM = """
+import contextlib, io, json, subprocess, sys
+from himalaya_adapter.cli import main
+
+disk, steps = sys.argv[1], json.loads(sys.argv[2])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=True)
+found = []
+for step in steps:
+    if step[0] == "himalaya":
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main(step[1:])
+        found.append([status, err.getvalue()])
+    elif step[0] == "fill":  # until no more than so many bytes are free
+        with open(f"{disk}/filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while filler.write(bytes(4096)):
+                pass
+        with open(f"{disk}/filler", "r+b") as filler:
+            filler.truncate(filler.seek(0, 2) - int(step[1]))
+    else:
+        subprocess.run(step, check=True)
+print(json.dumps(found))
+"""
+
+
+def has_namespaces() -> bool:
+    words = [*NAMESPACE, "sh", "-c", "mount -t tmpfs none /tmp"]
+    try:
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+pytestmark = pytest.mark.skipif(not has_namespaces(), reason="no disk can be mounted here (unshare --mount)")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """Where the disk of the test is mounted."""
+    (tmp_path / "disk").mkdir()
+    return tmp_path / "disk"
+
+
+def on_a_disk(disk: Path, *steps: list[Any]) -> list[tuple[int, str]]:
+    """Do steps with a disk of 64 MB: status and messages of each command."""
+    words = [*NAMESPACE, sys.executable, "-c", PROGRAM, str(disk), json.dumps(steps, default=str)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [(status, messages) for status, messages in json.loads(done.stdout)]
+
+
+def line_of(found: tuple[int, str]) -> str:
+    """The one line of a command that has failed."""
+    status, messages = found
+    assert status == 2, messages
+    assert "Traceback" not in messages
+    (line,) = [line for line in messages.splitlines() if line.startswith("himalaya: ")]
+    assert messages.endswith(f"{line}\n")
+    return line
+
+
+@pytest.fixture(scope="module")
+def words(place: Path) -> list[str]:
+    rows = [{"prompt": f"Repeat {n}:", "completion": f"{n} {n}"} for n in range(24)]
+    (place / "echo.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run_words(place, "HIMALAYA", max_updates_per_task=2)
+
+
+def learn(place: Path, folder: Path, task: str) -> list[str]:
+    data = ["--task", task, "--backbone", str(place / "backbone"), "--steps", "2"]
+    return ["himalaya", "learn", str(folder), str(place / "echo.jsonl"), *data]
+
+
+@pytest.mark.parametrize("free", [0, 40_000, 200_000])
+def test_a_run_on_a_full_disk_goes_on_when_there_is_room(free: int, place: Path, words: list[str], disk: Path) -> None:
+    run = ["himalaya", *words, f"results_dir={disk}"]
+    kept = disk.parent / "kept"
+    steps = [["fill", free], run, ["rm", disk / "filler"], run, ["cp", "-r", disk / "himalaya", kept]]
+    full, again = on_a_disk(disk, *steps)
+    line = line_of(full)
+    assert "free some space" in line
+    assert line.endswith("the same command goes on from here")
+    assert again[0] == 0, again[1]
+    assert [task["name"] for task in read_json(kept / "metrics.json")["tasks"]] == list(TASKS)
+
+
+def test_what_is_learnt_on_a_full_disk_is_as_before(place: Path, words: list[str], disk: Path) -> None:
+    folder, kept = disk / "mine", disk.parent / "kept"
+    steps = [
+        learn(place, folder, "first"),
+        ["cp", "-r", folder, kept],
+        ["fill", 8192],
+        learn(place, folder, "second"),
+        ["himalaya", "forget", folder, "first"],
+        ["himalaya", "export", folder, "--format", "onnx", "--graph", "adapter", "--output", disk / "onnx"],
+        ["diff", "-r", folder, kept],
+        ["himalaya", "generate", folder, "Repeat 12:", "--task", "first", "--max-new-tokens", "2"],
+        ["rm", disk / "filler"],
+        learn(place, folder, "second"),
+        ["rm", "-r", kept],
+        ["cp", "-r", folder, kept],
+    ]
+    found = on_a_disk(disk, *steps)
+    assert found[0][0] == 0
+    for full in found[1:4]:
+        assert "free some space" in line_of(full)
+    assert [status for status, _ in found[4:]] == [0, 0]
+    assert AdapterStore(kept).adapter.tasks.known() == ["first", "second"]
+
+
+def test_on_a_read_only_disk_everything_can_be_read_and_nothing_is_lost(
+    place: Path, words: list[str], disk: Path
+) -> None:
+    folder, run = disk / "mine", disk / "himalaya"
+    writing: list[list[Any]] = [
+        ["himalaya", *words, f"results_dir={disk}", "run_id=other"],
+        learn(place, folder, "second"),
+        learn(place, disk / "new", "first"),
+        ["himalaya", "forget", folder, "first"],
+        ["himalaya", "report", run],
+        ["himalaya", "compare", disk],
+        ["himalaya", "export", run, "--format", "onnx", "--graph", "adapter", "--output", disk / "onnx"],
+        ["himalaya", "configs", "generate", "himalaya", "--output", disk / "configs"],
+        ["himalaya", "sweep", *words[1:], f"results_dir={disk}", "run_id=swept", "training.seed=0,1"],
+    ]
+    reading: list[list[Any]] = [
+        ["himalaya", *words, f"results_dir={disk}"],
+        ["himalaya", "tasks", folder],
+        ["himalaya", "generate", run, "Repeat 12:", "--task", "echo", "--max-new-tokens", "2"],
+    ]
+    steps = [
+        ["himalaya", *words, f"results_dir={disk}"],
+        learn(place, folder, "first"),
+        ["mount", "-o", "remount,ro", disk],
+        *writing,
+        *reading,
+    ]
+    before, written, read = (lambda all: (all[:2], all[2:-3], all[-3:]))(on_a_disk(disk, *steps))
+    assert [status for status, _ in before] == [0, 0]
+    for words_of, found in zip(writing, written, strict=True):
+        assert "Read-only file system" in line_of(found), words_of
+    assert [status for status, _ in read] == [0, 0, 0], read

@@ -250,11 +250,9 @@ def _spec(name: str, form: Form) -> TaskSpec:
 
 
 def _item(spec: TaskSpec, row: Row, where: str) -> Item:
-    fields = fields_of(spec)
     if spec.template == ALPACA[0] and row.get("input") and str(row["input"]).strip():
         spec = replace(spec, template=spec.template.replace("{instruction}", ALPACA_INPUT))
-        fields = fields | {"input"}
-    item = item_of(spec, fields, row, where)
+    item = item_of(spec, fields_of(spec), row, where)
     assert item is not None  # nothing in such a task leaves a good row out
     return replace(item, source=item.prompt)
 

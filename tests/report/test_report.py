@@ -382,7 +382,7 @@ def test_what_a_run_has_written_and_was_edited_is_refused(
     make_run: MakeRun, name: str, edit: Callable[[str], str]
 ) -> None:
     folder = make_run("run", tasks=SIX_TASKS)
-    item = {"prompt": "Is it?", "target": "yes", "answers": ["an answer", None, "yes"]}
+    item = {"prompt": "Is it?", "target": "yes", "answers": ["an answer", "no", "yes"]}
     write_json(folder / "samples.json", {"tasks": [{"task": SIX_TASKS[0], "items": [item]}]})
     for part in ("metrics.json", "matrix.json", "samples.json"):
         write_json(folder / part, sealed(read_json(folder / part)))

@@ -266,10 +266,9 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
     samples: list[dict[str, Any]] = _read_object(path)["tasks"]
     for of_task in samples:
         for item in of_task["items"]:
-            if not all(isinstance(text, str) for text in (of_task["task"], item["prompt"], item["target"])):
+            texts = [of_task["task"], item["prompt"], item["target"], *item["answers"]]
+            if not all(isinstance(text, str) for text in texts):
                 raise TypeError(f"{path.name} holds something else than text")
-            if not all(text is None or isinstance(text, str) for text in item["answers"]):
-                raise TypeError(f"{path.name} holds an answer that is no text")
     return samples
 
 

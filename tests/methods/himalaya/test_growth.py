@@ -11,7 +11,7 @@ from himalaya_adapter import HimalayaConfig
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.himalaya import HimalayaAdapter
-from himalaya_adapter.methods.himalaya.growth import nearest_direction
+from himalaya_adapter.methods.himalaya.growth import Directions
 
 SEEDS = st.integers(0, 2**31)
 # The source's dictionary: 24 atoms of the core, 16 elastic ones, of which a task takes 3.
@@ -100,7 +100,7 @@ def test_the_tree_finds_what_a_scan_finds(seed: int, count: int, width: int, fan
     atoms, vector = random_atoms(seed, count, width), random_atoms(seed + 1, 1, width)[0]
     cosines = (normalize(atoms, dim=1) @ vector).abs()
     for index in ("scan", "learnable_kd_tree"):
-        found = nearest_direction(vector, atoms, HimalayaConfig(index=index, fanout=fanout))
+        found = Directions(atoms, HimalayaConfig(index=index, fanout=fanout)).nearest(vector)
         assert cosines[found] == pytest.approx(cosines.max().item(), abs=1e-5)
 
 

@@ -34,7 +34,9 @@ class Dictionary(nn.Module):
 
     def atoms(self, numbers: Tensor) -> Tensor:
         """The atoms of these numbers ``(n,)``, ``(n, d)``."""
-        return self.row_format.unpack(torch.cat([self.core, self.elastic])[numbers])
+        slots = numbers - len(self.core)
+        core, elastic = self.core[numbers.clamp_max(len(self.core) - 1)], self.elastic[slots.clamp_min(0)]
+        return self.row_format.unpack(torch.where((slots < 0)[:, None], core, elastic))
 
     @torch.no_grad()
     def write(self, slot: int, atom: Tensor) -> None:

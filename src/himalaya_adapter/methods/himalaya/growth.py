@@ -16,6 +16,32 @@ from .tasks import COEFFICIENT_STEP, TERMS, TaskTable, rounded
 ROUNDING = 1e-6
 
 
+class Directions:
+    """Atoms that are found by their direction. The index over them is made once, for all that is looked for.
+
+    Args:
+        atoms: ``(n, d)``, at least one.
+        config: Which index, and its sizes.
+    """
+
+    def __init__(self, atoms: Tensor, config: HimalayaConfig) -> None:
+        self.atoms = atoms
+        self.keys = normalize(atoms, dim=1)
+        self.tree: KDTree | None = None
+        if config.index != "scan":
+            self.tree = KDTree(len(atoms), atoms.shape[1], config.fanout, config.leaf_size).to(atoms.device)
+            self.tree.build(self.keys)
+            self.bounds = self.tree.bounds(self.keys)
+
+    def nearest(self, vector: Tensor) -> int:
+        """Which atom has the largest cosine with a vector ``(d,)`` or its opposite."""
+        query = normalize(vector[None], dim=1)
+        if self.tree is None:
+            return int((self.keys @ query[0]).abs().argmax())
+        both = self.tree.search(torch.cat([query, -query]), self.keys, self.bounds)
+        return int(both[int((self.keys[both] @ query[0]).abs().argmax())])
+
+
 class Growth:
     """Puts tasks into the slots of the dictionary. It owns no state: what is free follows from the table.
 
@@ -71,19 +97,22 @@ class Growth:
         events: list[Event] = []
         free, kept = self.free_slots(), list[int]()
         occupied = sorted({*range(self.first_slot, self.first_slot + len(self.dictionary.elastic))} - {*free})
+        there = self._directions(occupied)
         shares = self.fisher.energy / self.fisher.energy.sum().clamp_min(1e-12)
         self.fisher.importance[[slot - self.first_slot for slot in free]] = 0
         for number, atom in enumerate(atoms):
             if not atom.any():  # never moved
                 continue
-            shared = self._similar(atom, occupied)
+            shared = self._similar(atom, there)
             if shared is not None:
-                slot, coefficient, cosine = shared
+                nearest, coefficient, cosine = shared
+                slot = occupied[nearest]
                 events.append(Sharing(slot - self.first_slot, cosine))
             else:
                 if not free:
                     free = [self._evict(kept, events)]
                     occupied = [one for one in occupied if one != free[0]]
+                    there = self._directions(occupied)
                 slot, coefficient = free.pop(0), 1.0
                 self.dictionary.write(slot - self.first_slot, atom)
             kept.append(slot)
@@ -106,20 +135,25 @@ class Growth:
         shared = shared[shared >= 0].long()
         self.fisher.importance[shared] = uses[shared] / self.config.atoms_per_task
 
-    def _similar(self, atom: Tensor, occupied: list[int]) -> tuple[int, float, float] | None:
-        """The slot of another task that can serve, how much of it, and the cosine; none if none is close enough."""
-        if not occupied:
+    def _directions(self, numbers: list[int]) -> Directions | None:
+        """The atoms of these numbers, to look for directions among; none if there are none."""
+        if not numbers:
             return None
-        there = self.dictionary.atoms(torch.tensor(occupied, device=atom.device))
-        nearest = nearest_direction(atom, there, self.config)
-        other = there[nearest]
+        return Directions(self.dictionary.atoms(torch.tensor(numbers, device=self.tasks.numbers.device)), self.config)
+
+    def _similar(self, atom: Tensor, there: Directions | None) -> tuple[int, float, float] | None:
+        """Which of the atoms there can serve, how much of it, and the cosine; none if none is close enough."""
+        if there is None:
+            return None
+        nearest = there.nearest(atom)
+        other = there.atoms[nearest]
         cosine = float(normalize(atom, dim=0) @ normalize(other, dim=0))
         coefficient = rounded(float(atom @ other / other.square().sum()))
         missed = float((atom - coefficient * other).square().sum() / atom.square().sum())
         tau = self.config.similarity_threshold_tau
         if abs(cosine) < tau or missed > 2 * (1 - tau**2) + ROUNDING:  # half for the angle, half for the coefficient
             return None
-        return occupied[nearest], coefficient, cosine
+        return nearest, coefficient, cosine
 
     def _evict(self, keep: list[int], events: list[Event]) -> int:
         """Free the least important slot; what it held lives on as a combination of other atoms."""
@@ -128,7 +162,8 @@ class Growth:
         missed[[slot - self.first_slot for slot in keep]] = torch.inf
         slot = self.first_slot + int(missed.argmin())
         # A stand-in cannot rest on what is not there, nor on itself.
-        usable = [one for one in range(count) if one != slot and one not in {*self.free_slots()}]
+        free = {*self.free_slots()}
+        usable = [one for one in range(count) if one != slot and one not in free]
         candidates = self.dictionary.atoms(torch.tensor(usable, device=missed.device))
         users = self.tasks.users(slot)
         survives = []
@@ -156,14 +191,3 @@ class Growth:
         numbers = self.tasks.numbers[row, atom].long()
         weights = self.tasks.coefficients[row, atom].float() * COEFFICIENT_STEP
         return weights @ self.dictionary.atoms(numbers.clamp_min(0))
-
-
-def nearest_direction(vector: Tensor, atoms: Tensor, config: HimalayaConfig) -> int:
-    """Which of the atoms ``(n, d)`` has the largest cosine with a vector ``(d,)`` or its opposite."""
-    query, keys = normalize(vector[None], dim=1), normalize(atoms, dim=1)
-    if config.index == "scan":
-        return int((keys @ query[0]).abs().argmax())
-    tree = KDTree(len(keys), keys.shape[1], config.fanout, config.leaf_size).to(keys.device)
-    tree.build(keys)
-    both = tree.nearest(torch.cat([query, -query]), keys)
-    return int(both[int((keys[both] @ query[0]).abs().argmax())])

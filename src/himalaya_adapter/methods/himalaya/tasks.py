@@ -66,11 +66,11 @@ class TaskTable(nn.Module):
 
     def known(self) -> list[str]:
         """Names of the tasks that have been learnt, in the order of their rows."""
-        return [self.name(row) for row in self.learnt.nonzero().flatten().tolist()]
+        return [_text(row) for row in self.names[self.learnt].tolist()]
 
     def name(self, row: int) -> str:
         """The name in a row."""
-        return bytes(self.names[row].tolist()).rstrip(b"\0").decode()
+        return _text(self.names[row].tolist())
 
     def find(self, name: str) -> int | None:
         """The row of a task that has been learnt or is being learnt.
@@ -78,8 +78,11 @@ class TaskTable(nn.Module):
         Raises:
             HimalayaError: No task can have this name.
         """
-        rows, wanted = [*self.learnt.nonzero().flatten().tolist(), self.being_learnt], normalised(name)
-        return next((row for row in rows if row != NO_ROW and self.name(row) == wanted), None)
+        there = self.learnt.clone()
+        if self.being_learnt != NO_ROW:
+            there[self.being_learnt] = True
+        rows = (there & (self.names == self._encoded(name)).all(1)).nonzero()
+        return int(rows[0]) if len(rows) else None
 
     def row_of(self, name: str) -> int:
         """The row of a task.
@@ -115,10 +118,14 @@ class TaskTable(nn.Module):
         if row is None:
             row = self.free_row(name)
             self.clear(row)
-            encoded = normalised(name).encode()
-            self.names[row, : len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+            self.names[row] = self._encoded(name)
         self.open_row.fill_(row)
         return row
+
+    def _encoded(self, name: str) -> Tensor:
+        """A name as a row holds it, ``(64,)``."""
+        content = normalised(name).encode().ljust(NAME_BYTES, b"\0")
+        return torch.tensor(list(content), dtype=torch.uint8, device=self.names.device)
 
     def clear(self, row: int) -> None:
         """Make a row free, name and all."""
@@ -154,6 +161,10 @@ def rounded(coefficient: float) -> float:
     """A coefficient as it can be stored."""
     steps = round(coefficient / COEFFICIENT_STEP)
     return max(-LARGEST_COEFFICIENT, min(LARGEST_COEFFICIENT, steps)) * COEFFICIENT_STEP
+
+
+def _text(row: list[int]) -> str:
+    return bytes(row).rstrip(b"\0").decode()
 
 
 def normalised(name: str) -> str:

@@ -3,7 +3,7 @@
 `FarDevice` is a context in which ``torch.device("lazy")``, a kind of device that no build of torch serves by itself,
 stands in for a GPU: what is moved to it or made on it computes as on the CPU, and an operation of tensors of both
 devices is the error that it is on a GPU. As there, numbers (tensors without dimensions) and indices may come from the
-CPU. Run as a program, it takes a tiny stream through the methods that are named: ``far_device.py FOLDER METHOD...``.
+CPU. Run as a program, it takes a tiny stream through a method: ``far_device.py FOLDER METHOD``.
 """
 
 import logging
@@ -142,7 +142,7 @@ class FarDevice(ExitStack):
         return self
 
 
-def main(folder: Path, methods: list[str]) -> None:
+def main(folder: Path, method: str) -> None:
     import conftest
     import tiny_runs
 
@@ -153,12 +153,10 @@ def main(folder: Path, methods: list[str]) -> None:
     tokenizer = conftest.tiny_tokenizer.__wrapped__()
     tiny_runs.write_backbone(folder / "backbone", conftest.tiny_model.__wrapped__(tokenizer), tokenizer)
     tiny_runs.write_stream(folder)
-    for method in methods:
-        words = tiny_runs.run_words(folder, method, **SHORT)
-        launch = compose_run([*words[1:], f"results_dir={folder / 'far'}"])
-        with FarDevice():
-            run_stream(launch.run, launch.results_dir)
+    launch = compose_run([*tiny_runs.run_words(folder, method, **SHORT)[1:], f"results_dir={folder / 'far'}"])
+    with FarDevice():
+        run_stream(launch.run, launch.results_dir)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -192,6 +192,7 @@ def test_fetching_stores_what_is_read(
     assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
+@pytest.mark.slow  # tests/streams/test_splits.py measures the memory of a cut in the suite
 def test_memory_stays_flat(write: Writer, mirror: Path) -> None:
     """60 000 rows of 2 kB are 120 MB; 500 of them are kept."""
     rows = 60_000

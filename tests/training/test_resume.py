@@ -105,10 +105,10 @@ def killed_in_second_task(place: Path, method: str, words: list[str]) -> Path:
     "how",
     [
         "no marker",
-        "half a marker",
+        pytest.param("half a marker", marks=pytest.mark.slow),
         "truncated adapter",
         "flipped bit in the optimiser",
-        "no random state",
+        pytest.param("no random state", marks=pytest.mark.slow),
         "all truncated",
     ],
 )

@@ -89,7 +89,11 @@ def test_the_tasks_do_not_change_the_stored_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [Case(lambda: llama(1), one, HimalayaStrictConfig) for one in ({}, OBLONG)], ids=["stream", "weights"]
+    "case",
+    [
+        pytest.param(Case(lambda: llama(1), {}, HimalayaStrictConfig), id="stream"),
+        pytest.param(Case(lambda: llama(1), OBLONG, HimalayaStrictConfig), id="weights", marks=pytest.mark.slow),
+    ],
 )
 def test_the_certificate_holds_over_many_tasks_with_promotions_and_evictions(case: Case) -> None:
     """Large steps, no clipping: the bounds are a matter of construction, not of careful training."""

@@ -191,6 +191,7 @@ def test_the_source_run_keeps_its_bounds_at_llama_2(llama_2: Any) -> None:
     assert 1.69e12 < llama_2.bare.products < 1.71e12  # 2 x 128 tokens x 6.6e9 weights, and attention
 
 
+@pytest.mark.slow  # a second backbone of 32 layers, layer by layer
 def test_the_source_run_of_lilac_keeps_its_budget_at_llama_2() -> None:
     budget = count_budget(compose_run([LILAC_SOURCE]).run)
     layers, modules, rank, atoms, width = 32, 4, 4, 64, 4096
@@ -202,17 +203,11 @@ def test_the_source_run_of_lilac_keeps_its_budget_at_llama_2() -> None:
     assert 0 < budget.overhead < 0.04
 
 
-def test_no_weights_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HIMALAYA_CACHE", str(tmp_path))
-    assert sum(count_budget(compose_run(["run=demo-himalaya"]).run).stored.values()) < 2.5 * BYTES_PER_MB
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_bytes_do_not_depend_on_the_layers(
     tiny_model: Callable[..., LlamaForCausalLM], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     sizes = []
-    for layers in (1, 2, 32):
+    for layers in (1, 2, 5):
         folder = write_backbone(tmp_path / str(layers), tiny_model, tiny_tokenizer, num_hidden_layers=layers)
         budget = count_budget(compose_run(["run=demo-himalaya", f"model.backbone.name={folder}"]).run)
         sizes.append((dict(budget.stored), budget.released, budget.trainable))

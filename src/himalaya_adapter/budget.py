@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,7 @@ def count_budget(run: RunConfig) -> Budget:
     if isinstance(config, HimalayaConfig):
         model.set_task([None])  # which task answers cannot be seen without values; all cost the same
     try:
+        _pass(model, mode)  # finds out what the layers share, which every later pass makes once
         adapted = _operations(model, mode)
     except RuntimeError:  # what torch raises when values of a fake tensor are asked for, as WaveFT does in each pass
         adapted = None
@@ -191,12 +193,16 @@ def _by_part(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 def _operations(model: PeftModel, mode: ShapeMode) -> Operations:
     products, elements = FlopCounterMode(display=False), ElementCounter()
-    with torch.no_grad(), mode:
-        tokens = torch.zeros(1, TOKENS, dtype=torch.int64)
-        model(input_ids=tokens)  # the first pass finds out what the layers share, every later one makes it once
-        with products, elements:
-            model(input_ids=tokens)
+    _pass(model, mode, products, elements)
     return Operations(products.get_total_flops(), elements.total)
+
+
+def _pass(model: PeftModel, mode: ShapeMode, *counters: AbstractContextManager[Any]) -> None:
+    with torch.no_grad(), mode, ExitStack() as counting:
+        tokens = torch.zeros(1, TOKENS, dtype=torch.int64)
+        for counter in counters:
+            counting.enter_context(counter)
+        model(input_ids=tokens)
 
 
 class ElementCounter(TorchDispatchMode):

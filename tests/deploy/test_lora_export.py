@@ -2,15 +2,17 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from learnt import learn, write_learnt
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny_runs import TASKS
+from transformers import AutoModelForCausalLM
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
@@ -53,12 +55,35 @@ def export(folder: Path, output: Path, *words: str) -> int:
     return main(["export", str(folder), "--format", "lora", "--output", str(output), *words])
 
 
-def test_plain_peft_gives_the_same_logits(folders: dict[str, Path], place: Path) -> None:
+def here(backbone: Path, folders: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The logits of PEFT's own class in this process."""
+    logits = {}
+    with torch.no_grad():
+        for folder in folders:
+            model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
+            logits[folder] = PeftModel.from_pretrained(model, folder).eval()(input_ids=torch.tensor([TOKENS])).logits
+    return logits
+
+
+def elsewhere(backbone: Path, folders: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The same in a process that has never heard of this package."""
+    target, tokens = str(backbone.parent / "logits.safetensors"), ",".join(map(str, TOKENS))
+    words = [sys.executable, "-c", PLAIN_PEFT, str(backbone), target, tokens, *folders]
+    subprocess.run(words, check=True, capture_output=True)
+    return load_file(target)
+
+
+@pytest.mark.parametrize("answered", [here, pytest.param(elsewhere, marks=pytest.mark.slow)])
+def test_plain_peft_gives_the_same_logits(
+    answered: Callable[..., dict[str, torch.Tensor]], folders: dict[str, Path], place: Path, tmp_path: Path
+) -> None:
     loras: dict[str, torch.Tensor] = {}
     for name in ("weights", "some"):
-        output = place / "lora" / name
+        output = tmp_path / name
         assert export(folders[name], output) == 0
         assert {path.name for path in output.iterdir()} == set(TASKS)
+        for task in TASKS:
+            assert read_json(output / task / "adapter_config.json")["peft_type"] == "LORA"
         model = load_adapter(folders[name], dtype="float32").model
         for task in TASKS:
             model.set_task(task)
@@ -67,10 +92,7 @@ def test_plain_peft_gives_the_same_logits(folders: dict[str, Path], place: Path)
                 with model.disable_adapter():
                     base = model(input_ids=torch.tensor([TOKENS])).logits
             assert (loras[str(output / task)] - base).abs().max() > 1e-3
-    target, tokens = str(place / "logits.safetensors"), ",".join(map(str, TOKENS))
-    words = [sys.executable, "-c", PLAIN_PEFT, str(place / "backbone"), target, tokens, *loras]
-    subprocess.run(words, check=True, capture_output=True)
-    found = load_file(target)
+    found = answered(place / "backbone", list(loras))
     for folder, expected in loras.items():
         torch.testing.assert_close(found[folder], expected, rtol=0, atol=1e-5)
 

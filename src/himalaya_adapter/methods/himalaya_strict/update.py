@@ -76,7 +76,8 @@ class Update(nn.Module):
         self.register_buffer("update_norm_max", torch.zeros(()))
         # A zero vector added to r: its gradient is that of the loss by r, summed over tokens and layers.
         self.probe: Tensor | None = None
-        self._shapes: set[tuple[int, int, torch.dtype]] = set()
+        # In the order in which they were seen, which is the order in which a pass adds up their gradients.
+        self._shapes: dict[tuple[int, int, torch.dtype], None] = {}
         # Made anew for each pass of the model.
         self._maps: dict[tuple[int, int, torch.dtype], Maps] = {}
         self._routes: Routes | None = None
@@ -137,7 +138,7 @@ class Update(nn.Module):
         # A layer shape is new in the very first pass only. It is not kept then: gradient checkpointing runs a layer
         # twice and wants the same operations both times.
         maps = self._maps.get((width, output_width, dtype)) or self._make_maps(width, output_width, dtype)
-        self._shapes.add((width, output_width, dtype))
+        self._shapes[width, output_width, dtype] = None
         wide = torch.promote_types(dtype, torch.float32)
         rms = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=wide) / width**0.5
         projected = linear(hidden_states, maps.inward).to(wide)

@@ -1,10 +1,11 @@
-"""What a person may call a run: names become folders, and parts of the names of files."""
+"""What a person may call a run, whose name becomes a folder's and part of those of files, and a task."""
 
 import unicodedata
 
 from himalaya_adapter.errors import HimalayaError
 
 LONGEST = 200  # bytes; file systems take 255, and a run's folder holds files named after it
+TASK_NAME_BYTES = 64  # of the place that an adapter has for it
 RESERVED = ("comparison",)  # what commands write beside the runs
 
 
@@ -36,3 +37,20 @@ def _problem(name: str) -> str:
     if len(name.encode(errors="replace")) > LONGEST:
         return f"it is longer than {LONGEST} bytes"
     return f"'{name}' is kept for the program" if name.casefold() in RESERVED else ""
+
+
+def normalised(name: str) -> str:
+    """A task's name in the one form in which it is stored and compared: Unicode NFC.
+
+    Raises:
+        HimalayaError: It is empty, too long, or holds characters that cannot be seen.
+    """
+    if not isinstance(name, str):
+        raise HimalayaError(f"a task's name is {name!r}; expected text")
+    form = unicodedata.normalize("NFC", name)
+    if not form or form != form.strip() or not form.isprintable() or len(form.encode()) > TASK_NAME_BYTES:
+        raise HimalayaError(
+            f"a task's name is {name!r}; expected 1 to {TASK_NAME_BYTES} bytes of text without line breaks, "
+            "and no space at either end"
+        )
+    return form

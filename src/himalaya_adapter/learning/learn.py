@@ -20,8 +20,8 @@ from himalaya_adapter.evaluation.scoring import TaskScore
 from himalaya_adapter.experiments.run_config import SEEDS, TrainingConfig
 from himalaya_adapter.methods.construction import adapt
 from himalaya_adapter.methods.continual import continual
-from himalaya_adapter.methods.himalaya.tasks import normalised
 from himalaya_adapter.methods.prompted import embedding_width, hidden_width
+from himalaya_adapter.names import normalised
 from himalaya_adapter.streams import Item, Task
 from himalaya_adapter.training.arguments import training_arguments
 from himalaya_adapter.training.callback import StreamCallback, seconds_of_steps
@@ -303,8 +303,8 @@ def open_learner(store: AdapterStore, options: LearnOptions) -> Learner:
         return Learner(store, options, loaded.model, loaded.tokenizer, store.facts)
     backbone = load_backbone(options.backbone or DEFAULT_BACKBONE)
     width, embedded = hidden_width(backbone.model), embedding_width(backbone.model)
-    if width is None or embedded is None:
-        raise HimalayaError(f"{backbone.name} does not say how wide its hidden states are (hidden_size)")
+    if embedded is None:
+        raise HimalayaError(f"{backbone.name} is no language model: it has no input embeddings")
     config = sized_config(options.budget_mb or DEFAULT_BUDGET_MB, width, embedded, options.seed)
     model = adapt(backbone.model, config, options.seed)
     place = str(Path(backbone.name).resolve()) if Path(backbone.name).is_dir() else backbone.name

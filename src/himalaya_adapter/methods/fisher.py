@@ -1,9 +1,38 @@
-"""The Fisher metric of a buffer of residuals: what stands in best for an atom (docs/method-strict.md, section 6)."""
+"""A buffer of residuals, and its Fisher metric: what stands in best for an atom (docs/method-strict.md, section 6)."""
 
 import sys
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+RESIDUALS = 128  # the source's ring buffer, 4 x 32
+INT8_LIMIT = 127
+
+
+class Residuals(nn.Module):
+    """The last directions in which the loss was steep, in 8 bits; no data.
+
+    Args:
+        width: Width ``d`` of a direction.
+    """
+
+    residuals: Tensor
+    seen: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("residuals", torch.zeros(RESIDUALS, width, dtype=torch.int8))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def remember(self, direction: Tensor) -> None:
+        """Keep a direction ``(d,)``, whose entries are of magnitude up to 1, in the place of the oldest."""
+        self.residuals[int(self.seen) % RESIDUALS] = (direction * INT8_LIMIT).round().to(torch.int8)
+        self.seen += 1
+
+    def unit_residuals(self) -> Tensor:
+        """The directions as unit rows, ``(m, d)``, ``m <= 128``."""
+        return normalize(self.residuals[: int(self.seen)].float(), dim=1)
 
 
 def fisher_metric_product(rows: Tensor, residuals: Tensor) -> Tensor:

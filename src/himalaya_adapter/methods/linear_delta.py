@@ -120,11 +120,9 @@ def _product(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def widths(targets: Sequence[nn.Module]) -> tuple[int, int]:
-    """The largest numbers of input and output features of linear modules, bare or adapted already.
+    """The largest numbers of input and output features of linear modules.
 
     Targets that are not linear have none; they are refused by name when their turn comes.
     """
-    features = [
-        (one.in_features, one.out_features) for one in targets if isinstance(one, nn.Linear | LinearDeltaLayer)
-    ]
+    features = [(one.in_features, one.out_features) for one in targets if isinstance(one, nn.Linear)]
     return max((one for one, _ in features), default=0), max((one for _, one in features), default=0)

@@ -28,6 +28,15 @@ class OutputLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
 
+    def __getattr__(self, name: str) -> Any:
+        # Models ask their layers what kind they are ("attention_type").
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
     @abstractmethod
     def edited(
         self, name: str, output: Tensor, original: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]

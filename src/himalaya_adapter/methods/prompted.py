@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -13,6 +13,10 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from himalaya_adapter.errors import HimalayaError
+
+from .events import Event
+from .merging import refuse_if_merged
 from .shared_state import SharedStateModel
 
 logger = logging.getLogger(__name__)
@@ -26,8 +30,8 @@ NO_PROMPTS = (
 class PromptedModel(SharedStateModel):
     """A tuner that watches where a pass and a generation begin, and lets the prompts choose the task there.
 
-    Its adapters have ``infers_task``, ``read_prompts`` and ``observe_prompts``. What it reports and takes note of
-    concerns the active adapters, and can be called on the `PeftModel` itself.
+    Its adapters have the verbs ``start_task``, ``end_task`` and ``set_task``, ``infers_task``, ``read_prompts`` and a
+    ``prompt_memory``. All verbs act on the active adapters and can be called on the `PeftModel` itself.
     """
 
     _seen: set[int]  # the prompts of the task that is being learnt, for as long as it is
@@ -35,6 +39,51 @@ class PromptedModel(SharedStateModel):
     separates_tasks = True
     switches_tasks = True
     recognises_tasks = True
+
+    def start_task(self, name: str, examples: Mapping[str, Any] | None = None) -> list[Event]:
+        """Begin to learn task ``name``. By HIMALAYA a task that has not been ended is ended first.
+
+        A new task starts as the frozen model. HIMALAYA learns a known one further.
+
+        Args:
+            name: The task's name; for HIMALAYA at most 64 bytes.
+            examples: Used by HIMALAYA_STRICT alone.
+
+        Returns:
+            What happened to make room, or when another task ended.
+
+        Raises:
+            HimalayaError: No room, a name that cannot be stored, a merged adapter or one for inference. Nothing is
+                changed.
+        """
+        refuse_if_merged(self.model, f"start_task({name!r})")
+        self._end_watch()
+        return [event for adapter in self._active() for event in adapter.start_task(name)]
+
+    def end_task(self) -> list[Event]:
+        """Store the task that is being learnt. HIMALAYA answers as it from now on; nothing changes it any more.
+
+        Returns:
+            Slots that it shares with other tasks, and evictions that made room for it.
+        """
+        self._end_watch()
+        return [event for adapter in self._active() for event in adapter.end_task()]
+
+    def set_task(self, name: str | Sequence[str | None] | None) -> None:
+        """Answer as task ``name`` from now on.
+
+        Args:
+            name: A task; or ``None``: each prompt is answered as the task that it looks like (by HIMALAYA as the
+                frozen model, if it looks like none). A prompt is all that the first pass is given, up to the first
+                label; without ``labels`` an answer in that pass is read too. HIMALAYA also takes a list with a name
+                for each row of a batch, in which ``None`` is the frozen model.
+
+        Raises:
+            HimalayaError: A merged adapter; or a task that HIMALAYA does not know.
+        """
+        refuse_if_merged(self.model, f"set_task({name!r})")
+        for adapter in self._active():
+            adapter.set_task(name)
 
     def observe_prompts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
         """Remember what the open task's prompts look like, as moments of fixed size, for ``set_task(None)``.
@@ -45,7 +94,7 @@ class PromptedModel(SharedStateModel):
         """
         self._watches = False  # who says what the prompts are need not have them found
         for adapter in self._active():
-            adapter.observe_prompts(*self._embedded(input_ids, attention_mask))
+            adapter.prompt_memory.observe_prompts(*self._embedded(input_ids, attention_mask))
 
     def watch_prompts(self) -> None:
         """Observe the prompts of all training passes until the task ends: the tokens before a row's first label.
@@ -61,7 +110,7 @@ class PromptedModel(SharedStateModel):
         if self._watches:
             self._watches = False
             for adapter in self._active():
-                if not adapter.gather_prompts():
+                if not adapter.prompt_memory.gather():
                     logger.warning(NO_PROMPTS)
 
     def stored_bytes(self) -> dict[str, int]:
@@ -119,7 +168,7 @@ class PromptedModel(SharedStateModel):
             embeddings, mask = self._prompts(given)
             mask = mask * self._new_prompts(given.get("input_ids"), mask)
             for adapter in self._active():
-                adapter.observe_prompts(embeddings, mask)
+                adapter.prompt_memory.observe_prompts(embeddings, mask)
 
     def _new_prompts(self, ids: Tensor | None, mask: Tensor) -> Tensor:
         """Which rows hold a prompt that this process has not seen in the task, ``(b, 1)``: epochs add nothing."""
@@ -187,10 +236,22 @@ def _unpacked(given: dict[str, Any]) -> dict[str, Any]:
     return rows | {"attention_mask": pad_sequence(ones, batch_first=True)}
 
 
-def hidden_width(model: nn.Module) -> int | None:
-    """Width of a language model's hidden states; ``None`` if its config names none."""
+def hidden_width(model: nn.Module, default: int | None = None) -> int:
+    """Width of a language model's hidden states.
+
+    Args:
+        model: The model.
+        default: What it is for a model whose config names none.
+
+    Raises:
+        HimalayaError: Neither is given.
+    """
     config: Any = getattr(model, "config", None)
-    return getattr(config.get_text_config(), "hidden_size", None) if hasattr(config, "get_text_config") else None
+    text = config.get_text_config() if hasattr(config, "get_text_config") else None
+    width = getattr(text, "hidden_size", default)
+    if width is None:
+        raise HimalayaError(f"the width of {type(model).__name__} is not known: its config has no hidden_size")
+    return width
 
 
 def embedding_width(model: nn.Module) -> int | None:

@@ -142,7 +142,7 @@ def open_release_file(
             where it was never made (the meta device).
         config: The adapter's, which the checksum covers, too.
         pack: From a state to what a release holds, the checksum apart; on the meta device shapes and types only.
-        unpack: The way back, given the content and ``state``.
+        unpack: The way back, given the content and ``state``. Every tensor gets the precision that it has there.
 
     Raises:
         HimalayaError: As `open_training_file`; or content and config do not match the checksum.
@@ -160,7 +160,7 @@ def open_release_file(
         )
     device = found[CHECKSUM].device
     untrained = {name: torch.zeros_like(one, device=device) if one.is_meta else one for name, one in state.items()}
-    return {**untrained, **unpack(content, state)}
+    return untrained | {name: tensor.to(state[name].dtype) for name, tensor in unpack(content, state).items()}
 
 
 def check_other_modules(found: Tensors, state: Tensors) -> None:

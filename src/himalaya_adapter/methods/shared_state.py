@@ -33,6 +33,15 @@ class SharedState(nn.Module):
     # The content of the release file that the adapter was loaded from, which is what is saved again.
     packed: dict[str, Tensor] | None = None
 
+    def refuse_if_released(self) -> None:
+        """Make sure that the adapter may learn.
+
+        Raises:
+            HimalayaError: It was loaded from a release file: saving would not write what is learnt.
+        """
+        if self.packed is not None:
+            raise HimalayaError(INFERENCE_ONLY)
+
     def check_replacement(self, state: Tensors) -> None:
         """Refuse a state that is about to be loaded in the place of this one, if it may not be.
 
@@ -65,7 +74,7 @@ class SharedStateModel(TargetsModel):
 
         Args:
             config: The adapter's.
-            targets: The modules that it adapts, bare or adapted already.
+            targets: The modules that it adapts, bare.
             model: The whole model.
         """
 
@@ -81,8 +90,8 @@ class SharedStateModel(TargetsModel):
 
     @staticmethod
     def _unpack(packed: Tensors, config: Any, state: Tensors) -> dict[str, Tensor]:
-        """The way back: the part of ``state`` that `_pack` kept, in the precision that it has there."""
-        raise NotImplementedError
+        """The way back: the part of ``state`` that `_pack` kept; by default as it is in the file."""
+        return dict(packed)
 
     @property
     def _shared(self) -> nn.ModuleDict:
@@ -113,9 +122,8 @@ class SharedStateModel(TargetsModel):
             raise HimalayaError(INFERENCE_ONLY)
         config = _maybe_include_all_linear_layers(config, model)
         found = {name: one for name, one in model.named_modules() if self._check_target_module_exists(config, name)}
-        targets = list(found.values())
-        for name, target in found.items():
-            base = target.get_base_layer() if isinstance(target, self.tuner_layer_cls) else target
+        targets = [one.get_base_layer() if isinstance(one, self.tuner_layer_cls) else one for one in found.values()]
+        for name, base in zip(found, targets, strict=True):
             self._check_target(base, config, name)
         others = [(parameter, parameter.requires_grad) for parameter in self._shared.parameters()]
         if targets:

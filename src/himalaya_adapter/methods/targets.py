@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from peft import PeftConfig
@@ -23,6 +23,8 @@ class TargetsConfig(PeftConfig):
     On disk, a backbone of the catalogue is called by its name, and in memory by the folder where it lies here: so no
     file tells a path of the machine it was made on, and PEFT finds the backbone wherever there is one.
 
+    A number whose field says in its metadata what ``most`` it may be is above 0.
+
     Args:
         target_modules (`list[str] | str`, *optional*):
             The modules to adapt: names, name endings or one regular expression. By default those that the method's
@@ -38,20 +40,12 @@ class TargetsConfig(PeftConfig):
         ValueError: If a value is outside its range; the message names field, value and range.
     """
 
-    target_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Modules to adapt: names, name endings or one regular expression."}
-    )
-    exclude_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Modules not to adapt."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Adapt only these layer indices."}
-    )
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the layer list."})
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Further modules to train and save whole."}
-    )
-    init_weights: bool = field(default=True, metadata={"help": "Start as an exact no-op."})
+    target_modules: list[str] | set[str] | str | None = None
+    exclude_modules: list[str] | set[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    init_weights: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,11 +64,28 @@ class TargetsConfig(PeftConfig):
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}")
             if hint is int and name != "seed" and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        for one in fields(self):
+            value, most = getattr(self, one.name), one.metadata.get("most")
+            if most is not None and not 0 < value <= most:
+                raise ValueError(f"{one.name}={value} must be above 0 and at most {most}")
 
     def to_dict(self) -> dict[str, Any]:
         """As it is written to a file."""
         place = self.base_model_name_or_path
         return {**super().to_dict(), "base_model_name_or_path": place if place is None else name_of(place)}
+
+
+def refuse_newer(format_version: int, newest: int) -> None:
+    """Make sure that an adapter's file is of a version that this code reads.
+
+    Raises:
+        ValueError: It is newer.
+    """
+    if format_version > newest:
+        raise ValueError(
+            f"format_version={format_version} is newer than {newest}, the newest that this himalaya-adapter reads: "
+            "update it"
+        )
 
 
 class TargetsModel(ContinualModel, BaseTuner):

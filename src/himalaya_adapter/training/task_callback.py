@@ -10,7 +10,7 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.events import Event, SkippedStep
 from himalaya_adapter.methods.himalaya import HimalayaModel
-from himalaya_adapter.methods.himalaya.tasks import normalised
+from himalaya_adapter.names import normalised
 
 logger = logging.getLogger(__name__)
 # So many steps in a row without a finite gradient are no accident.

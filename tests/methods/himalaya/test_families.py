@@ -158,7 +158,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no bound": ({"norm_bound": 0.0}, "norm_bound=0.0 must be above 0 and at most 2.0"),
     "a larger bound": ({"norm_bound": 2.5}, "norm_bound=2.5 must be above 0 and at most 2.0"),
     "a bound that is no number": ({"norm_bound": float("nan")}, "norm_bound=nan must be above 0"),
-    "a cosine above 1": ({"similarity_threshold_tau": 1.1}, r"similarity_threshold_tau=1.1 must be in \(0, 1\]"),
+    "a cosine above 1": (
+        {"similarity_threshold_tau": 1.1},
+        "similarity_threshold_tau=1.1 must be above 0 and at most 1.0",
+    ),
     "placement": ({"placement": "attention"}, "placement='attention' is not one of residual_stream, weights"),
     "bits": ({"quantisation_bits": 1}, "quantisation_bits=1 is not one of 2, 3, 4, 5, 6, 7, 8"),
     "fanout": ({"fanout": 3}, "fanout=3 is not one of 4, 8, 16"),

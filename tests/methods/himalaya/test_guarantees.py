@@ -100,7 +100,7 @@ def test_the_certificate_holds_whatever_the_steps_are(bound: float) -> None:
         model.set_task(name)
         adapter = adapter_of(model)
         for number in range(len(layers)):
-            write, read = adapter._vectors(hidden)[number]
+            write, read = adapter.of_pass(hidden)[number]
             change = (hidden @ read) * write
             assert (change.norm(dim=-1) <= bound * hidden.norm(dim=-1) * (1 + 1e-5)).all()
 

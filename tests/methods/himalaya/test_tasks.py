@@ -5,7 +5,8 @@ import torch
 from learning import alone, put, random_atoms
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.himalaya.tasks import NAME_BYTES, NOTHING, TaskTable, normalised
+from himalaya_adapter.methods.himalaya.tasks import NOTHING, TaskTable
+from himalaya_adapter.names import TASK_NAME_BYTES, normalised
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
@@ -28,7 +29,8 @@ def test_a_name_has_one_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", " ", " a", "a\n", "a\0b", "a\u200bb", "x" * (NAME_BYTES + 1), "é" * NAME_BYTES, 3, None, b"a"]
+    "name",
+    ["", " ", " a", "a\n", "a\0b", "a\u200bb", "x" * (TASK_NAME_BYTES + 1), "é" * TASK_NAME_BYTES, 3, None, b"a"],
 )
 def test_what_is_no_name_is_one_clear_line(name: object) -> None:
     made = table("a")
@@ -41,7 +43,7 @@ def test_what_is_no_name_is_one_clear_line(name: object) -> None:
 
 
 def test_a_name_may_be_as_long_as_its_place() -> None:
-    name = "ü" * (NAME_BYTES // 2)
+    name = "ü" * (TASK_NAME_BYTES // 2)
     assert table(name).known() == [name]
 
 

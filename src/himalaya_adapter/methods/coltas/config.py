@@ -1,6 +1,6 @@
 """Configuration of COLTAS as a PEFT method."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peft import PeftType
 
@@ -22,9 +22,9 @@ class ColtasConfig(TargetsConfig):
             task better and share more of it with others. Start from 4.
     """
 
-    components: int = field(default=32, metadata={"help": "Rank of the adapter that all tasks share."})
-    mask_atoms: int = field(default=16, metadata={"help": "Masks in the dictionary."})
-    atoms_per_task: int = field(default=4, metadata={"help": "Masks whose union is a task's mask."})
+    components: int = 32
+    mask_atoms: int = 16
+    atoms_per_task: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,6 @@
 """Configuration of GloDiS-64 as a PEFT method."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peft import PeftType
 
@@ -18,7 +18,7 @@ class GlodisConfig(TargetsConfig):
             64 gives the method its name.
     """
 
-    dictionary_size: int = field(default=64, metadata={"help": "Rank-one atoms that all layers share."})
+    dictionary_size: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()

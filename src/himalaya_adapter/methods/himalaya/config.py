@@ -1,16 +1,15 @@
 """Configuration of HIMALAYA as a PEFT method."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from peft import PeftType
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.quantization import Bits
-from himalaya_adapter.methods.targets import TargetsConfig
+from himalaya_adapter.methods.targets import TargetsConfig, refuse_newer
 
 MOST_ACTIVE_ATOMS = 3
-LARGEST_BOUND = 2.0
 MOST_ATOMS = 2**15
 # Version of the adapter files that this code writes and reads. Those of 0.1 had versions 1 and 2.
 FORMAT_VERSION = 3
@@ -65,44 +64,34 @@ class HimalayaConfig(TargetsConfig):
         ValueError: If a value is outside the range named above; the message names field, value and range.
     """
 
-    placement: Literal["residual_stream", "weights"] = field(
-        default="residual_stream", metadata={"help": "After decoder layers, or in the weights of linear modules."}
-    )
-    rank: int = field(default=1, metadata={"help": "Rank of the update of a weight."})
-    core_atoms: int = field(default=24, metadata={"help": "Number of frozen atoms."})
-    elastic_atoms: int = field(default=768, metadata={"help": "Slots for atoms that tasks learn."})
-    atoms_per_task: int = field(default=12, metadata={"help": "Atoms that a task learns."})
-    active_atoms: int = field(default=3, metadata={"help": "Atoms of a task that act in one layer, at most 3."})
-    norm_bound: float = field(default=2.0, metadata={"help": "Largest norm of a layer's update, at most 2."})
-    max_tasks: int = field(default=64, metadata={"help": "Rows of the table of tasks."})
-    evict: bool = field(default=False, metadata={"help": "Take the least-used slot where none is free."})
-    similarity_threshold_tau: float = field(
-        default=0.98, metadata={"help": "Cosine from which a learnt atom shares the slot of another."}
-    )
-    index: Literal["learnable_kd_tree", "scan"] = field(
-        default="learnable_kd_tree", metadata={"help": "How the nearest atom is found."}
-    )
-    fanout: Literal[4, 8, 16] = field(default=8, metadata={"help": "Children of a node of the tree: 4, 8 or 16."})
-    leaf_size: int = field(default=4, metadata={"help": "Most atoms of a leaf of the tree."})
-    fisher_projection_steps: int = field(default=20, metadata={"help": "Steps of a consolidation."})
-    quantisation_bits: Bits = field(default=3, metadata={"help": "Bits of a stored atom's entry: 2 to 8."})
-    seed: int = field(default=0, metadata={"help": "Seed of core, anchors and codes."})
-    layers: int | None = field(default=None, metadata={"help": "Number of adapted modules, set on attaching."})
-    released: bool = field(default=False, metadata={"help": "Whether the file is a release."})
-    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the adapter file."})
+    placement: Literal["residual_stream", "weights"] = "residual_stream"
+    rank: int = 1
+    core_atoms: int = 24
+    elastic_atoms: int = 768
+    atoms_per_task: int = 12
+    active_atoms: int = 3
+    norm_bound: float = field(default=2.0, metadata={"most": 2.0})
+    max_tasks: int = 64
+    evict: bool = False
+    similarity_threshold_tau: float = field(default=0.98, metadata={"most": 1.0})
+    index: Literal["learnable_kd_tree", "scan"] = "learnable_kd_tree"
+    fanout: Literal[4, 8, 16] = 8
+    leaf_size: int = 4
+    fisher_projection_steps: int = 20
+    quantisation_bits: Bits = 3
+    seed: int = 0
+    layers: int | None = None
+    released: bool = False
+    format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = PeftType.HIMALAYA
         if self.format_version < FORMAT_VERSION:
             raise HimalayaError(WRITTEN_BY_0_1)
-        if self.format_version != FORMAT_VERSION:
-            raise ValueError(
-                f"format_version={self.format_version} is newer than {FORMAT_VERSION}, the newest that this "
-                "himalaya-adapter reads: update it"
-            )
-        if self.active_atoms > min(MOST_ACTIVE_ATOMS, self.atoms_per_task):
-            most = min(MOST_ACTIVE_ATOMS, self.atoms_per_task)
+        refuse_newer(self.format_version, FORMAT_VERSION)
+        super().__post_init__()
+        self.peft_type = PeftType.HIMALAYA
+        most = min(MOST_ACTIVE_ATOMS, self.atoms_per_task)
+        if self.active_atoms > most:
             raise ValueError(f"active_atoms={self.active_atoms} must be at most {most}: 3, and atoms_per_task")
         if self.elastic_atoms < self.atoms_per_task:
             raise ValueError(
@@ -114,18 +103,3 @@ class HimalayaConfig(TargetsConfig):
                 f"core_atoms={self.core_atoms} and elastic_atoms={self.elastic_atoms} must be at most {MOST_ATOMS} "
                 "together: the table of tasks numbers atoms in 16 bits"
             )
-        if not 0 < self.norm_bound <= LARGEST_BOUND:
-            raise ValueError(f"norm_bound={self.norm_bound} must be above 0 and at most {LARGEST_BOUND}")
-        if not 0 < self.similarity_threshold_tau <= 1:
-            raise ValueError(f"similarity_threshold_tau={self.similarity_threshold_tau} must be in (0, 1]")
-
-    @classmethod
-    def from_peft_type(cls, **options: Any) -> "HimalayaConfig":
-        """As PEFT's, for files.
-
-        Raises:
-            HimalayaError: The file is one of version 0.1.
-        """
-        if options.get("peft_type") == "HIMALAYA" and options.get("format_version", 0) < FORMAT_VERSION:
-            raise HimalayaError(WRITTEN_BY_0_1)
-        return super().from_peft_type(**options)

@@ -4,13 +4,10 @@ import sys
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
-from himalaya_adapter.methods.fisher import fisher_metric_product, fisher_projection
-
-RESIDUALS = 128  # the source's ring buffer, 4 x 32
-INT8_LIMIT = 127
+from himalaya_adapter.methods.fisher import Residuals, fisher_metric_product, fisher_projection
 
 
 class StandIn(NamedTuple):
@@ -27,23 +24,20 @@ class StandIn(NamedTuple):
     survives: float
 
 
-class FisherMemory(nn.Module):
+class FisherMemory(Residuals):
     """Directions in which past losses were steep, and how much each slot matters: gradients only, no data.
 
     Args:
         slots: Number of elastic atoms.
+        atoms: Atoms of a task ``k``.
         width: Width of an atom.
     """
 
-    residuals: Tensor
-    seen: Tensor
     importance: Tensor
     energy: Tensor
 
     def __init__(self, slots: int, atoms: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("residuals", torch.zeros(RESIDUALS, width, dtype=torch.int8))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        super().__init__(width)
         self.register_buffer("importance", torch.zeros(slots))  # in shares of a task
         self.register_buffer("energy", torch.zeros(atoms))  # of the open task's atoms
 
@@ -53,9 +47,7 @@ class FisherMemory(nn.Module):
         squared = gradient.square().sum(1)
         steepest = int(squared.argmax())
         if squared[steepest] > 0:
-            unit = normalize(gradient[steepest], dim=0)
-            self.residuals[int(self.seen) % RESIDUALS] = (unit * INT8_LIMIT).round().to(torch.int8)
-            self.seen += 1
+            self.remember(normalize(gradient[steepest], dim=0))
             self.energy += squared / squared.sum()
 
     @torch.no_grad()
@@ -63,10 +55,6 @@ class FisherMemory(nn.Module):
         """Empty the buffer: which task a direction is from is not kept."""
         for buffer in (self.residuals, self.seen, self.energy):
             buffer.zero_()
-
-    def unit_residuals(self) -> Tensor:
-        """The directions in the buffer, ``(m, d)``."""
-        return normalize(self.residuals[: min(int(self.seen), RESIDUALS)].float(), dim=1)
 
     def share(self, atom: Tensor, other: Tensor) -> float:
         """The share of an atom's energy that another one in its place has, below 0 if it is worse than nothing."""

@@ -11,7 +11,7 @@ from himalaya_adapter.methods.kd_tree import KDTree
 from .config import HimalayaConfig
 from .consolidation import FisherMemory
 from .dictionary import Dictionary
-from .tasks import COEFFICIENT_STEP, TERMS, TaskTable, rounded
+from .tasks import TERMS, TaskTable, rounded
 
 ROUNDING = 1e-6
 
@@ -57,33 +57,29 @@ class Growth:
         self.dictionary = dictionary
         self.tasks = tasks
         self.fisher = fisher
+        self.slots = len(dictionary.elastic)
         self.first_slot = len(dictionary.core)  # the number of the first elastic atom
 
-    def free_slots(self) -> list[int]:
-        """Numbers of the slots that no task uses."""
-        uses = self.tasks.uses(self.first_slot + len(self.dictionary.elastic))[self.first_slot :]
-        return [self.first_slot + slot for slot in (uses == 0).nonzero().flatten().tolist()]
+    def uses(self, but: int | None = None) -> Tensor:
+        """How many atoms of tasks, ``but`` those of one row, use each slot, ``(slots,)``."""
+        return self.tasks.uses(self.first_slot + self.slots, but)[self.first_slot :]
 
-    def check_room(self, row: int | None, ending: int | None = None) -> None:
-        """Make sure that a task can be stored once it is learnt, and before it the one that ends now.
+    def free_slots(self, but: int | None = None) -> list[int]:
+        """The slots that no task, ``but`` perhaps that of one row, uses."""
+        return (self.uses(but) == 0).nonzero().flatten().tolist()
 
-        Args:
-            row: The task's row; ``None``: it has none yet.
-            ending: The row of the one that ends now; ``None``: there is none.
+    def check_room(self, row: int) -> None:
+        """Make sure that the task of a row can be stored once it is learnt.
 
         Raises:
             HimalayaError: It cannot without an eviction, and `evict` is off.
         """
-        stay = [one for one in self.tasks.learnt.nonzero().flatten().tolist() if one not in (row, ending)]
-        taken = self.tasks.numbers[stay][self.tasks.coefficients[stay] != 0].unique()
-        room = len(self.dictionary.elastic) - int((taken >= self.first_slot).sum())
-        need = self.config.atoms_per_task
-        if room < need * (1 if ending is None else 2) and not self.config.evict:
-            room -= 0 if ending is None else need
+        room, need = len(self.free_slots(but=row)), self.config.atoms_per_task
+        if room < need and not self.config.evict:
             raise HimalayaError(
-                f"no room for another task: {max(0, room)} of {len(self.dictionary.elastic)} slots are free, a task "
-                f"needs {need} (atoms_per_task); attach an adapter with more elastic_atoms, or allow evictions with "
-                "evict=True, which forget part of what was learnt"
+                f"no room for another task: {room} of {self.slots} slots are free, a task needs {need} "
+                "(atoms_per_task); attach an adapter with more elastic_atoms, or allow evictions with evict=True, "
+                "which forget part of what was learnt"
             )
 
     @torch.no_grad()
@@ -96,10 +92,10 @@ class Growth:
         self.tasks.empty(row)  # what only this task used is free
         events: list[Event] = []
         free, kept = self.free_slots(), list[int]()
-        occupied = sorted({*range(self.first_slot, self.first_slot + len(self.dictionary.elastic))} - {*free})
+        occupied = sorted({*range(self.slots)} - {*free})
         there = self._directions(occupied)
         shares = self.fisher.energy / self.fisher.energy.sum().clamp_min(1e-12)
-        self.fisher.importance[[slot - self.first_slot for slot in free]] = 0
+        self.fisher.importance[free] = 0
         for number, atom in enumerate(atoms):
             if not atom.any():  # never moved
                 continue
@@ -107,17 +103,19 @@ class Growth:
             if shared is not None:
                 nearest, coefficient, cosine = shared
                 slot = occupied[nearest]
-                events.append(Sharing(slot - self.first_slot, cosine))
+                events.append(Sharing(slot, cosine))
             else:
                 if not free:
-                    free = [self._evict(kept, events)]
-                    occupied = [one for one in occupied if one != free[0]]
+                    eviction = self._evict(kept)
+                    events.append(eviction)
+                    free = [eviction.slot]
+                    occupied.remove(eviction.slot)
                     there = self._directions(occupied)
                 slot, coefficient = free.pop(0), 1.0
-                self.dictionary.write(slot - self.first_slot, atom)
+                self.dictionary.write(slot, atom)
             kept.append(slot)
-            self.tasks.set_atom(row, number, [slot], [coefficient])
-            self.fisher.importance[slot - self.first_slot] += shares[number]
+            self.tasks.set_atom(row, number, [self.first_slot + slot], [coefficient])
+            self.fisher.importance[slot] += shares[number]
         self.tasks.learnt[row] = True
         self.fisher.energy.zero_()
         return events
@@ -127,19 +125,19 @@ class Growth:
         """Forget a row of the table: slots that only its task uses become zero, those of other tasks stay."""
         shared = self.tasks.numbers[row][self.tasks.coefficients[row] != 0] - self.first_slot
         self.tasks.clear(row)
-        free = [slot - self.first_slot for slot in self.free_slots()]
+        free = self.free_slots()
         self.dictionary.elastic[free] = 0
         self.fisher.importance[free] = 0
         # What the others have of a shared slot: as much as if each of their atoms mattered alike.
-        uses = self.tasks.uses(self.first_slot + len(self.dictionary.elastic))[self.first_slot :]
         shared = shared[shared >= 0].long()
-        self.fisher.importance[shared] = uses[shared] / self.config.atoms_per_task
+        self.fisher.importance[shared] = self.uses()[shared] / self.config.atoms_per_task
 
-    def _directions(self, numbers: list[int]) -> Directions | None:
-        """The atoms of these numbers, to look for directions among; none if there are none."""
-        if not numbers:
+    def _directions(self, slots: list[int]) -> Directions | None:
+        """The atoms of these slots, to look for directions among; none if there are none."""
+        if not slots:
             return None
-        return Directions(self.dictionary.atoms(torch.tensor(numbers, device=self.tasks.numbers.device)), self.config)
+        numbers = torch.tensor(slots, device=self.tasks.numbers.device) + self.first_slot
+        return Directions(self.dictionary.atoms(numbers), self.config)
 
     def _similar(self, atom: Tensor, there: Directions | None) -> tuple[int, float, float] | None:
         """Which of the atoms there can serve, how much of it, and the cosine; none if none is close enough."""
@@ -155,20 +153,19 @@ class Growth:
             return None
         return nearest, coefficient, cosine
 
-    def _evict(self, keep: list[int], events: list[Event]) -> int:
+    def _evict(self, keep: list[int]) -> Eviction:
         """Free the least important slot; what it held lives on as a combination of other atoms."""
-        count = self.first_slot + len(self.dictionary.elastic)
-        missed = self.tasks.uses(count)[self.first_slot :] * self.fisher.importance
-        missed[[slot - self.first_slot for slot in keep]] = torch.inf
-        slot = self.first_slot + int(missed.argmin())
+        missed = self.uses() * self.fisher.importance
+        missed[keep] = torch.inf
+        slot = int(missed.argmin())
         # A stand-in cannot rest on what is not there, nor on itself.
-        free = {*self.free_slots()}
-        usable = [one for one in range(count) if one != slot and one not in free]
+        absent = {self.first_slot + one for one in (slot, *self.free_slots())}
+        usable = [number for number in range(self.first_slot + self.slots) if number not in absent]
         candidates = self.dictionary.atoms(torch.tensor(usable, device=missed.device))
-        users = self.tasks.users(slot)
+        users = self.tasks.users(self.first_slot + slot)
         survives = []
         for user, atom in users:
-            held = self._atom(user, atom)
+            held = self.tasks.atoms(user, self.dictionary)[atom]
             stand_in = self.fisher.stand_in(held, candidates, TERMS, self.config.fisher_projection_steps)
             weights = [rounded(one) for one in stand_in.weights.tolist()]
             share = self.fisher.share(held, torch.tensor(weights).to(held) @ candidates[stand_in.numbers])
@@ -176,18 +173,6 @@ class Growth:
             # Rounded, it may be worse than nothing.
             self.tasks.set_atom(user, atom, numbers if share > 0 else [], weights if share > 0 else [])
             survives.append(max(0.0, share))
-        self.fisher.importance[slot - self.first_slot] = 0
-        events.append(
-            Eviction(
-                slot - self.first_slot,
-                survives=sum(survives) / len(survives) if survives else 1.0,
-                tasks=tuple(sorted({self.tasks.name(user) for user, _ in users})),
-            )
-        )
-        return slot
-
-    def _atom(self, row: int, atom: int) -> Tensor:
-        """One of a task's atoms ``(d,)`` as the table says it is."""
-        numbers = self.tasks.numbers[row, atom].long()
-        weights = self.tasks.coefficients[row, atom].float() * COEFFICIENT_STEP
-        return weights @ self.dictionary.atoms(numbers.clamp_min(0))
+        self.fisher.importance[slot] = 0
+        share = sum(survives) / len(survives) if survives else 1.0
+        return Eviction(slot, share, tasks=tuple(sorted({self.tasks.name(user) for user, _ in users})))

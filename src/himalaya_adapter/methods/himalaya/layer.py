@@ -1,7 +1,7 @@
 """What stands in for an adapted module: a decoder layer whose output is edited, or a linear module with a LoRA."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -22,10 +22,6 @@ class HimalayaLayer(BaseTunerLayer):
 
     adapter_layer_names: tuple[str, ...] = ("shared",)
     other_param_names: tuple[str, ...] = ("number",)
-    if TYPE_CHECKING:  # what PEFT's mix-in brings
-        active_adapters: list[str]
-        disable_adapters: bool
-        get_base_layer: Callable[[], nn.Module]
     # Plain dictionaries, so that torch does not register the shared state once per layer.
     shared: dict[str, HimalayaAdapter]
     number: dict[str, int]  # of the layer, in each adapter
@@ -43,15 +39,6 @@ class StreamLayer(OutputLayer, HimalayaLayer):
         super().__init__(base_layer)
         self.shared = {}
         self.number = {}
-
-    def __getattr__(self, name: str) -> Any:
-        # Models ask their layers what kind they are ("attention_type").
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
 
     def edited(
         self, name: str, output: Tensor, original: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]

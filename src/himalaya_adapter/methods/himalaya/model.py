@@ -1,9 +1,9 @@
 """HIMALAYA as a PEFT tuner."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from peft import PeftConfig
@@ -16,12 +16,13 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.prompted import PromptedModel, embedding_width, hidden_width
+from himalaya_adapter.names import normalised
 
 from .adapter import HimalayaAdapter
 from .config import HimalayaConfig
 from .layer import HimalayaLayer, StreamLayer
-from .release import pack, unpack
-from .tasks import FROZEN, normalised
+from .release import pack
+from .tasks import FROZEN
 from .weights import HashedLinear
 
 # The names that transformers gives to a decoder's list of layers.
@@ -42,35 +43,9 @@ class HimalayaModel(PromptedModel):
 
     prefix = "himalaya_"
     tuner_layer_cls = HimalayaLayer
+    _pack = staticmethod(pack)
 
     # The life of a task ----------------------------------------------------------------------------------------
-
-    def start_task(self, name: str, examples: Mapping[str, Any] | None = None) -> list[Event]:
-        """Begin to learn task ``name``: a new one starts as the frozen model, a known one is learnt further.
-
-        Args:
-            name: The task's name, at most 64 bytes.
-            examples: Not used: a task starts as the frozen model, whatever its items are.
-
-        Returns:
-            What happened: sharing and evictions of a task that had not been ended.
-
-        Raises:
-            HimalayaError: No room, a name that cannot be stored, a merged adapter or one for inference. Nothing is
-                changed.
-        """
-        refuse_if_merged(self.model, f"start_task({name!r})")
-        self._end_watch()
-        return [event for adapter in self._active() for event in adapter.start_task(name)]
-
-    def end_task(self) -> list[Event]:
-        """Store the task that is being learnt. From now on the adapter answers as it; nothing changes it any more.
-
-        Returns:
-            Slots that it shares with other tasks, and evictions that made room for it.
-        """
-        self._end_watch()
-        return [event for adapter in self._active() for event in adapter.end_task()]
 
     def forget_task(self, name: str) -> None:
         """Remove a task: the adapter no longer knows its name, and all other tasks answer bit for bit as before.
@@ -120,24 +95,19 @@ class HimalayaModel(PromptedModel):
         Raises:
             HimalayaError: A task is being learnt already; or as `start_task`.
         """
-        adapters = self._active()
         self.check_closed(name)
-        before = [adapter.snapshot() for adapter in adapters]
-        watch = register_optimizer_step_pre_hook(lambda optimizer, *_: self._before_step(optimizer))
-        try:
+        with ExitStack() as block:
+            for adapter in self._active():
+                block.enter_context(adapter.unchanged_by_errors())
+            watch = register_optimizer_step_pre_hook(lambda optimizer, *_: self._before_step(optimizer))
+            block.callback(watch.remove)
+            block.callback(setattr, self, "_watches", False)
             self.start_task(name)
             self.watch_prompts()
             yield
             if self.open_task != normalised(name):
                 raise HimalayaError(f"task '{name}' was ended, or another one started, inside of its block")
             self.end_task()
-        except BaseException:
-            for adapter, state in zip(adapters, before, strict=True):
-                adapter.restore(state)
-            raise
-        finally:
-            self._watches = False
-            watch.remove()
 
     def protect(
         self, optimizer: torch.optim.Optimizer, on_event: Callable[[Event], None] | None = None
@@ -168,22 +138,6 @@ class HimalayaModel(PromptedModel):
     def tasks(self) -> list[str]:
         """Names of the tasks that the first active adapter has learnt."""
         return self._active()[0].tasks.known()
-
-    def set_task(self, name: str | Sequence[str | None] | None) -> None:
-        """Answer as task ``name`` from now on.
-
-        Args:
-            name: A task; a list with one for each row of a batch, in which ``None`` is the frozen model; or ``None``:
-                each prompt is answered as the task that it looks like, or as the frozen model if it looks like none.
-                A prompt is all that the first pass is given, up to the first label; without ``labels`` an answer in
-                that pass is read too.
-
-        Raises:
-            HimalayaError: A task that is not known, or a merged adapter.
-        """
-        refuse_if_merged(self.model, f"set_task({name!r})")
-        for adapter in self._active():
-            adapter.set_task(name)
 
     @torch.no_grad()
     def infer_task(
@@ -217,22 +171,13 @@ class HimalayaModel(PromptedModel):
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Create the adapter.
-
-        Raises:
-            ValueError: The targets are not there, or cannot be adapted.
-        """
-        names = (name for name, _ in model.named_modules())
-        if _edits_layers(self.peft_config[adapter_name]) and not any(
-            re.fullmatch(DECODER_LAYERS, name) for name in names
-        ):
-            raise ValueError(NO_LAYERS.format(type(model).__name__))
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: Any) -> PeftConfig:
-        if peft_config.target_modules is None:
-            peft_config.target_modules = DECODER_LAYERS if _edits_layers(peft_config) else ALL_LINEAR
+        if peft_config.target_modules is None and peft_config.placement == "weights":
+            peft_config.target_modules = ALL_LINEAR
+        elif peft_config.target_modules is None:
+            if not any(re.fullmatch(DECODER_LAYERS, name) for name, _ in self.model.named_modules()):
+                raise ValueError(NO_LAYERS.format(type(self.model).__name__))
+            peft_config.target_modules = DECODER_LAYERS
         return peft_config
 
     def _new_shared_state(
@@ -244,23 +189,21 @@ class HimalayaModel(PromptedModel):
                 "load it onto the model that it was made for; a new adapter needs a config of its own"
             )
         config.layers = len(targets)
-        bases = [module.get_base_layer() if isinstance(module, HimalayaLayer) else module for module in targets]
-        width = max(_width(base, model) for base in bases)
-        for base in bases:
-            if config.placement == "residual_stream" and isinstance(base, nn.Linear) and base.out_features != width:
-                raise TypeError(
-                    f"a target returns {base.out_features} features, others {width}: the update of the residual "
-                    "stream has one width, so name modules whose output is added to the stream"
-                )
+        linear = [one for one in targets if isinstance(one, nn.Linear)]
+        outputs = {one.out_features for one in linear}
+        width = hidden_width(model, default=max(outputs) if len(linear) == len(targets) else None)
+        if config.placement == "residual_stream" and not outputs <= {width}:
+            raise TypeError(
+                f"a target returns {min(outputs - {width})} features, others {width}: the update of the residual "
+                "stream has one width, so name modules whose output is added to the stream"
+            )
         adapter = HimalayaAdapter(config, width, embedding_width(model))
-        adapter.entries = sum(config.rank * sum(base.weight.shape) for base in bases if isinstance(base, nn.Linear))
+        adapter.entries = sum(config.rank * sum(one.weight.shape) for one in linear)
         return adapter
 
-    def _new_layer(self, base: nn.Module, config: PeftConfig) -> Any:
-        in_weights = cast(HimalayaConfig, config).placement == "weights"
-        return (
-            HashedLinear(cast(nn.Linear, base), **get_quantization_kwargs(self)) if in_weights else StreamLayer(base)
-        )
+    def _new_layer(self, base: Any, config: PeftConfig) -> Any:
+        kind = HashedLinear if config.placement == "weights" else StreamLayer
+        return kind(base, **get_quantization_kwargs(self))
 
     def _add_adapter(self, layer: Any, name: str, config: PeftConfig) -> None:
         super()._add_adapter(layer, name, config)
@@ -268,27 +211,3 @@ class HimalayaModel(PromptedModel):
         if isinstance(layer, HashedLinear):
             layer.add_adapter(name, config)
             layer._move_adapter_to_device_of_base_layer(name)
-
-    @staticmethod
-    def _pack(state: Mapping[str, Tensor], config: HimalayaConfig) -> dict[str, Tensor]:
-        return pack(state)
-
-    @staticmethod
-    def _unpack(
-        packed: Mapping[str, Tensor], config: HimalayaConfig, state: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        return unpack(packed, state)
-
-
-def _edits_layers(config: PeftConfig) -> bool:
-    return config.target_modules is None and cast(HimalayaConfig, config).placement == "residual_stream"
-
-
-def _width(base: nn.Module, model: nn.Module) -> int:
-    """Width of what a module returns: that of the model's hidden states, or a linear module's own."""
-    width = hidden_width(model)
-    if width is None and isinstance(base, nn.Linear):
-        return base.out_features
-    if width is None:
-        raise ValueError(f"the width of a {type(base).__name__} is not known: the model's config has no hidden_size")
-    return width

@@ -1,14 +1,16 @@
 """The table of tasks: of each its name, and its atoms as combinations of dictionary atoms (docs/method.md)."""
 
-import unicodedata
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.names import TASK_NAME_BYTES, normalised
 
-NAME_BYTES = 64
+from .dictionary import Dictionary
+from .kept import Kept
+
 # Dictionary atoms that an evicted atom's stand-in may combine. An atom with a slot of its own needs one.
 TERMS = 8
 # A coefficient is an int8 in these steps: 1 is exact, and the largest is almost 2.
@@ -35,7 +37,7 @@ class TaskTable(nn.Module):
 
     def __init__(self, rows: int, atoms: int) -> None:
         super().__init__()
-        self.register_buffer("names", torch.zeros(rows, NAME_BYTES, dtype=torch.uint8))
+        self.register_buffer("names", torch.zeros(rows, TASK_NAME_BYTES, dtype=torch.uint8))
         # Numbers of dictionary atoms, core first, and how much of each; NOTHING where a term is not used.
         self.register_buffer("numbers", torch.full((rows, atoms, TERMS), NOTHING, dtype=torch.int16))
         self.register_buffer("coefficients", torch.zeros(rows, atoms, TERMS, dtype=torch.int8))
@@ -43,26 +45,36 @@ class TaskTable(nn.Module):
         # The row that is being learnt, and the one that answers; NO_ROW: learning, or answering, without a name.
         self.register_buffer("open_row", torch.tensor(NO_ROW))
         self.register_buffer("answers", torch.tensor(NO_ROW))
-        self._numbers: dict[str, tuple[Tensor, int, int]] = {}
+        # Reading a number waits for the device.
+        self._being_learnt: Kept[int] = Kept()
+        self._answering: Kept[int] = Kept()
 
     @property
     def being_learnt(self) -> int:
         """The row that is being learnt, or `NO_ROW`."""
-        return self._number("open_row")
+        return self._being_learnt.get(lambda: int(self.open_row), self.open_row)
 
     @property
     def answering(self) -> int:
         """The row that answers, `FROZEN`, or `NO_ROW`."""
-        return self._number("answers")
+        return self._answering.get(lambda: int(self.answers), self.answers)
 
-    def _number(self, name: str) -> int:
-        """The whole number in a buffer. It is read again only after a change, for that waits for the device."""
-        tensor = self._buffers[name]
-        assert tensor is not None
-        known = self._numbers.get(name)
-        if known is None or known[0] is not tensor or known[1] != tensor._version:
-            known = self._numbers[name] = tensor, tensor._version, int(tensor)
-        return known[2]
+    @property
+    def row_bits(self) -> int:
+        """Bits of a row's number."""
+        return max(1, (len(self.learnt) - 1).bit_length())
+
+    def code(self, row: int) -> Tensor:
+        """A row's number in binary as signs, ``(row_bits,)``: the memory of prompts tells rows apart by it."""
+        return ((row >> torch.arange(self.row_bits, device=self.learnt.device)) & 1) * 2.0 - 1.0
+
+    def rows_of(self, codes: Tensor) -> Tensor:
+        """The rows ``(n,)`` that have these codes ``(n, row_bits)``."""
+        return ((codes > 0) * 2 ** torch.arange(self.row_bits, device=codes.device)).sum(1)
+
+    def learnt_rows(self) -> list[int]:
+        """The rows of tasks that have been learnt."""
+        return self.learnt.nonzero().flatten().tolist()
 
     def known(self) -> list[str]:
         """Names of the tasks that have been learnt, in the order of their rows."""
@@ -95,19 +107,6 @@ class TaskTable(nn.Module):
             raise unknown_name("task", name, self.known())
         return row
 
-    def free_row(self, name: str, besides: int = 0) -> int:
-        """A row for a new task, if ``besides`` it so many others find one.
-
-        Raises:
-            HimalayaError: Every row is taken.
-        """
-        free = [row for row in (~self.learnt).nonzero().flatten().tolist() if row != self.being_learnt]
-        if len(free) <= besides:
-            raise HimalayaError(
-                f"no room for task '{name}': all {len(self.learnt)} rows of the table are taken (max_tasks)"
-            )
-        return free[0]
-
     def open(self, name: str) -> int:
         """The row of a task that begins to be learnt: its own if it is known, else a free one.
 
@@ -116,7 +115,12 @@ class TaskTable(nn.Module):
         """
         row = self.find(name)
         if row is None:
-            row = self.free_row(name)
+            free = [row for row in (~self.learnt).nonzero().flatten().tolist() if row != self.being_learnt]
+            if not free:
+                raise HimalayaError(
+                    f"no room for task '{name}': all {len(self.learnt)} rows of the table are taken (max_tasks)"
+                )
+            row = free[0]
             self.clear(row)
             self.names[row] = self._encoded(name)
         self.open_row.fill_(row)
@@ -124,7 +128,7 @@ class TaskTable(nn.Module):
 
     def _encoded(self, name: str) -> Tensor:
         """A name as a row holds it, ``(64,)``."""
-        content = normalised(name).encode().ljust(NAME_BYTES, b"\0")
+        content = normalised(name).encode().ljust(TASK_NAME_BYTES, b"\0")
         return torch.tensor(list(content), dtype=torch.uint8, device=self.names.device)
 
     def clear(self, row: int) -> None:
@@ -146,14 +150,21 @@ class TaskTable(nn.Module):
         self.numbers[row, atom, : len(steps)] = torch.tensor(numbers, dtype=torch.int16)
         self.coefficients[row, atom, : len(steps)] = torch.tensor(steps, dtype=torch.int8)
 
+    def atoms(self, row: int, dictionary: Dictionary) -> Tensor:
+        """The atoms ``(k, d)`` that are stored in a row; zero where nothing is."""
+        weights = self.coefficients[row].float() * COEFFICIENT_STEP
+        there, place = self.numbers[row].long().clamp_min(0).unique(return_inverse=True)
+        return (weights[..., None] * dictionary.atoms(there)[place]).sum(1)
+
     def users(self, number: int) -> list[tuple[int, int]]:
         """Which atoms of which tasks use a dictionary atom, as pairs of a row and an atom."""
         used = (self.numbers == number) & (self.coefficients != 0) & self.learnt[:, None, None]
         return [(row, atom) for row, atom in used.any(-1).nonzero().tolist()]
 
-    def uses(self, count: int) -> Tensor:
-        """How many atoms of learnt tasks use each of ``count`` dictionary atoms, ``(count,)``."""
-        used = self.numbers[self.learnt][self.coefficients[self.learnt] != 0]
+    def uses(self, count: int, but: int | None = None) -> Tensor:
+        """How many atoms of learnt tasks, ``but`` those of one row, use each of ``count`` dictionary atoms."""
+        rows = [row for row in self.learnt_rows() if row != but]
+        used = self.numbers[rows][self.coefficients[rows] != 0]
         return torch.bincount(used[used >= 0].long(), minlength=count)
 
 
@@ -165,20 +176,3 @@ def rounded(coefficient: float) -> float:
 
 def _text(row: list[int]) -> str:
     return bytes(row).rstrip(b"\0").decode()
-
-
-def normalised(name: str) -> str:
-    """A task's name in the one form in which it is stored and compared: Unicode NFC.
-
-    Raises:
-        HimalayaError: It is empty, too long, or holds characters that cannot be seen.
-    """
-    if not isinstance(name, str):
-        raise HimalayaError(f"a task's name is {name!r}; expected text")
-    form = unicodedata.normalize("NFC", name)
-    if not form or form != form.strip() or not form.isprintable() or len(form.encode()) > NAME_BYTES:
-        raise HimalayaError(
-            f"a task's name is {name!r}; expected 1 to {NAME_BYTES} bytes of text without line breaks, "
-            "and no space at either end"
-        )
-    return form

@@ -15,6 +15,7 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
 
 from .config import HimalayaConfig
+from .kept import Kept
 from .layer import HimalayaLayer
 
 # More than a model has: the seeds of two adapters' modules never meet.
@@ -31,7 +32,7 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
     extra_repr = quantization_extra_repr
 
     adapter_layer_names = ("shared",)
-    other_param_names = ("number", "anchors", "picks", "scales")
+    other_param_names = ("number", "anchors", "picks", "scales", "kept")
 
     def __init__(self, base_layer: nn.Linear, **quantization: Any) -> None:
         super().__init__(base_layer, **quantization)
@@ -40,7 +41,7 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
         # Made from the seed again wherever the adapter is loaded, so in no file.
         self.anchors = BufferDict({}, persistent=False)
         self.picks = BufferDict({}, persistent=False)
-        self._known: dict[str, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}
+        self.kept: dict[str, Kept[list[tuple[Tensor, Tensor]]]] = {}
 
     def add_adapter(self, name: str, config: HimalayaConfig) -> None:
         """Draw the module's part of the map: ``A_0`` ``(R, in)``, and which number each entry is ``(R, in + out)``."""
@@ -51,6 +52,7 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
         # Signs, as whole numbers: no cast of the model touches them.
         signs = torch.randint(0, 2, (config.rank, self.in_features), generator=generator, dtype=torch.int8)
         self.anchors[name] = signs * 2 - 1
+        self.kept[name] = Kept()
         # As numbers of size 1 from a vector of norm sqrt(d), and then an isometry.
         self.scales[name] = (adapter.width * adapter.atoms.numel() / adapter.entries) ** 0.5
 
@@ -77,15 +79,11 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
                 "without their rows, set one task"
             )
         atoms = adapter.answering_atoms(1 if x is None else len(x), first=self.number[name] == 0)
-        if name in self._known and self._known[name][0] is atoms:
-            return self._known[name][1]
-        if atoms.requires_grad:
-            return self._make(name, atoms)
-        with torch.inference_mode(False), torch.no_grad():
-            self._known[name] = atoms, self._make(name, atoms)
-        return self._known[name][1]
+        if adapter.trains:
+            return self._factors(name, atoms)
+        return self.kept[name].get(lambda: self._factors(name, atoms), atoms)
 
-    def _make(self, name: str, atoms: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _factors(self, name: str, atoms: Tensor) -> list[tuple[Tensor, Tensor]]:
         picked = atoms.flatten(-2)[..., self.picks[name].long()] * self.scales[name]
         down, up = picked.split([self.in_features, self.out_features], dim=-1)
         return [(self.anchors[name] / self.in_features**0.5 + down, up.mT)]

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
-from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.events import Eviction, Promotion
+from himalaya_adapter.methods.events import Event, Eviction, Promotion
 from himalaya_adapter.methods.fisher import fisher_projection
 from himalaya_adapter.methods.kd_tree import FAR, KDTree
 from himalaya_adapter.methods.prompt_memory import PromptMemory
-from himalaya_adapter.methods.release import INFERENCE_ONLY
 from himalaya_adapter.methods.shared_state import SharedState
 
 from .config import HimalayaStrictConfig
@@ -85,8 +83,8 @@ class StrictAdapter(SharedState):
         Raises:
             HimalayaError: The adapter was loaded from a release file, and it is trained.
         """
-        if self.training and self.dictionary.elastic.requires_grad and self.packed is not None:
-            raise HimalayaError(INFERENCE_ONLY)  # saving would not write what is learnt
+        if self.training and self.dictionary.elastic.requires_grad:
+            self.refuse_if_released()
         return self.update(hidden_states, output_width)
 
     # Which task ------------------------------------------------------------------------------------------------
@@ -108,10 +106,10 @@ class StrictAdapter(SharedState):
         codes, _ = self.memory.infer(self.memory.features(embeddings, mask))
         self.router.read_prompts(codes)
 
-    @torch.no_grad()
-    def observe_prompts(self, embeddings: Tensor, mask: Tensor) -> None:
-        """Remember what prompts of the current task look like: input embeddings ``(b, s, d)``, mask ``(b, s)``."""
-        self.memory.observe_prompts(embeddings, mask)
+    @property
+    def prompt_memory(self) -> PromptMemory:
+        """What tells a prompt's task."""
+        return self.memory
 
     # How a task begins -----------------------------------------------------------------------------------------
 
@@ -128,8 +126,7 @@ class StrictAdapter(SharedState):
         Raises:
             HimalayaError: The adapter was loaded from a release file.
         """
-        if self.packed is not None:
-            raise HimalayaError(INFERENCE_ONLY)
+        self.refuse_if_released()
         self.set_task(name)
         self.update.anneal(0.0)
         if self.tasks_learnt == 0:
@@ -312,8 +309,8 @@ class StrictAdapter(SharedState):
                     moment[index] = 0
 
     @torch.no_grad()
-    def end_task(self) -> None:
-        """Close the task: later steps keep off its features and its atoms."""
+    def end_task(self) -> list[Event]:
+        """Close the task: later steps keep off its features and its atoms. Nothing is evicted for it now."""
         self.statistics.fold()
         if self.config.protect:
             self.protection.keep(self.router, self.statistics.latent_moment)
@@ -322,6 +319,7 @@ class StrictAdapter(SharedState):
         self.consolidation.observe(self.router.code, usage)
         self.slots.count(usage[self.config.core_atoms :], self.statistics.fisher)
         self.tasks_learnt += 1
+        return []
 
     # The tree --------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Literal
 from peft import PeftType
 
 from himalaya_adapter.methods.quantization import ReleaseBits
-from himalaya_adapter.methods.targets import TargetsConfig
+from himalaya_adapter.methods.targets import TargetsConfig, refuse_newer
 
 # Version of the adapter files that this code writes, and the newest that it reads. Releases of version 1 had all atoms
 # in the same bits; they are not read.
@@ -79,62 +79,44 @@ class HimalayaStrictConfig(TargetsConfig):
         ValueError: If a value is outside the range named above; the message names field, value and range.
     """
 
-    placement: Literal["residual_stream", "weights"] = field(
-        default="residual_stream", metadata={"help": "Where the rank-one update acts."}
-    )
-    norm_target: Literal["update", "residual"] = field(
-        default="update", metadata={"help": "What has norm 1: the update, or r (update norm 1/sqrt(width))."}
-    )
-    gain: Literal["learned", "fixed"] = field(
-        default="learned", metadata={"help": "A signed gain in (-1, 1) per token, or always 1."}
-    )
-    core_atoms: int = field(default=24, metadata={"help": "Number of frozen atoms."})
-    elastic_atoms: int = field(default=16, metadata={"help": "Number of trained atoms."})
-    hidden_params: int = field(default=45_000, metadata={"help": "Most parameters of the router."})
-    code_width: int = field(default=32, metadata={"help": "Width of a task's code."})
-    expected_active_atoms: int = field(default=3, metadata={"help": "Most atoms a token may use."})
-    atoms_per_task: int = field(default=3, metadata={"help": "Elastic atoms that a task may move."})
-    temperature_init: float = field(default=1.0, metadata={"help": "Gate temperature at the start of a task."})
-    atom_step: float = field(default=1.0, metadata={"help": "The atoms' step, in steps of the optimiser."})
-    protect: bool = field(default=True, metadata={"help": "Keep earlier tasks by projecting the steps."})
-    evict: bool = field(default=True, metadata={"help": "Make room for a task when no slot is free."})
-    index: Literal["learnable_kd_tree", "scan"] = field(
-        default="learnable_kd_tree", metadata={"help": "How elastic atoms are found."}
-    )
-    fanout: Literal[4, 8, 16] = field(default=8, metadata={"help": "Children of a node of the tree: 4, 8 or 16."})
-    leaf_size: int = field(default=4, metadata={"help": "Most atoms of a leaf of the tree."})
-    grow: bool = field(default=True, metadata={"help": "Promote residuals that no atom points to."})
+    placement: Literal["residual_stream", "weights"] = "residual_stream"
+    norm_target: Literal["update", "residual"] = "update"
+    gain: Literal["learned", "fixed"] = "learned"
+    core_atoms: int = 24
+    elastic_atoms: int = 16
+    hidden_params: int = 45_000
+    code_width: int = 32
+    expected_active_atoms: int = 3
+    atoms_per_task: int = 3
+    temperature_init: float = field(default=1.0, metadata={"most": LARGEST})
+    atom_step: float = field(default=1.0, metadata={"most": LARGEST})
+    protect: bool = True
+    evict: bool = True
+    index: Literal["learnable_kd_tree", "scan"] = "learnable_kd_tree"
+    fanout: Literal[4, 8, 16] = 8
+    leaf_size: int = 4
+    grow: bool = True
     similarity_threshold_tau: float = field(
-        default=0.8, metadata={"help": "Mean cosine of residuals with their closest atom below which atoms grow."}
+        default=0.8,
+        metadata={"most": 1.0},
     )
-    growth_window: int = field(default=200, metadata={"help": "Steps over which that mean is taken."})
-    consolidate: bool = field(default=True, metadata={"help": "Let other atoms stand in for one that is evicted."})
-    fisher_projection_steps: int = field(default=20, metadata={"help": "Steps of the consolidating projection."})
-    quantisation_bits: ReleaseBits = field(
-        default=3, metadata={"help": "Bits of a released atom's entry: 2 to 8, or 16."}
-    )
-    released: bool = field(default=False, metadata={"help": "The file is a release, for inference only."})
-    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the adapter file."})
-    seed: int = field(default=0, metadata={"help": "Seed of the dictionary and the router."})
+    growth_window: int = 200
+    consolidate: bool = True
+    fisher_projection_steps: int = 20
+    quantisation_bits: ReleaseBits = 3
+    released: bool = False
+    format_version: int = FORMAT_VERSION
+    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.HIMALAYA_STRICT
         if self.atoms_per_task > self.elastic_atoms:
             raise ValueError(f"atoms_per_task={self.atoms_per_task} exceeds elastic_atoms={self.elastic_atoms}")
-        if not 0 < self.similarity_threshold_tau <= 1:
-            raise ValueError(f"similarity_threshold_tau={self.similarity_threshold_tau} must be in (0, 1]")
-        if self.format_version > FORMAT_VERSION:
-            raise ValueError(
-                f"format_version={self.format_version} is newer than {FORMAT_VERSION}, the newest that this "
-                "himalaya-adapter reads: upgrade the package"
-            )
+        refuse_newer(self.format_version, FORMAT_VERSION)
         if self.released and self.format_version < FORMAT_VERSION:
             raise ValueError(
                 f"format_version={self.format_version} of a release is older than {FORMAT_VERSION}: save it anew from "
                 "the adapter that it was made from"
             )
         self.format_version = FORMAT_VERSION  # files that can be trained on have not changed
-        for name in ("temperature_init", "atom_step"):
-            if not 0 < getattr(self, name) <= LARGEST:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0 and at most {LARGEST}")

@@ -1,15 +1,13 @@
 """Budgeted elastic growth: directions that the loss asks for and no atom offers (docs/method-strict.md, section 5)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
-# The source's ring buffer of 4 x 32 residuals.
-RING_ROWS = 128
-INT8_RANGE = 127
+from himalaya_adapter.methods.fisher import Residuals
 
 
-class Growth(nn.Module):
+class Growth(Residuals):
     """The last residuals of the steps, and how close to an atom they were.
 
     Args:
@@ -18,31 +16,21 @@ class Growth(nn.Module):
         threshold: Mean similarity below which an atom is promoted.
     """
 
-    residuals: Tensor
     similarities: Tensor
-    seen: Tensor
     observed: Tensor
 
     def __init__(self, width: int, window: int, threshold: float) -> None:
-        super().__init__()
+        super().__init__(width)
         self.threshold = threshold
-        self.register_buffer("residuals", torch.zeros(RING_ROWS, width, dtype=torch.int8))
         self.register_buffer("similarities", torch.zeros(window))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.long))  # residuals since the start of the stream
         self.register_buffer("observed", torch.zeros((), dtype=torch.long))  # steps since the window's start
 
     @torch.no_grad()
     def observe(self, residual: Tensor, similarity: Tensor) -> None:
         """Keep the unit residual ``(d,)`` of a step and its cosine with the closest atom."""
-        codes = (residual / residual.abs().max() * INT8_RANGE).round()
-        self.residuals[self.seen % RING_ROWS] = codes.to(torch.int8)
+        self.remember(residual / residual.abs().max())
         self.similarities[self.observed % len(self.similarities)] = similarity
-        self.seen += 1
         self.observed += 1
-
-    def unit_residuals(self) -> Tensor:
-        """The residuals of the ring buffer as unit rows, ``(n, d)`` with ``n <= 128``."""
-        return normalize(self.residuals[: int(self.seen)].float(), dim=-1)
 
     @property
     def mean_similarity(self) -> float | None:

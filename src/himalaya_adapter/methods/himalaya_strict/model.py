@@ -53,7 +53,7 @@ class HimalayaStrictModel(PromptedModel):
         Raises:
             HimalayaError: The adapter was loaded from a release file.
         """
-        events = [event for adapter in self._active() for event in adapter.start_task(name)]
+        events = super().start_task(name)
         if examples is not None:
             for adapter in self._active():
                 inputs, curvature = first_residuals(self, adapter, examples)
@@ -104,20 +104,6 @@ class HimalayaStrictModel(PromptedModel):
         for adapter in self._active():
             adapter.skip_step()
 
-    def end_task(self) -> list[Event]:
-        """Close the task: what it has used is protected from now on."""
-        for adapter in self._active():
-            adapter.end_task()
-        return []
-
-    def set_task(self, name: str | None) -> None:
-        """Answer as task ``name`` from now on. A new name is a new task: its gain starts near zero.
-
-        With ``None`` each row of a batch is answered as the task that its prompt looks like.
-        """
-        for adapter in self._active():
-            adapter.set_task(name)
-
     @torch.no_grad()
     def infer_task(
         self, input_ids: Tensor, names: Sequence[str], attention_mask: Tensor | None = None
@@ -149,20 +135,12 @@ class HimalayaStrictModel(PromptedModel):
     def _new_shared_state(
         self, config: HimalayaStrictConfig, targets: Sequence[nn.Module], model: nn.Module
     ) -> StrictAdapter:
-        return StrictAdapter(config, max(_width(module, model) for module in targets), embedding_width(model))
+        linear = [max(one.in_features, one.out_features) for one in targets if isinstance(one, nn.Linear)]
+        hidden = [hidden_width(model)] if len(linear) < len(targets) else []
+        return StrictAdapter(config, max(linear + hidden), embedding_width(model))
 
     def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
         super()._begin_pass(model, args, inputs)
         mask = inputs.get("attention_mask")
         for adapter in self._active():
             adapter.update.begin_pass(mask.bool() if torch.is_tensor(mask) and mask.dim() == 2 else None)
-
-
-def _width(module: nn.Module, model: nn.Module) -> int:
-    base = module.get_base_layer() if isinstance(module, HimalayaStrictLayer) else module
-    if isinstance(base, nn.Linear):
-        return max(base.in_features, base.out_features)
-    width = hidden_width(model)
-    if width is None:
-        raise ValueError(f"the width of a {type(base).__name__} is not known: the model's config has no hidden_size")
-    return width

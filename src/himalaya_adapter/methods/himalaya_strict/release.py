@@ -67,7 +67,7 @@ def unpack(
     Args:
         packed: What `pack` returned.
         config: The adapter's configuration.
-        state: The state of a new adapter, for the precision of each tensor.
+        state: The state of a new adapter, for the names of its tensors.
     """
     if config.quantisation_bits == UNQUANTISED_BITS:
         atoms = torch.cat([packed[name] for name in ATOMS]).float()
@@ -76,8 +76,7 @@ def unpack(
         atoms = torch.cat([_dequantised(packed, *tier) for tier in zip(ATOMS, atom_bits(config), strict=True)])
         wide = {name: dequantise_rows(split_by_prefix(packed, f"{name}.")[0]) for name in ROWS}
     wide.update(zip(ATOMS, unit_rows(atoms).split([config.core_atoms, config.elastic_atoms]), strict=True))
-    as_they_are = {name: tensor for name, tensor in packed.items() if name in state and name not in wide}
-    return {name: tensor.to(state[name].dtype) for name, tensor in (wide | as_they_are).items()}
+    return wide | {name: tensor for name, tensor in packed.items() if name in state and name not in wide}
 
 
 def atom_bits(config: HimalayaStrictConfig) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Configuration of LILAC as a PEFT method."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peft import PeftType
 
@@ -23,12 +23,10 @@ class LilacConfig(TargetsConfig):
         released (`bool`): Whether the file is a release: packed, for inference only. Set by `save_release`.
     """
 
-    lora_rank: int = field(default=4, metadata={"help": "Rank of each module's update."})
-    dictionary_size: int = field(default=64, metadata={"help": "Atoms that all layers share."})
-    quantisation_bits: ReleaseBits = field(
-        default=8, metadata={"help": "Bits of a number in a release file: 2 to 8, or 16."}
-    )
-    released: bool = field(default=False, metadata={"help": "The file is a release, for inference only."})
+    lora_rank: int = 4
+    dictionary_size: int = 64
+    quantisation_bits: ReleaseBits = 8
+    released: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

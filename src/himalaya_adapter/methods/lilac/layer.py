@@ -5,9 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
-from himalaya_adapter.methods.release import INFERENCE_ONLY
 
 from .config import LilacConfig
 
@@ -44,6 +42,6 @@ class LilacLayer(LinearDeltaLayer):
         dictionary = self.shared[name].dictionary
         down = self.lilac_A[name] @ dictionary[:, : self.in_features]
         up = self.lilac_B[name] @ dictionary[:, : self.out_features]
-        if self.training and down.requires_grad and self.shared[name].packed is not None:
-            raise HimalayaError(INFERENCE_ONLY)  # saving would not write what is learnt
+        if self.training and down.requires_grad:
+            self.shared[name].refuse_if_released()
         return [(down, up.T)]

@@ -45,7 +45,7 @@ def unpack(packed: Mapping[str, Tensor], config: LilacConfig, state: Mapping[str
     Args:
         packed: What `pack` returned.
         config: The adapter's configuration.
-        state: The state of a new adapter, for the names of its layers and the precision of each tensor.
+        state: The state of a new adapter, for the names of its layers.
     """
     found: dict[str, Tensor] = {}
     for kind in (DICTIONARY, *COEFFICIENTS):
@@ -54,7 +54,7 @@ def unpack(packed: Mapping[str, Tensor], config: LilacConfig, state: Mapping[str
         relative = parts["values"].float() if bits == UNQUANTISED_BITS else dequantise_matrix(parts, bits)
         names = [DICTIONARY] if kind == DICTIONARY else _names(state, kind)
         matrices = (relative * parts["peak"]).chunk(len(names))
-        found |= {name: one.clone().to(state[name].dtype) for name, one in zip(names, matrices, strict=True)}
+        found |= {name: one.clone() for name, one in zip(names, matrices, strict=True)}
     return found
 
 

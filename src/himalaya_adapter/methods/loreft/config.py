@@ -1,6 +1,6 @@
 """Configuration of LoReFT as a PEFT method."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peft import PeftType
 
@@ -34,10 +34,8 @@ class LoReftConfig(TargetsConfig):
         ValueError: If a value is outside its range; the message names field, value and range.
     """
 
-    r: int = field(default=8, metadata={"help": "Dimensions of the edited subspace."})
-    first_positions: int | None = field(
-        default=None, metadata={"help": "Edit only the first so many tokens of a text; all by default."}
-    )
+    r: int = 8
+    first_positions: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

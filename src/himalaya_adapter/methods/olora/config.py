@@ -1,6 +1,6 @@
 """Configuration of O-LoRA as a PEFT method."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peft import PeftType
 
@@ -29,11 +29,11 @@ class OLoraConfig(TargetsConfig):
         ValueError: If a value is outside its range; the message names field, value and range.
     """
 
-    r: int = field(default=8, metadata={"help": "Rank of each task's adapter."})
-    lora_alpha: int = field(default=16, metadata={"help": "Products are scaled by lora_alpha / r."})
-    lambda_1: float = field(default=0.5, metadata={"help": "Weight of the overlap with earlier tasks."})
-    lambda_2: float = field(default=0.0, metadata={"help": "Weight of the norms of the present task's matrices."})
-    seed: int = field(default=0, metadata={"help": "Seed of the adapters of the second and later tasks."})
+    r: int = 8
+    lora_alpha: int = 16
+    lambda_1: float = 0.5
+    lambda_2: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity, linear, normalize
 
+from himalaya_adapter.methods.fisher import RESIDUALS
 from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, StrictAdapter
-from himalaya_adapter.methods.himalaya_strict.growth import RING_ROWS, Growth, principal_direction
+from himalaya_adapter.methods.himalaya_strict.growth import Growth, principal_direction
 from himalaya_adapter.methods.kd_tree import KDTree
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -94,12 +95,12 @@ def test_the_ring_keeps_the_last_128_residuals() -> None:
         growth.observe(row, torch.tensor(0.5))
         if index == 70:  # a new window forgets no residual
             growth.restart()
-        kept = min(index + 1, RING_ROWS)
+        kept = min(index + 1, RESIDUALS)
         assert len(growth.unit_residuals()) == kept
         if index in (0, 100, 127, 128, 255, 299):
             cosines = growth.unit_residuals().double() @ normalize(rows[index + 1 - kept : index + 1], dim=1).T
             assert (cosines.amax(0) > 0.999).all()
-    assert growth.residuals.shape == (RING_ROWS, 32)
+    assert growth.residuals.shape == (RESIDUALS, 32)
 
 
 @given(seed=SEEDS, window=st.integers(1, 9), threshold=st.floats(0.2, 0.8), count=st.integers(0, 40))

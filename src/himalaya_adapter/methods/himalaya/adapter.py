@@ -115,15 +115,15 @@ class HimalayaAdapter(Answering):
             HimalayaError: Another task answers, none is open but some are learnt, or the adapter is a release.
         """
         self.refuse_if_released()
-        task = self.open_task
-        if task is not None and not self.learns:
+        is_open = self.tasks.being_learnt != NO_ROW
+        if is_open and not self.learns:
             raise HimalayaError(
-                f"task '{task}' is being learnt, but the adapter answers as another one: before you train on, call "
-                f"model.set_task('{task}')"
+                f"task '{self.open_task}' is being learnt, but the adapter answers as another one: before you train "
+                f"on, call model.set_task('{self.open_task}')"
             )
-        if task is None and (not self.learns or self.tasks.learnt.any()):
+        if not is_open and (not self.learns or self.tasks.learnt.any()):
             raise HimalayaError(f"no task is being learnt: train {HOW_TO_TRAIN}")
-        if task is None and not self._warned:
+        if not is_open and not self._warned:
             self._warned = True
             message = "the adapter is trained outside of a task, and what it learns is stored as '%s': train %s"
             logger.warning(message, UNNAMED, HOW_TO_TRAIN)

@@ -12,6 +12,7 @@ from torch import nn
 from himalaya_adapter import save_release
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.lilac import LilacConfig, LilacLayer
+from himalaya_adapter.methods.lilac.model import SharedDictionary
 from himalaya_adapter.methods.lilac.release import pack, unpack
 from himalaya_adapter.methods.linear_delta import SCALING
 
@@ -57,8 +58,7 @@ def test_the_update_is_the_product_of_both_combinations(inputs: int, outputs: in
 
 def test_the_gradients_are_those_of_the_formula() -> None:
     layer = LilacLayer(nn.Linear(5, 3).double())
-    holder = nn.Module()
-    holder.dictionary, holder.packed = nn.Parameter(torch.randn(4, 6, dtype=torch.float64)), None
+    holder = SharedDictionary(4, 6).double()
     layer.shared["default"] = holder
     layer.add_adapter("default", LilacConfig(lora_rank=2, dictionary_size=4, init_weights=False))
     layer.double().set_adapter(["default"])

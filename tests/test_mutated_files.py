@@ -33,7 +33,7 @@ from himalaya_adapter.identity import mark_complete, sealed
 from himalaya_adapter.learning.adapter_store import AdapterStore
 from himalaya_adapter.learning.data import hold_out, read_data, read_rows
 from himalaya_adapter.report import write_search_report
-from himalaya_adapter.report.run_folder import read_run
+from himalaya_adapter.report.run_folder import SAME, read_run
 from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import load_stream
 from himalaya_adapter.streams.task import SPLITS
@@ -205,12 +205,15 @@ def test_begun_runs(changes: list[Mutation], name: str, begun: Path, tmp_path: P
     wanted, copied = gone_on(begun), tmp_path / "run"
     shutil.rmtree(copied, ignore_errors=True)
     shutil.copytree(begun, copied)
-    (copied / name).write_bytes(mutated((copied / name).read_bytes(), changes))
+    content = (copied / name).read_bytes()
+    (copied / name).write_bytes(mutated(content, changes))
     found = one_line(lambda: gone_on(copied))
-    if found:
+    # Without its hash it is a file of an earlier version, of which no more than its scores can be checked.
+    of_before = name.endswith(".json") and b'"sha256"' in content and b'"sha256"' not in (copied / name).read_bytes()
+    if found and not of_before:
         *scores, (record,) = found
-        of_before, of_after, (learnt_then,) = wanted
-        for one, other in zip([*scores, record], [of_before, of_after, learnt_then], strict=True):
+        before, after, (learnt_then,) = wanted
+        for one, other in zip([*scores, record], [before, after, learnt_then], strict=True):
             assert other.items() <= one.items()
 
 
@@ -262,9 +265,9 @@ def test_runs(changes: list[Mutation], name: str, committed: Path) -> None:
         (committed / name).write_bytes(content)
     if found:
         assert found.scores == wanted.scores
-        assert {
-            key: found.metrics[key] for key in ("average_accuracy", "forgetting")
-        }.items() <= wanted.metrics.items()
+        measured = found.metrics.keys() & {"average_accuracy", "forgetting"}  # a run of before may lack a measure
+        for key in measured:
+            assert found.metrics[key] == pytest.approx(wanted.metrics[key], abs=SAME)
     if items:
         for row, of_row in zip(items.item_scores, wanted.scored_items().item_scores, strict=True):
             assert [sum(cell) for cell in row] == pytest.approx([sum(cell) for cell in of_row], abs=0.01)

@@ -27,6 +27,7 @@ from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
 from himalaya_adapter.deploy.answering import answer
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.identity import sealed
 from himalaya_adapter.storage import read_json
 
 PROMPTS = {"parity": "Is 12 even?\nAnswer:", "echo": "Repeat 12:"}
@@ -363,7 +364,8 @@ def test_a_card_of_other_types_is_one_clear_line(
     facts: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = shutil.copytree(run / "release", tmp_path / "moved")
-    (moved / "README.md").write_text(f"---\nhimalaya: {facts}\n---\n", encoding="utf-8")
+    head = yaml.safe_dump({"himalaya": sealed(yaml.safe_load(facts))})
+    (moved / "README.md").write_text(f"---\n{head}---\n", encoding="utf-8")
     assert "README.md is damaged: expected tasks and a backbone" in refused(capsys, moved, "text")
 
 
@@ -373,8 +375,9 @@ def test_a_card_of_other_types_is_one_clear_line(
         (lambda card: " \n", "README.md is damaged: it is empty"),
         (lambda card: card.replace("- echo", "- ecco"), "README.md is damaged: its content does not match its hash"),
         (lambda card: card.replace("\nhimalaya:", "\nhimalya:"), "README.md is damaged: 'himalaya' is missing"),
+        (lambda card: card.replace("  sha256:", "  sha2567:"), "README.md is damaged: it has no hash"),
     ],
-    ids=["emptied", "another task", "no facts"],
+    ids=["emptied", "another task", "no facts", "no hash"],
 )
 def test_a_card_that_was_changed_is_refused(
     edit: Callable[[str], str], told: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

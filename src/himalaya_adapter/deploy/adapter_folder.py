@@ -253,13 +253,15 @@ def _card_facts(card: Path) -> Any:
     if not text.strip():
         raise ValueError("it is empty")
     facts = ModelCard.load(card).data.to_dict().get(CARD_FACTS)
-    if isinstance(facts, dict):
-        if SEAL not in facts:
-            logger.warning("%s has no hash of what it says: it was edited, or written by version 0.1", card)
-        return opened(facts)
-    if all(sign in text for sign in OURS):
+    ours = all(sign in text for sign in OURS) or f"\n{CARD_FACTS}:" in text
+    if ours and not isinstance(facts, dict):
         raise ValueError(f"'{CARD_FACTS}' is missing")
-    return facts
+    if ours and SEAL not in facts:
+        raise ValueError(
+            "it has no hash of what it says: it was edited, or written by version 0.1; put back what was there, or "
+            "delete it, and name the backbone (--backbone)"
+        )
+    return opened(facts) if isinstance(facts, dict) else facts
 
 
 def _from_hub(repository: str) -> Path:

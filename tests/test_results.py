@@ -184,6 +184,13 @@ def test_the_page_of_all_tables_has_every_committed_experiment() -> None:
     assert folders == set(module.TITLES) == set(module.SECTIONS)
 
 
+def test_the_first_task_took_as_long_as_the_readme_says() -> None:
+    measured = read_json(ROOT / "benchmarks" / "results" / "first_task.json")
+    minutes = {name: step["processor"] / 60 for name, step in measured["steps"].items()}
+    told = f"{sum(minutes.values()):.0f} minutes of processor time** ({minutes['install']:.0f} of them for the"
+    assert told in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
 def test_what_evaluation_saves_is_what_was_measured() -> None:
     tasks = read_json(ROOT / "benchmarks" / "results" / "evaluation.json")["tasks"]
     medians = [statistics.median(task["ratios"]) for task in tasks]

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, one_line
 
 MOST_NODES = 200_000  # of a document with its aliases written out; a few lines of aliases can stand for more than fits
 DEEPEST = 40  # levels
@@ -89,7 +89,7 @@ def parse_document(text: str, where: str, *, json_text: bool = False) -> Any:
             loader.dispose()
     except NOT_YAML as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise HimalayaError(f"cannot read {where}: {' '.join(reason.split())}") from error
+        raise HimalayaError(f"cannot read {where}: {one_line(reason)}") from error
 
 
 def without_interpolations(content: Any, where: str) -> Any:

@@ -55,6 +55,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> HimalayaError:
     return HimalayaError(f"unknown {kind} '{name}'{suggestion}{f' (known: {_listed(names)})' if few else ''}")
 
 
+def one_line(error: BaseException | str) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())
+
+
 def told(error: BaseException) -> str | None:
     """The line for an error that a user or the machine has caused; ``None`` for a mistake of the program."""
     out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
@@ -75,7 +80,7 @@ def told(error: BaseException) -> str | None:
         message = "out of memory: lower training.batch_size, evaluation.eval_batch_size or dataset.max_seq_length"
     else:
         return None
-    return " ".join(message.split())
+    return one_line(message)
 
 
 def _missing(error: ImportError) -> str | None:

@@ -9,7 +9,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.experiments.composition import CONF
 from himalaya_adapter.experiments.overrides import combinations
@@ -61,7 +61,7 @@ def sweep(words: Sequence[str]) -> list[str]:
     try:
         hydra.main(config_path=str(CONF / "sweep"), config_name="sweep", version_base="1.3")(job)()
     except HydraException as error:
-        raise HimalayaError(f"Hydra: {' '.join(str(error).split())}") from error
+        raise HimalayaError(f"Hydra: {one_line(error)}") from error
     finally:
         sys.argv = arguments
     return failures

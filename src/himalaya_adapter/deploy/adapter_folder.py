@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.backbones.shape import SIZES, sizes_of
-from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
 from himalaya_adapter.identity import COMPLETE, SEAL, files_identity, is_complete, opened
 from himalaya_adapter.methods.construction import quiet_peft
 from himalaya_adapter.methods.continual import continual
@@ -129,7 +129,7 @@ def load_adapter(
         AttributeError,
         re.error,
     ) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise HimalayaError(f"the adapter in {saved.folder} could not be loaded: {reason}") from error
     method = continual(model)
     if task is not None:
@@ -217,7 +217,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     try:
         facts = _card_facts(path) if path.is_file() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise HimalayaError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        raise HimalayaError(f"{path} is damaged: {one_line(error)}") from error
     told: dict[str, Any] = {"tasks": [], "backbone": {}} | (facts if isinstance(facts, dict) else {})
     named = isinstance(told["tasks"], list) and all(isinstance(name, str) for name in told["tasks"])
     if not named or not isinstance(told["backbone"], dict):
@@ -239,7 +239,7 @@ def learnt_facts(folder: Path) -> dict[str, Any]:
         if facts["files"] != files_identity(folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)):
             raise ValueError(f"it was not written with the {CONFIG_FILE} and {WEIGHTS_FILE} beside it")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise HimalayaError(
             f"{path} is damaged: {reason}; put back what was there, or delete it: the adapter keeps its tasks, their "
             "templates and scores are lost"
@@ -270,7 +270,7 @@ def _from_hub(repository: str) -> Path:
     try:
         folder = Path(snapshot_download(repository, allow_patterns=wanted))
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise HimalayaError(
             f"{repository} is no folder here, and no adapter of the hub could be had: {reason}"
         ) from error

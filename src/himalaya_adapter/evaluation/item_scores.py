@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.storage import read_json, write_atomic
 
 FILE = "item_scores.json"
@@ -94,5 +94,5 @@ def read_item_scores(folder: Path, cells: Sequence[Sequence[Mapping[str, Any] | 
                 if cell is not None:
                     check_score(cell, items)
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise HimalayaError(f"{path} is damaged ({' '.join(str(error).split())}); delete it or run again") from error
+        raise HimalayaError(f"{path} is damaged ({one_line(error)}); delete it or run again") from error
     return list(rows)

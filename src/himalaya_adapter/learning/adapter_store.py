@@ -22,7 +22,7 @@ from himalaya_adapter.deploy.adapter_folder import (
     newest_state,
     unfinished_place,
 )
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.identity import COMPLETE, files_identity, is_complete, mark_complete, opened, sealed
 from himalaya_adapter.methods import HimalayaConfig, HimalayaModel
 from himalaya_adapter.methods.himalaya.adapter import HimalayaAdapter
@@ -108,7 +108,7 @@ class AdapterStore:
         try:
             config = PeftConfig.from_pretrained(str(self.place)) if self.exists else None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise HimalayaError(f"{self.folder / CONFIG_FILE} is damaged: {' '.join(str(error).split())}") from error
+            raise HimalayaError(f"{self.folder / CONFIG_FILE} is damaged: {one_line(error)}") from error
         if not isinstance(config, HimalayaConfig) or config.released:
             kind = "a release" if isinstance(config, HimalayaConfig) else config and config.peft_type
             found = getattr(kind, "value", kind) or "no adapter"
@@ -119,7 +119,7 @@ class AdapterStore:
             adapter = HimalayaAdapter(config, width, width)
             adapter.load_state_dict(own)
         except (SafetensorError, KeyError, IndexError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise HimalayaError(f"{self.folder / WEIGHTS_FILE} is damaged: {reason}") from error
         return adapter
 
@@ -148,7 +148,7 @@ class AdapterStore:
                 raise ValueError(f"it is of task '{found['task']}'")
             return list(found["items"])
         except (ValueError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise HimalayaError(f"{path} is damaged ({reason}): delete it, and {task} is no longer checked") from error
 
     # Changing it -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from jinja2 import TemplateError
 
-from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
 from himalaya_adapter.evaluation.text_metrics import metric_by_name
 from himalaya_adapter.streams.encoding import encode_prompt, encode_target
 from himalaya_adapter.streams.items import BROKEN, EMPTY, NOT_UTF8, BadItem, fields_of, item_of
@@ -112,7 +112,7 @@ def _of_dataset(name: str, config: str | None, split: str, on_disk: bool) -> lis
     try:
         found = datasets.load_from_disk(name) if on_disk else datasets.load_dataset(name, config)
     except Exception as error:  # errors of the library's own, of pyarrow, of the hub's client and of httpx
-        raise HimalayaError(f"cannot read the data set {name}: {' '.join(str(error).split())}") from error
+        raise HimalayaError(f"cannot read the data set {name}: {one_line(error)}") from error
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
             raise unknown_name(f"split of {name}", split, found)

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PeftType, get_peft_model
 from transformers import PreTrainedModel, set_seed
 
-from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
 from himalaya_adapter.experiments.method_options import adapter_options, given_keys, method_of
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.registry import method_row
@@ -63,7 +63,7 @@ def method_config(method: str, options: Mapping[str, Any]) -> PeftConfig:
     try:
         config = config_class(**{"task_type": "CAUSAL_LM", **options})
     except (TypeError, ValueError) as error:
-        raise HimalayaError(f"options of method {method}: {_one_line(error)}") from error
+        raise HimalayaError(f"options of method {method}: {one_line(error)}") from error
     if config.is_prompt_learning or config.peft_type in NEEDS_TASK_IDS:
         need = "a number of the task" if config.peft_type in NEEDS_TASK_IDS else "virtual tokens"
         raise HimalayaError(
@@ -77,10 +77,6 @@ def _is_a(value: Any, kind: type) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 @contextmanager
@@ -104,7 +100,7 @@ def adapt(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
     # Some methods need a package of their own; target_modules may be a regular expression.
     except (TypeError, ValueError, KeyError, ImportError, re.error) as error:
         raise HimalayaError(
-            f"{PeftType(config.peft_type).value} does not fit {type(model).__name__}: {_one_line(error)}"
+            f"{PeftType(config.peft_type).value} does not fit {type(model).__name__}: {one_line(error)}"
         ) from error
     if not isinstance(adapted, PeftModel):
         raise HimalayaError(

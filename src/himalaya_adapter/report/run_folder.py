@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from himalaya_adapter.documents import parse_document, read_text
-from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
 from himalaya_adapter.evaluation.item_scores import check_score, read_item_scores
 from himalaya_adapter.evaluation.metrics import MEASURES
 from himalaya_adapter.evaluation.paired_tests import ScoredRun
@@ -117,7 +117,7 @@ def read_run(folder: Path) -> RunRecord:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         if isinstance(error, HimalayaError):
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise HimalayaError(f"a file of {folder} is damaged ({reason}); restore it, or run again") from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from himalaya_adapter.documents import read_text
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.identity import opened
 from himalaya_adapter.report.charts import XY, Axis, Figure, drawn, figure
 from himalaya_adapter.report.metric_table import format_seconds
@@ -173,5 +173,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, error: Exception) -> HimalayaError:
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     return HimalayaError(f"{path} is damaged ({reason}): the same search writes it anew")

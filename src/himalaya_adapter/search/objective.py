@@ -12,7 +12,7 @@ import torch
 from optuna.trial import Trial, TrialState
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.evaluation.metrics import MEASURES
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.search.space import SearchedKey, with_values
@@ -58,7 +58,7 @@ def run_trial(trial: Trial, run: RunConfig, keys: Sequence[SearchedKey], trials:
     except optuna.TrialPruned:
         trial.study.tell(trial, state=TrialState.PRUNED)
     except (HimalayaError, torch.OutOfMemoryError) as error:
-        trial.set_user_attr(REASON, " ".join(str(error).split()))
+        trial.set_user_attr(REASON, one_line(error))
         trial.study.tell(trial, state=TrialState.FAIL)
     else:
         metrics: Mapping[str, Any] = read_json(folder / "metrics.json")

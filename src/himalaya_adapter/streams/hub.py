@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
 from himalaya_adapter.storage import beside, cache_folder
 from himalaya_adapter.streams.readers.types import Row
 from himalaya_adapter.streams.task import HubSource, TaskSpec
@@ -81,9 +81,7 @@ def hub_rows(source: HubSource, split: str) -> Iterator[Row]:
     try:
         file = pyarrow.parquet.ParquetFile(path, pre_buffer=False)  # a buffer would keep all that was read
     except (OSError, pyarrow.ArrowInvalid) as error:
-        raise HimalayaError(
-            f"cannot read {path}: {' '.join(str(error).split())}; delete it and fetch again"
-        ) from error
+        raise HimalayaError(f"cannot read {path}: {one_line(error)}; delete it and fetch again") from error
     with file:
         _check_columns(source, split, file.schema_arrow.names)
         for batch in file.iter_batches(BATCH, columns=source.columns):
@@ -137,7 +135,7 @@ def _download(source: HubSource, split: str, path: Path) -> None:
     except Exception as error:  # the library raises errors of its own, of pyarrow, of the hub's client and of httpx
         raise HimalayaError(
             f"cannot fetch split '{split}' of {source.id} ({source.config or 'default'}, revision {source.revision}): "
-            f"{' '.join(str(error).split()) or type(error).__name__}"
+            f"{one_line(error) or type(error).__name__}"
         ) from error
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from himalaya_adapter.budget import EWC_PART
 from himalaya_adapter.documents import read_document
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.evaluation.item_scores import check_score
 from himalaya_adapter.experiments.keys import check_same
 from himalaya_adapter.identity import is_complete, mark_complete, opened, sealed
@@ -116,7 +116,7 @@ class RunStore:
                 check_score(content, content["item_scores"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise HimalayaError(
-                f"{path} is damaged ({_one_line(error)}): delete this file, and the same command computes it again"
+                f"{path} is damaged ({one_line(error)}): delete this file, and the same command computes it again"
             ) from error
         return content
 
@@ -218,7 +218,3 @@ def _changed_tasks(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
         for key, value in of_task.items()
         if task in before and before[task].get(key) != value
     ]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

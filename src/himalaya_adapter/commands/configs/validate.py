@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, one_line
 
 
 def command(files: list[Path]) -> None:
@@ -16,6 +16,6 @@ def command(files: list[Path]) -> None:
             print(f"{path}: ok")
         except HimalayaError as error:
             wrong += 1
-            print(f"{path}: {' '.join(str(error).split())}")
+            print(f"{path}: {one_line(error)}")
     if wrong:
         raise HimalayaError(f"{wrong} of {len(files)} files hold a run config that is not valid")

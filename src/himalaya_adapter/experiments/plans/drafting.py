@@ -8,7 +8,7 @@ from dataclasses import asdict
 from urllib.parse import urlsplit
 
 from himalaya_adapter.documents import parse_document
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.experiments.keys import flattened
 from himalaya_adapter.experiments.plans.generation import Catalogue, Fixed, fixed_values
 from himalaya_adapter.experiments.plans.plan import Plan
@@ -138,5 +138,5 @@ def _check_url(url: str) -> None:
 
 def _without(key: str | None, error: Exception) -> str:
     """An error's message without the key, which a server may repeat."""
-    message = " ".join(str(error).split())
+    message = one_line(error)
     return (message.replace(key, "…") if key else message)[:LONGEST_MESSAGE]

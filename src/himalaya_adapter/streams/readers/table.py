@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.streams.readers.types import BadRow, Row
 
 FORMATS = ".jsonl, .json, .csv, .tsv, .parquet, each also with .gz or .bz2"
@@ -43,7 +43,7 @@ def read_table(content: bytes, name: str, options: Mapping[str, Any]) -> Iterato
     except (OSError, EOFError, ValueError, RecursionError, csv.Error, zlib.error) as error:
         if isinstance(error, HimalayaError):
             raise
-        raise HimalayaError(f"cannot read table {file}: {' '.join(str(error).split())}") from error
+        raise HimalayaError(f"cannot read table {file}: {one_line(error)}") from error
 
 
 def _decoded(content: bytes) -> str:

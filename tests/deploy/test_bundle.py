@@ -127,6 +127,7 @@ def test_the_graphs_share_their_weights(bundle: Path) -> None:
         entries = [{entry.key: entry.value for entry in tensor.external_data} for tensor in outside]
         assert {entry["location"] for entry in entries} == {"weights.bin"}
         places.append({entry["offset"] for entry in entries})
+        assert all(int(entry["offset"]) % 4096 == 0 for entry in entries), "each is mapped where it lies"
     assert places[0] <= places[1]
 
 

@@ -20,6 +20,7 @@ from .operator import DOMAIN, FUNCTIONS, OLDEST_OPSET, VERSION
 
 # Smaller tensors stay in the graph file, where shape computations are folded when it is loaded.
 EXTERNAL_FROM_BYTES = 4096
+PAGE = 4096  # bytes; ONNX Runtime maps a weight into memory as it lies in the file
 METADATA_PREFIX = "himalaya."
 PAST_PREFIX, PRESENT_PREFIX = "past_key_values.", "present."
 NEWEST_OPSET = 23
@@ -118,7 +119,14 @@ def write_model(model: ir.Model, path: Path, weights: str | None = None) -> None
         path: The file.
         weights: Name of a file beside it for the large tensors; without it they are in the graph's own file.
     """
-    ir.save(model, path, external_data=weights, size_threshold_bytes=EXTERNAL_FROM_BYTES)
+    ir.save(
+        model,
+        path,
+        external_data=weights,
+        size_threshold_bytes=EXTERNAL_FROM_BYTES,
+        alignment=PAGE,
+        align_threshold=0,
+    )
 
 
 def write_function_free(source: Path, path: Path) -> None:

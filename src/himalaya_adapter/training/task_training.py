@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerState, TrainingArguments
 
@@ -60,7 +61,7 @@ def train_task(
         HimalayaError: No room for the task, or too many steps whose gradient is not finite.
     """
     method, collator = continual(model), AnswerCollator(tokenizer.pad_token_id)
-    with arguments.main_process_first(local=False):  # it deletes what is damaged
+    with PartialState().main_process_first():  # it deletes what is damaged
         checkpoint = last_checkpoint(Path(str(arguments.output_dir)))
     first = collator(examples.first(CALIBRATION_ITEMS))
     inputs: dict[str, Any] = {key: value.to(model.device) for key, value in first.items()}

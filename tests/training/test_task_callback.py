@@ -137,8 +137,8 @@ def test_the_best_checkpoint_is_what_is_stored(
         save_steps=1,
         eval_strategy="steps",
         eval_steps=1,
-        learning_rate=10.0,
         load_best_model_at_end=True,
+        greater_is_better=True,  # the largest loss is "best", so it is not the last step, on any machine
         max_steps=4,
     )
     best.train()

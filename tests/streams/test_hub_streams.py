@@ -1,7 +1,9 @@
 """The streams of the hub: every entry reads parquet files of its data set's form; the hub itself is off by default."""
 
+import math
 import os
 import re
+import shlex
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +13,8 @@ from datasets import ClassLabel, load_dataset
 from hub_schemas import ROWS, SCHEMAS, write_split
 
 from himalaya_adapter.evaluation.text_metrics import METRICS
+from himalaya_adapter.experiments import compose_run
+from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.streams import Stream, load_stream, stream_names
 from himalaya_adapter.streams.catalogue import load_task, read_definition
 from himalaya_adapter.streams.hub import BATCH, MIRROR_VARIABLE
@@ -18,6 +22,7 @@ from himalaya_adapter.streams.task import SPLITS, HubSource, Item, Task, TaskSpe
 
 STREAMS = [name for name in stream_names() if any(spec.source.hub for spec in read_definition(name).tasks)]
 MAIN = "continual_task_stream_25"
+PAGE = Path(__file__).parents[2] / "docs" / "published-streams.md"
 LIVE_VARIABLE = "HIMALAYA_TEST_HUB"  # set to 1 to run the tests that need the hub
 COMMIT = re.compile(r"[0-9a-f]{40}")
 UNPINNED = {"HHazard/trace-train-5000"}
@@ -193,3 +198,18 @@ def test_the_hub_has_the_entry(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert min(len(loaded.split(split)) for split in SPLITS) > 0
     if loaded.spec.labels:
         assert {item.target for item in loaded.train} == set(loaded.spec.labels)
+
+
+def test_the_commands_for_published_streams_are_runs_of_the_size_that_the_page_says() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    lines = re.findall(r"^himalaya run (.*)$", page, flags=re.M)
+    assert len(lines) == 2
+    for line in lines:
+        run = compose_run(shlex.split(line)).run
+        check_run(run)
+        caps = [spec.caps.train for spec in read_definition(run.dataset.name).tasks]
+        assert None not in caps
+        steps = sum(math.ceil(cap / run.training.batch_size) for cap in caps)
+        tokens = sum(caps) * run.dataset.max_seq_length / 1e6
+        assert f"| `{run.dataset.name}` | {sum(caps):,} | {steps:,} | {tokens:.1f} million |" in page
+    assert len(page.split()) <= 500

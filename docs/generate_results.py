@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean
 
+import bits_results
 from expected_results import expected_results, expected_table
 
 from himalaya_adapter.budget import BYTES_PER_MB, count_budget
@@ -34,6 +35,7 @@ ABLATIONS = "ablations"
 HIMALAYAS, BOUNDS = ("himalaya", "unprotected"), ("lora-independent", "lora-independent-fast", "frozen")
 IN_SHORT = (ABLATIONS, "first10", "first15", "last15", "reversed25")  # as a whole, not task by task
 MAIN = "package25"
+MANY_TASKS, NOT_YET = RESULTS / "many_tasks.json", "Not measured yet: `python benchmarks/many_tasks.py`.\n"
 PAIRED, EXPECTED = "Paired tests", "The original plan's expected results"
 # Folder of the results -> its runs, in the order in which they are shown; without those that have a config and no
 # results yet.
@@ -199,6 +201,52 @@ def at_llama_2() -> str:
     return "\n".join(lines) + "\n"
 
 
+def many_tasks() -> str:
+    """What stays and what grows from ten tasks to a thousand."""
+    measured = read_json(MANY_TASKS) if MANY_TASKS.is_file() else {}
+    settings = [one for part, one in measured.items() if part != "room" and one is not None]
+    if not settings:
+        return NOT_YET
+    lines = [
+        "| d | layers | atoms a task | tasks | changed since learnt | found by the prompt | `set_task` and pass "
+        "| `infer_task` | end of a task: tree | scan | save | load |",
+        f"|---|{'---|' * 11}",
+    ]
+    for setting in settings:
+        for row in setting["counts"]:
+            changed = row["changed"] + row["adapter_changed"] + row["release_changed"]
+            times = [
+                f"{row['milliseconds'][name]:.3g} ms"
+                for name in ("set_task and pass", "infer_task", "end, tree", "end, scan", "save", "load")
+            ]
+            facts = [setting["width"], setting["layers"], setting["atoms"], f"{row['tasks']:,}", changed]
+            cells = [*map(str, facts), f"{100 * row['recognised']:.1f} %", *times]
+            lines.append(f"| {' | '.join(cells)} |")
+    machines = sorted(
+        {f"{one['rounds']} rounds, one thread of {one['cpu']}, torch {one['torch']}" for one in settings}
+    )
+    told = f"Times are medians of {'; '.join(machines)}."
+    return "\n".join([*lines, "", told]) + "\n"
+
+
+def room() -> str:
+    """How many tasks fit into the original plan's 2.5 MB."""
+    measured = read_json(MANY_TASKS) if MANY_TASKS.is_file() else {}
+    if not measured.get("room"):
+        return NOT_YET
+    lines = [
+        "| atoms a task | bytes a task | tasks in an adapter of 2.5 MB | in a release |",
+        "|---|---|---|---|",
+    ]
+    for row in measured["room"]:
+        adapter, release = row["adapter"], row["release"]
+        lines.append(
+            f"| {row['atoms']} | {adapter['bytes_a_task']:,} | {adapter['tasks']:,} ({adapter['file_bytes']:,} bytes) "
+            f"| {release['tasks']:,} ({release['file_bytes']:,} bytes) |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def searches() -> str:
     """What every trial of the searches reached, the best in bold."""
     lines = ["| method | learning rate: retained-accuracy AUC on validation items |", "|---|---|"]
@@ -220,6 +268,9 @@ MARKED: dict[str, Callable[[], str]] = {
     "paired": lambda: titled(PAIRED),
     "expected": lambda: titled(EXPECTED),
     POSITIONS: positions,
+    "many-tasks": many_tasks,
+    "room": room,
+    "bits": bits_results.table,
     LLAMA: at_llama_2,
 }
 TITLES = {
@@ -268,3 +319,4 @@ if __name__ == "__main__":
         page(name).write_text(before + start(name) + generated(name) + END + rest.split(END, 1)[1], encoding="utf-8")
     for name in PICTURES:
         draw(name)
+    bits_results.draw()

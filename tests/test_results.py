@@ -1,6 +1,7 @@
 """What the documentation says was measured is what the committed results say."""
 
 import importlib.util
+import json
 import re
 import statistics
 import sys
@@ -18,6 +19,7 @@ from himalaya_adapter.streams.catalogue import read_definition
 
 ROOT = Path(__file__).parents[1]
 GENERATOR = ROOT / "docs" / "generate_results.py"
+BITS = ROOT / "docs" / "bits_results.py"
 RUNNER = ROOT / "benchmarks" / "run_missing.py"
 STREAMS = sorted((ROOT / "benchmarks" / "streams").glob("*.yaml"))
 SCORES = (
@@ -38,7 +40,10 @@ def script(path: Path) -> ModuleType:
 
 @pytest.mark.parametrize(
     "section",
-    ["headline", "package25", "paired", "expected", "positions", pytest.param("llama-2-7b", marks=pytest.mark.slow)],
+    [
+        *("headline", "package25", "paired", "expected", "positions", "many-tasks", "room", "bits"),
+        pytest.param("llama-2-7b", marks=pytest.mark.slow),
+    ],
 )
 def test_the_tables_are_generated_from_the_committed_runs(section: str) -> None:
     module = script(GENERATOR)
@@ -50,6 +55,31 @@ def test_the_pictures_show_the_committed_runs(picture: str) -> None:
     module = script(GENERATOR)
     with Image.open(ROOT / "docs" / "images" / f"{picture}.png") as image:
         assert image.info["Description"] == module.shown(picture), "run: python docs/generate_results.py"
+
+
+def test_bits_are_compared_on_the_tasks_that_all_have(tmp_path: Path) -> None:
+    module = script(BITS)
+    scores = {("loreft", 16): [1.0, 1.0, 0.0, 1.0], ("loreft", 3): [1.0, 0.0, 0.0, 1.0]}
+    lines = [
+        {"task": task, "method": method, "bits": bits, "bytes": 1000 * bits, "score": sum(items) / 4}
+        | {"item_scores": items}
+        for (method, bits), items in scores.items()
+        for task in ("a", "b", "only at 16")[: 3 if bits == 16 else 2]
+    ]
+    path = tmp_path / "bits.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    rows = [row.strip("| ").split(" | ") for row in module.table(path).splitlines()[2:4]]
+    assert [row[1:5] for row in rows] == [["16", "400 kB", "2", "0.750"], ["3", "75.00 kB", "2", "0.500"]]
+    assert rows[1][5].startswith("−0.250 [")
+    assert module.table(tmp_path / "nothing").startswith("Not measured yet")
+
+
+def test_the_picture_of_bits_shows_the_committed_lines() -> None:
+    module = script(BITS)
+    assert module.PICTURE.is_file() == bool(module.points())
+    if module.points():
+        with Image.open(module.PICTURE) as image:
+            assert image.info["Description"] == module.shown(), "run: python docs/generate_results.py"
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.parent.relative_to(path.parents[2])))

@@ -1,0 +1,104 @@
+"""One adapter a task at several numbers of bits: table and picture of what benchmarks/bits.py has scored."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, variance
+from typing import Any
+
+from himalaya_adapter.budget import count_budget
+from himalaya_adapter.experiments import compose_run
+from himalaya_adapter.report import paper
+from himalaya_adapter.report.metric_table import format_bytes, format_value
+from himalaya_adapter.report.palette import BOUND, OWN
+
+LINES = Path(__file__).parents[1] / "benchmarks" / "results" / "bits.jsonl"
+PICTURE = Path(__file__).parent / "images" / "score_against_bytes.png"
+NAMES = {"loreft": "One LoReFT r=1 a task", "unilora": "One Uni-LoRA r=4 a task", "himalaya": "HIMALAYA"}
+TASKS = 25  # of the stream; bytes are those of all of them
+SHOWN = f"\n![Score against the bytes of {TASKS} tasks](images/{PICTURE.name})\n"
+Key = tuple[str, int]
+
+
+def scored(path: Path = LINES) -> dict[Key, dict[str, Mapping[str, Any]]]:
+    """Method and bits -> task -> its line, for the tasks that are scored in every way; most bits first."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    found: dict[Key, dict[str, Mapping[str, Any]]] = {}
+    for line in sorted(lines, key=lambda one: ([*NAMES].index(one["method"]), -one["bits"])):
+        found.setdefault((line["method"], line["bits"]), {})[line["task"]] = line
+    common = set.intersection(*(set(tasks) for tasks in found.values())) if found else set()
+    return {key: {task: line for task, line in tasks.items() if task in common} for key, tasks in found.items()}
+
+
+def table(path: Path = LINES) -> str:
+    """A line for each method and number of bits, on the same items."""
+    found = scored(path)
+    if not any(found.values()):
+        return "Not measured yet: `python benchmarks/bits.py`.\n"
+    lines = ["| method | bits | bytes of 25 tasks | tasks | score | score − most bits |", "|---|---|---|---|---|---|"]
+    for (method, bits), tasks in found.items():
+        most = found[next(key for key in found if key[0] == method)]
+        change = "" if most is tasks else _change(list(tasks.values()), [most[task] for task in tasks])
+        size, score = format_bytes(_bytes(method, tasks)), format_value(_score(tasks), "score")
+        lines.append(f"| {NAMES[method]} | {bits} | {size} | {len(tasks)} | {score} | {change} |")
+    return "\n".join(lines) + "\n" + SHOWN
+
+
+def _score(tasks: Mapping[str, Mapping[str, Any]]) -> float:
+    return fmean(line["score"] for line in tasks.values())
+
+
+def _bytes(method: str, tasks: Mapping[str, Mapping[str, Any]]) -> float:
+    """Of all tasks of the stream: as many files, or HIMALAYA's one release with room for as many."""
+    if method != "himalaya":
+        return TASKS * fmean(line["bytes"] for line in tasks.values())
+    room = f"model.adapter.options={{elastic_atoms: {12 * TASKS}, max_tasks: {TASKS}}}"
+    released = count_budget(compose_run(["run=himalaya-package25", room]).run).released
+    assert released is not None
+    return sum(released.values())
+
+
+def _change(lines: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> str:
+    """The mean paired difference over the items of each task, and its 95 % interval: tasks are independent."""
+    gaps = [
+        [own - other for own, other in zip(line["item_scores"], most["item_scores"], strict=True)]
+        for line, most in zip(lines, others, strict=True)
+    ]
+    mean = fmean(fmean(of_task) for of_task in gaps)
+    error = math.sqrt(sum(variance(of_task) / len(of_task) for of_task in gaps)) / len(gaps)
+    low, high = (format_value(mean + side * 1.96 * error, "signed") for side in (-1, 1))
+    return f"{format_value(mean, 'signed')} [{low}, {high}]"
+
+
+def points(path: Path = LINES) -> dict[str, list[tuple[int, float, float]]]:
+    """Of each method its bits, the bytes of all tasks, and the mean score."""
+    found: dict[str, list[tuple[int, float, float]]] = {}
+    for (method, bits), tasks in scored(path).items():
+        if tasks:
+            found.setdefault(NAMES[method], []).append((bits, _bytes(method, tasks), _score(tasks)))
+    return found
+
+
+def shown() -> str:
+    """A hash of what the picture shows, which its file carries."""
+    return hashlib.sha256(json.dumps(points()).encode()).hexdigest()
+
+
+def draw() -> None:
+    """Write the picture, if there is something to show: a line a method, a mark a number of bits."""
+    if not points():
+        return
+    figure = paper.new_sheet(4.2)
+    axes = figure.subplots()
+    for (name, marks), style in zip(points().items(), ("o-", "s--", "D"), strict=False):
+        color = OWN if name == NAMES["himalaya"] else BOUND
+        axes.plot([size for _, size, _ in marks], [score for *_, score in marks], style, color=color, label=name)
+        for bits, size, score in marks:
+            axes.annotate(f"{bits}", (size, score), (5, 5), textcoords="offset points", fontsize=paper.SMALL_TEXT_SIZE)
+    axes.set_xscale("log")
+    axes.margins(x=0.2, y=0.2)
+    axes.legend(frameon=False, fontsize=paper.SMALL_TEXT_SIZE)
+    paper.style_axes(axes, x=f"bytes of {TASKS} tasks; beside a mark its bits", y="mean score")
+    figure.savefig(PICTURE, dpi=paper.PNG_DPI, metadata={"Description": shown()})

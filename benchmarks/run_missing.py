@@ -9,6 +9,7 @@ Run: python benchmarks/run_missing.py [--results benchmarks/results] [--work out
 import argparse
 from pathlib import Path
 
+from himalaya_adapter.deploy.run_latency import measure_secondary_metric
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.storage import read_json, write_atomic, write_json
@@ -49,6 +50,7 @@ def run(experiment: Path, work: Path) -> Path:
     """Run one experiment and copy its small files beside its config; the report is left in the work folder."""
     launch = compose_run([f"run={experiment / 'config.yaml'}", f"results_dir={work / experiment.parent.name}"])
     folder = run_stream(launch.run, launch.results_dir)
+    measure_secondary_metric(launch.run, folder)
     config = read_json(folder / ADAPTER_CONFIG)
     config["base_model_name_or_path"] = launch.run.model.backbone.name  # PEFT writes a folder of this machine
     write_json(experiment / ADAPTER_CONFIG, config)

@@ -9,6 +9,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from himalaya_adapter.deploy.run_latency import measure_secondary_metric
 from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.experiments.composition import CONF
@@ -44,7 +45,8 @@ def sweep(words: Sequence[str]) -> list[str]:
             line = lines[chosen.job]
             launch = compose_run([*line, *_run_id(own, line)])
             folder = run_stream(launch.run, launch.results_dir, overwrite=launch.overwrite)
-            if not (folder / "report.html").is_file():
+            measured = measure_secondary_metric(launch.run, folder)
+            if measured or not (folder / "report.html").is_file():
                 write_run_report(folder)
             print(folder / "report.html")
         except HimalayaError as error:

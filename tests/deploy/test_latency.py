@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from learnt import write_learnt
+from tiny_runs import run_words
 
 from himalaya_adapter.cli import main
-from himalaya_adapter.deploy import latency_tables
+from himalaya_adapter.deploy import latency_tables, run_latency
 from himalaya_adapter.deploy.bundle.runner import latency as runner_latency
 from himalaya_adapter.deploy.bundle.runner import measure
 from himalaya_adapter.deploy.bundle.runner.latency import CONTROL
@@ -140,6 +141,63 @@ def test_one_layer_of_any_shape(place: Path, measured: dict[str, Any], tmp_path:
     assert main([*words, "--seconds", "0.05", "--output", str(tmp_path / "latency.json")]) == 0
     written = read_json(tmp_path / "latency.json")
     assert [set(entry["graphs"]) for entry in written["measurements"]] == [{"base", "adapted", CONTROL}] * 2
+
+
+SECONDARY = ["evaluation.secondary_metric=cpu_latency_overhead", "evaluation.cpu_latency_device=raspberry-pi-4"]
+
+
+@pytest.mark.parametrize("largest", [run_latency.LARGEST, 1], ids=["the whole backbone", "one layer"])
+def test_a_run_measures_its_secondary_metric_on_its_own_cpu(
+    largest: int, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_latency, "SECONDS", 0.05)
+    monkeypatch.setattr(run_latency, "LARGEST", largest)
+    words = [*run_words(place, "HIMALAYA", max_updates_per_task=1), f"results_dir={tmp_path}", *SECONDARY]
+    assert main(words) == 0
+    metrics = read_json(tmp_path / "himalaya" / "metrics.json")
+    (decode,) = (entry for entry in metrics["cpu_latency"]["measurements"] if entry["phase"] == "decode")
+    assert metrics["cpu_latency_overhead"] == decode["graphs"]["adapted"]["ratio"] - 1
+    assert metrics["cpu_latency_overhead_low"] <= metrics["cpu_latency_overhead"]
+    assert metrics["cpu_latency_overhead"] <= metrics["cpu_latency_overhead_high"]
+    assert metrics["cpu_latency"]["device"]["cpu"] == measure.device()["cpu"]
+    assert ("one decoder layer" in metrics["cpu_latency"]["subject"]) == (largest == 1)
+    told = [(tmp_path / "himalaya" / name).read_text(encoding="utf-8") for name in ("metrics.json", "report.html")]
+    assert all(measure.device()["cpu"] in text and "raspberry" not in text.split("config.yaml")[0] for text in told)
+    assert "CPU latency overhead" in told[1]
+    assert main(words) == 0
+    assert read_json(tmp_path / "himalaya" / "metrics.json") == metrics, "it is measured once"
+
+
+def test_a_finished_run_that_names_it_later_is_measured(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_latency, "SECONDS", 0.05)
+    words = [*run_words(place, "HIMALAYA", max_updates_per_task=1), f"results_dir={tmp_path}", *SECONDARY]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_latency, "measure_secondary_metric", lambda run, folder: False)  # as if killed before it
+        assert main(words) == 0
+    assert "cpu_latency" not in read_json(tmp_path / "himalaya" / "metrics.json")
+    assert "CPU latency" not in (tmp_path / "himalaya" / "report.html").read_text(encoding="utf-8")
+    assert main(words) == 0
+    assert "cpu_latency_overhead" in read_json(tmp_path / "himalaya" / "metrics.json")
+    assert "CPU latency" in (tmp_path / "himalaya" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "reason"),
+    [
+        ("LORA", [], "an adapter of LORA has no ONNX graph"),
+        ("HIMALAYA", ["model.adapter.options={placement: weights}"], "placement='weights' has no ONNX graph"),
+        ("HIMALAYA", ["training.protocol=frozen"], "a frozen model has no adapter"),
+    ],
+)
+def test_what_has_no_graph_says_so_and_has_no_overhead(
+    method: str, more: list[str], reason: str, place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [*run_words(place, method, max_updates_per_task=1), f"results_dir={tmp_path}", *SECONDARY, *more]
+    assert main(words) == 0
+    assert f"cpu_latency_overhead is not measured: {reason}" in caplog.text
+    assert "cpu_latency_overhead" not in read_json(tmp_path / method.lower() / "metrics.json")
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,9 @@ class EvaluationConfig(Section):
     eval_batch_size: Count = 16
     """Prompts per forward pass."""
     secondary_metric: Literal["cpu_latency_overhead"] | None = None
-    """``cpu_latency_overhead``: belongs to a device; a run says that it does not measure it."""
+    """``cpu_latency_overhead``: ``himalaya run`` measures it at its end, on the CPU of its own machine."""
     cpu_latency_device: str | None = None
-    """That device, such as ``raspberry-pi-4``."""
+    """The device that was planned for, such as ``raspberry-pi-4``; a run names the one that it has."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ from himalaya_adapter.report.page import Page
 from himalaya_adapter.report.paired_tables import measure_differences, task_differences
 from himalaya_adapter.report.run_folder import read_comparable_runs
 from himalaya_adapter.report.run_page import shared_facts
-from himalaya_adapter.report.run_tables import data_hashes, environment, evaluation_cost
+from himalaya_adapter.report.run_tables import cpu_latency, data_hashes, environment, evaluation_cost
 from himalaya_adapter.report.table import Table
 from himalaya_adapter.report.task_tables import task_tables
 from himalaya_adapter.storage import write_atomic, write_json
@@ -90,6 +90,7 @@ def _page(comparison: Comparison) -> Page:
             growth.room_left(groups),
             cost_figures.total_seconds(groups),
             score_figures.accuracy_matrix(groups) if several else None,
+            *cpu_latency(runs),
             *evaluation_cost(runs),
             environment(runs),
             data_hashes(first, [first.split]),

@@ -9,7 +9,7 @@ from himalaya_adapter.report.metric_table import Row, metric_rows
 from himalaya_adapter.report.metric_tables import metric_tables
 from himalaya_adapter.report.page import Card, Page
 from himalaya_adapter.report.run_folder import RunRecord, read_run
-from himalaya_adapter.report.run_tables import data_hashes, environment, evaluation_cost
+from himalaya_adapter.report.run_tables import cpu_latency, data_hashes, environment, evaluation_cost
 from himalaya_adapter.report.task_tables import sample_answers, task_table_of
 
 CARDS = ("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "forgetting", "stored_bytes")
@@ -61,6 +61,7 @@ def _page(run: RunRecord) -> Page:
             cost_figures.norms(group),
             cost_figures.stored_bytes_by_part(run),
             cost_figures.seconds_per_task(run),
+            *cpu_latency([run]),
             *evaluation_cost([run]),
             environment([run]),
             data_hashes(run, SPLITS),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from himalaya_adapter.report.metric_table import format_seconds
+from himalaya_adapter.report.metric_table import format_interval, format_seconds, format_value
 from himalaya_adapter.report.run_folder import RunRecord
 from himalaya_adapter.report.table import LONG, Table, Text, numbers, table, words
 
@@ -24,6 +24,23 @@ def evaluation_cost(runs: Sequence[RunRecord]) -> list[Table]:
     columns = ("evaluations", "time of one", "time of all", "share of the run", "reused", "time saved")
     header = (*words("run"), *numbers(*columns), *words("all tasks so far are scored after task"))
     return [table("cost", header, rows, folded=len(runs) > LONG)]
+
+
+def cpu_latency(runs: Sequence[RunRecord]) -> list[Table]:
+    """What the adapter costs on the CPU of the machine that each run ended on; no table if no run has measured it."""
+    rows = []
+    for run in runs:
+        latency = run.metrics.get("cpu_latency", {"measurements": []})
+        for entry in latency["measurements"]:
+            adapted, device = entry["graphs"]["adapted"], latency["device"]
+            low, high = (end - 1 for end in adapted["interval"])
+            overhead = Text(format_value(adapted["ratio"] - 1, "signed"), format_interval((low, high)))
+            step = f"{entry['tokens']} tokens after {entry['past']}"
+            times = [f"{entry['graphs'][name]['milliseconds']:.2f} ms" for name in ("base", "adapted")]
+            machine = f"{device['machine']}, {device['cpu']}, {entry['threads']} threads"
+            rows.append((*words(run.run_id, latency["subject"], machine, step), *numbers(*times), overhead))
+    header = (*words("run", "what", "machine", "step"), *numbers("frozen model", "with the adapter", "overhead"))
+    return [table("cpu_latency", header, rows)] if rows else []
 
 
 def environment(runs: Sequence[RunRecord]) -> Table:

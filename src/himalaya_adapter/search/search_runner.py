@@ -60,7 +60,7 @@ def run_search(run: RunConfig, results_dir: Path, *, overwrite: bool = False) ->
             shared.begin(overwrite=overwrite)
             trial = _next(shared, keys)
         if trial is not None:
-            announce(base.hardware, base.evaluation, searches=False)
+            announce(base.hardware, searches=False)
         while trial is not None:
             run_trial(trial, base, keys, shared.folder / "trials", tasks)
             _tell(shared, trial.number, keys)

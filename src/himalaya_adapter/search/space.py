@@ -84,13 +84,13 @@ def trial_run(run: RunConfig) -> RunConfig:
     """The run that a trial is, but for its number and its values.
 
     It learns the stream of the search, whose tasks and languages are its own, and is scored on its validation items,
-    in every row, so that it can be stopped after any task. It neither searches nor logs.
+    in every row, so that it can be stopped after any task. It neither searches nor logs, and measures no latency.
     """
     return replace(
         run,
         dataset=replace(run.dataset, name=run.optuna.stream, num_tasks=None, languages=None),
         training=replace(run.training, report_to="none"),
-        evaluation=replace(run.evaluation, split="validation", rows="all"),
+        evaluation=replace(run.evaluation, split="validation", rows="all", secondary_metric=None),
         optuna=OptunaConfig(),
     )
 

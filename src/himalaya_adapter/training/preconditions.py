@@ -4,11 +4,16 @@ import logging
 from importlib.util import find_spec
 
 import torch
+from peft import PeftConfig
 
 from himalaya_adapter.backbones import Backbone
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.run_config import DatasetConfig, EvaluationConfig, HardwareConfig
+from himalaya_adapter.experiments.method_options import method_of
+from himalaya_adapter.experiments.run_config import DatasetConfig, HardwareConfig, RunConfig
+from himalaya_adapter.methods.himalaya import HimalayaConfig
 from himalaya_adapter.streams import Stream
+from himalaya_adapter.training.environment import processor_name
+from himalaya_adapter.training.protocols import FROZEN, protocol_of
 
 logger = logging.getLogger(__name__)
 ANY_LANGUAGE = "multi"
@@ -54,8 +59,8 @@ def check_backbone(max_seq_length: int, backbone: Backbone) -> None:
         )
 
 
-def check_packages(tracker: str, quantisation: str | None) -> None:
-    """Refuse a run that would miss a package after hours: its tracker's, or the one for 4-bit weights.
+def check_packages(tracker: str, quantisation: str | None, *, latency: bool = False) -> None:
+    """Refuse a run that would miss a package after hours: its tracker's, or those for 4-bit weights and latency.
 
     Raises:
         HimalayaError: As said; the message says how to install it.
@@ -64,10 +69,21 @@ def check_packages(tracker: str, quantisation: str | None) -> None:
         raise HimalayaError(f"training.report_to={tracker} needs the package {tracker}: pip install {tracker}")
     if quantisation is not None and find_spec("bitsandbytes") is None:
         raise HimalayaError("model.backbone.quantisation needs bitsandbytes: pip install 'himalaya-adapter[4bit]'")
+    if latency and find_spec("onnxruntime") is None:
+        raise HimalayaError("evaluation.secondary_metric needs onnxruntime: pip install 'himalaya-adapter[deploy]'")
 
 
-def announce(hardware: HardwareConfig, evaluation: EvaluationConfig, *, searches: bool) -> None:
-    """Say which keys of the run cannot be followed here: a smaller machine, a measurement of another device."""
+def without_latency(run: RunConfig, adapter: PeftConfig) -> str | None:
+    """Why the latency of a run's adapter cannot be measured, if it cannot: it has to become an ONNX graph."""
+    if protocol_of(run) == FROZEN:
+        return "a frozen model has no adapter"
+    if not isinstance(adapter, HimalayaConfig):
+        return f"an adapter of {method_of(run)} has no ONNX graph"
+    return None if adapter.placement == "residual_stream" else "placement='weights' has no ONNX graph"
+
+
+def announce(hardware: HardwareConfig, *, searches: bool) -> None:
+    """Say which keys of the run cannot be followed here: a smaller machine, and what only a search varies."""
     planned = f"{hardware.gpu_type or 'a GPU'} with {hardware.max_gpu_mem_gb or '?'} GB"
     if hardware.gpu_type is not None or hardware.max_gpu_mem_gb is not None:
         if not torch.cuda.is_available():
@@ -77,11 +93,18 @@ def announce(hardware: HardwareConfig, evaluation: EvaluationConfig, *, searches
             if there < hardware.max_gpu_mem_gb:
                 name = torch.cuda.get_device_name(0)
                 logger.warning("planned for %s; this machine's %s has %.0f GB, which may not do", planned, name, there)
-    if evaluation.secondary_metric is not None:
-        device = evaluation.cpu_latency_device or "the device of use"
-        logger.warning("%s is not measured by a run: it belongs to %s", evaluation.secondary_metric, device)
     if searches:
         logger.warning("optuna: one run with the values as they are; `himalaya search` varies them")
+
+
+def announce_latency(run: RunConfig, adapter: PeftConfig) -> None:
+    """Say which machine's latency is measured when the run has ended, or why none is."""
+    metric, planned = run.evaluation.secondary_metric, run.evaluation.cpu_latency_device
+    why = without_latency(run, adapter)
+    if metric is not None and why is not None:
+        logger.warning("%s is not measured: %s", metric, why)
+    elif metric is not None and planned is not None:
+        logger.warning("%s is that of this machine (%s), not of %s", metric, processor_name(), planned)
 
 
 def _languages(language: str) -> set[str]:

@@ -40,7 +40,14 @@ from himalaya_adapter.training.encoded_items import EncodedItems
 from himalaya_adapter.training.environment import describe_environment
 from himalaya_adapter.training.memory import out_of_memory_told, peak_memory_bytes
 from himalaya_adapter.training.online_ewc import FISHER_ITEMS, OnlineEWC
-from himalaya_adapter.training.preconditions import announce, check_backbone, check_packages, check_stream
+from himalaya_adapter.training.preconditions import (
+    announce,
+    announce_latency,
+    check_backbone,
+    check_packages,
+    check_stream,
+    without_latency,
+)
 from himalaya_adapter.training.progress import StreamProgress
 from himalaya_adapter.training.protocols import (
     FROZEN,
@@ -86,7 +93,6 @@ def run_stream(
         HimalayaError: Anything a user can mend, in one line.
     """
     check_run(config)
-    check_packages(config.training.report_to, config.model.backbone.quantisation)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # of a run before this one in the same process
     processes = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
@@ -98,6 +104,8 @@ def run_stream(
         logger.warning("%s is finished; nothing to do (overwrite=true starts it anew)", folder)
         return folder
     adapter = run_method(config)
+    latency = config.evaluation.secondary_metric is not None and without_latency(config, adapter) is None
+    check_packages(config.training.report_to, config.model.backbone.quantisation, latency=latency)
     check_budget(config, adapter)
     scored = config.dataset.max_test_samples_per_task
     limits = Limits(
@@ -111,7 +119,8 @@ def run_stream(
     if config.dataset.order == "reversed":
         stream = Stream(stream.name, stream.tasks[::-1])
     check_stream(config.dataset, stream)
-    announce(config.hardware, config.evaluation, searches=bool(config.optuna.search_space))
+    announce(config.hardware, searches=bool(config.optuna.search_space))
+    announce_latency(config, adapter)
     quantisation = "4-bit" if config.model.backbone.quantisation else None
     name, dtype = config.model.backbone.name, config.model.backbone.dtype
     with processes.local_main_process_first():

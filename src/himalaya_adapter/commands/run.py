@@ -12,11 +12,11 @@ def command(overrides: Overrides) -> None:
 
     For example: himalaya run run=demo-himalaya mode=trial results_dir=outputs
     """
-    from himalaya_adapter.deploy.run_latency import measure_secondary_metric
     from himalaya_adapter.experiments import compose_run
 
     launch = compose_run(overrides)  # a wrong word is told at once, before what takes seconds to import
 
+    from himalaya_adapter.deploy.run_latency import measure_secondary_metric
     from himalaya_adapter.report import write_run_report
     from himalaya_adapter.training import run_stream
 

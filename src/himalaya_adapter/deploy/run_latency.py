@@ -8,6 +8,7 @@ import torch
 
 from himalaya_adapter.backbones.shape import ShapeMode, empty_backbone
 from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.identity import opened, sealed
 from himalaya_adapter.methods.construction import run_method
 from himalaya_adapter.storage import read_json, write_json
 from himalaya_adapter.training.preconditions import without_latency
@@ -38,7 +39,7 @@ def measure_secondary_metric(run: RunConfig, folder: Path) -> bool:
     """
     if run.evaluation.secondary_metric != KEY or without_latency(run, run_method(run)) is not None:
         return False
-    metrics = read_json(folder / "metrics.json")
+    metrics = opened(read_json(folder / "metrics.json"))
     if KEY in metrics:
         return False
     from .latency import ADAPTED, measure_latency  # ONNX is an extra of the package
@@ -50,7 +51,7 @@ def measure_secondary_metric(run: RunConfig, folder: Path) -> bool:
     (step,) = (entry["graphs"][ADAPTED] for entry in found["measurements"] if entry["phase"] == PHASE)
     low, high = step["interval"]
     metrics |= {KEY: step["ratio"] - 1, f"{KEY}_low": low - 1, f"{KEY}_high": high - 1}
-    write_json(folder / "metrics.json", metrics | {"cpu_latency": _without_profiles(found)})
+    write_json(folder / "metrics.json", sealed(metrics | {"cpu_latency": _without_profiles(found)}))
     return True
 
 

@@ -16,6 +16,7 @@ Each part is written to benchmarks/results/many_tasks.json when it is done.
 """
 
 import argparse
+import copy
 import hashlib
 import statistics
 import tempfile
@@ -276,11 +277,11 @@ def one_round(model: PeftModel, count: int, folder: Path) -> dict[str, float]:
         timed("set_task and pass", lambda: (model.set_task(last.name), model(input_ids=prompt)))
         timed("infer_task", lambda: model.infer_task(prompt))
     for index, word in (("learnable_kd_tree", "tree"), ("scan", "scan")):
-        before = adapter.snapshot()
+        before = copy.deepcopy(adapter.state_dict())
         adapter.growth.config.index = index
         timed("start", lambda: model.start_task(last.name))  # it is learnt further, and stored again
         timed(f"end, {word}", model.end_task)
-        adapter.restore(before)
+        adapter.load_state_dict(before)
     with tempfile.TemporaryDirectory() as place:
         timed("save", lambda: model.save_pretrained(place, selected_adapters=[str(count)]))
     timed("load", lambda: model.load_adapter(str(folder / str(count) / "adapter"), "again"))

@@ -42,13 +42,13 @@ def measure_secondary_metric(run: RunConfig, folder: Path) -> bool:
     metrics = opened(read_json(folder / "metrics.json"))
     if KEY in metrics:
         return False
-    from .latency import ADAPTED, measure_latency  # ONNX is an extra of the package
+    from .latency import measure_latency  # ONNX is an extra of the package
 
     backbone = run.model.backbone.name
     parameters = empty_backbone(backbone, torch.float32, ShapeMode()).num_parameters()
     logger.info("measuring %s of %s", KEY, folder)
     found = measure_latency(folder if parameters <= LARGEST else None, backbone, ["fp32"], 1, SECONDS)
-    (step,) = (entry["graphs"][ADAPTED] for entry in found["measurements"] if entry["phase"] == PHASE)
+    (step,) = (entry["graphs"]["adapted"] for entry in found["measurements"] if entry["phase"] == PHASE)
     low, high = step["interval"]
     metrics |= {KEY: step["ratio"] - 1, f"{KEY}_low": low - 1, f"{KEY}_high": high - 1}
     write_json(folder / "metrics.json", sealed(metrics | {"cpu_latency": _without_profiles(found)}))

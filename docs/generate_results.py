@@ -247,6 +247,22 @@ def room() -> str:
     return "\n".join(lines) + "\n"
 
 
+def source_atoms() -> str:
+    """What evictions cost the first seven tasks with the original plan's numbers of atoms."""
+    measured = read_json(RESULTS / "source_atoms.json")
+    lines = ["| task | metric | frozen | right after learning | after seven tasks |", "|---|---|---|---|---|"]
+    for task in measured["tasks"]:
+        scores = [task["frozen"], *(fmean(task[when]) for when in ("right_after_learning", "after_seven_tasks"))]
+        cells = [task["task"], task["metric"], *(format_value(score, "score") for score in scores)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Evictions, and the share of the evicted atom that survives in the Fisher metric:", ""]
+    lines += [
+        f"- while learning {one['learning']}: an atom of {', '.join(one['of'])}, {100 * one['survives']:.0f} %"
+        for one in measured["evictions"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def searches() -> str:
     """What every trial of the searches reached, the best in bold."""
     lines = ["| method | learning rate: retained-accuracy AUC on validation items |", "|---|---|"]
@@ -271,6 +287,7 @@ MARKED: dict[str, Callable[[], str]] = {
     "many-tasks": many_tasks,
     "room": room,
     "bits": bits_results.table,
+    "source-atoms": source_atoms,
     LLAMA: at_llama_2,
 }
 TITLES = {

@@ -61,6 +61,19 @@ def test_learning_says_what_it_has_come_to(mine: Path, files: Path, tmp_path: Pa
     assert "nothing lost" in out
 
 
+@pytest.mark.parametrize(
+    ("checks", "message"),
+    [(["parity"], "--check parity: expected TASK=FILE"), (["parity=a", "parity=b"], "--check parity is given twice")],
+)
+def test_a_check_that_says_too_little_or_too_much_is_one_line(checks: list[str], message: str, capsys) -> None:
+    assert (
+        main(["learn", "no", "no.jsonl", "--task", "echo", *(word for one in checks for word in ("--check", one))])
+        == 2
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
 def test_tasks_says_what_the_adapter_knows(mine: Path, capsys) -> None:
     out = printed(capsys, "tasks", mine)
     assert f"{mine} knows 2 tasks: parity, echo." in out.replace("\n", " ")

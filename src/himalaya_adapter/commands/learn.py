@@ -45,10 +45,14 @@ def command(
     from himalaya_adapter.learning.learn import LearnOptions, learn
 
     started = time.perf_counter()
-    checks = {name: file for name, _, file in (one.partition("=") for one in check or [])}
-    for name, file in checks.items():
+    checks: dict[str, str] = {}
+    for one in check or []:
+        name, _, file = one.partition("=")
         if not file:
             raise HimalayaError(f"--check {name}: expected TASK=FILE")
+        if name in checks:
+            raise HimalayaError(f"--check {name} is given twice: one file for each task")
+        checks[name] = file
     options = LearnOptions(
         backbone=backbone,
         budget_mb=budget_mb,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
@@ -66,11 +67,11 @@ def main() -> None:
 
 
 def kept(kind: str) -> Found:
-    file = KEPT / f"{kind}.pt"
+    file = KEPT / f"{kind}.safetensors"
     if not file.is_file():
         KEPT.mkdir(parents=True, exist_ok=True)
-        torch.save(hidden_states(kind), file)
-    return torch.load(file)
+        save_file(hidden_states(kind), file)
+    return load_file(file)
 
 
 def prompts(task: Task, template: str) -> list[tuple[str, str]]:
@@ -113,8 +114,8 @@ def hidden_states(kind: str) -> Found:
             pooled = weights @ normalize(states[layer].float(), dim=-1)
             found[f"L{layer}"][places] = normalize(pooled, dim=-1)
         print(kind, begin + len(ids), "of", len(rows), flush=True)
-    of = torch.tensor([row[:2] for row in rows])
-    return found | {"task": of[:, 0], "split": of[:, 1]}
+    tasks, splits, _ = zip(*rows, strict=True)
+    return found | {"task": torch.tensor(tasks), "split": torch.tensor(splits)}
 
 
 def projected(pooled: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ def test_a_run_measures_its_secondary_metric_on_its_own_cpu(
     largest: int, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_latency, "SECONDS", 0.05)
-    monkeypatch.setattr(run_latency, "LARGEST", largest)
+    monkeypatch.setattr(run_latency, "LARGEST", largest)  # as if the tiny backbone were too large to be measured whole
     words = [*run_words(place, "HIMALAYA", max_updates_per_task=1), f"results_dir={tmp_path}", *SECONDARY]
     assert main(words) == 0
     metrics = read_json(tmp_path / "himalaya" / "metrics.json")

@@ -93,7 +93,7 @@ class Scored:
         self.model = adapt(backbone.model, run_method(self.config), self.config.training.seed)
         stack.enter_context(self.store.locked())
         self.store.begin(describe_environment(self.config.training.seed, self.stream, backbone))
-        self.runner = StreamRunner(self.config, self.store, self.stream, backbone, self.model)
+        self.runner = StreamRunner(self.config, self.store, self.stream, (), backbone, self.model)
         self.packed = {} if name == "himalaya" else {bits: PackedAdapter(self.model, bits) for bits in BITS[name]}
         if self.store.learned():
             self.runner._load_adapter(self.store.adapter_path(len(self.store.learned()) - 1))

@@ -1,5 +1,7 @@
 """A real tokenizer and tiny Llama models with random weights, for tests that must not touch the network."""
 
+from __future__ import annotations
+
 import gc
 import os
 
@@ -7,15 +9,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: threads of 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jinja2
 import pytest
-import torch
-from tiny_runs import write_backbone, write_stream
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+if TYPE_CHECKING:  # the process that only hands tests out to others starts without torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+# PEFT writes a model card beside every checkpoint, from a template that it compiles each time.
+jinja2.Environment.compile = cache(jinja2.Environment.compile)  # type: ignore[method-assign]
 TOKENIZER_TEXTS = [
     "Question: what colour is the sky?\nAnswer: blue",
     "Is it so? yes no maybe so. Was it so? yes no maybe so.",
@@ -41,6 +46,9 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of 300 to 384 tokens over a few sentences, with EOS and padding and no BOS (as SmolLM2)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -72,6 +80,8 @@ def tiny_model(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., LlamaFo
     Two layers, hidden size 64, 4 heads over 2 key-value heads, the vocabulary of ``tiny_tokenizer``, float32, in
     evaluation mode. The same seed gives the same weights.
     """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     def build(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
         settings = {
@@ -100,6 +110,8 @@ def place(
     tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> Path:
     """A folder of the module's own with what `tiny_runs.run_words` needs: a tiny backbone and a stream."""
+    from tiny_runs import write_backbone, write_stream
+
     folder = tmp_path_factory.mktemp("place")
     write_backbone(folder / "backbone", tiny_model, tiny_tokenizer)
     write_stream(folder)

@@ -43,6 +43,7 @@ def test_a_changed_task_is_seen() -> None:
     assert module.answers(model, first) != before
 
 
+@pytest.mark.slow
 def test_bits(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed benchmark goes on, and each number of bits is that of the same trained adapter."""
     module = benchmark("bits")

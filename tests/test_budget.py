@@ -181,6 +181,7 @@ def test_other_operations_are_counted_by_the_numbers_they_touch() -> None:
 # The two backbones of the catalogue ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_source_run_keeps_its_bounds_at_llama_2(llama_2: Any) -> None:
     assert sum(llama_2.stored.values()) < 2.5 * BYTES_PER_MB
     assert llama_2.released is not None

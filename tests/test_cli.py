@@ -15,9 +15,7 @@ from tiny_runs import run_words, write_stream
 
 from himalaya_adapter import cli
 from himalaya_adapter.cli import main
-from himalaya_adapter.deploy import run_latency
 from himalaya_adapter.errors import told
-from himalaya_adapter.training.environment import processor_name
 
 
 @pytest.fixture(scope="module")
@@ -180,14 +178,11 @@ def test_a_damaged_config_is_one_clear_line(
 SOURCE = "run=proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
 
 
+@pytest.mark.slow  # tests/test_budget.py counts tiny models
 @pytest.mark.parametrize(
     ("run", "own"),
     [
-        pytest.param(
-            SOURCE,
-            ("router.head", "1,506,404", "router parameters", "45,000", "active atoms of a token"),
-            marks=pytest.mark.slow,  # tests/test_budget.py counts it
-        ),
+        (SOURCE, ("router.head", "1,506,404", "router parameters", "45,000", "active atoms of a token")),
         ("run=demo-himalaya", ("tasks.numbers", "395,872", "active atoms of a layer", "tasks that fit")),
     ],
     ids=[SOURCE, "run=demo-himalaya"],
@@ -225,16 +220,14 @@ def test_a_run_over_its_budget_stops_before_weights_and_data(
 
 
 def test_keys_that_are_another_machines_are_named(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(run_latency, "SECONDS", 0.05)
-    keys = ["evaluation.secondary_metric=cpu_latency_overhead", "evaluation.cpu_latency_device=raspberry-pi-4"]
-    keys += ["hardware.gpu_type=A100-80GB", "hardware.max_gpu_mem_gb=100000"]
+    """The device of the latency is in tests/deploy/test_latency.py."""
+    keys = ["hardware.gpu_type=A100-80GB", "hardware.max_gpu_mem_gb=100000"]
     keys += ["optuna.search_space.learning_rate={type: uniform, low: 0.1, high: 0.2}"]
     keys += ["dataset.num_tasks=3", "dataset.languages=[en]", "dataset.streaming=true"]
     assert main([*words, f"results_dir={tmp_path}", *keys]) == 0
     assert "planned for A100-80GB with 100000" in caplog.text
-    assert f"cpu_latency_overhead is that of this machine ({processor_name()}), not of raspberry-pi-4" in caplog.text
     assert "`himalaya search` varies them" in caplog.text
 
 
@@ -362,6 +355,7 @@ MISSING = {
 }
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_one_line(tmp_path: Path) -> None:
     """In processes of their own, in which nothing of it has been imported."""
     start = "import sys; from himalaya_adapter.cli import main; sys.modules[{!r}] = None; sys.exit(main({}))"

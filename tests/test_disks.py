@@ -3,46 +3,27 @@
 Each disk is a tmpfs in a mount namespace of the test's own process.
 """
 
+import contextlib
+import ctypes
+import io
 import json
+import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import TASKS, run_words
+from tiny_runs import TASKS, forked, run_words
 
-from himalaya_adapter.learning.adapter_store import AdapterStore
-from himalaya_adapter.storage import read_json
-
-NAMESPACE = ["unshare", "--map-root-user", "--mount"]
-PROGRAM = """
-import contextlib, io, json, subprocess, sys
 from himalaya_adapter.cli import main
+from himalaya_adapter.learning.adapter_store import AdapterStore
+from himalaya_adapter.storage import read_json, write_json
 
-disk, steps = sys.argv[1], json.loads(sys.argv[2])
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=True)
-found = []
-for step in steps:
-    if step[0] == "himalaya":
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = main(step[1:])
-        found.append([status, err.getvalue()])
-    elif step[0] == "fill":  # until no more than so many bytes are free
-        with open(f"{disk}/filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
-            while filler.write(bytes(4096)):
-                pass
-        with open(f"{disk}/filler", "r+b") as filler:
-            filler.truncate(filler.seek(0, 2) - int(step[1]))
-    else:
-        subprocess.run(step, check=True)
-print(json.dumps(found))
-"""
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000  # linux/sched.h
 
 
 def has_namespaces() -> bool:
-    words = [*NAMESPACE, "sh", "-c", "mount -t tmpfs none /tmp"]
+    words = ["unshare", "--map-root-user", "--mount", "sh", "-c", "mount -t tmpfs none /tmp"]
     try:
         return subprocess.run(words, capture_output=True, check=False).returncode == 0
     except OSError:
@@ -50,6 +31,40 @@ def has_namespaces() -> bool:
 
 
 pytestmark = pytest.mark.skipif(not has_namespaces(), reason="no disk can be mounted here (unshare --mount)")
+
+
+def as_root_of_a_namespace() -> None:
+    """What ``unshare --map-root-user --mount`` does, in this process (Python 3.12 has ``os.unshare``)."""
+    user, group = os.getuid(), os.getgid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    own = Path("/proc/self")
+    (own / "setgroups").write_text("deny")
+    (own / "uid_map").write_text(f"0 {user} 1")
+    (own / "gid_map").write_text(f"0 {group} 1")
+
+
+def do_steps(disk: Path, steps: list[list[Any]], told: Path) -> None:
+    """Mount the disk in this process's own namespace, and write to ``told`` what each command says."""
+    as_root_of_a_namespace()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=True)
+    found = []
+    for step in steps:
+        if step[0] == "himalaya":
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                status = main([str(word) for word in step[1:]])
+            found.append((status, err.getvalue()))
+        elif step[0] == "fill":  # until no more than so many bytes are free
+            with open(disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+                while filler.write(bytes(4096)):
+                    pass
+            with open(disk / "filler", "r+b") as filler:
+                filler.truncate(filler.seek(0, 2) - step[1])
+        else:
+            subprocess.run(step, check=True)
+    write_json(told, found)
 
 
 @pytest.fixture
@@ -61,10 +76,9 @@ def disk(tmp_path: Path) -> Path:
 
 def on_a_disk(disk: Path, *steps: list[Any]) -> list[tuple[int, str]]:
     """Do steps with a disk of 64 MB: status and messages of each command."""
-    words = [*NAMESPACE, sys.executable, "-c", PROGRAM, str(disk), json.dumps(steps, default=str)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [(status, messages) for status, messages in json.loads(done.stdout)]
+    told = disk.parent / "told.json"
+    assert forked(do_steps, disk, steps, told) == 0
+    return [(status, messages) for status, messages in read_json(told)]
 
 
 def line_of(found: tuple[int, str]) -> str:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.storage import read_json
+from himalaya_adapter.training import stream_runner
 
 PRELOADED = [
     "himalaya_adapter.training",
     "himalaya_adapter.search",
     "himalaya_adapter.report",
 ]  # by the server that processes are forked off
+stream_runner.DRIFT_TOKENS = 12  # a tiny model's drift is not worth a sixth of its run
 TIMEOUT = 240  # seconds, of processes that wait for each other; a tenth of it on an idle machine
 TASKS = ("parity", "colour_word", "echo")
 NOT_REPEATED = {
@@ -115,7 +117,7 @@ def write_run(folder: Path, backbone: Path, stream: Path, method: str, **trainin
         "method_name": method,
         "model": {"backbone": {"name": str(backbone), "dtype": "float32"}, "adapter": ADAPTERS[method]},
         "dataset": {"name": str(stream), "max_seq_length": 96},
-        "training": {"batch_size": 4, "learning_rate": 0.01, "save_steps": 2} | training,
+        "training": {"batch_size": 4, "learning_rate": 0.01, "save_steps": 6} | training,
         "evaluation": {"eval_batch_size": 8},
     }
     path = folder / f"{method.lower()}.yaml"
@@ -148,7 +150,6 @@ def run_until_killed(words: list[str], write: int | str | None, place: str | Non
 
     if write is not None:
         sys.addaudithook(count)
-    gc.freeze()  # what the server has imported is nobody's to free, and a search through it takes long
     sys.exit(main(words))
 
 
@@ -162,9 +163,14 @@ def in_own_process(
     Returns:
         The exit status; -9 if it was killed.
     """
+    return forked(run_until_killed, words, write, place, seconds=seconds)
+
+
+def forked(work: Callable[..., None], *arguments: Any, seconds: float | None = None) -> int:
+    """Call ``work(*arguments)`` in a process forked off a server that has imported the package; kill it in time."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=run_until_killed, args=(words, write, place))
+    process = context.Process(target=_freeze_and_call, args=(work, arguments))
     process.start()
     process.join(seconds)
     if process.is_alive():
@@ -172,6 +178,11 @@ def in_own_process(
         process.join()
     assert process.exitcode is not None
     return process.exitcode
+
+
+def _freeze_and_call(work: Callable[..., None], arguments: Sequence[Any]) -> None:
+    gc.freeze()  # what the server has imported is nobody's to free, and a search through it takes long
+    work(*arguments)
 
 
 def in_two_processes(folder: Path, work: Callable[..., int | None], *arguments: Any) -> list[int]:

@@ -16,6 +16,7 @@ from himalaya_adapter.deploy.bundle.runner import latency as runner_latency
 from himalaya_adapter.deploy.bundle.runner import measure
 from himalaya_adapter.deploy.bundle.runner.latency import CONTROL
 from himalaya_adapter.storage import read_json
+from himalaya_adapter.training.environment import processor_name
 
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin a process")
 
@@ -146,14 +147,22 @@ def test_one_layer_of_any_shape(place: Path, measured: dict[str, Any], tmp_path:
 SECONDARY = ["evaluation.secondary_metric=cpu_latency_overhead", "evaluation.cpu_latency_device=raspberry-pi-4"]
 
 
-@pytest.mark.parametrize("largest", [run_latency.LARGEST, 1], ids=["the whole backbone", "one layer"])
+@pytest.mark.parametrize(
+    "largest",
+    [
+        pytest.param(run_latency.LARGEST, id="the whole backbone", marks=pytest.mark.slow),
+        pytest.param(1, id="one layer"),
+    ],
+)
 def test_a_run_measures_its_secondary_metric_on_its_own_cpu(
-    largest: int, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    largest: int, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(run_latency, "SECONDS", 0.05)
     monkeypatch.setattr(run_latency, "LARGEST", largest)  # as if the tiny backbone were too large to be measured whole
     words = [*run_words(place, "HIMALAYA", max_updates_per_task=1), f"results_dir={tmp_path}", *SECONDARY]
     assert main(words) == 0
+    here = f"cpu_latency_overhead is that of this machine ({processor_name()}), not of raspberry-pi-4"
+    assert here in caplog.text
     metrics = read_json(tmp_path / "himalaya" / "metrics.json")
     (decode,) = (entry for entry in metrics["cpu_latency"]["measurements"] if entry["phase"] == "decode")
     assert metrics["cpu_latency_overhead"] == decode["graphs"]["adapted"]["ratio"] - 1
@@ -168,6 +177,7 @@ def test_a_run_measures_its_secondary_metric_on_its_own_cpu(
     assert read_json(tmp_path / "himalaya" / "metrics.json") == metrics, "it is measured once"
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_names_it_later_is_measured(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

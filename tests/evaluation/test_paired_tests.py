@@ -132,6 +132,7 @@ def test_drawn_signs_agree_with_the_binomial_test() -> None:
     assert test.p == pytest.approx(exact, abs=0.008)  # four standard errors of 10 000 draws
 
 
+@pytest.mark.slow
 def test_error_rate_without_a_difference() -> None:
     """Two methods that are equally good on every item are told apart in 5 % of the cases, not more."""
     repetitions = 150

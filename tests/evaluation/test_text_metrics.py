@@ -2,16 +2,21 @@
 
 import random
 
-import nltk
 import numpy as np
 import pytest
 import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
-from rouge_score import rouge_scorer
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.text_metrics import METRICS, entities, metric_by_name
+
+
+@pytest.fixture(autouse=True, scope="module")
+def rouge() -> None:
+    """Import it, which takes seconds, before Hypothesis looks at the time."""
+    import rouge_score.rouge_scorer  # noqa: F401
+
 
 TRANSLATIONS = [
     ("Der Hund schläft auf dem Sofa.", "Der Hund schläft auf dem großen Sofa."),
@@ -175,6 +180,8 @@ def test_sentence_bleu_and_chrf_are_sacrebleus() -> None:
 
 @given(st.text(st.characters(codec="ascii"), max_size=40), st.text(st.characters(codec="ascii"), max_size=40))
 def test_rouge_l_is_rouge_scores_on_ascii(prediction: str, target: str) -> None:
+    from rouge_score import rouge_scorer
+
     library = rouge_scorer.RougeScorer(["rougeL"]).score(target, prediction)["rougeL"].fmeasure
     assert item("rouge_l", prediction, target) == pytest.approx(library)
 
@@ -195,6 +202,8 @@ def test_rouge_l_by_hand_in_other_scripts(prediction: str, target: str, expected
 
 
 def test_edit_similarity_agrees_with_nltks_levenshtein_distance() -> None:
+    import nltk
+
     generator = random.Random(0)
     for _ in range(100):
         a, b = ("".join(generator.choices("abжü", k=generator.randrange(12))) for _ in range(2))

@@ -25,7 +25,8 @@ def far_run(place: Path, method: str) -> Path:
     return place / "far" / method.lower()
 
 
-@pytest.mark.parametrize("method", ["HIMALAYA", pytest.param("LORA_EWC", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["HIMALAYA", "LORA_EWC"])
 def test_a_run_on_an_accelerator_ends_as_on_the_cpu(method: str, place: Path) -> None:
     words = run_words(place, method, **SHORT)
     here = results(run_stream(compose_run(words[1:]).run, place / "near"))

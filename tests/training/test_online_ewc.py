@@ -322,7 +322,7 @@ def test_less_is_forgotten(adapted: PeftModel, learn: Callable[..., list[float]]
 
 @pytest.fixture(scope="module")
 def words(place: Path) -> list[str]:
-    return run_words(place, "LORA_EWC")
+    return run_words(place, "LORA_EWC", save_steps=2)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ KILLED = -9
 
 @pytest.fixture(scope="module", params=RIVALS)
 def words(request: pytest.FixtureRequest, place: Path) -> list[str]:
-    return run_words(place, request.param, weight_decay=0.1)
+    return run_words(place, request.param, weight_decay=0.1, save_steps=2)
 
 
 @pytest.fixture(scope="module")

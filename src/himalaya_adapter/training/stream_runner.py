@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
@@ -115,7 +115,7 @@ def run_stream(
     )
     with processes.local_main_process_first():  # it fills the cache
         stream = load_stream(config.dataset.name, limits=limits)
-        held_out_text()  # what the drift is measured on: better missed now than after the last task
+        plain_text = held_out_text()  # for the drift: better missed now than after the last task
     if config.dataset.order == "reversed":
         stream = Stream(stream.name, stream.tasks[::-1])
     check_stream(config.dataset, stream)
@@ -135,7 +135,7 @@ def run_stream(
             store.begin(describe_environment(config.training.seed, stream, backbone))
         processes.wait_for_everyone()
         with out_of_memory_told(LESS_MEMORY):
-            StreamRunner(config, store, stream, backbone, model).run(after_task)
+            StreamRunner(config, store, stream, plain_text, backbone, model).run(after_task)
         processes.wait_for_everyone()
     return folder
 
@@ -149,17 +149,25 @@ class StreamRunner:
         config: The run.
         store: Its folder.
         stream: The tasks.
+        plain_text: What no task is about; the base model's drift is measured on it.
         backbone: The frozen model and its tokenizer.
         model: The backbone with its adapter.
     """
 
     def __init__(
-        self, config: RunConfig, store: RunStore, stream: Stream, backbone: Backbone, model: PeftModel
+        self,
+        config: RunConfig,
+        store: RunStore,
+        stream: Stream,
+        plain_text: Sequence[str],
+        backbone: Backbone,
+        model: PeftModel,
     ) -> None:
         self.config = config
         self.max_length = config.dataset.max_seq_length
         self.store = store
         self.stream = stream
+        self.plain_text = plain_text
         self.tokenizer = backbone.tokenizer
         self.model = model
         self.method = continual(model)
@@ -311,7 +319,7 @@ class StreamRunner:
         drift = base_drift(
             self.model,
             self.tokenizer,
-            held_out_text(),
+            self.plain_text,
             batch_size=self.config.evaluation.eval_batch_size,
             max_length=DRIFT_TOKENS,
         )

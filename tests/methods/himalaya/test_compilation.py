@@ -9,6 +9,7 @@ from families import random_tokens
 from learning import PLACEMENTS, adapter_of, attached, learn, logits_of
 
 
+@pytest.mark.slow
 def test_a_compiled_model_computes_what_the_model_computes() -> None:
     model = attached()
     learn(model, "a", end=False)

@@ -238,7 +238,7 @@ def test_the_table_of_foreign_prompts_is_that_of_the_benchmark() -> None:
         if row["prompts"] != 10:  # the columns' order is that of the file
             key = f"{row['layer']}", row["pools"], row["statistic"]
             found.setdefault(key, []).append(f"{100 * row['foreign_fall_back']:.0f} %")
-    text = (ROOT / "docs" / "tried.md").read_text(encoding="utf-8").split("## Foreign prompts")[1].split("\n## ")[0]
+    text = (ROOT / "docs" / "tried.md").read_text(encoding="utf-8").split("## Unknown prompts")[1].split("\n## ")[0]
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     assert len(table) > 10
     assert all(cells[3:] == found[tuple(cells[:3])] for cells in table[2:])

@@ -201,6 +201,24 @@ def at_llama_2() -> str:
     return "\n".join(lines) + "\n"
 
 
+def unknown_prompts() -> str:
+    """How often learnt tasks keep their prompts, and how often the others' prompts get the frozen model."""
+    rows = read_json(RESULTS / "unknown_prompts.json")["rows"]
+    learnt, prompts = (max(row[key] for row in rows) for key in ("learnt", "prompts"))
+    lines = [
+        "| templates | learnt tasks' prompts answered as their own task "
+        "| unknown prompts answered by the frozen model | the latter with a limit for this row alone |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        if (row["learnt"], row["prompts"]) == (learnt, prompts):
+            keys = ("own_right", "foreign_fall_back", "foreign_fall_back_at_best")
+            shares = " | ".join(f"{100 * row['test'][key]:.1f} %" for key in keys)
+            templates = "each task has its own" if row["templates"] == "own" else row["templates"]
+            lines.append(f"| {templates} | {shares} |")
+    return "\n".join(lines) + "\n"
+
+
 def many_tasks() -> str:
     """What stays and what grows from ten tasks to a thousand."""
     measured = read_json(MANY_TASKS) if MANY_TASKS.is_file() else {}
@@ -284,6 +302,7 @@ MARKED: dict[str, Callable[[], str]] = {
     "paired": lambda: titled(PAIRED),
     "expected": lambda: titled(EXPECTED),
     POSITIONS: positions,
+    "unknown": unknown_prompts,
     "many-tasks": many_tasks,
     "room": room,
     "bits": bits_results.table,

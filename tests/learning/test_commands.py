@@ -74,7 +74,7 @@ def test_a_check_that_says_too_little_or_too_much_is_one_line(checks: list[str],
     assert message in line
 
 
-def test_tasks_says_what_the_adapter_knows(mine: Path, capsys) -> None:
+def test_tasks_says_what_the_adapter_knows_and_what_not(mine: Path, capsys) -> None:
     out = printed(capsys, "tasks", mine)
     assert f"{mine} knows 2 tasks: parity, echo." in out.replace("\n", " ")
     told = json.loads(printed(capsys, "tasks", mine, "--json"))
@@ -82,6 +82,9 @@ def test_tasks_says_what_the_adapter_knows(mine: Path, capsys) -> None:
     assert told["bytes"] == (mine / WEIGHTS).stat().st_size
     assert told["tasks"]["parity"]["metric"] == "accuracy"
     assert told["room"] > 10
+    weak = [name for name, task in told["tasks"].items() if task["score"] <= task["score_before"]]
+    assert ("not better than the frozen model at" in out) == bool(weak)
+    assert "its tasks and nothing else" in out
 
 
 def test_a_question_is_put_into_the_form_of_its_task(mine: Path, capsys) -> None:

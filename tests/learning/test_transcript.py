@@ -40,6 +40,7 @@ def check(printed: list[list[str]]) -> None:
             assert [*map(without_numbers, found)] == [*map(without_numbers, lines)], command
         elif command.startswith("tasks"):
             assert found[0] == lines[0]
+            assert lines[2] in found, "what it does not know"
     answers = [found for (command, _), found in zip(transcript(), printed, strict=True) if command.startswith(FIRST)]
     assert len(answers) == 2
     assert answers[0] == answers[1]

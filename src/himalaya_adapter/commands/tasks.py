@@ -28,6 +28,12 @@ def command(
     what = f"knows {len(known)} task{'s' * (len(known) != 1)}: {', '.join(known)}" if known else "knows no task yet"
     print(f"{adapter} {what}.")
     print(f"{store.bytes / 1e6:.2f} MB on {backbone}; room for about {left} more tasks of this size.")
+    weak = [name for name, record in records.items() if record and record["score"] <= record["score_before"]]
+    if weak:
+        print(f"On held-out items it is not better than the frozen model at {', '.join(weak)}.")
+    if known:
+        print("It knows prompts in the form of its tasks and nothing else.")
+        print("Without --task, a prompt that looks like none of them gets the frozen model.")
     table = Table("task", "items learnt", "metric", "frozen", "learnt", "scored on", "question -> answer")
     for name, record in records.items():
         if not record:

@@ -99,7 +99,7 @@ def test_shift_is_found_and_its_sign_is_right() -> None:
         assert test.p < 0.01, name
         assert test.low <= difference <= test.high
         assert (test.high < 0) if name == "forgetting" else (test.low > 0), name
-    (test,) = item_tests((better.items(2, 0) - worse.items(2, 0))[None], seed=0)
+    (test,) = item_tests(better.items([2], 0) - worse.items([2], 0), seed=0)
     assert test.low > 0
     assert test.p < 0.001
 
@@ -146,7 +146,7 @@ def test_error_rate_without_a_difference() -> None:
             test = bootstrap_test(measure(runs[0].matrix) - measure(runs[1].matrix), first[name] - second[name])
             rejected[name] += test.p <= 0.05
             covered[name] += test.low <= 0 <= test.high
-        (test,) = item_tests((runs[0].items(2, 0) - runs[1].items(2, 0))[None], seed=repetition)
+        (test,) = item_tests(runs[0].items([2], 0) - runs[1].items([2], 0), seed=repetition)
         rejected["one task"] += test.p <= 0.05
     for name, count in rejected.items():
         assert count / repetitions <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / repetitions), (name, rejected)

@@ -37,15 +37,16 @@ class ScoredRun:
     matrix: metrics.Matrix
     item_scores: ItemScores
 
-    def items(self, row: int, task: int) -> Array:
-        """Item scores of one cell, ``(items,)``, shifted so that their mean is the cell's score.
+    def items(self, rows: Sequence[int], task: int) -> Array:
+        """Item scores of a task's cells, ``(rows, items)``, each row shifted so that its mean is the cell's score.
 
         For a metric that is the mean of its item scores nothing moves. One of the whole test set (BLEU, macro-F1) is
         taken to vary as the mean of its item scores does, as in ``metrics.bootstrap_retained_accuracy``; by how much
         it does vary is not known from the items' scores.
         """
-        scores = np.asarray(self.item_scores[row][task], dtype=np.float64)
-        return scores - scores.mean() + np.float64(self.matrix[row][task])
+        scores = np.array([self.item_scores[row][task] for row in rows], dtype=np.float64)
+        cells = np.array([[self.matrix[row][task]] for row in rows], dtype=np.float64)
+        return scores - scores.mean(axis=1, keepdims=True) + cells
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ def resampled_measures(runs: Sequence[ScoredRun], *, seed: int) -> list[dict[str
 
 @dataclass(frozen=True)
 class _Column:
-    """What a run scored on one task; rows of the matrix with the same item scores stand here once.
+    """What a run scored on one task; neighbouring rows of the matrix with the same item scores stand here once.
 
     Attributes:
-        items: Item scores ``(rows, items)``: of every different row before the last one, then of the last one.
+        items: Item scores ``(rows, items)``: of the different rows before the last one, then of the last one.
         area: What a score in each of these rows adds to the area under the retained accuracy, ``(rows,)``.
         learnt: The row right after the task was learnt.
     """
@@ -105,11 +106,13 @@ def _columns(run: ScoredRun) -> list[_Column]:
     columns = []
     for j in range(len(triangle)):
         rows = [i for i in range(j, len(triangle)) if not np.isnan(triangle[i, j])]
-        items = np.stack([run.items(i, j) for i in rows])
-        earlier, place = np.unique(items[:-1], axis=0, return_inverse=True)
-        place = np.append(place, len(earlier))
+        items = run.items(rows, j)
+        earlier = items[:-1]
+        new = np.ones(len(earlier), dtype=bool)
+        new[1:] = np.any(earlier[1:] != earlier[:-1], axis=1)
+        place = np.append(np.cumsum(new) - 1, np.sum(new))  # of each row of the matrix among those kept
         area = np.bincount(place, weights=share[rows]).astype(np.float64)
-        columns.append(_Column(np.vstack([earlier, items[-1:]]), area, int(place[0])))
+        columns.append(_Column(np.vstack([earlier[new], items[-1:]]), area, int(place[0])))
     return columns
 
 
@@ -179,15 +182,18 @@ def item_tests(differences: Array, *, seed: int) -> list[PairedTest]:
 
 def _sign_flip_p(differences: Array, generator: np.random.Generator) -> list[float]:
     comparisons, items = differences.shape
-    observed = np.abs(differences.sum(axis=1)) - ROUNDING
+    countable = np.sum(np.abs(differences) > ROUNDING, axis=1) <= EXACT_ITEMS
+    if np.all(countable):
+        return [exact_sign_flip_p(of_one) for of_one in differences]
+    total = differences.sum(axis=1)
     as_far = np.zeros(comparisons, dtype=np.int64)
     for _ in range(BLOCKS):
-        signs = 2.0 * generator.integers(2, size=(RESAMPLES, items)) - 1.0
-        as_far += np.sum(np.abs(signs @ differences.T) >= observed, axis=0)
+        kept = generator.integers(2, size=(RESAMPLES, items)) @ differences.T  # the other items change their sign
+        as_far += np.sum(np.abs(2 * kept - total) >= np.abs(total) - ROUNDING, axis=0)
     drawn = (1 + as_far) / (1 + BLOCKS * RESAMPLES)
     return [
-        exact_sign_flip_p(of_one) if np.sum(np.abs(of_one) > ROUNDING) <= EXACT_ITEMS else float(p)
-        for of_one, p in zip(differences, drawn, strict=True)
+        exact_sign_flip_p(of_one) if exact else float(p)
+        for of_one, exact, p in zip(differences, countable, drawn, strict=True)
     ]
 
 

@@ -48,6 +48,9 @@ addEventListener("load", () => setTimeout(async () => {
   document.querySelector("table.tasks thead th:nth-child(4) button")?.click();
   const cells = [...document.querySelectorAll("table.tasks tbody td:nth-child(4)")];
   found.sorted = cells.map(cell => parseFloat(cell.textContent));
+  const texts = (figure, what) => [...figure.querySelectorAll(what)].map(one => one.textContent);
+  found.doubled = [...document.querySelectorAll("figure")]
+    .flatMap(one => texts(one, ".keys button").filter(name => texts(one, "text.title").includes(name)));
   found.width = innerWidth;
   found.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   found.type = Math.min(...[...document.querySelectorAll("svg text, th, td, p, small, button")]
@@ -122,4 +125,5 @@ def test_a_page_works_in_a_browser(view: str, written: Callable[[str], Path]) ->
 def test_a_page_breaks_no_rule_of_accessibility(kind: str, view: str, written: Callable[[str], Path]) -> None:
     found = opened(written(kind), *VIEWS[view], axe=True)
     assert found["violations"] == []
+    assert found["doubled"] == [], "a method that has a chart of its own needs no key"
     assert found["overflow"] == 0

@@ -1,5 +1,6 @@
 """Comparisons: seeds put together, paired tests on the same items, and what is refused or left out with a note."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.item_scores import FILE
-from himalaya_adapter.report import markdown, write_comparison
+from himalaya_adapter.report import markdown, score_figures, write_comparison
 from himalaya_adapter.report.comparison import Comparison, compare
 from himalaya_adapter.report.method_groups import group_by_method
 from himalaya_adapter.report.paired_tables import measure_differences
@@ -186,3 +187,16 @@ def test_every_method_has_a_colour_of_its_own(make_run: MakeRun, tmp_path: Path)
     assert [style.color for style in styles[:2]] == [METHOD_COLORS["himalaya"], METHOD_COLORS["lora"]]
     looks = {(style.color, style.marker, style.dash) for style in (group.look for group in groups)}
     assert len(looks) == 12  # colours come again, marker and dash are then others
+
+
+def test_the_frozen_model_is_drawn_once(make_run: MakeRun, tmp_path: Path) -> None:
+    """As the grey marks of every figure, not as a method as well; a comparison of nothing else shows it."""
+    for method in ("himalaya", "lora"):
+        make_run(method, tasks=TASKS, method=method, method_name=method)
+    make_run("frozen", tasks=TASKS, method="lora", method_name="Frozen", protocol="frozen")
+    groups = group_by_method(read_comparable_runs(tmp_path, ["himalaya", "lora", "frozen"]))
+    for draw in (score_figures.retained_accuracy, score_figures.learning_by_position):
+        (chart,) = draw(groups).charts
+        assert {one["name"] for one in chart.data["series"]} == {"himalaya", "lora", "frozen model"}
+    assert "Frozen" not in json.dumps([chart.data for chart in score_figures.scores_by_method(groups).charts])
+    assert "Frozen" in json.dumps([chart.data for chart in score_figures.retained_accuracy(groups[2:]).charts])

@@ -11,10 +11,11 @@ from himalaya_adapter.report.table import Table, Text, numbers, table, words
 
 def write_demo_report(result: DemoResult, folder: Path) -> Path:
     """Write ``report.html``; returns its path."""
+    methods = part_looks([*result.tasks, *result.after])[len(result.tasks) :]  # in none of the tasks' colours
     page = Page(
         kind="Demo",
         title="Demo: three tasks, one after another",
-        names=part_looks(list(result.after)),
+        names=methods,
         facts=[("Tasks", ", ".join(result.tasks))],
         parts=[figure("demo_scores", *_charts(result)), _scores(result), _answers(result)],
     )

@@ -45,9 +45,14 @@ def whiskers(groups: Sequence[MethodGroup]) -> str:
     return SEEDED_WHISKERS if any(len(group.runs) > 1 for group in groups) else WHISKERS
 
 
+def learners(groups: Sequence[MethodGroup]) -> Sequence[MethodGroup]:
+    """The methods without the protocol ``frozen``, as the frozen model is drawn anyway; all if there is no other."""
+    return [group for group in groups if group.first.metrics.get("protocol") != "frozen"] or groups
+
+
 def retained_accuracy(groups: Sequence[MethodGroup]) -> Figure:
     """Mean score over the tasks seen so far, mean_{j≤i} a_{i,j}, against i; the frozen model as a dashed line."""
-    run = groups[0].first
+    run, groups = groups[0].first, learners(groups)
     series = [
         drawn(group.look, [(p["after"], p["mean"], p["low"], p["high"]) for p in group.retained_accuracy()], line=True)
         for group in groups
@@ -101,7 +106,7 @@ def task_scores(groups: Sequence[MethodGroup]) -> Figure:
 
 def scores_by_method(groups: Sequence[MethodGroup]) -> Figure:
     """Tasks × methods: a_{T,j}, the score at the end, the frozen model first; then a_{T,j} − a_{j,j}, what changed."""
-    run = groups[0].first
+    run, groups = groups[0].first, learners(groups)
     final = np.array([[cell["score"] for cell in group.final] for group in groups])
     learnt = np.array([[cell["score"] for cell in group.after_learning] for group in groups])
     before = [cell["score"] for cell in run.before]
@@ -116,7 +121,7 @@ def learning_by_position(groups: Sequence[MethodGroup]) -> Figure:
 
     Many methods have a chart each.
     """
-    run = groups[0].first
+    run, groups = groups[0].first, learners(groups)
     frozen = drawn(FROZEN_LOOK, [(place, cell["score"]) for place, cell in enumerate(run.before, start=1)])
     learnt = [
         drawn(

@@ -13,10 +13,12 @@
     const [size, unit] = steps.find(([size]) => Math.abs(value) >= size) || steps[steps.length - 1];
     return minus(+(value / size).toPrecision(3) + " " + unit);
   };
-  const BYTES = [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"], [1, "B"]], SECONDS = [[3600, "h"], [60, "min"], [1, "s"]];
+  const BYTES = [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"], [1, "B"]], SECONDS = [[60, "min"], [1, "s"]];
+  const hours = minutes => Math.floor(minutes / 60) + " h" + (minutes % 60 ? ` ${minutes % 60} min` : "");
   function said(value, kind) {
     if (value == null) return "not measured";
     if (kind === "bytes") return value ? units(value, BYTES) : "0";
+    if (kind === "seconds" && value >= 3600) return hours(Math.round(value / 60));
     if (kind === "seconds") return value ? units(value, SECONDS) : "0";
     if (kind === "count") return minus(Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(4)));
     return minus((kind === "signed" && value > 0 ? "+" : "") + value.toFixed(3));
@@ -165,7 +167,7 @@
     }
     const along = chart.x.scale === "names" ? chart.x.names.map((_, place) => place) : ticks(x.low, x.high, (width - left - right) / (chart.x.names ? 34 : 52), chart.x);
     for (const value of along) {
-      const name = chart.x.scale === "names" ? short(chart.x.names[value], (width - left - right) / along.length) : tick(value, chart.x.kind);
+      const name = chart.x.scale === "names" ? short(chart.x.names[value], (width - left - right) / along.length - 8) : tick(value, chart.x.kind);
       if (across) add(svg, "line", { x1: x.place(value), x2: x.place(value), y1: top, y2: height - bottom, class: "grid" });
       add(svg, "text", { x: x.place(value), y: height - bottom + 15, "text-anchor": "middle" }, name);
     }
@@ -316,9 +318,10 @@
       this.host = add(element, "div", { class: "charts" });
       const least = this.charts.length === 1 || this.charts.some(chart => chart.columns) ? 2000 : this.charts.length > 4 ? 290 : 400;
       this.host.style.gridTemplateColumns = `repeat(auto-fit, minmax(min(100%, ${least}px), 1fr))`;
-      this.names = [...new Map(this.charts.flatMap(chart => chart.series || []).map(series => [series.name, series])).values()];
-      const titled = this.charts.every(chart => chart.series?.length === 1 && chart.title === chart.series[0].name);
-      if (this.names.length > 1 && !titled) this.keys = add(element, "ul", { class: "keys", "aria-label": "Shown in this figure" });
+      const titles = this.charts.map(chart => chart.title); // what has a chart of its own needs no key
+      const named = [...new Map(this.charts.flatMap(chart => chart.series || []).map(series => [series.name, series])).values()];
+      this.names = named.filter(series => !titles.includes(series.name));
+      if (this.names.length > 1 || this.names.length && this.names.length < named.length) this.keys = add(element, "ul", { class: "keys", "aria-label": "Shown in this figure" });
       this.width = 0;
       new ResizeObserver(() => { if (element.clientWidth && element.clientWidth !== this.width) this.draw(); }).observe(element);
     }

@@ -109,7 +109,9 @@ def brute_force_text(model: Any, tokenizer: Any, prompt: str, newline_ends: bool
     return tokenizer.decode(answer).strip()
 
 
-@pytest.fixture(params=[DIFFERENT_STARTS, SHARED_STARTS], ids=["first tokens differ", "first tokens shared"])
+@pytest.fixture(
+    scope="module", params=[DIFFERENT_STARTS, SHARED_STARTS], ids=["first tokens differ", "first tokens shared"]
+)
 def half_trained(request, tiny_model, tiny_tokenizer) -> tuple[LlamaForCausalLM, Task]:
     task = label_task(request.param)
     model = tiny_model(seed=1)

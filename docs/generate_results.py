@@ -63,6 +63,7 @@ SECTIONS = {
         *(*HIMALAYAS, "himalaya-slow", "strict", "lilac", "loreft", "olora", "ia3", "lora-ewc", "lora", *BOUNDS),
         *("himalaya-seed1", "lora-ewc-seed1"),
     ],
+    "capacity": ["source-atoms"],
     "rivals": ["himalaya", "lora", "lora-ewc", "lilac", "coltas", "glodis", "loreft", "olora", "frozen"],
 }
 HEADLINE = "headline"  # the table of the README
@@ -72,6 +73,7 @@ HEADLINE_RUNS = (
 )
 POSITIONS, FRESH = "positions", "lora-independent"  # a fresh LoRA for each task
 HEADLINE_METRICS = ("retained_accuracy_auc", "learning_accuracy", "forgetting", "stored_bytes", "trainable_parameters")
+FEW_ATOMS = "capacity/source-atoms"
 BLOCK = 5  # positions in the stream that are averaged
 LLAMA, SOURCE = "llama-2-7b", "proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
 EXPORTED = "guarded"  # the graph of `himalaya latency` that is exported
@@ -141,13 +143,18 @@ def parts(section: str) -> list[str]:
 
 def headline() -> str:
     """What matters first over 25 tasks, a line per method, over its seeds."""
+    return in_short([f"{MAIN}/{name}" for name in HEADLINE_RUNS])
+
+
+def in_short(names: Sequence[str]) -> str:
+    """The first few metrics of runs ``SECTION/RUN``, a line per method, over its seeds."""
     metrics = [metric for metric in METRICS if metric.key in HEADLINE_METRICS]
     lines = [
         f"| method | {' | '.join(f'{metric.title}{ARROWS[metric.better]}' for metric in metrics)} |",
         f"|---|{'---|' * len(metrics)}",
     ]
-    names = [name for name in HEADLINE_RUNS if (RESULTS / "package25" / name / "metrics.json").is_file()]
-    for method in group_by_method(read_comparable_runs(RESULTS / "package25", names)):
+    there = [name for name in names if (RESULTS / name / "metrics.json").is_file()]
+    for method in group_by_method(read_comparable_runs(RESULTS, there)):
         means = [fmean(run.metrics[metric.key] for run in method.runs) for metric in metrics]
         cells = [format_value(mean, metric.kind) for mean, metric in zip(means, metrics, strict=True)]
         lines.append(f"| {method.label} | {' | '.join(cells)} |")
@@ -266,19 +273,20 @@ def room() -> str:
 
 
 def source_atoms() -> str:
-    """What evictions cost the first seven tasks with the original plan's numbers of atoms."""
-    measured = read_json(RESULTS / "source_atoms.json")
-    lines = ["| task | metric | frozen | right after learning | after seven tasks |", "|---|---|---|---|---|"]
-    for task in measured["tasks"]:
-        scores = [task["frozen"], *(fmean(task[when]) for when in ("right_after_learning", "after_seven_tasks"))]
-        cells = [task["task"], task["metric"], *(format_value(score, "score") for score in scores)]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Evictions, and the share of the evicted atom that survives in the Fisher metric:", ""]
-    lines += [
-        f"- while learning {one['learning']}: an atom of {', '.join(one['of'])}, {100 * one['survives']:.0f} %"
-        for one in measured["evictions"]
-    ]
-    return "\n".join(lines) + "\n"
+    """What the original plan's numbers of atoms cost: fewer atoms a task, and evictions from the sixth task on."""
+    table = in_short([FEW_ATOMS, f"{MAIN}/himalaya-anchored-package25"])
+    run = read_run(RESULTS / FEW_ATOMS)
+    survives = [event["survives"] for event in run.events if event["event"] == "eviction"]
+    changes = [now["score"] - then["score"] for now, then in zip(run.final, run.after_learning, strict=True)]
+    gained = [now["score"] - before["score"] for now, before in zip(run.final, run.before, strict=True)]
+    found = (
+        f"{len(survives)} evictions; of an evicted atom {100 * fmean(survives):.0f} % survives on average in the "
+        f"Fisher metric. From right after learning to the end {sum(one < -0.05 for one in changes)} of "
+        f"{len(changes)} tasks lose more than 0.05, the worst {-min(changes):.2f}. At the end "
+        f"{sum(one > 0.05 for one in gained)} tasks are more than 0.05 above the frozen model, "
+        f"{sum(one < -0.05 for one in gained)} more than 0.05 below it."
+    )
+    return f"{table}\n{found}\n"
 
 
 def searches() -> str:
@@ -316,6 +324,7 @@ TITLES = {
     "last15": "The last fifteen tasks in reverse, on an H200",
     "first10": "The first ten tasks, on an H200",
     ABLATIONS: "Ablations of version 0.1: six tasks, eight elastic slots",
+    "capacity": "Twenty-five tasks with the original plan's 24 + 16 atoms",
     "rivals": "All methods on six tasks",
     "demo": "The demo: six tasks",
 }

@@ -22,7 +22,7 @@ def words(place: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> l
         write_backbone(backbone, tiny_model, tiny_tokenizer)
         content = yaml.safe_load(write_stream(place).read_text(encoding="utf-8"))
         stream.write_text(yaml.safe_dump(content | {"tasks": content["tasks"][:2]}), encoding="utf-8")
-    run = write_run(place, backbone, stream, "LORA", save_steps=2)
+    run = write_run(place, backbone, stream, "LORA", save_steps=1)
     return [
         *("search", f"run={run}", f"optuna.stream={stream}", "optuna.n_trials=6"),
         *("optuna.search_space.learning_rate={type: loguniform, low: 1e-3, high: 1}",),

@@ -105,7 +105,7 @@ def test_killed_again_and_again_it_goes_on_and_finds_the_same(
     words = [*words, f"results_dir={tmp_path}"]
     folder = tmp_path / "lora_search"
     # In the middle of a trial's second task; between a run's end and its trial's; when that is written down.
-    assert in_own_process(words, write="trials/1/checkpoints/task_1/checkpoint-3") == KILLED
+    assert in_own_process(words, write="trials/1/checkpoints/task_1/checkpoint-2") == KILLED
     (left,) = [trial for trial in open_study(folder).trials if trial.state == TrialState.RUNNING]
     assert (left.number, list(left.intermediate_values)) == (1, [1])
     learned = (folder / "trials" / "1" / "checkpoints" / "record_0.json").stat().st_mtime_ns

@@ -41,7 +41,8 @@ def script(path: Path) -> ModuleType:
 @pytest.mark.parametrize(
     "section",
     [
-        *("headline", "package25", "paired", "expected", "positions", "unknown", "many-tasks", "room", "bits"),
+        *("headline", "package25", "paired", "expected", "positions"),
+        *("unknown", "many-tasks", "room", "bits", "source-atoms"),
         pytest.param("llama-2-7b", marks=pytest.mark.slow),
     ],
 )

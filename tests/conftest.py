@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # the process that only hands tests out to others starts with
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 # PEFT writes a model card beside every checkpoint, from a template that it compiles each time.
-jinja2.Environment.compile = cache(jinja2.Environment.compile)  # type: ignore[method-assign]
+jinja2.Environment.compile = cache(jinja2.Environment.compile)
+
 TOKENIZER_TEXTS = [
     "Question: what colour is the sky?\nAnswer: blue",
     "Is it so? yes no maybe so. Was it so? yes no maybe so.",

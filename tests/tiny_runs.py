@@ -25,7 +25,8 @@ PRELOADED = [
     "himalaya_adapter.search",
     "himalaya_adapter.report",
 ]  # by the server that processes are forked off
-stream_runner.DRIFT_TOKENS = 12  # a tiny model's drift is not worth a sixth of its run
+# A tiny model's drift is not worth a sixth of its run.
+DRIFT_TOKENS, stream_runner.DRIFT_TOKENS = stream_runner.DRIFT_TOKENS, 12
 TIMEOUT = 240  # seconds, of processes that wait for each other; a tenth of it on an idle machine
 TASKS = ("parity", "colour_word", "echo")
 NOT_REPEATED = {

@@ -24,7 +24,7 @@ def uninterrupted(place: Path, words: list[str]) -> Path:
     return run_stream(compose_run(words[1:]).run, place / "uninterrupted")
 
 
-@pytest.mark.slow  # other growing methods: test_resume.py, test_rival_runs.py
+@pytest.mark.slow  # the suite kills runs of other methods: test_resume.py, test_rival_runs.py
 def test_killed_in_and_between_tasks(uninterrupted: Path, words: list[str], tmp_path: Path) -> None:
     words = [*words, f"results_dir={tmp_path}"]
     for write in ("after_1_task_0", "task_2/checkpoint-4"):

@@ -44,10 +44,11 @@ class Trial:
 
     Args:
         task: A task of the stream.
-        update: ``anchored``, ``loreft``, ``hashed``, or PEFT's ``lora`` or ``unilora``.
+        update: ``anchored``, ``loreft``, ``hashed``, or PEFT's ``lora``, ``unilora``, ``vera``, ``vblora`` or
+            ``tinylora``.
         lr: Largest learning rate; it falls linearly to 0 after a warm-up over 6 % of the steps.
         seed: Of the order of the items and of all random numbers.
-        atoms: Vectors as wide as the stream that are trained.
+        atoms: Vectors as wide as the stream that are trained; they give Uni-LoRA, VB-LoRA and TinyLoRA their size.
         active: Atoms that act in one layer.
         bound: Largest norm of an anchored update.
         radius: Largest norm of an atom after each step; 0 for none.
@@ -68,9 +69,7 @@ class Trial:
 
 
 class Update(nn.Module):
-    """Something trained beside a frozen model; with ``bits``, its parameters are rounded in each pass."""
-
-    bits = 0
+    """Something trained beside a frozen model."""
 
     def begin(self) -> None: ...  # before each pass of the model
     def stepped(self) -> None: ...  # after each step of the optimiser
@@ -98,8 +97,8 @@ class LoReft(Update):
         self.bias = nn.Parameter(torch.zeros(layers))
 
     def begin(self) -> None:
-        self.r = normalize(rounded(self.write, self.bits), dim=-1)
-        self.v = rounded(self.read, self.bits) - self.r
+        self.r = normalize(self.write, dim=-1)
+        self.v = self.read - self.r
 
     def forward(self, layer: int, x: Tensor, h: Tensor) -> Tensor:
         r, v, bias = (values[layer].to(h.dtype) for values in (self.r, self.v, self.bias))
@@ -120,7 +119,7 @@ class Atoms(Update):
         self.theta = nn.Parameter(torch.zeros(trial.atoms, self.width))
 
     def atoms(self) -> Tensor:
-        return rounded(self.theta, self.bits) * self.unit
+        return self.theta * self.unit
 
     @torch.no_grad()
     def stepped(self) -> None:
@@ -188,13 +187,31 @@ class Hashed(Atoms):
 
 
 def rounded(values: Tensor, bits: int) -> Tensor:
-    """Rounded in groups of 32 with a half-precision scale and minimum each; 0 bits leave the values as they are."""
-    if not bits:
-        return values
-    groups = values.view(-1, GROUP)
+    """Rounded in groups of 32 with a half-precision scale and minimum each; the last group may be smaller."""
+    flat = values.flatten()
+    groups = torch.cat([flat, flat[-1:].expand(-len(flat) % GROUP)]).view(-1, GROUP)
     low = groups.amin(1, keepdim=True).half().float()
     scale = ((groups.amax(1, keepdim=True) - low) / (2**bits - 1)).half().float().clamp_min(1e-8)
-    return (((groups - low) / scale).round().clamp(0, 2**bits - 1) * scale + low).view_as(values)
+    whole = ((groups - low) / scale).round().clamp(0, 2**bits - 1) * scale + low
+    return whole.flatten()[: len(flat)].view_as(values)
+
+
+def peft_config(model: Any, trial: Trial) -> peft.PeftConfig:
+    """PEFT's method of this name, where it can be chosen with as many trained numbers as ``atoms`` atoms have."""
+    names, length = trial.modules.split("+"), trial.atoms * model.config.hidden_size
+    options = {"r": trial.rank, "target_modules": names}
+    if trial.update == "lora":
+        return peft.LoraConfig(**options, lora_alpha=2 * trial.rank)
+    if trial.update == "unilora":
+        return peft.UniLoraConfig(**options, theta_d_length=length, proj_seed=trial.seed)
+    if trial.update == "vera":
+        return peft.VeraConfig(**options, projection_prng_key=trial.seed)
+    widths = [n for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in names for n in m.weight.shape]
+    if trial.update == "tinylora":
+        return peft.TinyLoraConfig(**options, u=2 * length // len(widths), projection_seed=trial.seed)
+    part = math.gcd(*widths)
+    vectors = length // (trial.rank * sum(widths) // part + part)  # each part of a factor has a logit for each vector
+    return peft.VBLoRAConfig(**options, num_vectors=vectors, vector_length=part)
 
 
 @contextmanager
@@ -207,14 +224,8 @@ def adapted(backbone: Backbone, trial: Trial) -> Iterator[tuple[Any, Update]]:
         for handle in handles:
             handle.remove()
         return
-    options, length = (
-        {"r": trial.rank, "target_modules": trial.modules.split("+")},
-        trial.atoms * backbone.model.config.hidden_size,
-    )
-    lora = peft.LoraConfig(**options, lora_alpha=2 * trial.rank)
-    unilora = peft.UniLoraConfig(**options, theta_d_length=length, proj_seed=trial.seed)
     torch.manual_seed(trial.seed)
-    model = peft.get_peft_model(backbone.model, lora if trial.update == "lora" else unilora).eval()
+    model = peft.get_peft_model(backbone.model, peft_config(backbone.model, trial)).eval()
     update = Update()
     for index, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
         update.register_parameter(str(index), parameter)
@@ -263,9 +274,14 @@ def run(trial: Trial, task: Task, backbone: Backbone, bits: Sequence[int]) -> di
         losses = learn(model, items, collate, update, trial)
         row = asdict(trial) | {"numbers": sum(p.numel() for p in update.parameters())}
         row |= measured(backbone, model, task, collate)
+        row["dtype"] = str(backbone.dtype).removeprefix("torch.")
         row["losses"] = [round(statistics.mean(part), 4) for part in (losses[:5], losses[-20:])]
-        for update.bits in bits:
-            row[f"{update.bits}_bits"] = measured(backbone, model, task, collate)
+        trained = [parameter.detach().clone() for parameter in update.parameters()]
+        for count in bits:
+            with torch.no_grad():
+                for parameter, values in zip(update.parameters(), trained, strict=True):
+                    parameter.copy_(rounded(values, count))
+            row[f"{count}_bits"] = measured(backbone, model, task, collate)
     return row | {"cpu_seconds": round(time.process_time() - started, 1)}
 
 

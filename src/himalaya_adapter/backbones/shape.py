@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from himalaya_adapter.backbones.catalogue import BACKBONES
 from himalaya_adapter.errors import HimalayaError, unknown_name
@@ -30,7 +30,7 @@ def backbone_shape(name: str) -> PretrainedConfig:
     """
     source = BACKBONES.get(name)
     if source is not None:
-        return LlamaConfig(**source.shape)
+        return AutoConfig.for_model(**source.shape)
     if not Path(name).is_dir() and "/" not in name:
         raise unknown_name("backbone", name, BACKBONES)
     try:

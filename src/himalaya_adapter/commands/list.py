@@ -43,9 +43,11 @@ def _methods() -> Iterator[str]:
 
 
 def _backbones() -> Iterator[str]:
-    from himalaya_adapter.backbones import BACKBONES
+    from himalaya_adapter.backbones.catalogue import BACKBONES, PackagedGguf
 
-    yield from BACKBONES
+    for name, source in BACKBONES.items():
+        terms = source.terms if isinstance(source, PackagedGguf) else None
+        yield f"{name} (under terms of use: {terms})" if terms else name
     yield "and any causal language model, by its folder or its id on the hub"
 
 

@@ -23,7 +23,7 @@ from himalaya_adapter.streams import Limits, Task, load_stream
 RESULTS = Path(__file__).with_name("results") / "unknown_prompts.json"
 STREAM, BACKBONE = "package_stream_25", "smollm2-135m"
 TRAIN, SCORED = 400, 200
-LEARNT, PROMPTS = (2, 6, 12), (10, 400)
+LEARNT, PROMPTS = (2, 6, 12, 25), (10, 400)  # of 25 tasks: with all learnt no prompt is foreign
 CODE = 5  # signs that number 25 tasks
 CHOICES = 8  # of the tasks that are learnt, from a seed
 SHARED = ("Text: {}\nAnswer:", "Input: {}\nOutput:", "Question: {}\nReply:", "### {}\n->", "Item: {}\nResult:")
@@ -95,8 +95,8 @@ def shares(found: Sequence[dict[str, Tensor]], learnt: int, prompts: int) -> dic
         split: {
             "own_kept": share(torch.cat(own[split]) <= TYPICAL),
             "own_right": share(torch.cat(right[split])),
-            "foreign_fall_back": share(torch.cat(foreign[split]) > TYPICAL),
-            "foreign_fall_back_at_best": share(torch.cat(foreign[split]) > limit),
+            **({"foreign_fall_back": share(torch.cat(foreign[split]) > TYPICAL)} if foreign[split] else {}),
+            **({"foreign_fall_back_at_best": share(torch.cat(foreign[split]) > limit)} if foreign[split] else {}),
         }
         for split in own
     } | {"limit_at_best": round(limit.item(), 3)}

@@ -40,7 +40,7 @@ def table(path: Path = LINES) -> str:
     lines = ["| method | bits | bytes of 25 tasks | tasks | score | score − most bits |", "|---|---|---|---|---|---|"]
     for (method, bits), tasks in found.items():
         most = found[next(key for key in found if key[0] == method)]
-        change = "" if most is tasks else _change(list(tasks.values()), [most[task] for task in tasks])
+        change = "" if most is tasks else paired_change(list(tasks.values()), [most[task] for task in tasks])
         size, score = format_bytes(_bytes(method, tasks)), format_value(_score(tasks), "score")
         lines.append(f"| {NAMES[method]} | {bits} | {size} | {len(tasks)} | {score} | {change} |")
     return "\n".join(lines) + "\n" + SHOWN
@@ -60,8 +60,8 @@ def _bytes(method: str, tasks: Mapping[str, Mapping[str, Any]]) -> float:
     return sum(released.values())
 
 
-def _change(lines: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> str:
-    """The mean paired difference over the items of each task, and its 95 % interval: tasks are independent."""
+def paired_change(lines: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> str:
+    """The mean paired difference over the items of each line, and its 95 % interval: lines are independent."""
     gaps = [
         [own - other for own, other in zip(line["item_scores"], most["item_scores"], strict=True)]
         for line, most in zip(lines, others, strict=True)

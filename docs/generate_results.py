@@ -34,7 +34,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 ABLATIONS = "ablations"
 HIMALAYAS, BOUNDS = ("himalaya", "unprotected"), ("lora-independent", "lora-independent-fast", "frozen")
 IN_SHORT = (ABLATIONS, "first10", "first15", "last15", "reversed25")  # as a whole, not task by task
-MAIN = "package25"
+MAIN, OWN = "package25", "himalaya-anchored-package25"
+FEW_ATOMS, ONE_TEMPLATE, SECOND_BACKBONE = "capacity/source-atoms", "shared-template/himalaya", "gemma25"
 MANY_TASKS, NOT_YET = RESULTS / "many_tasks.json", "Not measured yet: `python benchmarks/many_tasks.py`.\n"
 PAIRED, EXPECTED = "Paired tests", "The original plan's expected results"
 # Folder of the results -> its runs, in the order in which they are shown; without those that have a config and no
@@ -63,7 +64,9 @@ SECTIONS = {
         *(*HIMALAYAS, "himalaya-slow", "strict", "lilac", "loreft", "olora", "ia3", "lora-ewc", "lora", *BOUNDS),
         *("himalaya-seed1", "lora-ewc-seed1"),
     ],
+    SECOND_BACKBONE: ["himalaya", "lilac", "loreft-ewc", "lora-ewc", "lora", "loreft-a-task", "frozen"],
     "capacity": ["source-atoms"],
+    "shared-template": ["himalaya"],
     "rivals": ["himalaya", "lora", "lora-ewc", "lilac", "coltas", "glodis", "loreft", "olora", "frozen"],
 }
 HEADLINE = "headline"  # the table of the README
@@ -73,7 +76,6 @@ HEADLINE_RUNS = (
 )
 POSITIONS, FRESH = "positions", "lora-independent"  # a fresh LoRA for each task
 HEADLINE_METRICS = ("retained_accuracy_auc", "learning_accuracy", "forgetting", "stored_bytes", "trainable_parameters")
-FEW_ATOMS = "capacity/source-atoms"
 BLOCK = 5  # positions in the stream that are averaged
 LLAMA, SOURCE = "llama-2-7b", "proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
 EXPORTED = "guarded"  # the graph of `himalaya latency` that is exported
@@ -210,7 +212,8 @@ def at_llama_2() -> str:
 
 def unknown_prompts() -> str:
     """How often learnt tasks keep their prompts, and how often the others' prompts get the frozen model."""
-    rows = read_json(RESULTS / "unknown_prompts.json")["rows"]
+    every = read_json(RESULTS / "unknown_prompts.json")["rows"]
+    rows = [row for row in every if "foreign_fall_back" in row["test"]]
     learnt, prompts = (max(row[key] for row in rows) for key in ("learnt", "prompts"))
     lines = [
         "| templates | learnt tasks' prompts answered as their own task "
@@ -274,7 +277,7 @@ def room() -> str:
 
 def source_atoms() -> str:
     """What the original plan's numbers of atoms cost: fewer atoms a task, and evictions from the sixth task on."""
-    table = in_short([FEW_ATOMS, f"{MAIN}/himalaya-anchored-package25"])
+    table = in_short([FEW_ATOMS, f"{MAIN}/{OWN}"])
     run = read_run(RESULTS / FEW_ATOMS)
     survives = [event["survives"] for event in run.events if event["event"] == "eviction"]
     changes = [now["score"] - then["score"] for now, then in zip(run.final, run.after_learning, strict=True)]
@@ -287,6 +290,20 @@ def source_atoms() -> str:
         f"{sum(one < -0.05 for one in gained)} more than 0.05 below it."
     )
     return f"{table}\n{found}\n"
+
+
+def one_template() -> str:
+    """What asking without the task's name costs, where each task has its own template and where all share one."""
+    lines = [
+        "| templates | score with the task's name | without it | prompts answered as their own task | frozen model |",
+        "|---|---|---|---|---|",
+    ]
+    for templates, name in {"each task has its own": f"{MAIN}/{OWN}", "all tasks share one": ONE_TEMPLATE}.items():
+        found = read_run(RESULTS / name).metrics
+        keys = ("average_accuracy", "unlabelled_accuracy", "tasks_recognised", "frozen_accuracy")
+        named, unnamed, recognised, frozen = (found[key] for key in keys)
+        lines.append(f"| {templates} | {named:.3f} | {unnamed:.3f} | {100 * recognised:.1f} % | {frozen:.3f} |")
+    return "\n".join(lines) + "\n"
 
 
 def searches() -> str:
@@ -315,6 +332,8 @@ MARKED: dict[str, Callable[[], str]] = {
     "room": room,
     "bits": bits_results.table,
     "source-atoms": source_atoms,
+    SECOND_BACKBONE: lambda: in_short([f"{SECOND_BACKBONE}/{name}" for name in SECTIONS[SECOND_BACKBONE]]),
+    "one-template": one_template,
     LLAMA: at_llama_2,
 }
 TITLES = {
@@ -324,14 +343,16 @@ TITLES = {
     "last15": "The last fifteen tasks in reverse, on an H200",
     "first10": "The first ten tasks, on an H200",
     ABLATIONS: "Ablations of version 0.1: six tasks, eight elastic slots",
+    SECOND_BACKBONE: "Twenty-five tasks on Gemma 3 270M",
     "capacity": "Twenty-five tasks with the original plan's 24 + 16 atoms",
+    "shared-template": "Twenty-five tasks with one template",
     "rivals": "All methods on six tasks",
     "demo": "The demo: six tasks",
 }
 ABOUT_THE_TABLES = """\
-Everything that the committed runs have measured, on one backbone, smollm2-135m. [Results](results.md) says what
-follows from it. *HIMALAYA 0.1* is the method of version 0.1, now `HIMALAYA_STRICT` with other options. A method
-without a number of seeds ran once. Times of runs that shared a machine do not compare."""
+Everything that the committed runs have measured, on smollm2-135m where nothing else is said.
+[Results](results.md) says what follows from it. *HIMALAYA 0.1* is the method of version 0.1, now `HIMALAYA_STRICT`
+with other options. A method without a number of seeds ran once. Times of runs that shared a machine do not compare."""
 
 
 # Name of the picture -> the runs over 25 tasks that it shows, and how.

@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from bits_results import paired_change
+
 from himalaya_adapter.report import paper
 from himalaya_adapter.report.palette import BOUND, OWN
 
@@ -137,11 +139,13 @@ def methods() -> str:
         pairs = sorted(one.trials.keys() & own.trials.keys())
         if pairs:
             bits = one.bits_kept(pairs)
-            gap = [one.mean(key, pairs) - own.mean(key, pairs) for key in ("score", "nll")]
+            gap = paired_change(*([setting.trials[pair] for pair in pairs] for setting in (one, own)))
+            gap = "" if one.fields == own.fields else gap
             lines.append(
                 f"| {one.name} | {one.fields['lr']:g} | {one.numbers:,} | {len(pairs)} "
-                f"| {one.mean('score', pairs):.3f} | {one.mean('nll', pairs):.3f} "
-                f"| {gap[0]:+.3f} | {gap[1]:+.3f} | {bits} | {stored_bytes(one.numbers, bits):,} |"
+                f"| {one.mean('score', pairs):.3f} | {one.mean('nll', pairs):.3f} | {gap} "
+                f"| {one.mean('nll', pairs) - own.mean('nll', pairs):+.3f} "
+                f"| {bits} | {stored_bytes(one.numbers, bits):,} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -28,6 +28,7 @@ from torch.nn.functional import linear, normalize
 
 from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.evaluation.scoring import evaluate_task
+from himalaya_adapter.methods.himalaya.channels import EXPONENT, measure, sizes_of
 from himalaya_adapter.streams import Limits, Task, load_stream
 from himalaya_adapter.streams.encoding import IGNORED_LABEL, encode_item
 from himalaya_adapter.training.batches import AnswerCollator, LengthGroupedOrder, answer_loss
@@ -52,6 +53,7 @@ class Trial:
         active: Atoms that act in one layer.
         bound: Largest norm of an anchored update.
         radius: Largest norm of an atom after each step; 0 for none.
+        exponent: Of the channels' sizes, in whose units an anchored update is; 0 takes all channels alike.
         rank: Of an update of weights.
         modules: Those whose weights are updated.
     """
@@ -64,6 +66,7 @@ class Trial:
     active: int = 3
     bound: float = 2.0
     radius: float = 1.0
+    exponent: float = EXPONENT
     rank: int = 1
     modules: str = ALL_LINEAR
 
@@ -131,11 +134,13 @@ class Atoms(Update):
 class Anchored(Atoms):
     """``r (v · h)`` with ``r = unit(rho + q)``, ``v = clip(rho - q - r)``, and ``q`` a signed sum of a few atoms.
 
-    The anchors rho are made from 24 orthonormal vectors. Each atom acts in as many layers as any other, to one.
+    Both are in units of the channels' sizes. The anchors rho are made from 24 orthonormal vectors. Each atom acts in
+    as many layers as any other, to one.
     """
 
     def __init__(self, model: Any, trial: Trial) -> None:
         super().__init__(model, trial)
+        self.sizes = sizes_of(measure(model, model.model.layers, trial.seed)) ** (trial.exponent / EXPONENT)
         core = torch.linalg.qr(torch.randn(self.width, CORE, generator=self.generator)).Q.T
         self.rho = self.signs(self.layers, CORE) @ core
         self.code, acted = torch.zeros(self.layers, trial.atoms), torch.zeros(trial.atoms)
@@ -149,9 +154,10 @@ class Anchored(Atoms):
 
     def begin(self) -> None:
         q = self.code @ self.atoms()
-        self.r = normalize(self.rho + q, dim=-1)
-        v = self.rho - q - self.r
-        self.v = v / (v.norm(dim=-1, keepdim=True) / self.trial.bound).clamp_min(1.0)
+        r = normalize(self.rho + q, dim=-1)
+        v = self.rho - q - r
+        v = v / (v.norm(dim=-1, keepdim=True) / self.trial.bound).clamp_min(1.0)
+        self.r, self.v = r * self.sizes, v / self.sizes
 
     def forward(self, layer: int, x: Tensor, h: Tensor) -> Tensor:
         return (h @ self.v[layer].to(h.dtype))[..., None] * self.r[layer].to(h.dtype)

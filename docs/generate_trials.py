@@ -23,8 +23,8 @@ PAGE, PICTURE = DOCS / "trials.md", DOCS / "images" / "nll_against_bytes.png"
 START, END = "<!-- generated: {} -->\n", "<!-- end -->"
 # Fields of a trial that name what is compared; the others are the task, the seed and what was measured.
 SETTING = (
-    *("update", "lr", "atoms", "active", "bound", "radius", "rank", "modules", "anchor", "gain", "codes"),
-    *("average", "loop_bits"),
+    *("update", "lr", "atoms", "active", "bound", "radius", "exponent", "rank", "modules", "anchor", "gain"),
+    *("codes", "average", "loop_bits"),
 )
 NAMES = {
     "anchored": "HIMALAYA",
@@ -36,7 +36,7 @@ NAMES = {
     "vblora": "VB-LoRA",
     "tinylora": "TinyLoRA",
 }
-DEFAULTS = {"update": "anchored", "bound": 2.0, "radius": 1.0, "atoms": 12, "active": 3, "lr": 0.003}
+DEFAULTS = {"update": "anchored", "bound": 2.0, "radius": 1.0, "exponent": 0.5, "atoms": 12, "active": 3, "lr": 0.003}
 # What the explorations vary: HIMALAYA's forms after a decoder layer and in the weights.
 STARTS = (
     {"update": "anchored", "bound": 2.0, "radius": 1.0, "lr": 0.003, "codes": "balanced", "average": None},
@@ -59,9 +59,11 @@ class Setting:
     def name(self) -> str:
         """The method and its size."""
         method, one = NAMES[self.fields["update"]], self.fields
-        if one["update"] in ("anchored", "hashed"):
-            rank = "" if one["update"] == "anchored" or one["rank"] == 1 else f", rank {one['rank']}"
-            return f"{method}, {one['atoms']} atoms{rank}"
+        if one["update"] == "anchored":
+            units = {0.0: ", channels alike", 1.0: ", whole sizes"}.get(one["exponent"], "")
+            return f"{method}, {one['atoms']} atoms{units}"
+        if one["update"] == "hashed":
+            return f"{method}, {one['atoms']} atoms" + (f", rank {one['rank']}" if one["rank"] > 1 else "")
         return f"{method} r={one['rank']}" if one["update"] in ("loreft", "lora", "unilora", "vera") else method
 
     @property

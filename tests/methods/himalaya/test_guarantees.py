@@ -16,6 +16,7 @@ WEIGHTS = "adapter_model.safetensors"
 # Every tensor that an adapter may store. Nothing else may appear: no tokens, no text but the tasks' names.
 SCHEMA = {
     "atoms": torch.float32,
+    "channels": torch.int8,
     "dictionary.core": torch.uint8,
     "dictionary.elastic": torch.uint8,
     "tasks.names": torch.uint8,

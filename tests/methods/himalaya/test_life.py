@@ -122,8 +122,8 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_left_out() -> None:
     optimizer = torch.optim.AdamW([adapter.atoms], lr=0.01)
     model.protect(optimizer)
     for bad in (torch.nan, torch.inf):
-        before = snapshot(model)
         model(input_ids=random_tokens(), labels=random_tokens()).loss.backward()
+        before = snapshot(model)
         adapter.atoms.grad[0, 0] = bad
         optimizer.step()
         assert_same(model, before)

@@ -38,12 +38,24 @@ def Bounded(rows, most: float):
 
 @script(_domain)
 def Vectors(
-    task, numbers, coefficients, codes, scale, minimum, signs, layer_codes, width: int, step: float, bound: float
+    task,
+    numbers,
+    coefficients,
+    codes,
+    scale,
+    minimum,
+    signs,
+    layer_codes,
+    channels,
+    width: int,
+    step: float,
+    bound: float,
 ):
     r"""Write vectors r ``(b, L, d)`` and read vectors v, as columns ``(b, d, L)``, of all layers.
 
     :math:`r = (\rho + q)/\lVert\rho + q\rVert`, and :math:`v = \rho - q - r` scaled back to norm ``bound``, with the
-    anchors :math:`\rho` made of the core's atoms and :math:`q` of the task's.
+    anchors :math:`\rho` made of the core's atoms and :math:`q` of the task's. Then r is multiplied by the channels'
+    sizes, and v divided by them.
 
     Args:
         task: Numbers of the tasks that the rows of the batch are answered as, ``(b,)``.
@@ -54,6 +66,7 @@ def Vectors(
         minimum: Value of code 0 of each group, ``(n, G, 1)``.
         signs: With which core atoms make the anchors, up to a factor, ``(L, k_c)``.
         layer_codes: Which of the task's atoms act in which layer, ``(L, k)``.
+        channels: The channels' sizes, ``(d,)``.
         width: d; the last group may be longer.
         step: Of a coefficient.
         bound: Largest norm of v.
@@ -69,7 +82,7 @@ def Vectors(
     # The anchor goes the same way as r, so that rounding cancels too.
     unmoved = op.LpNormalization(anchors, axis=-1, p=2)
     read = Bounded(op.Sub(op.Sub(unmoved, moves), write), most=bound)
-    return write, op.Transpose(read, perm=[0, 2, 1])
+    return op.Mul(write, channels), op.Transpose(op.Div(read, channels), perm=[0, 2, 1])
 
 
 @script(_domain)

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from himalaya_adapter.methods.himalaya import HimalayaAdapter
+from himalaya_adapter.methods.himalaya.channels import sizes_of
 from himalaya_adapter.methods.himalaya.tasks import COEFFICIENT_STEP
-from himalaya_adapter.methods.himalaya.update import layer_anchors, update_vectors
+from himalaya_adapter.methods.himalaya.update import layer_anchors
 from himalaya_adapter.methods.quantization import unpack_codes
 
 from .operator import DOMAIN, VERSION
 from .parity import Case
 
-TABLES = ("numbers", "coefficients", "codes", "scale", "minimum", "signs", "layer_codes")
+TABLES = ("numbers", "coefficients", "codes", "scale", "minimum", "signs", "layer_codes", "channels")
 
 
 def make_tables(adapter: HimalayaAdapter, tasks: Sequence[str]) -> dict[str, Tensor]:
@@ -43,6 +44,7 @@ def make_tables(adapter: HimalayaAdapter, tasks: Sequence[str]) -> dict[str, Ten
         "minimum": parts["minimum"].float()[..., None],
         "signs": layer_anchors(torch.eye(core), adapter.layers, adapter.config.seed),
         "layer_codes": adapter.codes,
+        "channels": sizes_of(adapter.channels),
     }
 
 
@@ -111,6 +113,6 @@ def vectors_cases(adapter: HimalayaAdapter, tasks: Sequence[str]) -> list[Case]:
     """The vectors that PyTorch makes of each task, for parity: one case with all tasks, one with the last."""
     rows = [adapter.tasks.row_of(name) for name in tasks]
     atoms = torch.stack([adapter.task_atoms(row) for row in rows])
-    write, read = update_vectors(adapter.anchors, adapter.codes, atoms, adapter.config.norm_bound)
+    write, read = adapter.vectors(atoms)
     task, outputs = torch.arange(len(rows)), {"write": write, "read": read.mT}
     return [({"task": task[at:]}, {name: one[at:] for name, one in outputs.items()}) for at in (0, -1)]

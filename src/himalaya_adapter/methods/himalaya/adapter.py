@@ -16,6 +16,7 @@ from .answering import Answering
 from .config import HimalayaConfig
 from .consolidation import FisherMemory
 from .growth import Growth
+from .kept import Kept
 from .tasks import FROZEN, NO_ROW
 from .update import bounded, scaled, unscaled
 
@@ -40,6 +41,13 @@ class HimalayaAdapter(Answering):
         self.fisher = FisherMemory(config.elastic_atoms, config.atoms_per_task, width)
         self.growth = Growth(config, self.dictionary, self.tasks, self.fisher)
         self._warned = False
+        self._knows_channels: Kept[bool] = Kept()
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing is known of the channels' sizes, and nothing has been learnt without them."""
+        known = self._knows_channels.get(lambda: bool(self.channels.any()), self.channels)
+        return not (known or self.atoms.any() or self.tasks.learnt.any())
 
     @torch.no_grad()
     def start_task(self, name: str) -> list[Event]:

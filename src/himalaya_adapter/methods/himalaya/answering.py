@@ -14,6 +14,7 @@ from himalaya_adapter.methods.packed_rows import RowFormat
 from himalaya_adapter.methods.prompt_memory import PromptMemory
 from himalaya_adapter.methods.shared_state import SharedState
 
+from .channels import sizes_of
 from .config import HimalayaConfig
 from .dictionary import Dictionary
 from .kept import Kept, full_precision
@@ -39,6 +40,8 @@ class Answering(SharedState):
         embedding_width: Width of the input embeddings; ``None``: the model has none.
     """
 
+    channels: Tensor
+
     def __init__(self, config: HimalayaConfig, width: int, embedding_width: int | None) -> None:
         super().__init__()
         self.config = config
@@ -46,6 +49,7 @@ class Answering(SharedState):
         self.layers = config.layers or 1
         self.entries = 0  # of all factors together, with placement="weights"
         self.atoms = nn.Parameter(torch.zeros(config.atoms_per_task, width))
+        self.register_buffer("channels", torch.zeros(width, dtype=torch.int8))
         row_format = RowFormat(width, config.quantisation_bits)
         self.dictionary = Dictionary(config.core_atoms, config.elastic_atoms, row_format, config.seed)
         self.tasks = TaskTable(config.max_tasks, config.atoms_per_task)
@@ -56,6 +60,7 @@ class Answering(SharedState):
         self.infers_task = False
         self._atoms: Kept[Tensor] = Kept()
         self._anchors: Kept[Tensor] = Kept()
+        self._sizes: Kept[Tensor] = Kept()
         self._vectors: Kept[Vectors] = Kept()
         self._pass: Vectors | None = None
         if not config.init_weights:
@@ -185,10 +190,16 @@ class Answering(SharedState):
         core = self.dictionary.core_atoms
         return self._anchors.get(lambda: layer_anchors(core(), self.layers, self.config.seed), self.dictionary.core)
 
-    def vectors(self, atoms: Tensor) -> tuple[Tensor, Tensor]:
-        """Write and read vectors of all layers, each ``(..., L, d)``, for atoms ``(..., k, d)``."""
+    def unit_vectors(self, atoms: Tensor) -> tuple[Tensor, Tensor]:
+        """As `vectors`, for channels of size 1."""
         with full_precision(atoms):
             return update_vectors(self.anchors, self.codes.to(atoms), atoms, self.config.norm_bound)
+
+    def vectors(self, atoms: Tensor) -> tuple[Tensor, Tensor]:
+        """Write and read vectors of all layers, each ``(..., L, d)``, for atoms ``(..., k, d)``."""
+        write, read = self.unit_vectors(atoms)
+        sizes = self._sizes.get(lambda: sizes_of(self.channels), self.channels)
+        return write * sizes, read / sizes
 
     def of_layer(self, number: int, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Write and read vector of a layer, as `edited` takes them. A pass's first layer makes those of all layers."""
@@ -211,7 +222,7 @@ class Answering(SharedState):
                 zip(write.to(dtype)[..., None, :].unbind(-3), read.to(dtype)[..., None].unbind(-3), strict=True)
             )
 
-        return each_layer() if self.trains else self._vectors.get(each_layer, atoms, given=dtype)
+        return each_layer() if self.trains else self._vectors.get(each_layer, atoms, self.channels, given=dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pass": None}  # the vectors of the last pass belong to its graph
@@ -220,11 +231,11 @@ class Answering(SharedState):
 
     @torch.no_grad()
     def norm_certificate(self) -> dict[str, float]:
-        """The largest norms over all tasks: of an atom, and of a layer's update where that is bounded."""
+        """The largest norms over all tasks: of an atom, and of a layer's update in units of the channels' sizes."""
         atoms = torch.stack([self.task_atoms(row) for row in {self.tasks.being_learnt, *self.tasks.learnt_rows()}])
         norms = {"atom_norm_max": atoms.norm(dim=-1).max().item()}
         if self.config.placement == "residual_stream":
-            write, read = self.vectors(atoms)
+            write, read = self.unit_vectors(atoms)
             norms["update_norm_max"] = (write.norm(dim=-1) * read.norm(dim=-1)).max().item()
         return norms
 
@@ -235,6 +246,6 @@ class Answering(SharedState):
         targets = self.config.target_modules
         config["target_modules"] = sorted(targets) if isinstance(targets, set) else targets
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        for tensor in (self.anchors, atoms):
+        for tensor in (self.anchors, self.channels, atoms):
             digest.update(tensor.float().cpu().numpy().tobytes())
         return digest.hexdigest()

@@ -1,7 +1,7 @@
 """HIMALAYA as a PEFT tuner."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from himalaya_adapter.methods.prompted import PromptedModel, embedding_width, hi
 from himalaya_adapter.names import normalised
 
 from .adapter import HimalayaAdapter
+from .channels import measure
 from .config import HimalayaConfig
 from .layer import HimalayaLayer, StreamLayer
 from .release import pack
@@ -204,6 +205,19 @@ class HimalayaModel(PromptedModel):
     def _new_layer(self, base: Any, config: PeftConfig) -> Any:
         kind = HashedLinear if config.placement == "weights" else StreamLayer
         return kind(base, **get_quantization_kwargs(self))
+
+    def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
+        if model.training and torch.is_grad_enabled():
+            self._measure_channels(model)
+        super()._begin_pass(model, args, inputs)
+
+    @torch.compiler.disable
+    def _measure_channels(self, model: nn.Module) -> None:
+        """Before the first step of an adapter; a model without tokens has none."""
+        for name, adapter in zip(self.active_adapters, self._active(), strict=True):
+            if adapter.config.placement == "residual_stream" and adapter.is_blank and embedding_width(model):
+                layers = [one for one in model.modules() if isinstance(one, StreamLayer) and name in one.number]
+                adapter.channels.copy_(measure(model, layers, adapter.config.seed))
 
     def _add_adapter(self, layer: Any, name: str, config: PeftConfig) -> None:
         super()._add_adapter(layer, name, config)

@@ -1,7 +1,8 @@
 r"""The anchored update, as pure functions (docs/method.md, "The update").
 
 A layer's output ``h`` gets :math:`h + r\,(v^\top h)` with :math:`\lVert r\rVert = 1` and
-:math:`\lVert v\rVert \le c`. Both come from the layer's anchor and from at most three of the task's atoms.
+:math:`\lVert v\rVert \le c`, in units of the channels' sizes (`channels`). Both come from the layer's anchor and
+from at most three of the task's atoms.
 """
 
 import torch

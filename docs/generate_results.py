@@ -34,8 +34,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 ABLATIONS = "ablations"
 HIMALAYAS, BOUNDS = ("himalaya", "unprotected"), ("lora-independent", "lora-independent-fast", "frozen")
 IN_SHORT = (ABLATIONS, "first10", "first15", "last15", "reversed25")  # as a whole, not task by task
-MAIN, OWN = "package25", "himalaya-anchored-package25"
-FEW_ATOMS, ONE_TEMPLATE, SECOND_BACKBONE = "capacity/source-atoms", "shared-template/himalaya", "gemma25"
+MAIN, OWN = "package25", "himalaya-channels-package25"
+FEW_ATOMS, ONE_TEMPLATE, SECOND_BACKBONE = "capacity/source-atoms", "shared-template/himalaya", "gemma10"
 MANY_TASKS, NOT_YET = RESULTS / "many_tasks.json", "Not measured yet: `python benchmarks/many_tasks.py`.\n"
 PAIRED, EXPECTED = "Paired tests", "The original plan's expected results"
 # Folder of the results -> its runs, in the order in which they are shown; without those that have a config and no
@@ -43,12 +43,8 @@ PAIRED, EXPECTED = "Paired tests", "The original plan's expected results"
 SECTIONS = {
     "demo": ["himalaya", "lora"],
     "package25": [
-        *(
-            "himalaya-anchored-package25",
-            "himalaya-package25",
-            "himalaya-warm-package25",
-            "himalaya-unprotected-package25",
-        ),
+        *("himalaya-channels-package25", "himalaya-anchored-package25", "himalaya-package25"),
+        *("himalaya-warm-package25", "himalaya-unprotected-package25"),
         *("himalaya-strict-package25", "lilac-package25"),
         *("loreft-package25", "olora-package25", "ia3-package25", "lora-ewc-package25", "lora-package25"),
         *("loreft-independent-package25", "frozen"),
@@ -64,14 +60,14 @@ SECTIONS = {
         *(*HIMALAYAS, "himalaya-slow", "strict", "lilac", "loreft", "olora", "ia3", "lora-ewc", "lora", *BOUNDS),
         *("himalaya-seed1", "lora-ewc-seed1"),
     ],
-    SECOND_BACKBONE: ["himalaya", "lilac", "loreft-ewc", "lora-ewc", "lora", "loreft-a-task", "frozen"],
+    SECOND_BACKBONE: ["himalaya", "loreft-ewc", "lora-ewc", "lora", "loreft-a-task"],
     "capacity": ["source-atoms"],
     "shared-template": ["himalaya"],
     "rivals": ["himalaya", "lora", "lora-ewc", "lilac", "coltas", "glodis", "loreft", "olora", "frozen"],
 }
 HEADLINE = "headline"  # the table of the README
 HEADLINE_RUNS = (
-    *("himalaya-anchored-package25", "himalaya-anchored-package25-seed1", "loreft-independent-package25"),
+    *("himalaya-channels-package25", "loreft-independent-package25"),
     *("loreft-package25", "lora-ewc-package25", "lora-ewc-package25-seed1", "lora-package25"),
 )
 POSITIONS, FRESH = "positions", "lora-independent"  # a fresh LoRA for each task
@@ -343,7 +339,7 @@ TITLES = {
     "last15": "The last fifteen tasks in reverse, on an H200",
     "first10": "The first ten tasks, on an H200",
     ABLATIONS: "Ablations of version 0.1: six tasks, eight elastic slots",
-    SECOND_BACKBONE: "Twenty-five tasks on Gemma 3 270M",
+    SECOND_BACKBONE: "The first ten tasks on Gemma 3 270M",
     "capacity": "Twenty-five tasks with the original plan's 24 + 16 atoms",
     "shared-template": "Twenty-five tasks with one template",
     "rivals": "All methods on six tasks",

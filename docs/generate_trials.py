@@ -24,7 +24,7 @@ START, END = "<!-- generated: {} -->\n", "<!-- end -->"
 # Fields of a trial that name what is compared; the others are the task, the seed and what was measured.
 SETTING = (
     *("update", "lr", "atoms", "active", "bound", "radius", "exponent", "rank", "modules", "anchor", "gain"),
-    *("codes", "average", "loop_bits"),
+    *("codes", "average", "loop_bits", "backbone"),
 )
 NAMES = {
     "anchored": "HIMALAYA",
@@ -37,11 +37,22 @@ NAMES = {
     "tinylora": "TinyLoRA",
 }
 DEFAULTS = {"update": "anchored", "bound": 2.0, "radius": 1.0, "exponent": 0.5, "atoms": 12, "active": 3, "lr": 0.003}
-# What the explorations vary: HIMALAYA's forms after a decoder layer and in the weights.
-STARTS = (
-    {"update": "anchored", "bound": 2.0, "radius": 1.0, "lr": 0.003, "codes": "balanced", "average": None},
-    {"update": "hashed", "rank": 1, "radius": 1.0, "lr": 0.003, "anchor": 1.0, "gain": 24.0},
-)
+# What the explorations vary: HIMALAYA's forms after a decoder layer, before it had channels' sizes and with them, and
+# in the weights.
+ANCHORED = {"update": "anchored", "bound": 2.0, "radius": 1.0, "lr": 0.003}
+STARTS = {
+    "HIMALAYA without sizes": ANCHORED | {"codes": "balanced", "average": None, "exponent": None},
+    "HIMALAYA": ANCHORED | {"exponent": 0.5, "backbone": None},
+    "HIMALAYA on gemma3-270m": ANCHORED | {"exponent": 0.5, "backbone": "gemma3-270m"},
+    "HIMALAYA in the weights": {
+        "update": "hashed",
+        "rank": 1,
+        "radius": 1.0,
+        "lr": 0.003,
+        "anchor": 1.0,
+        "gain": 24.0,
+    },
+}
 GROUP, GROUP_BYTES = 32, 4  # numbers that share a scale and a minimum in half precision
 KEEPS = 0.02  # of NLL: the fewest bits that lose no more
 BITS = (2, 3, 4)
@@ -155,17 +166,17 @@ def methods() -> str:
 def variants() -> str:
     """What was varied in HIMALAYA's update, beside its form on the same tasks and seeds."""
     lines = ["| form | changed | task × seed | score − form | NLL − form |", "|---|---|---|---|---|"]
-    for fields in STARTS:
+    for form, fields in STARTS.items():
         own = having(fields, EXPLORATIONS)
         for one in settings(EXPLORATIONS):
             changed = {key: one.fields[key] for key in SETTING if one.fields[key] != own.fields[key]}
             pairs = sorted(one.trials.keys() & own.trials.keys())
-            if one.fields["update"] == own.fields["update"] and changed and pairs:
+            same = all(one.fields[key] == own.fields[key] for key in ("update", "backbone"))
+            has_sizes = [setting.fields["exponent"] is not None for setting in (one, own)]
+            if same and has_sizes[0] == has_sizes[1] and changed and pairs:
                 told = ", ".join(f"{key} {_word(value)}" for key, value in changed.items())
                 gap = [one.mean(key, pairs) - own.mean(key, pairs) for key in ("score", "nll")]
-                lines.append(
-                    f"| {NAMES[own.fields['update']]} | {told} | {len(pairs)} | {gap[0]:+.3f} | {gap[1]:+.3f} |"
-                )
+                lines.append(f"| {form} | {told} | {len(pairs)} | {gap[0]:+.3f} | {gap[1]:+.3f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -117,9 +117,8 @@ def test_the_prose_says_what_was_measured() -> None:
         f"The area under the curve is {own['retained_accuracy_auc']:.3f}** (LoReFT a task "
         f"{alone['retained_accuracy_auc']:.3f}; with channels alike {areas} with two seeds)" in page
     )
-    assert (
-        f"{own['learning_accuracy']:.3f} against {alone['learning_accuracy']:.3f}, in a fifth of its parameters" in page
-    )
+    learnt = f"{own['learning_accuracy']:.3f} against {alone['learning_accuracy']:.3f}"
+    assert f"{learnt}, in a fifth of its parameters" in page
     assert own["forgetting"] == 0
     recognised, unnamed = own["tasks_recognised"], own["unlabelled_accuracy"]
     assert f"{100 * recognised:.1f} % of the test prompts; without its name the score is {unnamed:.3f}" in page

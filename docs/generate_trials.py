@@ -56,6 +56,7 @@ STARTS = {
 GROUP, GROUP_BYTES = 32, 4  # numbers that share a scale and a minimum in half precision
 KEEPS = 0.02  # of NLL: the fewest bits that lose no more
 BITS = (2, 3, 4)
+FEWEST_SHOWN = 6  # tasks and seeds of a method in the picture
 Pair = tuple[str, int]
 
 
@@ -206,7 +207,7 @@ def points() -> list[tuple[str, int, float]]:
     own, found = reference(), []
     for one in compared():
         pairs = sorted(one.trials.keys() & own.trials.keys())
-        if len(pairs) >= 2:
+        if len(pairs) >= FEWEST_SHOWN:
             size = stored_bytes(one.numbers, one.bits_kept(pairs))
             found.append((one.name, size, one.mean("nll", pairs) - own.mean("nll", pairs)))
     return found
@@ -221,13 +222,14 @@ def draw() -> None:
     """Write the picture: loss against bytes, a mark a method."""
     figure = paper.new_sheet(4.2)
     axes = figure.subplots()
-    for name, size, gap in points():
+    for place, (name, size, gap) in enumerate(sorted(points(), key=lambda point: point[2])):
         own = name.startswith("HIMALAYA")
         axes.scatter([size], [gap], s=60, color=OWN if own else BOUND, zorder=3)
-        axes.annotate(name, (size, gap), (7, 4), textcoords="offset points", fontsize=paper.SMALL_TEXT_SIZE)
+        side, align = ((7, 4), "left") if place % 2 else ((-7, 4), "right")  # neighbours do not meet
+        axes.annotate(name, (size, gap), side, textcoords="offset points", fontsize=paper.SMALL_TEXT_SIZE, ha=align)
     axes.set_xscale("log")
     axes.axhline(0, color=paper.GRID, linewidth=1.2)
-    axes.margins(x=0.25)
+    axes.margins(x=0.6, y=0.1)
     paper.style_axes(
         axes, x="bytes of a task, at the fewest bits that keep its loss", y="NLL less HIMALAYA's (lower is better)"
     )

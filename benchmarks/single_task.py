@@ -203,7 +203,11 @@ def rounded(values: Tensor, bits: int) -> Tensor:
 
 
 def peft_config(model: Any, trial: Trial) -> peft.PeftConfig:
-    """PEFT's method of this name, where it can be chosen with as many trained numbers as ``atoms`` atoms have."""
+    """PEFT's method of this name, where it can be chosen with as many trained numbers as ``atoms`` atoms have.
+
+    Raises:
+        ValueError: There is none.
+    """
     names, length = trial.modules.split("+"), trial.atoms * model.config.hidden_size
     options = {"r": trial.rank, "target_modules": names}
     if trial.update == "lora":
@@ -215,9 +219,12 @@ def peft_config(model: Any, trial: Trial) -> peft.PeftConfig:
     widths = [n for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in names for n in m.weight.shape]
     if trial.update == "tinylora":
         return peft.TinyLoraConfig(**options, u=2 * length // len(widths), projection_seed=trial.seed)
-    part = math.gcd(*widths)
-    vectors = length // (trial.rank * sum(widths) // part + part)  # each part of a factor has a logit for each vector
-    return peft.VBLoRAConfig(**options, num_vectors=vectors, vector_length=part)
+    if trial.update == "vblora":
+        part = math.gcd(*widths)
+        # Each part of a factor has a logit for each vector.
+        vectors = length // (trial.rank * sum(widths) // part + part)
+        return peft.VBLoRAConfig(**options, num_vectors=vectors, vector_length=part)
+    raise ValueError(f"update={trial.update} is none of those that `Trial` names")
 
 
 @contextmanager

@@ -37,6 +37,7 @@ IN_SHORT = (ABLATIONS, "first10", "first15", "last15", "reversed25")  # as a who
 MAIN, OWN = "package25", "himalaya-channels-package25"
 FEW_ATOMS, SECOND_BACKBONE = "capacity/source-atoms", "gemma10"
 MANY_TASKS, NOT_YET = RESULTS / "many_tasks.json", "Not measured yet: `python benchmarks/many_tasks.py`.\n"
+VARIANTS = ("| HIMALAYA 0.1, ", "| HIMALAYA, strict")
 PAIRED, EXPECTED = "Paired tests", "The original plan's expected results"
 # Folder of the results -> its runs, in the order in which they are shown; without those that have a config and no
 # results yet.
@@ -60,7 +61,7 @@ SECTIONS = {
         *(*HIMALAYAS, "himalaya-slow", "strict", "lilac", "loreft", "olora", "ia3", "lora-ewc", "lora", *BOUNDS),
         *("himalaya-seed1", "lora-ewc-seed1"),
     ],
-    SECOND_BACKBONE: ["himalaya", "loreft-ewc", "lora-ewc", "lora", "loreft-a-task"],
+    SECOND_BACKBONE: ["himalaya", "loreft-ewc", "loreft-a-task"],
     "capacity": ["source-atoms"],
     "rivals": ["himalaya", "lora", "lora-ewc", "lilac", "coltas", "glodis", "loreft", "olora", "frozen"],
 }
@@ -106,7 +107,7 @@ def generated(section: str) -> str:
 
 def main_table() -> str:
     """The first table over 25 tasks, without its legend (the page has it) and times (they do not compare)."""
-    rows = [line.strip("| ").split(" | ") for line in parts(MAIN)[0].split("\n\n")[0].splitlines()]
+    rows = [line.strip("| ").split(" | ") for line in in_page(parts(MAIN)[0].split("\n\n")[0]).splitlines()]
     kept = [place for place, head in enumerate(rows[0]) if not head.startswith(("Retention", "Training time"))]
     return "".join(f"| {' | '.join(row[place] for place in kept)} |\n" for row in rows)
 
@@ -114,7 +115,12 @@ def main_table() -> str:
 def titled(title: str) -> str:
     """The table of the runs over 25 tasks that has this title."""
     (part,) = (part for part in parts(MAIN) if part.split("\n", 1)[0] == title)
-    return part.split("\n\n", 2)[1] + "\n"
+    return in_page(part.split("\n\n", 2)[1]) + "\n"
+
+
+def in_page(table: str) -> str:
+    """A table without the variants of version 0.1, which the page of all tables has."""
+    return "\n".join(line for line in table.splitlines() if not line.startswith(VARIANTS))
 
 
 def tables_page() -> str:
@@ -171,7 +177,7 @@ def positions() -> str:
         means = [*(fmean(gains[start : start + BLOCK]) for start in starts), fmean(gains)]
         cells = " | ".join(format_value(mean, "signed") for mean in means)
         lines.append(f"| {method.label} | {cells} |")
-    return "\n".join(lines) + "\n"
+    return in_page("\n".join(lines)) + "\n"
 
 
 def at_llama_2() -> str:

@@ -185,21 +185,7 @@ def _word(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
-def rounding() -> str:
-    """Scores of the same trained numbers, rounded to few bits."""
-    lines = ["| update | task × seed | bits | bytes | score | NLL |", "|---|---|---|---|---|---|"]
-    for one in compared():
-        pairs = sorted(pair for pair, row in one.trials.items() if "3_bits" in row)
-        for bits in (None, *one.rounded(pairs)) if pairs else ():
-            size = stored_bytes(one.numbers, bits or 32) if bits else 4 * one.numbers
-            lines.append(
-                f"| {one.name} | {len(pairs)} | {bits or 32} | {size:,} | {one.mean('score', pairs, bits):.3f} "
-                f"| {one.mean('nll', pairs, bits):.3f} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-TABLES = {"methods": methods, "rounding": rounding, "variants": variants}
+TABLES = {"methods": methods, "variants": variants}
 
 
 def points() -> list[tuple[str, int, float]]:

@@ -161,7 +161,7 @@ def test_every_score_in_the_prose_is_that_of_a_committed_run(page: str) -> None:
     assert not [number for number in re.findall(r"\b0\.\d{3}\b", prose) if number not in known]
 
 
-def test_the_streams_of_benchmarks_are_made_of_the_longer_one() -> None:
+def test_the_shorter_streams_are_parts_of_the_longer_one() -> None:
     whole = [task.name for task in read_definition("package_stream_25").tasks]
     found = {path.stem: [task.name for task in read_definition(str(path)).tasks] for path in STREAMS}
     assert not set(found.pop("related_tasks")) & set(whole)
@@ -169,16 +169,7 @@ def test_the_streams_of_benchmarks_are_made_of_the_longer_one() -> None:
         "package_stream_first_10": whole[:10],
         "package_stream_first_15": whole[:15],
         "package_stream_last_15": whole[:9:-1],
-        "package_stream_25_one_template": whole,
     }
-
-
-def test_tasks_of_one_template_differ_in_what_is_put_into_it_alone() -> None:
-    (one,) = (path for path in STREAMS if path.stem == "package_stream_25_one_template")
-    whole = {task.name: task.template for task in read_definition("package_stream_25").tasks}
-    for task in read_definition(str(one)).tasks:
-        own = whole[task.name]
-        assert task.template == f"Text: {own[own.index('{') : own.rindex('}') + 1]}\nAnswer:"
 
 
 def test_experiments_without_results_are_run(place: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -208,7 +199,7 @@ def test_the_table_of_speeds_is_generated_from_the_committed_measurements() -> N
     assert module.written() == module.generated(), "run: python docs/generate_speed.py"
 
 
-@pytest.mark.parametrize("table", ["methods", "rounding", "variants"])
+@pytest.mark.parametrize("table", ["methods", "variants"])
 def test_the_tables_of_single_tasks_are_generated_from_the_committed_trials(table: str) -> None:
     module = script(ROOT / "docs" / "generate_trials.py")
     page = module.PAGE.read_text(encoding="utf-8")

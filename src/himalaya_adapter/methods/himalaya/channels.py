@@ -1,7 +1,7 @@
 """How large the channels of the residual stream are in the frozen model (docs/method.md, "Channels").
 
-A few channels of a language model are hundreds of times as large as the others (massive activations, Sun et al. 2024,
-arXiv:2402.17762). An update that takes all channels alike changes little but those.
+A few channels of a language model can be hundreds of times as large as the others (massive activations, Sun et al.
+2024, arXiv:2402.17762). An update that takes all channels alike changes little but those.
 """
 
 from collections.abc import Iterator, Sequence

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from himalaya_adapter.learning.demo import DemoResult
-from himalaya_adapter.report.charts import XY, Axis, drawn, figure
+from himalaya_adapter.report.charts import XY, Axis, Series, figure
 from himalaya_adapter.report.page import Page
 from himalaya_adapter.report.palette import part_looks
 from himalaya_adapter.report.table import Table, Text, numbers, table, words
@@ -28,23 +28,20 @@ def _charts(result: DemoResult) -> list[XY]:
     charts = []
     for method, rows in result.after.items():
         after = [result.frozen, *rows]
-        series = (
-            drawn(look, [(step, after[step][task]) for step in (0, *range(place, len(after)))], line=True)
+        series = [
+            Series(look, [(step, after[step][task]) for step in (0, *range(place, len(after)))], line=True)
             for place, (task, look) in enumerate(zip(result.tasks, looks, strict=True), start=1)
-        )
-        charts.append(XY(tuple(series), x, y, method))
+        ]
+        charts.append(XY(series, x, y, method))
     return charts
 
 
 def _scores(result: DemoResult) -> Table:
     header = [Text(f"{method}: {task}", metric) for method in result.after for task, metric in result.tasks.items()]
-    steps = [[result.frozen] * len(result.after), *zip(*result.after.values(), strict=True)]
+    steps = zip(("nothing", *result.tasks), *([result.frozen, *rows] for rows in result.after.values()), strict=True)
     rows = [
-        (
-            *words(name),
-            *numbers(*(f"{row[task]:.2f}" if task in row else "" for row in step for task in result.tasks)),
-        )
-        for name, step in zip(("nothing", *result.tasks), steps, strict=True)
+        (*words(name), *numbers(*(f"{row[task]:.2f}" if task in row else "" for row in step for task in result.tasks)))
+        for name, *step in steps
     ]
     return table("demo_table", (*words("after learning"), *header), rows)
 

@@ -11,7 +11,7 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.identity import sealed
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, file_bytes
 from himalaya_adapter.report.run_folder import RunRecord
-from himalaya_adapter.report.texts import TEMPLATES
+from himalaya_adapter.report.table import TEMPLATES
 from himalaya_adapter.storage import read_json, write_atomic
 from himalaya_adapter.stream_metrics import ATOM_NORM_BOUND, update_norm_bound
 from himalaya_adapter.streams.catalogue import OWN_DATA, origin_of, read_definition
@@ -35,7 +35,6 @@ def write_model_card(run: RunRecord) -> None:
         "quantisation": run.settings.get("model.backbone.quantisation"),
         **run.environment.get("backbone_sizes", {}),
     }
-    facts = {"method": run.metrics["method"], "backbone": backbone, "tasks": list(run.tasks)}
     data = ModelCardData(
         base_model=backbone["name"],
         library_name="peft",
@@ -44,17 +43,19 @@ def write_model_card(run: RunRecord) -> None:
         model_name=run.run_id,
         eval_results=[_result(run, task) for task in run.metrics["tasks"]],
     )
-    data[CARD_FACTS] = sealed(facts)
+    data[CARD_FACTS] = sealed({"method": run.metrics["method"], "backbone": backbone, "tasks": list(run.tasks)})
+    # Whether the intervals of the scores before and after training do not overlap.
+    learnt = {task["name"]: task["final"]["low"] > task["before"]["high"] for task in run.metrics["tasks"]}
     parts = file_bytes(folder / WEIGHTS_FILE, f"base_model.{run.metrics['method']}_shared.")
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATES / TEMPLATE),
         run=run,
-        clear=[task["name"] for task in run.metrics["tasks"] if _learnt(task)],
-        unclear=[task["name"] for task in run.metrics["tasks"] if not _learnt(task)],
+        clear=[name for name, is_clear in learnt.items() if is_clear],
+        unclear=[name for name, is_clear in learnt.items() if not is_clear],
         backbone=backbone,
         text=_escaped,
-        code=lambda text: json.dumps(text),  # a string in Python as well
+        code=json.dumps,  # a string in Python as well
         bits=read_json(folder / CONFIG_FILE)["quantisation_bits"],
         parts=sorted(parts.items(), key=lambda part: -part[1]),
         total=sum(parts.values()),
@@ -63,11 +64,6 @@ def write_model_card(run: RunRecord) -> None:
         atom_norm_bound=ATOM_NORM_BOUND,
     )
     write_atomic(folder / CARD_FILE, str(card).strip() + "\n")
-
-
-def _learnt(task: dict[str, Any]) -> bool:
-    """Whether the intervals of the scores before and after training do not overlap."""
-    return bool(task["final"]["low"] > task["before"]["high"])
 
 
 def _escaped(text: str) -> str:

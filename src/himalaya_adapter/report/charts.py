@@ -20,9 +20,8 @@ class Axis:
     Attributes:
         label: What it shows.
         kind: How its values are printed.
-        scale: ``names`` puts the names at its ticks, 0 first.
-        names: What the whole numbers from ``first`` on stand for.
-        first: The number of the first name.
+        scale: ``names`` puts the names at its ticks.
+        names: What the whole numbers stand for, from 0 on at ticks, else from 1 on.
         low: Where it begins, if not with the data.
         high: Where it ends.
     """
@@ -31,7 +30,6 @@ class Axis:
     kind: Kind = "count"
     scale: Literal["linear", "log", "names"] = "linear"
     names: Sequence[str] = ()
-    first: int = 0
     low: Value = None
     high: Value = None
 

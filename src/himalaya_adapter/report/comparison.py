@@ -11,6 +11,7 @@ from himalaya_adapter.evaluation.intervals import Array
 from himalaya_adapter.evaluation.paired_tests import (
     MEASURES,
     PairedTest,
+    ScoredRun,
     bootstrap_test,
     holm,
     item_tests,
@@ -23,7 +24,6 @@ from himalaya_adapter.report.run_folder import RunRecord
 PROPOSED = ("himalaya", "himalaya_strict")  # the first of them that is there is compared with the others
 SIGNIFICANT = 0.05  # of the p-value after Holm's correction
 SEED = 0  # of the resampling, so that the same runs always give the same page
-Side = list[str]  # run ids of one method
 
 
 @dataclass(frozen=True)
@@ -96,53 +96,70 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     if 0 < len(earlier) < len(runs):
         notes.append(f"{', '.join(earlier)} chose labels by an earlier rule: classifications compare roughly only.")
     others = [group for group in groups if group is not reference]
-    pairs = [(other, *_paired(reference, other)) for other in others]
-    pairs = [pair for pair in pairs if {*pair[2], *pair[3]} <= scored.keys()]
+    pairs = [pair for other in others if (pair := _paired(reference, other)).names <= scored.keys()]
     if not pairs:
         return Comparison(tuple(groups), reference, (), tuple(notes))
-    points = {
-        run_id: {key: measure(one.matrix) for key, measure in MEASURES.items()} for run_id, one in scored.items()
-    }
-    resampled = dict(zip(scored, resampled_measures([*scored.values()], seed=SEED), strict=True))
-    measures: list[dict[str, PairedTest]] = []
-    for other, _, ours, theirs in pairs:
-        untested: Sequence[str] = ()
-        if reference.first.metrics.get("measured_rows") != other.first.metrics.get("measured_rows"):
-            untested = stream_metrics.keys("of measured rows")
-            notes.append(f"{other.label} measured other rows of the matrix: no tests of its AUC and forgetting.")
-        measures.append(
-            {
-                key: bootstrap_test(float(_gap(points, key, ours, theirs)), _gap(resampled, key, ours, theirs))
-                for key in MEASURES
-                if key not in untested
-            }
-        )
-    tasks: list[dict[str, PairedTest]] = [{} for _ in pairs]
-    for index, task in enumerate(reference.first.tasks):
-        # The items' own scores, also where the metric belongs to the whole set: only they can be swapped.
-        items = {run_id: {task: np.asarray(one.item_scores[-1][index], np.float64)} for run_id, one in scored.items()}
-        gaps = np.stack([_gap(items, task, ours, theirs) for _, _, ours, theirs in pairs])
-        for of_pair, test in zip(tasks, item_tests(gaps, seed=SEED), strict=True):
-            of_pair[task] = test
+    rows = reference.first.metrics.get("measured_rows")
+    for label in [pair.other.label for pair in pairs if pair.other.first.metrics.get("measured_rows") != rows]:
+        notes.append(f"{label} measured other rows of the matrix: no tests of its AUC and forgetting.")
+    measures, tasks = _measure_tests(pairs, scored, rows), _task_tests(pairs, scored, reference.first.tasks)
     tested = zip(pairs, _corrected(measures), _corrected(tasks), strict=True)
-    rivals = tuple(Rival(other, seeds, *differences) for (other, seeds, *_), *differences in tested)
+    rivals = tuple(Rival(pair.other, pair.seeds, *differences) for pair, *differences in tested)
     return Comparison(tuple(groups), reference, rivals, tuple(notes))
 
 
-def _paired(reference: MethodGroup, other: MethodGroup) -> tuple[tuple[int, ...], Side, Side]:
-    """The seeds that both methods have, and the runs that are compared: of these seeds, or else all."""
+@dataclass(frozen=True)
+class _Pair:
+    """The ids of the runs that are tested against each other: of the seeds that both methods have, or else all."""
+
+    other: MethodGroup
+    seeds: tuple[int, ...]
+    sides: tuple[tuple[str, ...], ...]
+
+    @property
+    def names(self) -> set[str]:
+        return {run_id for side in self.sides for run_id in side}
+
+    def gap(self, values: Mapping[str, Any]) -> Array:
+        """Mean over the runs of the reference minus mean over those of the other; ``values`` by run id."""
+        ours, theirs = (np.mean([values[run_id] for run_id in side], axis=0) for side in self.sides)
+        return np.asarray(ours - theirs)
+
+
+def _paired(reference: MethodGroup, other: MethodGroup) -> _Pair:
     shared = tuple(seed for seed in reference.seeds if seed in other.seeds)
-    ours, theirs = (
-        [run.run_id for run in group.runs if not shared or run.metrics["seed"] in shared]
+    sides = (
+        tuple(run.run_id for run in group.runs if not shared or run.metrics["seed"] in shared)
         for group in (reference, other)
     )
-    return shared, ours, theirs
+    return _Pair(other, shared, tuple(sides))
 
 
-def _gap(values: Mapping[str, Mapping[str, Any]], key: str, ours: Side, theirs: Side) -> Array:
-    """Mean over the runs of the reference minus mean over those of the other; ``values`` by run id."""
-    mean, other = (np.mean([values[run_id][key] for run_id in side], axis=0) for side in (ours, theirs))
-    return np.asarray(mean - other)
+def _measure_tests(pairs: Sequence[_Pair], scored: Mapping[str, ScoredRun], rows: Any) -> list[dict[str, PairedTest]]:
+    """Of each pair the tests of the measures, where the same ``rows`` of the matrix were measured of all of them."""
+    resampled = dict(zip(scored, resampled_measures([*scored.values()], seed=SEED), strict=True))
+    found: list[dict[str, PairedTest]] = [{} for _ in pairs]
+    for key, measure in MEASURES.items():
+        points = {run_id: measure(one.matrix) for run_id, one in scored.items()}
+        draws = {run_id: of_run[key] for run_id, of_run in resampled.items()}
+        of_rows = key in stream_metrics.keys("of measured rows")
+        for pair, tests in zip(pairs, found, strict=True):
+            if not of_rows or pair.other.first.metrics.get("measured_rows") == rows:
+                tests[key] = bootstrap_test(float(pair.gap(points)), pair.gap(draws))
+    return found
+
+
+def _task_tests(
+    pairs: Sequence[_Pair], scored: Mapping[str, ScoredRun], tasks: Sequence[str]
+) -> list[dict[str, PairedTest]]:
+    found: list[dict[str, PairedTest]] = [{} for _ in pairs]
+    for index, task in enumerate(tasks):
+        # The items' own scores, also where the metric belongs to the whole set: only they can be swapped.
+        items = {run_id: np.asarray(one.item_scores[-1][index], np.float64) for run_id, one in scored.items()}
+        gaps = np.stack([pair.gap(items) for pair in pairs])
+        for tests, test in zip(found, item_tests(gaps, seed=SEED), strict=True):
+            tests[task] = test
+    return found
 
 
 def _corrected(families: Sequence[Mapping[str, PairedTest]]) -> list[dict[str, Difference]]:

@@ -47,7 +47,7 @@ def _losses(run: RunRecord) -> tuple[list[Point], list[str]]:
 
 def after_each_task(groups: Sequence[MethodGroup]) -> list[Figure]:
     """What was recorded after each task, a line per method that has it: the mean of its seeds, or the largest norm."""
-    x = Axis("tasks learnt", names=groups[0].first.tasks, first=1)
+    x = Axis("tasks learnt", names=groups[0].first.tasks)
     charts: dict[str, list[XY]] = {}
     for topic, key, title, kind in OVER_TASKS:
         found = {group.look: group.after_tasks(key, max if kind == "norm" else fmean) for group in groups}

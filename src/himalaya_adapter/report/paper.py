@@ -120,7 +120,7 @@ def _draw_series(axes: Axes, one: Series, across: bool, bands: bool) -> None:
 
 def _scale(axes: Axes, axis: Axis, which: Literal["x", "y"]) -> None:
     of = axes.xaxis if which == "x" else axes.yaxis
-    low, high = axis.low if not axis.names else axis.first - 0.4, axis.high
+    low, high = axis.low if not axis.names else 0.6, axis.high
     if axis.scale == "names":
         of.set_ticks(range(len(axis.names)), [_plain(name) for name in axis.names])
         low, high = -0.5, len(axis.names) - 0.5

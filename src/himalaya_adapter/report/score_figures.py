@@ -35,7 +35,7 @@ def retained_accuracy(groups: Sequence[MethodGroup]) -> Figure:
     ]
     sums = accumulate(cell["score"] for cell in run.before)
     series.append(Series(FROZEN_LOOK, [(i, total / i) for i, total in enumerate(sums, start=1)], line=True))
-    x, y = Axis("tasks learnt", names=run.tasks, first=1), Axis("mean score so far", "score")
+    x, y = Axis("tasks learnt", names=run.tasks), Axis("mean score so far", "score")
     return figure("retained_accuracy", XY(series, x, y))
 
 
@@ -85,7 +85,7 @@ def learning_by_position(groups: Sequence[MethodGroup]) -> Figure:
     """Learning accuracy a_{j,j} against the position j in the stream, and the frozen model's score of that task."""
     run, groups = groups[0].first, learners(groups)
     frozen = Series(FROZEN_LOOK, [(place, cell["score"]) for place, cell in enumerate(run.before, start=1)])
-    x = Axis("position of the task in the stream", names=run.tasks, first=1)
+    x = Axis("position of the task in the stream", names=run.tasks)
     y = replace(SCORE, label="score right after learning")
     charts = []
     for group in groups:

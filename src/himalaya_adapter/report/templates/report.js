@@ -116,7 +116,7 @@
     const place = value => from + ((bend(value) - bend(low)) / (bend(high) - bend(low))) * (to - from);
     return { low, high, place };
   }
-  const nameAt = (axis, value) => axis.names && axis.names[Math.round(value) - (axis.first || 0)];
+  const nameAt = (axis, value) => axis.names && axis.names[Math.round(value) - (axis.scale === "names" ? 0 : 1)];
 
   // Marks: every shape as a piece of one path ------------------------------------------------------------------------
   const R = 3.6;

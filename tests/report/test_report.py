@@ -16,7 +16,6 @@ from himalaya_adapter.identity import sealed
 from himalaya_adapter.registry import METHODS
 from himalaya_adapter.report import write_comparison, write_run_report
 from himalaya_adapter.report.formats import format_value
-from himalaya_adapter.report.model_card import _escaped
 from himalaya_adapter.report.palette import BOUND, FROZEN, OTHER_COLORS, PART_COLORS
 from himalaya_adapter.report.run_folder import read_run
 from himalaya_adapter.report.run_tables import events
@@ -397,9 +396,3 @@ def test_what_is_no_part_of_a_run_is_refused(make_run: MakeRun, name: str, conte
     save_file({}, folder / "release" / "adapter_model.safetensors")
     with pytest.raises(HimalayaError, match="damaged"):
         write_run_report(folder)
-
-
-def test_a_model_card_shows_texts_as_they_are() -> None:
-    assert _escaped("film_verdict") == "film_verdict"
-    hostile = "a | b\n# c <script> [d](javascript:e) `f` _g_ **h** \\"
-    assert _escaped(hostile) == r"a \| b # c \<script\> \[d\](javascript:e) \`f\` \_g\_ \*\*h\*\* \\"

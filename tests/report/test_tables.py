@@ -85,8 +85,9 @@ def test_markdown_is_whole_and_holds_the_same_numbers(written: Comparison) -> No
 
 
 def test_no_name_is_read_as_markdown() -> None:
-    escaped = markdown.escape("[x](javascript:y) <img> `code` | **b**\n# head")
-    assert escaped == r"[x]\(javascript:y) &lt;img> \`code\` \| \*\*b\*\* # head"
+    escaped = markdown.escape("[x](javascript:y) <img> `code` | **b**\n# head \\")
+    assert escaped == r"[x]\(javascript:y) &lt;img> \`code\` \| \*\*b\*\* # head \\"
+    assert markdown.escape("film_verdict") == "film_verdict"
 
 
 def test_formulas_become_maths() -> None:

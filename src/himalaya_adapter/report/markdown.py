@@ -32,7 +32,7 @@ def _cell(cell: Text) -> str:
 
 def escape(text: str) -> str:
     """Keep a name from ending its cell, being read as HTML, and starting emphasis, code or a link."""
-    signs = {"|": r"\|", "<": "&lt;", "*": r"\*", "`": r"\`", "](": r"]\(", "\n": " "}
+    signs = {"\\": r"\\", "|": r"\|", "<": "&lt;", "*": r"\*", "`": r"\`", "](": r"]\(", "\n": " "}
     for sign, literal in signs.items():
         text = text.replace(sign, literal)
     return text

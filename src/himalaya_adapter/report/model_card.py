@@ -1,7 +1,6 @@
 """The model card of a release: what the adapter knows and what not, and how it is loaded; machines read it, too."""
 
 import json
-import re
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -10,6 +9,7 @@ from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.identity import sealed
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, file_bytes
+from himalaya_adapter.report.markdown import escape
 from himalaya_adapter.report.run_folder import RunRecord
 from himalaya_adapter.report.table import TEMPLATES
 from himalaya_adapter.storage import read_json, write_atomic
@@ -20,8 +20,6 @@ TEMPLATE = "model_card.md.j2"
 TAGS = ["continual-learning", "himalaya-adapter", "peft"]
 # Where the hub's list of tasks has no closer word: a model that writes text.
 PIPELINE = "text-generation"
-# What may start code, emphasis, a link or HTML, or end a cell of a table. An underscore inside a word does not.
-SPECIAL = re.compile(r"[\\`*|<>\[\]]|(?<!\w)_|_(?!\w)")
 
 
 def write_model_card(run: RunRecord) -> None:
@@ -54,7 +52,7 @@ def write_model_card(run: RunRecord) -> None:
         clear=[name for name, is_clear in learnt.items() if is_clear],
         unclear=[name for name, is_clear in learnt.items() if not is_clear],
         backbone=backbone,
-        text=_escaped,
+        text=escape,
         code=json.dumps,  # a string in Python as well
         bits=read_json(folder / CONFIG_FILE)["quantisation_bits"],
         parts=sorted(parts.items(), key=lambda part: -part[1]),
@@ -64,11 +62,6 @@ def write_model_card(run: RunRecord) -> None:
         atom_norm_bound=ATOM_NORM_BOUND,
     )
     write_atomic(folder / CARD_FILE, str(card).strip() + "\n")
-
-
-def _escaped(text: str) -> str:
-    """A text of one line that Markdown shows as it is."""
-    return SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _result(run: RunRecord, task: dict[str, Any]) -> EvalResult:

@@ -76,9 +76,10 @@ def environment(runs: Sequence[RunRecord]) -> Table:
     found: dict[tuple[str, str], list[str]] = {}
     for key in dict.fromkeys(key for run in runs for key in run.environment if key not in NOT_OF_THE_MACHINE):
         for run in runs:
-            found.setdefault((key, str(run.environment.get(key, "–"))), []).append(run.run_id)
+            value = run.environment.get(key)
+            found.setdefault((key, "–" if value is None else str(value)), []).append(run.run_id)
     rows = [
-        (*words(key), Text(value, "" if len(names) == len(runs) else ", ".join(names), words=True))
-        for (key, value), names in found.items()
+        (*words(key), Text(text, "" if len(names) == len(runs) else ", ".join(names), words=True))
+        for (key, text), names in found.items()
     ]
     return table("environment", words("what", "of the runs" if len(runs) > 1 else "value"), rows)

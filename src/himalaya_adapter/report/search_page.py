@@ -120,11 +120,9 @@ def _importance(shares: Mapping[str, float]) -> Figure:
 
 
 def _trials(search: Mapping[str, Any]) -> Table:
-    names, downwards = list(search["search_space"]), search["direction"] == "maximize"
-    measured = [trial for trial in search["trials"] if trial["value"] is not None]
-    others = [trial for trial in search["trials"] if trial["value"] is None]
+    names, sign = list(search["search_space"]), -1 if search["direction"] == "maximize" else 1
     rows = []
-    for trial in (*sorted(measured, key=lambda trial: trial["value"], reverse=downwards), *others):
+    for trial in sorted(search["trials"], key=lambda one: (one["value"] is None, sign * (one["value"] or 0.0))):
         ended = trial["state"] + (f", as trial {trial['same_as']}" if trial["same_as"] is not None else "")
         ended += f": {trial['reason']}" if trial["reason"] else ""
         value = Text(_value(_last_value(trial)), bold=trial["number"] == search["best"])

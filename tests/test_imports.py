@@ -107,7 +107,7 @@ FLOORS = (
     {"methods", "peft_hook"},
     {"budget", "evaluation"},
     {"training"},
-    {"report", "deploy", "search", "learning", "sweep"},
+    {"report", "deploy", "search", "learning"},
     {"commands", "cli"},
 )
 

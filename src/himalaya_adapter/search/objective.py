@@ -2,10 +2,9 @@
 
 import gc
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import optuna
 import torch
@@ -15,32 +14,40 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.evaluation.metrics import MEASURES
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.search.space import SearchedKey, with_values
-from himalaya_adapter.search.study import REASON
+from himalaya_adapter.experiments.search_config import OptunaConfig
+from himalaya_adapter.experiments.validation import with_values
+from himalaya_adapter.search.study import REASON, SharedStudy
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.training import run_stream
 
-# What they say of every task, or would say again of every trial; a search says one line a trial.
-TALKATIVE = (
-    "himalaya_adapter.training.progress",
-    "himalaya_adapter.training.stream_runner",
-    "himalaya_adapter.training.preconditions",
-)
+
+def trial_run(run: RunConfig) -> RunConfig:
+    """The run that a trial is, but for its number and its values.
+
+    It learns the stream of the search, whose tasks and languages are its own, and is scored on its validation items,
+    in every row, so that it can be stopped after any task. It neither searches nor logs, and measures no latency.
+    """
+    return replace(
+        run,
+        dataset=replace(run.dataset, name=run.optuna.stream, num_tasks=None, languages=None),
+        training=replace(run.training, report_to="none"),
+        evaluation=replace(run.evaluation, split="validation", rows="all", secondary_metric=None),
+        optuna=OptunaConfig(),
+    )
 
 
-def run_trial(trial: Trial, run: RunConfig, keys: Sequence[SearchedKey], trials: Path, tasks: int) -> None:
+def run_trial(shared: SharedStudy, trial: Trial, base: RunConfig, tasks: int) -> None:
     """Run a trial, from where another process has left it, and tell the study how it ended.
 
     Args:
+        shared: The study.
         trial: Its values are known.
-        run: What `trial_run` makes of the searched run.
-        keys: The hyper-parameters.
-        trials: Folder of the trials' runs, which are named after their numbers.
+        base: What `trial_run` makes of the searched run.
         tasks: Number of tasks of the search's stream; after the last one there is nothing left to save.
     """
-    measure = MEASURES[run.evaluation.primary_metric]
+    measure = MEASURES[base.evaluation.primary_metric]
     reported = trial.storage.get_trial(trial._trial_id).intermediate_values
-    values = {one.key: one.value(trial.params[one.name]) for one in keys}
+    values = {shared.keys[name]: value for name, value in shared.values(trial).items()}
 
     def after_task(rows: list[list[float | None]]) -> None:
         step = len(rows)
@@ -52,31 +59,26 @@ def run_trial(trial: Trial, run: RunConfig, keys: Sequence[SearchedKey], trials:
             raise optuna.TrialPruned
 
     try:
-        run = with_values(run, {"run_id": str(trial.number), **values})
+        run = with_values(base, {"run_id": str(trial.number), **values})
         with quiet():
-            folder = run_stream(run, trials, after_task=after_task)
+            folder = run_stream(run, shared.folder / "trials", after_task=after_task)
     except optuna.TrialPruned:
-        trial.study.tell(trial, state=TrialState.PRUNED)
+        shared.study.tell(trial, state=TrialState.PRUNED)
     except (HimalayaError, torch.OutOfMemoryError) as error:
         trial.set_user_attr(REASON, one_line(error))
-        trial.study.tell(trial, state=TrialState.FAIL)
+        shared.study.tell(trial, state=TrialState.FAIL)
     else:
-        metrics: Mapping[str, Any] = read_json(folder / "metrics.json")
-        trial.study.tell(trial, metrics[run.evaluation.primary_metric])
+        shared.study.tell(trial, read_json(folder / "metrics.json")[run.evaluation.primary_metric])
     gc.collect()  # the model, before the next one is loaded
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hush what a run says of each task."""
-    loggers = [logging.getLogger(name) for name in TALKATIVE]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.ERROR)
+    """Hush what a run says of each task, and would say again in every trial."""
+    logging.disable(logging.WARNING)
     disable_progress_bar()
     try:
         yield
     finally:
         enable_progress_bar()
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+        logging.disable(logging.NOTSET)

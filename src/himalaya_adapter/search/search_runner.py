@@ -2,22 +2,20 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from himalaya_adapter.backbones.shape import backbone_shape
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.methods.construction import run_method
-from himalaya_adapter.search.objective import run_trial
+from himalaya_adapter.search.objective import run_trial, trial_run
 from himalaya_adapter.search.results import write_results
-from himalaya_adapter.search.space import SearchedKey, searched_keys, trial_run
-from himalaya_adapter.search.study import REASON, SAME_AS, SharedStudy
+from himalaya_adapter.search.study import REASON, SharedStudy
 from himalaya_adapter.streams import Limits, load_stream
 from himalaya_adapter.training.preconditions import announce
 
@@ -43,7 +41,6 @@ def run_search(run: RunConfig, results_dir: Path, *, overwrite: bool = False) ->
         raise HimalayaError(f"run '{run.run_id}' has no optuna.n_trials; for example optuna.n_trials=20")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise HimalayaError("a trial runs in one process: start the same search several times instead of torchrun")
-    keys = searched_keys(run)
     base = trial_run(run)
     # A mistake that every trial would fail of.
     check_run(base)
@@ -54,18 +51,18 @@ def run_search(run: RunConfig, results_dir: Path, *, overwrite: bool = False) ->
     tasks = len(load_stream(base.dataset.name, limits=limits).tasks)
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    shared = SharedStudy(results_dir / f"{run.run_id}_search", run, keys)
+    shared = SharedStudy(results_dir / f"{run.run_id}_search", run)
     try:
         with shared.lock:
             shared.begin(overwrite=overwrite)
-            trial = _next(shared, keys)
+            trial = _next(shared)
         if trial is not None:
             announce(base.hardware, searches=False)
         while trial is not None:
-            run_trial(trial, base, keys, shared.folder / "trials", tasks)
-            _tell(shared, trial.number, keys)
+            run_trial(shared, trial, base, tasks)
+            _tell(shared, trial.number)
             with shared.lock:
-                trial = _next(shared, keys)
+                trial = _next(shared)
     except StorageInternalError as error:
         raise HimalayaError(f"optuna.storage failed ({error}); the same command goes on from here") from error
     finally:
@@ -74,31 +71,26 @@ def run_search(run: RunConfig, results_dir: Path, *, overwrite: bool = False) ->
     return shared.folder
 
 
-def _next(shared: SharedStudy, keys: Sequence[SearchedKey]) -> Trial | None:
+def _next(shared: SharedStudy) -> Trial | None:
     trial = shared.take()
-    write_results(shared, keys)
+    write_results(shared)
     return trial
 
 
-def _tell(shared: SharedStudy, number: int, keys: Sequence[SearchedKey]) -> None:
+def _tell(shared: SharedStudy, number: int) -> None:
     """Say in one line how a trial ended."""
-    trials = shared.study.get_trials(deepcopy=False)
+    trials, metric = shared.trials(), shared.run.evaluation.primary_metric
     trial = trials[number]
-    values = ", ".join(f"{one.name}={_short(one.value(trial.params[one.name]))}" for one in keys)
-    done = sum(one.state.is_finished() for one in trials)
-    logger.info(
-        "trial %d (%d of %d done): %s: %s", number, done, shared.run.optuna.n_trials, values, _outcome(shared, trial)
-    )
-
-
-def _outcome(shared: SharedStudy, trial: FrozenTrial) -> str:
-    metric = shared.run.evaluation.primary_metric
     if trial.state == TrialState.FAIL:
-        return f"failed: {trial.user_attrs[REASON]}"
-    if trial.state == TrialState.PRUNED:
-        return f"stopped after task {trial.last_step}, {metric} {trial.value:.4f} so far"
-    best = shared.study.best_trial
-    return f"{metric} {trial.value:.4f}, best {best.value:.4f} (trial {best.number})"
+        outcome = f"failed: {trial.user_attrs[REASON]}"
+    elif trial.state == TrialState.PRUNED:
+        outcome = f"stopped after task {trial.last_step}, {metric} {trial.value:.4f} so far"
+    else:
+        best = shared.study.best_trial
+        outcome = f"{metric} {trial.value:.4f}, best {best.value:.4f} (trial {best.number})"
+    values = ", ".join(f"{name}={_short(value)}" for name, value in shared.values(trial).items())
+    done = sum(one.state.is_finished() for one in trials)
+    logger.info("trial %d (%d of %d done): %s: %s", number, done, shared.run.optuna.n_trials, values, outcome)
 
 
 def _short(value: object) -> str:
@@ -107,17 +99,14 @@ def _short(value: object) -> str:
 
 def _conclude(shared: SharedStudy) -> None:
     """Say what remains to be said when this process finds nothing more to do."""
-    trials = shared.study.get_trials(deepcopy=False)
-    running = sum(trial.state == TrialState.RUNNING for trial in trials)
+    trials = shared.trials()
+    running = any(trial.state == TrialState.RUNNING for trial in trials)
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-    repeated = sum(SAME_AS in trial.user_attrs for trial in trials)
     if len(failed) == len(trials):
         raise HimalayaError(
             f"all {len(trials)} trials of {shared.folder} failed, the last one: {failed[-1].user_attrs[REASON]}; "
             "mend the run and start anew with overwrite=true"
         )
-    if repeated:
-        logger.info("%d of %d trials repeat the values of others and took their results", repeated, len(trials))
     if running or len(trials) < (shared.run.optuna.n_trials or 0):
         logger.info("other processes still work on %s; the last one completes the report", shared.folder)
     else:

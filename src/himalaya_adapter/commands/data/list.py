@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from himalaya_adapter.commands.list import What
 from himalaya_adapter.commands.list import command as list_what
 
 
@@ -17,7 +16,7 @@ def command(stream: Annotated[str | None, typer.Argument(help="A stream's name o
     from himalaya_adapter.streams.catalogue import read_definition
 
     if stream is None:
-        return list_what(What.STREAMS)
+        return list_what("streams")
     definition = read_definition(stream)
     table = Table("task", "kind", "language", "metric", "what it asks", title=f"{stream}: {definition.description}")
     for spec in definition.tasks:

@@ -109,6 +109,10 @@ def _mistake(kind: type, error: ValidationError, where: str) -> HimalayaError:
     parts = [str(part) for part in first["loc"]]
     path, known = ".".join(parts), {_named(key.path, parts): key for key in keys_of(kind).values()}
     if unknown:
+        inner = first["input"]
+        while isinstance(inner, Mapping) and len(inner) == 1:  # an override says more of the key than its first part
+            name, inner = next(iter(inner.items()))
+            path += f".{name}"
         return unknown_name(f"key of {where}", path, known)
     here = f"key '{path}' of {where}" if path else where
     # What stands behind a key is a place in its list; what is no key is a section.

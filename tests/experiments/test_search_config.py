@@ -71,8 +71,8 @@ def test_a_range_that_makes_no_sense_is_refused_by_name(values: str, message: st
             [f"{name}={{type: uniform, low: 0.1, high: 1}}" for name in ("learning_rate", "training_learning_rate")],
             "has training.learning_rate twice, once as training_learning_rate",
         ),
-        (["epochs={type: uniform, low: 1.5, high: 8}"], "found 1.5, expected a whole number"),
-        (["epochs={type: categorical, choices: [4, many]}"], 'found "many", expected a whole number'),
+        (["task_epochs={type: uniform, low: 1.5, high: 8}"], "found 1.5, expected a whole number"),
+        (["task_epochs={type: categorical, choices: [4, many]}"], 'found "many", expected a whole number'),
         (["lr_scheduler={type: categorical, choices: [linear, liner]}"], 'found "liner", expected one of linear'),
     ],
 )

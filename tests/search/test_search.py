@@ -189,7 +189,7 @@ def test_what_fails_is_named_and_what_repeats_is_not_run(
     assert run["parameters"] == {"target_modules": ["q_proj"]}
     assert failed["parameters"] == {"target_modules": ["nowhere"]}
     assert "does not fit LlamaForCausalLM" in failed["reason"]
-    assert f"failed: {failed['reason']}" in caplog.text
+    assert f"fail: {failed['reason']}" in caplog.text
     for trial in found["trials"]:
         like = run if trial["parameters"] == run["parameters"] else failed
         assert trial["same_as"] == (None if trial is like else like["number"])

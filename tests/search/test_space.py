@@ -5,8 +5,7 @@ import pytest
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import RunConfig, compose_run
 from himalaya_adapter.experiments.validation import with_values
-from himalaya_adapter.search.objective import trial_run
-from himalaya_adapter.search.study import direction_of, hyper_parameters
+from himalaya_adapter.search.study import direction_of, hyper_parameters, values_of_trials
 
 SOURCE = "run=proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
 
@@ -42,12 +41,13 @@ def test_a_trial_learns_the_searchs_stream_and_is_scored_on_validation_items() -
         "dataset.languages=[en]",
         "dataset.max_samples_per_task=5",
     ]
-    run = trial_run(lora(*words, "mode=trial", "training.report_to=tensorboard"))
+    searched = lora(*words, "mode=trial", "training.report_to=tensorboard")
+    run = with_values(searched, values_of_trials(searched))
     assert (run.dataset.name, run.dataset.num_tasks, run.dataset.languages) == ("mine.yaml", None, None)
     assert (run.evaluation.split, run.evaluation.rows, run.training.report_to) == ("validation", "all", "none")
     assert run.dataset.max_samples_per_task == 5
     assert not run.optuna.search_space
-    assert trial_run(lora()).dataset.name == "validation_stream"
+    assert values_of_trials(lora())["dataset.name"] == "validation_stream"
 
 
 def test_the_direction_is_what_is_better_unless_it_is_given() -> None:

@@ -1,6 +1,7 @@
 """The part of a run config that says what a search would vary. A plain run checks it and does not search."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +10,9 @@ from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
 from himalaya_adapter.experiments.schema import Count, Number, Section, Switch
 
 if TYPE_CHECKING:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.distributions import BaseDistribution
+
+OPTIMISER = frozenset({"adamw"})
 
 
 @dataclass
@@ -29,7 +32,11 @@ class SearchRange(Section):
     choices: list[Any] | None = None
     """The values of ``categorical``."""
 
-    def distribution(self) -> "FloatDistribution | IntDistribution | CategoricalDistribution":
+    def given(self) -> dict[str, Any]:
+        """The fields that are set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def distribution(self) -> "BaseDistribution":
         """The same for Optuna, which keeps a choice as its text in JSON.
 
         Raises:
@@ -37,13 +44,14 @@ class SearchRange(Section):
         """
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-        given = {name: value for name, value in asdict(self).items() if value is not None and name != "type"}
+        fields = self.given()
+        kind = fields.pop("type")
         try:
-            if self.type == "categorical":
-                return CategoricalDistribution(**given | {"choices": [json.dumps(one) for one in self.choices or ()]})
-            if self.type == "int":
-                return IntDistribution(**given)
-            return FloatDistribution(**given, **({"log": True} if self.type == "loguniform" else {}))
+            if kind == "categorical":
+                return CategoricalDistribution(**fields | {"choices": [json.dumps(one) for one in self.choices or ()]})
+            if kind == "int":
+                return IntDistribution(**fields)
+            return FloatDistribution(**fields, **({"log": True} if kind == "loguniform" else {}))
         except (TypeError, ValueError) as error:
             raise HimalayaError(one_line(error)) from error
 
@@ -74,24 +82,30 @@ class OptunaConfig(Section):
     """Ranges by the name of the key that they vary."""
 
 
-def searched_key(name: str, keys: list[str], where: str = "optuna.search_space", others: Sequence[str] = ()) -> str:
-    """The one key that a name stands for: its own path, or the end of it with ``_`` for dots.
+def searched_key(name: str, keys: Sequence[str], where: str = "optuna.search_space") -> str:
+    """The one key that a name stands for.
 
-    ``learning_rate`` is ``training.learning_rate``, ``kd_tree_fanout`` is ``model.kd_tree.fanout``.
+    Either a whole key, with ``_`` for dots if you like, or all words of its last part, and others of its path alone:
+    ``learning_rate`` is ``training.learning_rate``, ``kd_tree_fanout`` is ``model.kd_tree.fanout``. The optimiser's
+    name may stand before its keys' (``adamw_weight_decay``).
 
     Args:
         name: As it is written.
         keys: All that there are.
         where: Where it is written, for the message.
-        others: The keys that it may mean if it is the end of none.
 
     Raises:
         HimalayaError: No key or several.
     """
-    found = [key for key in keys if f".{key}".replace(".", "_").endswith(f"_{name.replace('.', '_')}")]
-    found = found or list(others)
+    words = _words(name) - OPTIMISER
+    found = [key for key in keys if key.replace(".", "_") == name.replace(".", "_")]
+    found = found or [key for key in keys if _words(key.rpartition(".")[2]) <= words <= _words(key)]
     if not found:
         raise unknown_name(f"key in {where}", name, [key.replace(".", "_") for key in keys])
     if len(found) > 1:
         raise HimalayaError(f"{where}.{name} may mean {' or '.join(found)}: write more of the key")
     return found[0]
+
+
+def _words(name: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[^\W_]+", name.casefold()))

@@ -4,45 +4,28 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import optuna
 import torch
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.evaluation.metrics import MEASURES
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.experiments.search_config import OptunaConfig
 from himalaya_adapter.experiments.validation import with_values
 from himalaya_adapter.search.study import REASON, SharedStudy
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.training import run_stream
 
 
-def trial_run(run: RunConfig) -> RunConfig:
-    """The run that a trial is, but for its number and its values.
-
-    It learns the stream of the search, whose tasks and languages are its own, and is scored on its validation items,
-    in every row, so that it can be stopped after any task. It neither searches nor logs, and measures no latency.
-    """
-    return replace(
-        run,
-        dataset=replace(run.dataset, name=run.optuna.stream, num_tasks=None, languages=None),
-        training=replace(run.training, report_to="none"),
-        evaluation=replace(run.evaluation, split="validation", rows="all", secondary_metric=None),
-        optuna=OptunaConfig(),
-    )
-
-
-def run_trial(shared: SharedStudy, trial: Trial, base: RunConfig, tasks: int) -> None:
+def run_trial(shared: SharedStudy, trial: Trial, base: RunConfig, tasks: int) -> FrozenTrial:
     """Run a trial, from where another process has left it, and tell the study how it ended.
 
     Args:
         shared: The study.
         trial: Its values are known.
-        base: What `trial_run` makes of the searched run.
+        base: The searched run with the values of all trials.
         tasks: Number of tasks of the search's stream; after the last one there is nothing left to save.
     """
     measure = MEASURES[base.evaluation.primary_metric]
@@ -63,13 +46,14 @@ def run_trial(shared: SharedStudy, trial: Trial, base: RunConfig, tasks: int) ->
         with quiet():
             folder = run_stream(run, shared.folder / "trials", after_task=after_task)
     except optuna.TrialPruned:
-        shared.study.tell(trial, state=TrialState.PRUNED)
+        ended = shared.study.tell(trial, state=TrialState.PRUNED)
     except (HimalayaError, torch.OutOfMemoryError) as error:
         trial.set_user_attr(REASON, one_line(error))
-        shared.study.tell(trial, state=TrialState.FAIL)
+        ended = shared.study.tell(trial, state=TrialState.FAIL)
     else:
-        shared.study.tell(trial, read_json(folder / "metrics.json")[run.evaluation.primary_metric])
+        ended = shared.study.tell(trial, read_json(folder / "metrics.json")[run.evaluation.primary_metric])
     gc.collect()  # the model, before the next one is loaded
+    return ended
 
 
 @contextmanager

@@ -1,14 +1,13 @@
 """What a search leaves for people and for the next command: ``trials.json`` and ``best.yaml``."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import yaml
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from himalaya_adapter.experiments.search_config import OptunaConfig
 from himalaya_adapter.experiments.validation import with_values
 from himalaya_adapter.identity import sealed
 from himalaya_adapter.search.study import REASON, SAME_AS, SharedStudy
@@ -36,8 +35,7 @@ def write_results(shared: SharedStudy) -> None:
             "n_trials": run.optuna.n_trials,
             "seed": run.training.seed,
             "search_space": {
-                name: {"key": shared.keys[name]} | {k: v for k, v in asdict(values).items() if v is not None}
-                for name, values in run.optuna.search_space.items()
+                name: {"key": shared.keys[name]} | values.given() for name, values in run.optuna.search_space.items()
             },
             "best": best.number if best else None,
             "importance": _importance(shared, complete),
@@ -48,7 +46,7 @@ def write_results(shared: SharedStudy) -> None:
     if best:
         # On its own stream, with a name of its own beside the run with the values as written.
         values = {shared.keys[name]: value for name, value in shared.values(best).items()}
-        chosen = with_values(replace(run, run_id=f"{run.run_id}-best", optuna=OptunaConfig()), values)
+        chosen = with_values(run, {"run_id": f"{run.run_id}-best", "optuna": {}, **values})
         text = yaml.safe_dump(asdict(chosen), sort_keys=False, allow_unicode=True)
         write_atomic(shared.folder / "best.yaml", text)
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from himalaya_adapter.backbones.shape import backbone_shape
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.experiments.validation import check_run
+from himalaya_adapter.experiments.validation import check_run, with_values
 from himalaya_adapter.methods.construction import run_method
-from himalaya_adapter.search.objective import run_trial, trial_run
+from himalaya_adapter.search.objective import run_trial
 from himalaya_adapter.search.results import write_results
-from himalaya_adapter.search.study import REASON, SharedStudy
+from himalaya_adapter.search.study import REASON, SharedStudy, values_of_trials
 from himalaya_adapter.streams import Limits, load_stream
 from himalaya_adapter.training.preconditions import announce
 
@@ -41,28 +41,22 @@ def run_search(run: RunConfig, results_dir: Path, *, overwrite: bool = False) ->
         raise HimalayaError(f"run '{run.run_id}' has no optuna.n_trials; for example optuna.n_trials=20")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise HimalayaError("a trial runs in one process: start the same search several times instead of torchrun")
-    base = trial_run(run)
     # A mistake that every trial would fail of.
-    check_run(base)
+    base = with_values(run, values_of_trials(run))
     run_method(base)
     backbone_shape(base.model.backbone.name)
     scored = base.dataset.max_test_samples_per_task
     limits = Limits(train=base.dataset.max_samples_per_task, validation=scored, test=scored)
     tasks = len(load_stream(base.dataset.name, limits=limits).tasks)
 
+    announce(base.hardware, searches=False)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shared = SharedStudy(results_dir / f"{run.run_id}_search", run)
     try:
         with shared.lock:
             shared.begin(overwrite=overwrite)
-            trial = _next(shared)
-        if trial is not None:
-            announce(base.hardware, searches=False)
-        while trial is not None:
-            run_trial(shared, trial, base, tasks)
-            _tell(shared, trial.number)
-            with shared.lock:
-                trial = _next(shared)
+        while (trial := _next(shared)) is not None:
+            _tell(shared, run_trial(shared, trial, base, tasks))
     except StorageInternalError as error:
         raise HimalayaError(f"optuna.storage failed ({error}); the same command goes on from here") from error
     finally:
@@ -72,29 +66,18 @@ def run_search(run: RunConfig, results_dir: Path, *, overwrite: bool = False) ->
 
 
 def _next(shared: SharedStudy) -> Trial | None:
-    trial = shared.take()
-    write_results(shared)
+    with shared.lock:
+        trial = shared.take()
+        write_results(shared)
     return trial
 
 
-def _tell(shared: SharedStudy, number: int) -> None:
+def _tell(shared: SharedStudy, trial: FrozenTrial) -> None:
     """Say in one line how a trial ended."""
-    trials, metric = shared.trials(), shared.run.evaluation.primary_metric
-    trial = trials[number]
-    if trial.state == TrialState.FAIL:
-        outcome = f"failed: {trial.user_attrs[REASON]}"
-    elif trial.state == TrialState.PRUNED:
-        outcome = f"stopped after task {trial.last_step}, {metric} {trial.value:.4f} so far"
-    else:
-        best = shared.study.best_trial
-        outcome = f"{metric} {trial.value:.4f}, best {best.value:.4f} (trial {best.number})"
-    values = ", ".join(f"{name}={_short(value)}" for name, value in shared.values(trial).items())
-    done = sum(one.state.is_finished() for one in trials)
-    logger.info("trial %d (%d of %d done): %s: %s", number, done, shared.run.optuna.n_trials, values, outcome)
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    ended = trial.user_attrs.get(REASON) or f"{shared.run.evaluation.primary_metric} {trial.value:.4f}"
+    values = ", ".join(f"{name}={value}" for name, value in shared.values(trial).items())
+    state, of = trial.state.name.lower(), shared.run.optuna.n_trials
+    logger.info("trial %d of %d, %s: %s: %s", trial.number, of, values, state, ended)
 
 
 def _conclude(shared: SharedStudy) -> None:

@@ -1,6 +1,7 @@
 """One study that several processes share and restarts continue: who does which trial, and none twice."""
 
 import re
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,13 +27,6 @@ SAME_AS = "same_as"
 MAY_CHANGE = ("optuna.n_trials", "optuna.storage")
 DRAWS = 20  # of values that no trial has had, before one that repeats a finished trial is taken
 PASSWORD = re.compile(r"(?<=:)[^:@/]+(?=@)")
-
-
-# What a trial has of the search and not of the run.
-KEYS_OF_A_TRIAL = (
-    *("run_id", "dataset.name", "dataset.num_tasks", "dataset.languages", "evaluation.primary_metric"),
-    *("evaluation.split", "evaluation.rows", "training.report_to"),
-)
 
 
 class SharedStudy:
@@ -109,7 +103,7 @@ class SharedStudy:
         while True:
             trials = self.trials()
             for trial in trials:
-                if trial.state == TrialState.RUNNING and self._lock_trial(trial.number):
+                if trial.state == TrialState.RUNNING and self._hold(self._locks / f"trial_{trial.number}.lock"):
                     return Trial(self.study, trial._trial_id)  # the way in which Optuna itself makes one
             if len(trials) >= (self.run.optuna.n_trials or 0):
                 return None
@@ -127,16 +121,13 @@ class SharedStudy:
         """Let go of the trial."""
         if self._trial_lock is not None:
             self._trial_lock.release()
-            self._trial_lock = None
 
-    def _lock_trial(self, number: int) -> bool:
-        lock = FileLock(self._locks / f"trial_{number}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        self._trial_lock = lock
-        return True
+    def _hold(self, path: Path) -> bool:
+        """Try to take the lock of a trial."""
+        self._trial_lock = FileLock(path)
+        with suppress(Timeout):
+            self._trial_lock.acquire(timeout=0)
+        return self._trial_lock.is_locked
 
     def _draw(self, trials: list[FrozenTrial]) -> tuple[dict[str, Any], FrozenTrial | None]:
         """Values for a new trial, and the trial that already has them, a finished one if possible.
@@ -190,11 +181,9 @@ class SharedStudy:
 
     def _delete_folder(self) -> None:
         for path in self._locks.glob("trial_*.lock"):
-            try:
-                with FileLock(path, timeout=0):
-                    pass
-            except Timeout as error:
-                raise HimalayaError(f"another process works on {self.folder}: end it before overwrite=true") from error
+            if not self._hold(path):
+                raise HimalayaError(f"another process works on {self.folder}: end it before overwrite=true")
+            self.release()
         delete_folder(self.folder)
 
 
@@ -211,9 +200,23 @@ def hyper_parameters(run: RunConfig) -> dict[str, str]:
         )
     keys = searched_keys(run)
     for name, key in keys.items():
-        if key in KEYS_OF_A_TRIAL:
+        if key in ("run_id", "evaluation.primary_metric", *values_of_trials(run)):
             raise HimalayaError(f"optuna.search_space.{name} means {key}, which a search sets itself: delete it")
     return keys
+
+
+def values_of_trials(run: RunConfig) -> dict[str, Any]:
+    """What all trials have of the search and not of the run, by the keys of the config.
+
+    A trial learns the stream of the search, whose tasks and languages are its own, and is scored on its validation
+    items, in every row, so that it can be stopped after any task. It neither searches nor logs, and measures no
+    latency.
+    """
+    return {
+        **{"dataset.name": run.optuna.stream, "dataset.num_tasks": None, "dataset.languages": None},
+        **{"evaluation.split": "validation", "evaluation.rows": "all", "evaluation.secondary_metric": None},
+        **{"training.report_to": "none", "optuna": {}},
+    }
 
 
 def direction_of(run: RunConfig) -> Literal["maximize", "minimize"]:

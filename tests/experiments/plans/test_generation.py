@@ -152,7 +152,7 @@ def one_run(**changes: Any) -> dict[str, Any]:
             {SEARCH: {"adamw_weight_decay": "0-1", "weight_decay": "0-2"}},
             "has training.weight_decay twice",
         ),
-        ({SEARCH: {"size": "1-3"}}, "hyperparameters_to_search.size may mean model.adapter.dictionary_size or"),
+        ({SEARCH: {"name": "a,b"}}, "hyperparameters_to_search.name may mean model.backbone.name or"),
         (
             {SEARCH: {"fanout": "4,many"}},
             "key 'model.kd_tree.fanout' of run 'proposed-iter1",

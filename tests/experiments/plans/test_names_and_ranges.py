@@ -20,7 +20,8 @@ from himalaya_adapter.experiments.search_config import SearchRange
         ("kd_tree_fanout", "model.kd_tree.fanout"),
         ("router_temperature_init", "model.adapter.router.temperature_init"),
         ("model.adapter.options.r", "model.adapter.options.r"),
-        ("batch_size", None),
+        ("batch_size", "training.batch_size"),
+        ("quantisation_bits", None),
         ("sgd_weight_decay", None),
         ("dropout_rate", None),
         ("___", None),
@@ -28,7 +29,7 @@ from himalaya_adapter.experiments.search_config import SearchRange
 )
 def test_a_name_means_one_key(name: str, key: str | None) -> None:
     if key is None:
-        with pytest.raises(HimalayaError, match=re.escape(f"search{'.' if name == 'batch_size' else ''}")):
+        with pytest.raises(HimalayaError, match=re.escape(f"search{'.' if name == 'quantisation_bits' else ''}")):
             key_by_name(name, "search")
     else:
         assert key_by_name(name, "search") == key

@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -142,9 +141,6 @@ def _config(planned: Values, ranges: Ranges, strict: bool) -> Values:
         raise HimalayaError(f"{here}: the plan does not give {', '.join(left_open)}: give them in settings")
     for name, (key, one) in ranges.items():
         if _takes(method, key) and (key in values or not key.startswith(OPTIONS)):
-            path = key.replace(".", "_")
-            written = name if f"_{path}".endswith(f"_{name}") else path
-            entry = {field: value for field, value in asdict(one).items() if value is not None}
-            values[f"optuna.search_space.{written}"] = Value(entry, f"{SEARCH}.{name}")
+            values[f"optuna.search_space.{name.replace('.', '_')}"] = Value(one.given(), f"{SEARCH}.{name}")
     run_of(content_of(values), here)
     return values

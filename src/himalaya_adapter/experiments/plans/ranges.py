@@ -14,25 +14,17 @@ NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"\s*({NUMBER})\s*(?:-|–|to|\.\.)\s*({NUMBER})\s*")
 WIDE = 10.0  # from this quotient of the ends on, a range is drawn on a logarithmic scale
 OPTIONS = "model.adapter.options."
-OPTIMISER = frozenset({"adamw"})  # a word that a name may have beside those of its key
 
 
 def key_by_name(name: str, where: str) -> str:
     """The one key that a name stands for.
-
-    The key itself or the end of its path, with ``_`` for dots (``kd_tree_fanout``); else a name with all words of the
-    key's last part, and others only of its path or the optimiser's (``tau_similarity_threshold``,
-    ``adamw_weight_decay``).
 
     Raises:
         HimalayaError: No key, or several.
     """
     if name.startswith(OPTIONS):
         return name
-    keys = [key for key in keys_of(RunConfig) if not key.startswith("optuna.")]
-    words = _words(name) - OPTIMISER
-    others = [key for key in keys if _words(key.rpartition(".")[2]) <= words <= _words(key)]
-    return searched_key(name, keys, where, others)
+    return searched_key(name, [key for key in keys_of(RunConfig) if not key.startswith("optuna.")], where)
 
 
 def read_range(value: Any, key: str, where: str) -> SearchRange:
@@ -64,7 +56,3 @@ def read_range(value: Any, key: str, where: str) -> SearchRange:
             "high; a single value belongs to settings"
         )
     return SearchRange("categorical", choices=choices)
-
-
-def _words(name: str) -> frozenset[str]:
-    return frozenset(re.findall(r"[^\W_]+", name.casefold()))

@@ -75,5 +75,4 @@ def _check_values(run: RunConfig) -> None:
     require(run.dataset.streaming is not False, "dataset.streaming", "true: tasks come one after another, and once")
     backbone, tokenizer = run.model.backbone.name, run.dataset.tokenizer
     require(tokenizer in (None, backbone), "dataset.tokenizer", f"{backbone}, the backbone's own, or null")
-    require(run.dataset.languages != [], "dataset.languages", "a list of at least one language, or null")
     adapter_options(run)

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 OPTIMISER = frozenset({"adamw"})
+TAKES = {
+    "uniform": "low and high, perhaps step",
+    "loguniform": "low and high",
+    "int": "low and high, perhaps log or step",
+    "categorical": "choices",
+}
 
 
 @dataclass
@@ -46,13 +52,19 @@ class SearchRange(Section):
 
         fields = self.given()
         kind = fields.pop("type")
+        if kind == "int" and any(not float(end).is_integer() for end in (self.low, self.high) if end is not None):
+            raise HimalayaError(f"an int lies between whole numbers, not {self.low} and {self.high}")
         try:
             if kind == "categorical":
                 return CategoricalDistribution(**fields | {"choices": [json.dumps(one) for one in self.choices or ()]})
             if kind == "int":
                 return IntDistribution(**fields)
             return FloatDistribution(**fields, **({"log": True} if kind == "loguniform" else {}))
-        except (TypeError, ValueError) as error:
+        except TypeError as error:
+            raise HimalayaError(
+                f"'{self.type}' takes {TAKES[self.type]}; here is {', '.join(self.given())}"
+            ) from error
+        except ValueError as error:
             raise HimalayaError(one_line(error)) from error
 
     def value(self, drawn: Any) -> Any:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from himalaya_adapter.errors import HimalayaError, one_line
+from himalaya_adapter.evaluation.metrics import ItemScores
 from himalaya_adapter.storage import read_json, write_atomic
 
 FILE = "item_scores.json"
 FORMAT = 1
 DECIMALS = 4  # far below what one item moves a mean
 ROUNDING = 10.0**-DECIMALS
-
-ItemScores = Sequence[Sequence[Sequence[float] | None]]
 
 
 def check_score(score: Mapping[str, Any], items: Sequence[float] | None = None) -> None:

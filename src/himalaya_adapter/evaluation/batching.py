@@ -45,9 +45,10 @@ class Batch:
     attention_mask: Tensor
 
     @property
-    def position_ids(self) -> Tensor:
-        """``(batch, width)``: each sequence counts from 0 at its own first token, as it would without padding."""
-        return (self.attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
+    def inputs(self) -> dict[str, Tensor]:
+        """What a model reads; each sequence counts from 0 at its own first token, as it would without padding."""
+        positions = (self.attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "position_ids": positions}
 
 
 def batches(sequences: Sequence[list[int]], batch_size: int, padding: int, device: torch.device) -> Iterator[Batch]:
@@ -68,10 +69,12 @@ def batches(sequences: Sequence[list[int]], batch_size: int, padding: int, devic
         yield Batch(indices, torch.tensor(rows, device=device), torch.tensor(mask, device=device))
 
 
-def prompt_batches(tokenizer: Any, items: Sequence[Item], max_length: int, device: torch.device) -> Iterator[Batch]:
+def prompt_batches(
+    tokenizer: Any, items: Sequence[Item], max_length: int, device: torch.device, batch_size: int = PROMPTS_AT_ONCE
+) -> Iterator[Batch]:
     """The prompts of items in batches; those of more than ``max_length`` tokens lose their beginning."""
     prompts = [encode_prompt(tokenizer, item.prompt, max_length, chat=item.chat) for item in items]
-    return batches(prompts, PROMPTS_AT_ONCE, padding_token(tokenizer), device)
+    return batches(prompts, batch_size, padding_token(tokenizer), device)
 
 
 def padding_token(tokenizer: Any) -> int:

@@ -162,7 +162,7 @@ def test_changed_data_do_not_mix_with_older_scores(
 
 def test_a_results_dir_that_is_a_file(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").write_text("", encoding="utf-8")
-    assert "cannot make the folder" in one_line([*words, f"results_dir={tmp_path / 'out'}"], capsys)
+    assert f"{tmp_path / 'out'}: File exists" in one_line([*words, f"results_dir={tmp_path / 'out'}"], capsys)
 
 
 def test_a_damaged_config_is_one_clear_line(

@@ -21,15 +21,14 @@ from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.budget import check_budget
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.drift import base_drift
-from himalaya_adapter.evaluation.item_scores import write_item_scores
+from himalaya_adapter.experiments.method_options import method_of
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.validation import check_run
-from himalaya_adapter.identity import is_complete, sealed
+from himalaya_adapter.identity import is_complete
 from himalaya_adapter.methods.construction import adapt, run_method
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.events import SkippedStep
 from himalaya_adapter.methods.packed_adapter import PackedAdapter
-from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Stream, Task, load_stream
 from himalaya_adapter.streams.encoding import count_truncated
 from himalaya_adapter.streams.plain_text import held_out_text
@@ -59,7 +58,7 @@ from himalaya_adapter.training.protocols import (
 )
 from himalaya_adapter.training.run_store import ADAPTER_FILE, RunStore, stored_bytes
 from himalaya_adapter.training.stream_scores import StreamScores
-from himalaya_adapter.training.summary import summarise
+from himalaya_adapter.training.summary import write_results
 from himalaya_adapter.training.task_training import train_task
 from himalaya_adapter.training.trackers import Trackers
 
@@ -330,9 +329,20 @@ class StreamRunner:
             "peak_memory_bytes": peak_memory_bytes(),
             "released_bytes": sum(released.values()) if released else None,
         }
-        matrix, metrics = summarise(self.config, self.stream, self.store, measured)
-        write_json(self.store.folder / "matrix.json", sealed(matrix))
-        write_item_scores(self.store.folder, self.scores.item_scores())
-        write_json(self.store.folder / "samples.json", sealed({"tasks": self.scores.samples()}))
-        # Last: its presence says that the run is finished.
-        write_json(self.store.folder / "metrics.json", sealed(metrics))
+        write_results(self.store, self.stream, self._facts(), measured)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the run is, for its metrics."""
+        config = self.config
+        return {
+            "run_id": config.run_id,
+            "method": method_of(config).lower(),
+            "method_name": config.method_name,
+            "backbone": config.model.backbone.name,
+            "stream": self.stream.name,
+            "split": config.evaluation.split,
+            "seed": config.training.seed,
+            "learning_rate": config.training.learning_rate,
+            "protocol": config.training.protocol,
+            "ewc_lambda": config.model.adapter.ewc_lambda,
+        }

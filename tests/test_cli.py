@@ -409,7 +409,7 @@ def test_a_full_disk_is_one_line_with_what_to_do(capsys: pytest.CaptureFixture[s
     """/dev/full refuses every write as a full disk does."""
     with pytest.raises(OSError, match="No space left") as caught, open("/dev/full", "w", encoding="utf-8") as file:
         file.write("x" * 100_000)
-    assert told(caught.value) == "No space left on device; free some space"
+    assert told(caught.value) == "No space left on device; free some space, or choose another disk"
 
 
 def test_a_mistake_of_the_program_stays_a_traceback_with_the_version(capsys: pytest.CaptureFixture[str]) -> None:

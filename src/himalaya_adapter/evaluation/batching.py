@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from himalaya_adapter.streams.encoding import encode_prompt
 from himalaya_adapter.streams.task import Item
@@ -63,10 +64,15 @@ def batches(sequences: Sequence[list[int]], batch_size: int, padding: int, devic
     by_length = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
     for start in range(0, len(by_length), batch_size):
         indices = by_length[start : start + batch_size]
-        width = len(sequences[indices[0]])
-        rows = [[padding] * (width - len(sequences[i])) + sequences[i] for i in indices]
-        mask = [[0] * (width - len(sequences[i])) + [1] * len(sequences[i]) for i in indices]
-        yield Batch(indices, torch.tensor(rows, device=device), torch.tensor(mask, device=device))
+        rows = [sequences[index] for index in indices]
+        mask = left_padded([[1] * len(row) for row in rows], 0)
+        yield Batch(indices, left_padded(rows, padding).to(device), mask.to(device))
+
+
+def left_padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+    """Rows of numbers, ``(rows, width)``, each with ``filler`` before it up to the longest one."""
+    tensors = [torch.tensor(row) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=filler, padding_side="left")
 
 
 def prompt_batches(

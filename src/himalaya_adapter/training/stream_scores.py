@@ -19,7 +19,7 @@ from himalaya_adapter.methods.release import has_release, save_release
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams import Stream, Task
 from himalaya_adapter.training.protocols import SEQUENTIAL, row_of_score
-from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore, values
+from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore
 
 CACHE = ".scores"  # in the results folder, for all of its runs
 # What environment.json says beside the machine, the versions and the backbone.
@@ -62,10 +62,10 @@ class StreamScores:
         }
         self.cache = ScoreCache(self.store.folder.parent / CACHE, settings)
 
-    def score_before(self) -> None:
-        """Score all tasks before training."""
-        for index, _ in enumerate(self.stream.tasks):
-            self.score(BEFORE, index)
+    def score_all(self, row: str) -> None:
+        """Score all tasks: before training, or as released."""
+        for index in range(len(self.stream.tasks)):
+            self.score(row, index)
 
     def score_after(self, row: int) -> None:
         """Score the tasks after training through task ``row``: all so far, or only the one just learnt."""
@@ -90,10 +90,6 @@ class StreamScores:
             score = self._evaluate(task)
         self.store.write_score(row, index, score)
         self.cache.write(identity, score)
-
-    def matrix(self, row: int) -> list[list[float | None]]:
-        """The rows of the accuracy matrix up to ``row``, ``None`` where nothing was measured."""
-        return values(self.store.matrix(row + 1), "score")
 
     def score_unlabelled(self) -> None:
         """Score all tasks again, a method that can tell tasks from prompts being told nothing but the prompts."""
@@ -128,8 +124,7 @@ class StreamScores:
         parts = save_release(self.model, folder, revision=revision)
         self.model.load_adapter(str(folder), adapter_name=RELEASED)
         self.model.set_adapter(RELEASED)
-        for index, _ in enumerate(self.stream.tasks):
-            self.score(RELEASED, index)
+        self.score_all(RELEASED)
         self.model.set_adapter("default")
         self.model.delete_adapter(RELEASED)
         return parts
@@ -152,13 +147,7 @@ class StreamScores:
         return file_hashes(folder) if task_hash is None else {"task": task_hash}
 
     def _evaluate(self, task: Task) -> dict[str, Any]:
+        split, batch_size, max_length = self.evaluation.split, self.evaluation.eval_batch_size, self.max_length
         return asdict(
-            evaluate_task(
-                self.model,
-                self.tokenizer,
-                task,
-                split=self.evaluation.split,
-                batch_size=self.evaluation.eval_batch_size,
-                max_length=self.max_length,
-            )
+            evaluate_task(self.model, self.tokenizer, task, split=split, batch_size=batch_size, max_length=max_length)
         )

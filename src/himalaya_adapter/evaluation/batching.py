@@ -80,10 +80,4 @@ def prompt_batches(
 ) -> Iterator[Batch]:
     """The prompts of items in batches; those of more than ``max_length`` tokens lose their beginning."""
     prompts = [encode_prompt(tokenizer, item.prompt, max_length, chat=item.chat) for item in items]
-    return batches(prompts, batch_size, padding_token(tokenizer), device)
-
-
-def padding_token(tokenizer: Any) -> int:
-    """The tokenizer's padding token, else its EOS token."""
-    token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return token
+    return batches(prompts, batch_size, tokenizer.pad_token_id, device)

@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.evaluation.batching import batches, padding_token, reading
+from himalaya_adapter.evaluation.batching import batches, reading
 
 
 def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: int, max_length: int) -> float:
@@ -30,7 +30,7 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: 
     predictable = [tokens for tokens in encoded if len(tokens) > 1]
     total = 0.0
     with reading(model):
-        for batch in batches(predictable, batch_size, padding_token(tokenizer), model.device):
+        for batch in batches(predictable, batch_size, tokenizer.pad_token_id, model.device):
             logits = model(**batch.inputs, use_cache=False).logits
             # One text at a time: float32 logits of a whole batch over a large vocabulary would double the memory.
             for row, tokens, mask in zip(logits, batch.input_ids, batch.attention_mask.bool(), strict=True):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from himalaya_adapter.evaluation.batching import Batch, padding_token
+from himalaya_adapter.evaluation.batching import Batch
 
 NEWLINE = "\n"
 # Arguments of every ``generate``: a model's own settings fill what is left out, and some would change greedy decoding.
@@ -41,7 +41,7 @@ def generate_texts(model: Any, tokenizer: Any, batch: Batch, *, max_new_tokens: 
         attention_mask=batch.attention_mask,
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(stop),
-        pad_token_id=padding_token(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
         **GREEDY,
     )
     return [answer_text(tokenizer, row, stop, newline_ends) for row in written[:, batch.input_ids.shape[1] :].tolist()]

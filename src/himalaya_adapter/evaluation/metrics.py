@@ -172,7 +172,7 @@ def resampled(runs: Sequence[ScoredRun], generator: np.random.Generator) -> list
     triangles = [lower_triangle(run.matrix) for run in runs]
     matrices = [np.full((*triangle.shape, RESAMPLES), np.nan) for triangle in triangles]
     for j in range(len(triangles[0])):
-        measured = [np.flatnonzero(~np.isnan(triangle[:, j])) for triangle in triangles]
+        measured = [np.flatnonzero(~np.isnan(triangle[:, j])).tolist() for triangle in triangles]
         items = [
             np.array([run.item_scores[i][j] for i in rows], dtype=np.float64)  # (rows, items)
             for run, rows in zip(runs, measured, strict=True)

@@ -133,4 +133,4 @@ def _mean(scores: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 
 def _cell(score: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return score and {key: value for key, value in score.items() if key not in KEPT_IN_FILES}
+    return {key: value for key, value in score.items() if key not in KEPT_IN_FILES} if score else None

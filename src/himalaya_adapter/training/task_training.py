@@ -63,8 +63,6 @@ def training_arguments(
         fp16=training.mixed_precision == "fp16",  # else the backbone has its own precision, and the adapter 32 bits
         use_cpu=not torch.cuda.is_available(),
         seed=training.seed + index,
-        train_sampling_strategy="group_by_length",
-        save_strategy="steps",
         save_steps=training.save_steps,
         save_total_limit=2,
         logging_steps=1,

@@ -266,7 +266,7 @@ class StreamRunner:
         task = self.stream.tasks[index]
         self.model.save_pretrained(str(self.store.unfinished_adapter))
         if self.ewc:
-            self.ewc.save(self.store.unfinished_adapter)
+            self.ewc.save(self.store.unfinished_adapter, self.model)
         if self.packed:
             self.packed.save(self.store.unfinished_adapter)
         head = {"event": "task_end", "index": index, "task": task.name, "truncated_prompts": self._truncated(task)}

@@ -59,13 +59,12 @@ def test_what_was_written_is_read_by_another_run(cache: ScoreCache, adapter: Pat
         assert other_run.read(other_run.identity(make_task(), answers)) == SCORE
 
 
-def test_an_edited_score_counts_as_none(cache: ScoreCache, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_edited_score_counts_as_none(cache: ScoreCache) -> None:
     identity = cache.identity(make_task(), None)
     cache.write(identity, SCORE)
     (path,) = cache.folder.iterdir()
     path.write_text(path.read_text(encoding="utf-8").replace("0.5", "0.6"), encoding="utf-8")
     assert cache.read(identity) is None
-    assert "does not match its hash" in caplog.text
 
 
 @pytest.mark.parametrize(

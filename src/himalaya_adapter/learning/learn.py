@@ -15,7 +15,7 @@ from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.backbones.shape import sizes_of
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.deploy.answering import AUTO
-from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.errors import HimalayaError, out_of_memory_told, unknown_name
 from himalaya_adapter.evaluation.scoring import TaskScore
 from himalaya_adapter.experiments.run_config import SEEDS, TrainingConfig
 from himalaya_adapter.methods.construction import adapt
@@ -23,12 +23,15 @@ from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.prompted import embedding_width, hidden_width
 from himalaya_adapter.names import normalised
 from himalaya_adapter.streams import Item, Task
-from himalaya_adapter.training.arguments import training_arguments
-from himalaya_adapter.training.callback import StreamCallback, seconds_of_steps
-from himalaya_adapter.training.encoded_items import EncodedItems
-from himalaya_adapter.training.memory import out_of_memory_told, peak_memory_bytes
+from himalaya_adapter.training.batches import EncodedItems
+from himalaya_adapter.training.environment import peak_memory_bytes
 from himalaya_adapter.training.progress import stage
-from himalaya_adapter.training.task_training import train_task
+from himalaya_adapter.training.task_training import (
+    StreamCallback,
+    seconds_of_steps,
+    train_task,
+    training_arguments,
+)
 
 from .adapter_store import AdapterStore, room, sized_config
 from .asking import check_labels, score

@@ -32,7 +32,7 @@ def command(overrides: Overrides) -> None:
         line = lines[chosen.job]
         try:
             run.command([*line, *run_id(own, line)])
-        except HimalayaError as error:
+        except (HimalayaError, OSError) as error:
             if os.getpid() != here:
                 raise  # in another process, or on another machine: Hydra's launcher tells of it
             failures.append(f"{' '.join(line)}: {one_line(error)}")

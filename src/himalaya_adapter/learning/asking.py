@@ -20,12 +20,6 @@ from .data import UNLIMITED, Form, chat_prompt, read_data, read_rows
 ITEMS_AT_ONCE = 16
 
 
-def form_of(adapter: LoadedAdapter, task: str | None) -> Form | None:
-    """The form that a task was learnt in; ``None`` if nobody has written it down."""
-    told = AdapterStore(adapter.folder).record(task).get("form") if task is not None else None
-    return Form.from_json(told) if told else None
-
-
 def question(form: Form, text: str) -> str:
     """A text in the place of the only column of a task's template; as it is if it is in that form already."""
     parts = list(string.Formatter().parse(form.prompt))
@@ -54,7 +48,7 @@ class Conversation:
         if task != AUTO and adapter.tasks and task not in adapter.tasks:
             raise unknown_name("task", task, adapter.tasks)
         self.adapter, self.task = adapter, task
-        self.form = form_of(adapter, None if task == AUTO else task)
+        self.form = AdapterStore(adapter.folder).form(None if task == AUTO else task)
         self.spoken: list[tuple[str, str]] = []  # so far, for a task that was learnt from conversations
 
     def ask(self, text: str, max_new_tokens: int) -> str:
@@ -102,7 +96,7 @@ def score_file(
     rows = read_rows(data, split)
     loaded = load_adapter(adapter, task=task, backbone=backbone)
     context = getattr(loaded.model.config, "max_position_embeddings", None)
-    known = form_of(loaded, task)
+    known = AdapterStore(loaded.folder).form(task)
     own = read_data(rows, data, loaded.tokenizer, context, known=known, templates=templates, metric=metric)
     check_labels(own.form.labels, known, data)
     return score(loaded.model, loaded.tokenizer, own.task(task, own.items, own.items), f"scoring {task}")

@@ -7,15 +7,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from himalaya_adapter import packages
 from himalaya_adapter.documents import read_document
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments.schema import Section, parse
-from himalaya_adapter.streams.fetching import fetch_archives
 from himalaya_adapter.streams.hub import fetch_splits
-from himalaya_adapter.streams.items import Archive, read_items, read_split
-from himalaya_adapter.streams.specification import read_task
+from himalaya_adapter.streams.items import read_items, read_split
+from himalaya_adapter.streams.readers import READERS, options_of
 from himalaya_adapter.streams.splits import content_hash, cut, cut_given, stratified, with_label_noise
-from himalaya_adapter.streams.task import Item, Limits, Stream, Task, TaskSpec
+from himalaya_adapter.streams.task import Archive, Item, Limits, Stream, Task, TaskSpec
 
 CATALOGUE = Path(__file__).parent / "catalogue"
 ARCHIVES = Path(__file__).parent / "archives.yaml"
@@ -24,7 +24,7 @@ OWN_DATA = "the user's own data"
 
 @dataclass
 class StreamFile(Section):
-    """The schema of a stream's YAML file; its tasks are read one by one (`read_task`)."""
+    """The schema of a stream's YAML file; its tasks are read one by one."""
 
     tasks: list[Any]
     name: str | None = None
@@ -84,7 +84,7 @@ def read_definition(name: str) -> StreamDefinition:
         raise unknown_name("stream", name, stream_names())
     here = f"stream {name}"
     content = parse(StreamFile, _content(path, name), here)
-    specs = tuple(read_task(_entry(entry, here), here) for entry in content.tasks)
+    specs = tuple(_read_task(_entry(entry, here), here) for entry in content.tasks)
     repeated = [task for task, count in Counter(spec.name for spec in specs).items() if count > 1]
     if repeated:
         raise HimalayaError(f"stream {name} has two tasks named '{repeated[0]}'")
@@ -99,9 +99,7 @@ def read_definition(name: str) -> StreamDefinition:
 
 def fetch_stream(name: str, *, offline: bool = False) -> dict[str, Path]:
     """Bring every archive and every split on the hub into the cache; returns their names to their paths."""
-    definition = read_definition(name)
-    archives = fetch_archives(definition.used_archives(), offline=offline)
-    return archives | fetch_splits(definition.tasks, offline=offline)
+    return _fetch(read_definition(name), offline)
 
 
 def load_stream(name: str, *, limits: Limits | None = None, offline: bool = False) -> Stream:
@@ -116,11 +114,7 @@ def load_stream(name: str, *, limits: Limits | None = None, offline: bool = Fals
     Raises:
         HimalayaError: Unknown name, a mistake in an entry, unusable data, an empty split.
     """
-    definition = read_definition(name)
-    fetch_archives(definition.used_archives(), offline=offline)
-    fetch_splits(definition.tasks, offline=offline)
-    tasks = tuple(_load_task(spec, definition, limits or Limits(), offline=True) for spec in definition.tasks)
-    return Stream(definition.name, tasks)
+    return _load(read_definition(name), limits, offline)
 
 
 def load_task(stream: str, task: str, *, limits: Limits | None = None, offline: bool = False) -> Task:
@@ -133,8 +127,7 @@ def load_task(stream: str, task: str, *, limits: Limits | None = None, offline: 
     specs = {spec.name: spec for spec in definition.tasks}
     if task not in specs:
         raise unknown_name(f"task in stream {stream}", task, specs)
-    fetch_splits([specs[task]], offline=offline)
-    return _load_task(specs[task], definition, limits or Limits(), offline=offline)
+    return _load(replace(definition, tasks=(specs[task],)), limits, offline).tasks[0]
 
 
 def origin_of(spec: TaskSpec, definition: StreamDefinition) -> tuple[str, str]:
@@ -183,18 +176,53 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _load_task(spec: TaskSpec, definition: StreamDefinition, limits: Limits, *, offline: bool) -> Task:
-    caps = replace(spec.caps, train=_smaller(spec.caps.train, limits.train))
+def _read_task(entry: Any, stream: str) -> TaskSpec:
+    """Validate one entry of the ``tasks`` of a stream, which ``stream`` names in error messages."""
+    named = isinstance(entry, Mapping) and "name" in entry
+    here = f"task '{entry['name']}' of {stream}" if named else f"a task of {stream}"
+    spec = parse(TaskSpec, entry, here)
+    source = spec.source
+    if (spec.kind == "classification") != bool(spec.label_of):
+        raise HimalayaError(
+            f"{here} is of kind '{spec.kind}'; labels belong to kind 'classification', which needs them"
+        )
+    if spec.label_noise and not spec.label_of:
+        raise HimalayaError(f"{here} has 'label_noise' but no labels")
+    if bool(source.files) == (source.hub is not None):
+        raise HimalayaError(f"'source' of {here} needs 'files' or 'hub', what to read")
+    if source.reader not in READERS:
+        raise unknown_name(f"reader in {here}", source.reader, READERS)
+    for name in source.options:
+        if name not in options_of(source.reader):
+            raise unknown_name(f"key in 'options' of {here}", name, options_of(source.reader))
+    return spec
+
+
+def _fetch(definition: StreamDefinition, offline: bool) -> dict[str, Path]:
+    archives = definition.used_archives().items()
+    paths = {name: packages.fetch_archive(one.requirement, one.sha256, offline=offline) for name, one in archives}
+    return paths | fetch_splits(definition.tasks, offline=offline)
+
+
+def _load(definition: StreamDefinition, limits: Limits | None, offline: bool) -> Stream:
+    paths = _fetch(definition, offline)
+    tasks = (
+        _load_task(spec, paths.get(spec.source.archive or ""), definition.folder, limits or Limits())
+        for spec in definition.tasks
+    )
+    return Stream(definition.name, tuple(tasks))
+
+
+def _load_task(spec: TaskSpec, archive: Path | None, folder: Path, limits: Limits) -> Task:
+    most = min((cap for cap in (spec.caps.train, limits.train) if cap is not None), default=None)
+    caps = replace(spec.caps, train=most)
     skipped: Counter[str] = Counter()
     hub = spec.source.hub
-    if hub is None:
-        items = read_items(spec, definition.archives, definition.folder, offline=offline, skipped=skipped)
-        splits = cut(items, caps, skipped=skipped)
-    elif hub.held_out is None:
-        splits = cut(read_split(spec, hub, hub.train, skipped), caps, skipped=skipped)
+    items = read_split(spec, hub, hub.train, skipped) if hub else read_items(spec, archive, folder, skipped)
+    if hub and hub.held_out:
+        splits = cut_given(items, read_split(spec, hub, hub.held_out, skipped), caps, skipped)
     else:
-        held_out = read_split(spec, hub, hub.held_out, skipped)
-        splits = cut_given(read_split(spec, hub, hub.train, skipped), held_out, caps, skipped=skipped)
+        splits = cut(items, caps, skipped=skipped)
     for split, chosen in splits.items():
         if not chosen:
             raise HimalayaError(_why_empty(split, spec, splits, skipped))
@@ -213,8 +241,3 @@ def _why_empty(split: str, spec: TaskSpec, splits: Mapping[str, tuple[Item, ...]
         f"split '{split}' of task '{spec.name}' is empty ({sizes} usable items{bad}); "
         "check its filters, length caps and limits"
     )
-
-
-def _smaller(cap: int | None, limit: int | None) -> int | None:
-    known = [value for value in (cap, limit) if value is not None]
-    return min(known) if known else None

@@ -128,7 +128,7 @@ def stratified(items: Sequence[Item], labels: Sequence[str], limit: int | None) 
 
 
 def cut_given(
-    train: Iterable[Item], held_out: Iterable[Item], caps: Limits, *, skipped: Counter[str] | None = None
+    train: Iterable[Item], held_out: Iterable[Item], caps: Limits, skipped: Counter[str] | None = None
 ) -> Splits:
     """Cut validation and test from ``held_out``; ``train`` is left without the prompts and source items of those."""
     seen: set[int] = set()

@@ -10,43 +10,41 @@ from functools import lru_cache
 from typing import Any
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.schema import Count
 from himalaya_adapter.streams.readers.types import Row
 from himalaya_adapter.streams.splits import stable_hash
 
-OPTIONS = ("sentences_per_intent", "fill", "slot")
 MAX_DEPTH = 30
 
 
-def read_assistant_sentences(content: bytes, name: str, options: Mapping[str, Any]) -> Iterator[Row]:
+def read_assistant_sentences(
+    content: bytes,
+    name: str,
+    *,
+    sentences_per_intent: Count,
+    fill: Mapping[str, list[str]] | None = None,
+    slot: str | None = None,
+) -> Iterator[Row]:
     """Yield ``sentence``, ``intent``, ``template`` and one field per slot of the sentence.
 
     Args:
         content: JSON with ``intents``, ``lists`` and ``expansion_rules``.
-        name: File name for error messages.
-        options: ``sentences_per_intent`` (int, spread evenly over an intent's templates); ``fill`` (list name to
-            values, for lists that the file leaves open, such as the names of rooms); ``slot`` (yield only
-            sentences that fill this slot).
+        name: File name.
+        sentences_per_intent: Spread evenly over an intent's templates.
+        fill: List name to values, for lists that the file leaves open, such as the names of rooms.
+        slot: Yield only sentences that fill this slot.
     """
-    per_intent, fill = options.get("sentences_per_intent"), options.get("fill", {})
-    if not isinstance(per_intent, int) or per_intent < 1:
-        raise HimalayaError(f"option 'sentences_per_intent' for {name} is {per_intent!r}; expected a positive number")
-    if not isinstance(fill, Mapping) or not all(isinstance(values, list) for values in fill.values()):
-        raise HimalayaError(f"option 'fill' for {name} is {fill!r}; expected list names, each with a list of values")
-    try:
-        data = json.loads(content)
-        lists = {key: _list_values(value) for key, value in data["lists"].items()}
-        rules, intents = data["expansion_rules"], data["intents"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise HimalayaError(f"{name} is not a file of assistant sentences: {error}") from error
-    lists.update({key: [str(value) for value in values] for key, values in fill.items()})
+    data = json.loads(content)
+    lists = {key: _list_values(value) for key, value in data["lists"].items()} | dict(fill or {})
+    rules, intents = data["expansion_rules"], data["intents"]
     for intent, blocks in intents.items():
         templates = sorted({text for block in blocks["data"] for text in block["sentences"]})
-        count = -(-per_intent // len(templates)) if templates else 0
+        count = -(-sentences_per_intent // len(templates)) if templates else 0
         for template in templates:
             for index in range(count):
                 expansion = _Expansion(rules, lists, f"{template} {index}")
                 sentence = expansion.sentence(template)
-                if sentence is not None and ("slot" not in options or options["slot"] in expansion.slots):
+                if sentence is not None and (slot is None or slot in expansion.slots):
                     yield {"sentence": sentence, "intent": intent, "template": template, **expansion.slots}
 
 
@@ -96,9 +94,10 @@ class _Expansion:
 
     def _sequence(self, text: str, depth: int) -> str:
         out = []
-        for bracket, inner in _pieces(text):
-            if not bracket:
-                out.append(inner)
+        for piece in _pieces(text):
+            bracket, inner = piece[0], piece[1:-1]
+            if len(piece) == 1:
+                out.append(piece)
             elif bracket == "(" or (bracket == "[" and self._choose(2)):
                 out.append(self._text(inner, depth + 1))
             elif bracket == "<":
@@ -122,37 +121,37 @@ class _Expansion:
 BRACKETS = {"(": ")", "[": "]", "<": ">", "{": "}"}
 
 
-def _closing(text: str, start: int) -> int:
-    """Index of the bracket that closes the one at ``start``; ``start`` itself if there is none there."""
+def _end(text: str, start: int) -> int:
+    """Where the character or bracket that begins at ``start`` ends."""
     if text[start] not in BRACKETS:
-        return start
+        return start + 1
     depth = 0
     for index in range(start, len(text)):
         depth += (text[index] == text[start]) - (text[index] == BRACKETS[text[start]])
         if depth == 0:
-            return index
+            return index + 1
     raise HimalayaError(f"unbalanced '{text[start]}' in sentence template '{text}'")
 
 
 # A template is expanded thousands of times.
 @lru_cache(2**14)
-def _pieces(text: str) -> tuple[tuple[str, str], ...]:
-    """The outermost brackets of a text, each with its inside; the characters between them, each with no bracket."""
+def _pieces(text: str) -> tuple[str, ...]:
+    """A text cut into characters and outermost brackets, each bracket with its inside."""
     pieces, at = [], 0
     while at < len(text):
-        end = _closing(text, at)
-        pieces.append(("", text[at]) if end == at else (text[at], text[at + 1 : end]))
-        at = end + 1
+        end = _end(text, at)
+        pieces.append(text[at:end])
+        at = end
     return tuple(pieces)
 
 
 @lru_cache(2**14)
 def _split(text: str, separator: str) -> tuple[str, ...]:
     """Split at separators that are outside of all brackets."""
-    parts, start, at = [], 0, 0
-    while at < len(text):
-        if text[at] == separator:
-            parts.append(text[start:at])
-            start = at + 1
-        at = _closing(text, at) + 1
-    return (*parts, text[start:])
+    parts = [""]
+    for piece in _pieces(text):
+        if piece == separator:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return tuple(parts)

@@ -23,8 +23,10 @@ from himalaya_adapter.backbones.gguf import converted_folder
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.text_metrics import METRICS
 from himalaya_adapter.storage import read_json
-from himalaya_adapter.streams import Stream, encode_prompt, encode_target, held_out_text
+from himalaya_adapter.streams import Stream
 from himalaya_adapter.streams.catalogue import load_task
+from himalaya_adapter.streams.encoding import encode_prompt, encode_target
+from himalaya_adapter.streams.plain_text import held_out_text
 from himalaya_adapter.streams.task import SPLITS, Item, Task
 
 NAME = "package_stream_25"

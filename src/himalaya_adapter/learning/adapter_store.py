@@ -26,7 +26,7 @@ from himalaya_adapter.methods import HimalayaConfig, HimalayaModel
 from himalaya_adapter.methods.himalaya.adapter import HimalayaAdapter
 from himalaya_adapter.methods.release import CARD_FILE, CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE, split_by_prefix
 from himalaya_adapter.packages import file_sha256
-from himalaya_adapter.storage import one_process, read_json, write_atomic, write_json
+from himalaya_adapter.storage import in_use, one_process, read_json, write_atomic, write_json
 
 from .data import Form
 
@@ -74,7 +74,7 @@ class AdapterStore:
             raise HimalayaError(f"{self.folder} belongs to a run: copy it out of the run, and name the copy")
         with one_process(self.folder, f"another process is changing {self.folder}: wait for it, or end it"):
             self._move()
-            if not self.exists and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            if not self.exists and in_use(self.folder):
                 raise HimalayaError(f"{self.folder} is no adapter: it has no {CONFIG_FILE}; choose a new folder")
             yield
 

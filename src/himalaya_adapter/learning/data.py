@@ -114,16 +114,22 @@ def _of_dataset(name: str, config: str | None, split: str, on_disk: bool) -> lis
     return list(found)
 
 
+def context_of(model: Any) -> int:
+    """The most tokens that a backbone reads."""
+    return getattr(model.config, "max_position_embeddings", None) or UNLIMITED
+
+
 def read_data(
     rows: Sequence[Row | BadRow],
     name: str,
     tokenizer: Any,
-    context: int | None,
+    context: int,
     *,
     known: Form | None = None,
     templates: tuple[str, str] | None = None,
     metric: str | None = None,
     skip_bad_rows: bool = False,
+    new_labels: bool = True,
 ) -> OwnData:
     """Make items of rows.
 
@@ -131,11 +137,12 @@ def read_data(
         rows: What `read_rows` returns.
         name: What the rows come from, for messages.
         tokenizer: The backbone's.
-        context: The most tokens that it reads; ``None`` if nobody knows.
+        context: The most tokens that it reads (`context_of`).
         known: The form of a task that has been learnt before.
         templates: Those of prompt and answer, where the columns do not speak for themselves.
         metric: Name of the metric; by default accuracy where the answers are labels, else chrF.
         skip_bad_rows: Leave out and count a row that gives no item.
+        new_labels: Whether a known classification may get answers that it has never seen: it cannot be right there.
 
     Raises:
         HimalayaError: Unknown columns or metric, or the first row that gives no item.
@@ -169,6 +176,10 @@ def read_data(
     if not items:
         raise HimalayaError(f"{name} gives no item: {', '.join(left_out)}")
     form = replace(form, **_scoring(items, known, metric, tokenizer))
+    learnt = known.labels if known is not None and not new_labels else ()
+    for label in form.labels:
+        if learnt and label not in learnt:
+            raise HimalayaError(f"{name} has the answer '{label}'; the task has learnt: {', '.join(learnt)}")
     return OwnData(form, tuple(items), left_out)
 
 
@@ -278,11 +289,10 @@ def chat_prompt(tokenizer: Any, spoken: Sequence[tuple[str, str]]) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
-def _check_length(item: Item, tokenizer: Any, context: int | None, where: str) -> None:
-    longest = len(item.prompt.encode()) + 1  # a token per byte and BOS
-    tokens = len(encode_prompt(tokenizer, item.prompt, longest, chat=item.chat))
+def _check_length(item: Item, tokenizer: Any, context: int, where: str) -> None:
+    tokens = len(encode_prompt(tokenizer, item.prompt, UNLIMITED, chat=item.chat))
     tokens += len(encode_target(tokenizer, item.target, chat=item.chat))
-    if context is not None and tokens > context:
+    if tokens > context:
         raise BadRow(TOO_LONG, f"{where} has {tokens} tokens with its answer; the backbone reads at most {context}")
 
 

@@ -32,8 +32,8 @@ from himalaya_adapter.training.progress import stage
 from himalaya_adapter.training.task_training import train_task
 
 from .adapter_store import AdapterStore, room, sized_config
-from .asking import check_labels, score
-from .data import MOST_SCORED, UNLIMITED, OwnData, hold_out, read_data, read_rows
+from .asking import score
+from .data import MOST_SCORED, OwnData, context_of, hold_out, read_data, read_rows
 
 DEFAULT_BACKBONE, DEFAULT_BUDGET_MB = "smollm2-135m", 2.5
 CHECKPOINTS = "checkpoints"
@@ -151,7 +151,7 @@ class Learner:
         self.store, self.options = store, options
         self.model, self.tokenizer, self.facts = model, tokenizer, facts
         self.method = continual(model)
-        self.context = getattr(model.config, "max_position_embeddings", None)
+        self.context = context_of(model)
 
     def learn(self, rows: list[Any], data: str, name: str) -> Learnt:
         """See the function `learn`."""
@@ -214,8 +214,7 @@ class Learner:
         for name, file in self.options.checks.items():
             if normalised(name) not in self.method.tasks:
                 raise unknown_name("task in --check", name, self.method.tasks)
-            own = self._read(read_rows(file), file, normalised(name))
-            check_labels(own.form.labels, self.store.form(normalised(name)), file)
+            own = self._read(read_rows(file), file, normalised(name), new_labels=False)
             checks[normalised(name)] = own.task(normalised(name), own.items, own.items[:MOST_SCORED])
         checks.pop(learning, None)
         return list(checks.values())
@@ -268,7 +267,7 @@ class Learner:
 
     def train(self, task: Task, training: TrainingConfig) -> TrainerState:
         """Learn a task from its items, from its start to its end."""
-        examples = EncodedItems(self.tokenizer, [task], self.context or UNLIMITED)
+        examples = EncodedItems(self.tokenizer, [task], self.context)
         arguments = training_arguments(training, task.name, 0, len(examples), self.store.unfinished / CHECKPOINTS)
         with stage(f"learning {task.name}") as advance:
             callback = _LearnCallback(task.name, lambda state, _: advance(state.global_step, state.max_steps))

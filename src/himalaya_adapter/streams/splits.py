@@ -85,7 +85,10 @@ def cut(
     """
     by_prompt: dict[str, Item] = {}  # by the prompt's normal form
     contradicted: set[str] = set()
-    last, room = HASH_RANGE, _room(caps)
+    sizes = [caps.of(split) for split in SPLITS]
+    # How many prompts are remembered before those that no cap can reach are given up.
+    room = math.inf if None in sizes else SPARE + int(ROOM * sum(size or 0 for size in sizes))
+    last = HASH_RANGE
     for item in items:
         if _order(item.prompt) > last:
             continue
@@ -95,7 +98,7 @@ def cut(
             if normal_form(known.target) != normal_form(item.target):
                 contradicted.add(prompt)
             by_prompt[prompt] = min(known, item, key=lambda one: (one.source, one.prompt))
-        if room is not None and len(by_prompt) > room:
+        if len(by_prompt) > room:
             kept = {prompt: item for prompt, item in by_prompt.items() if prompt not in contradicted}
             last = _last_needed(kept.values(), caps, split_of)
             by_prompt = {prompt: item for prompt, item in by_prompt.items() if _order(item.prompt) <= last}
@@ -149,12 +152,6 @@ def cut_given(
 
 def _order(prompt: str) -> int:
     return stable_hash(f"order {prompt}")
-
-
-def _room(caps: Limits) -> int | None:
-    """How many prompts are remembered before those that no cap can reach are given up."""
-    sizes = [caps.of(split) for split in SPLITS]
-    return None if None in sizes else SPARE + int(ROOM * sum(size or 0 for size in sizes))
 
 
 def _last_needed(items: Iterable[Item], caps: Limits, split_of: Callable[[str], str]) -> int:

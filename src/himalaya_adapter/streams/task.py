@@ -14,7 +14,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict
 from himalaya_adapter.experiments.schema import Count, NotNegative, Section, no_switch
 
 SPLITS = ("train", "validation", "test")
-PART = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 FOLDER_NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -28,10 +27,10 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _part(value: Any) -> tuple[int, int]:
-    found = PART.fullmatch(str(value))
-    if not found or int(found[1]) > int(found[2]):
+    number, count = map(int, str(value).split("/"))
+    if not 1 <= number <= count:
         raise ValueError("no part")
-    return int(found[1]), int(found[2])
+    return number, count
 
 
 def _task_name(value: str) -> str:
@@ -55,29 +54,31 @@ def _normal_labels(labels: Mapping[str, str]) -> dict[str, str]:
     return normal
 
 
+def _taken(expected: str, **limits: Any) -> Any:
+    """A field with what it takes in words, for messages."""
+    return Field(json_schema_extra={"expected": expected}, **limits)
+
+
 # YAML reads an unquoted `no` (Norwegian) as false, hence the advice.
-TEXT = {"expected": "non-empty text (quote it in YAML)"}
-NAME = {"expected": "the name of a configuration or a split"}
-NAMES = {"expected": "a text, or a list of texts"}
-PATHS = {"expected": "field names, each with a path in a row"}
-WHICH = {"expected": "which of how many parts, such as '1/2'"}
-SHARE = {"expected": "a share of at least 0 and below 1"}
-Text = Annotated[str, Strict(), Field(pattern=r"\S", json_schema_extra=TEXT)]
-Name = Annotated[str, Strict(), Field(pattern=r"^\w[\w.-]*$", json_schema_extra=NAME)]
-FOLDER = {"expected": "the name of a folder: letters, digits and '_', inside it '-' and '.'"}
-LABELS = {"expected": "two or more different texts (quote them in YAML), or the source's values, each with its label"}
-Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(json_schema_extra=NAMES)]
-TaskName = Annotated[str, Strict(), AfterValidator(_task_name), Field(json_schema_extra=FOLDER)]
+Text = Annotated[str, Strict(), _taken("non-empty text (quote it in YAML)", pattern=r"\S")]
+Name = Annotated[str, Strict(), _taken("the name of a configuration or a split", pattern=r"^\w[\w.-]*$")]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), _taken("a text, or a list of texts")]
+TaskName = Annotated[
+    str,
+    Strict(),
+    AfterValidator(_task_name),
+    _taken("the name of a folder: letters, digits and '_', inside it '-' and '.'"),
+]
 Template = Annotated[Text, AfterValidator(str.rstrip)]
 Labels = Annotated[
     Mapping[Text, Text],
     BeforeValidator(_by_value),
     AfterValidator(_normal_labels),
-    Field(alias="labels", json_schema_extra=LABELS),
+    _taken("two or more texts (quote them in YAML), or the source's values, each with its label", alias="labels"),
 ]
-Paths = Annotated[Mapping[str, str], Field(min_length=1, json_schema_extra=PATHS)]
-Part = Annotated[tuple[int, int], BeforeValidator(_part), Field(json_schema_extra=WHICH)]
-Share = Annotated[float, Field(ge=0, lt=1, json_schema_extra=SHARE), BeforeValidator(no_switch)]
+Paths = Annotated[Mapping[str, str], _taken("field names, each with a path in a row", min_length=1)]
+Part = Annotated[tuple[int, int], BeforeValidator(_part), _taken("which of how many parts, such as '1/2'")]
+Share = Annotated[float, _taken("a share of at least 0 and below 1", ge=0, lt=1), BeforeValidator(no_switch)]
 
 
 @dataclass(frozen=True, slots=True)

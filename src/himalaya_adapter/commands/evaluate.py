@@ -29,5 +29,5 @@ def command(
     own = read_data(
         rows, data, loaded.tokenizer, context, known=known, templates=templates, metric=metric, new_labels=False
     )
-    found = score(loaded.model, loaded.tokenizer, own.task(task, own.items, own.items), f"scoring {task}")
+    found = score(loaded.model, loaded.tokenizer, own.task(task, own.items, own.items))
     print(f"{task}: {found.metric} {found.score:.3f} ({found.low:.3f} to {found.high:.3f}) on {found.n} items")

@@ -2,6 +2,7 @@
 
 import string
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 from transformers import TextStreamer
@@ -10,6 +11,7 @@ from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
 from himalaya_adapter.deploy.answering import AUTO, answer, check_request, choose_task
 from himalaya_adapter.errors import unknown_name
 from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
+from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.streams import Task
 from himalaya_adapter.training.progress import stage
 
@@ -69,14 +71,11 @@ class Conversation:
         return told
 
 
-def score(model: Any, tokenizer: Any, task: Task, what: str) -> TaskScore:
-    """Score a model on a task's test items, as the task that it is switched to; ``what`` is shown meanwhile."""
-    with stage(what) as advance:
+def score(model: Any, tokenizer: Any, task: Task, frozen: bool = False) -> TaskScore:
+    """Score a model on a task's test items, as that task or without its adapter; shows how far it is."""
+    if not frozen:
+        continual(model).set_task(task.name)
+    with stage(f"scoring {task.name}") as advance, model.disable_adapter() if frozen else nullcontext():
         return evaluate_task(
-            model,
-            tokenizer,
-            task,
-            batch_size=ITEMS_AT_ONCE,
-            max_length=context_of(model),
-            progress=advance,
+            model, tokenizer, task, batch_size=ITEMS_AT_ONCE, max_length=context_of(model), progress=advance
         )

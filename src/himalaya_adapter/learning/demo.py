@@ -115,7 +115,7 @@ def _rival(
         store.begin({"task": name})
         learner.train(tasks[-1], learner.training(len(tasks[-1].train)))
         shutil.rmtree(store.unfinished)
-        rows.append({task.name: learner.score(task, f"LoRA: scoring {task.name}").score for task in tasks})
+        rows.append({task.name: learner.score(task).score for task in tasks})
         print("LoRA:", " ".join(f"{task} {score:.2f}" for task, score in rows[-1].items()), flush=True)
     return LoadedAdapter(model, loaded.tokenizer, (), loaded.name, folder), tasks
 

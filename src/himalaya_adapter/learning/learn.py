@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,17 +166,21 @@ class Learner:
         if identity.items() <= self.store.finished.items():
             return self._learnt(name)
         self.store.begin(identity)
-        before = self._before(task, known, checks)
+        asked = [task, *checks]
+        before = [self.score(one, frozen=one is task and not known) for one in asked]
         state = self.train(task, training)
-        after = self.score(task, f"scoring {name}")
-        changes = [Change(name, after.metric, after.n, before[name], after.score)]
-        changes += [self._change(one, before[one.name]) for one in checks]
+        scores = [self.score(one) for one in asked]
+        after = scores[0]
+        changes = [
+            Change(one.name, new.metric, new.n, old.score, new.score)
+            for one, old, new in zip(asked, before, scores, strict=True)
+        ]
         self.facts["tasks"][name] = {
             "items": len(task.train) + (self.store.record(name).get("items", 0) if known else 0),
             "held_out": after.n,
             "left_out": dict(task.skipped),
             "metric": after.metric,
-            "score_before": before[name],
+            "score_before": before[0].score,
             "score": after.score,
             "low": after.low,
             "high": after.high,
@@ -219,27 +222,9 @@ class Learner:
         checks.pop(learning, None)
         return list(checks.values())
 
-    # Scores ----------------------------------------------------------------------------------------------------
-
-    def score(self, task: Task, what: str) -> TaskScore:
-        """Score the model on the held-out items of a task, as the task that it is switched to."""
-        return score(self.model, self.tokenizer, task, what)
-
-    def _before(self, task: Task, known: bool, checks: Sequence[Task]) -> dict[str, float]:
-        """The scores before anything is learnt; of a new task those of the frozen model."""
-        scores = {}
-        for one in (task, *checks):
-            frozen = one is task and not known
-            if not frozen:
-                self.method.set_task(one.name)
-            with self.model.disable_adapter() if frozen else nullcontext():
-                scores[one.name] = self.score(one, f"scoring {one.name} before").score
-        return scores
-
-    def _change(self, task: Task, before: float) -> Change:
-        self.method.set_task(task.name)
-        after = self.score(task, f"scoring {task.name} again")
-        return Change(task.name, after.metric, after.n, before, after.score)
+    def score(self, task: Task, frozen: bool = False) -> TaskScore:
+        """Score the model on the held-out items of a task, as that task or without the adapter."""
+        return score(self.model, self.tokenizer, task, frozen)
 
     def _check_room(self, name: str) -> None:
         if name not in self.method.tasks and room(self.model.base_model.himalaya_shared["default"]) == 0:

@@ -42,17 +42,13 @@ def is_in_part(source: str, part: tuple[int, int]) -> bool:
 
 def with_label_noise(items: Sequence[Item], labels: Sequence[str], share: float) -> tuple[Item, ...]:
     """Give ``share`` of the items another label, the same items and labels on every machine."""
-    return tuple(
-        replace(item, target=_other_label(item, labels))
-        if stable_hash(f"noise {item.prompt}") / HASH_RANGE < share
-        else item
-        for item in items
-    )
-
-
-def _other_label(item: Item, labels: Sequence[str]) -> str:
-    others = [label for label in labels if label != item.target]
-    return others[stable_hash(f"wrong {item.prompt}") % len(others)]
+    noisy = []
+    for item in items:
+        if stable_hash(f"noise {item.prompt}") / HASH_RANGE < share:
+            others = [label for label in labels if label != item.target]
+            item = replace(item, target=others[stable_hash(f"wrong {item.prompt}") % len(others)])
+        noisy.append(item)
+    return tuple(noisy)
 
 
 def split_of(source: str) -> str:

@@ -15,14 +15,17 @@ from himalaya_adapter.streams.readers.python_functions import read_python_functi
 from himalaya_adapter.streams.readers.table import read_table
 from himalaya_adapter.streams.readers.types import BadRow, Row
 
-# Each takes the bytes of a file, its name, and as keywords the ``options`` of the YAML entry.
+# By the name behind `read_`. Each takes the bytes of a file, its name, and as keywords the ``options`` of the YAML.
 READERS: dict[str, Callable[..., Iterator[Row | BadRow]]] = {
-    "assistant_sentences": read_assistant_sentences,
-    "chat_samples": read_chat_samples,
-    "gettext_messages": read_gettext_messages,
-    "matches": read_matches,
-    "python_functions": read_python_functions,
-    "table": read_table,
+    read.__name__.removeprefix("read_"): validate_call(config=ConfigDict(coerce_numbers_to_str=True))(read)
+    for read in (
+        read_assistant_sentences,
+        read_chat_samples,
+        read_gettext_messages,
+        read_matches,
+        read_python_functions,
+        read_table,
+    )
 }
 
 
@@ -45,9 +48,8 @@ def read_file(
     Raises:
         HimalayaError: The content is not what this reader reads, or an option has a wrong value.
     """
-    read = validate_call(config=ConfigDict(coerce_numbers_to_str=True))(READERS[reader])
     try:
-        yield from read(content, name, **(options or {}))
+        yield from READERS[reader](content, name, **(options or {}))
     except ValidationError as error:
         first = error.errors()[0]
         raise HimalayaError(f"option '{first['loc'][0]}' for {name}: {one_line(first['msg'])}") from error

@@ -26,7 +26,7 @@ def in_a_new_process(program: str) -> str:
 
 
 LIGHT = [
-    *(None, ["--help"], ["--version"], ["run", "--help"], ["data", "list", "--help"]),
+    *(None, ["--help"], ["--version"], ["run", "--help"], ["data", "list", "demo_stream_6"]),
     *(["list", what] for what in ("runs", "methods", "backbones", "streams", "keys")),
 ]
 

@@ -23,8 +23,7 @@ def make_task(test_hash: str = "abc", target: str = "ja", **changes: Any) -> Tas
         template="",
         target="",
         metric="accuracy",
-        labels=("ja", "nein"),
-        label_of={},
+        label_of={"ja": "ja", "nein": "nein"},
         max_new_tokens=4,
         caps=Limits(),
         max_prompt_characters=None,
@@ -73,7 +72,7 @@ def test_an_edited_score_counts_as_none(cache: ScoreCache) -> None:
         lambda cache, adapter: cache.identity(make_task(test_hash="abd"), file_hashes(adapter)),
         lambda cache, adapter: cache.identity(make_task(), file_hashes(adapter), "validation"),
         lambda cache, adapter: cache.identity(make_task(metric="macro_f1"), file_hashes(adapter)),
-        lambda cache, adapter: cache.identity(make_task(labels=("nein", "ja")), file_hashes(adapter)),
+        lambda cache, adapter: cache.identity(make_task(label_of={"nein": "nein", "ja": "ja"}), file_hashes(adapter)),
         lambda cache, adapter: cache.identity(
             make_task(name="regen"), file_hashes(adapter)
         ),  # an adapter is told the name

@@ -64,12 +64,10 @@ def task_components(name: str, config: ColtasConfig) -> Tensor:
 class TaskMask(SharedState):
     """The components that the current task uses, the same in all layers: ``used``, int64."""
 
-    used: Tensor
-
     def __init__(self, config: ColtasConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("used", task_components(NEUTRAL_TASK, config))
+        self.used = nn.Buffer(task_components(NEUTRAL_TASK, config))
 
     @property
     def unused(self) -> Tensor:

@@ -21,6 +21,8 @@ class OutputLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, **_: Any) -> None:
         super().__init__()
         self.base_layer = base_layer
+        # What a `SharedStateModel` puts in. Plain, so that torch does not register shared modules once per layer.
+        self.shared: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         # Models ask their layers what kind they are ("attention_type").

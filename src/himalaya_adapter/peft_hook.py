@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -19,7 +19,7 @@ def register_with_peft() -> None:
 
 
 class PeftFinder(MetaPathFinder):
-    """Finds ``peft`` where the other finders do, and gives it a loader that imports the methods afterwards."""
+    """Finds ``peft`` where the other finders do, and has its loader import the methods afterwards."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -31,24 +31,11 @@ class PeftFinder(MetaPathFinder):
         others = (finder for finder in sys.meta_path if finder is not self)
         spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = LoadsMethods(spec.loader)
+            load = spec.loader.exec_module
+
+            def load_with_methods(module: ModuleType) -> None:
+                load(module)
+                import_module(METHODS)
+
+            vars(spec.loader)["exec_module"] = load_with_methods  # of this loader alone: each search makes a new one
         return spec
-
-
-class LoadsMethods(Loader):
-    """Loads PEFT by its own loader, then the methods, which register themselves."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._loader, name)  # such as get_resource_reader
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """As PEFT's own loader does."""
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Run PEFT's code, then import the methods."""
-        self._loader.exec_module(module)
-        import_module(METHODS)

@@ -8,7 +8,7 @@ from families import STATIC_CASES, Case, llama, random_tokens
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
-from himalaya_adapter.methods.coltas import ColtasConfig, ColtasLayer, mask_dictionary, task_components
+from himalaya_adapter.methods.coltas import ColtasConfig, ColtasLayer, task_components
 from himalaya_adapter.methods.linear_delta import SCALING
 
 CASE = STATIC_CASES["coltas-llama"]
@@ -21,7 +21,7 @@ def logits_of(model: nn.Module) -> torch.Tensor:
 
 
 def components_of(name: str) -> set[int]:
-    return set(task_components(name, mask_dictionary(32, 16), 4).tolist())
+    return set(task_components(name, ColtasConfig()).tolist())
 
 
 # The formula ---------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def test_the_update_is_the_sum_of_the_components_of_the_mask(inputs: int, output
     for task in ("first", "second"):
         model.set_task(task)
         mask = torch.zeros(8, dtype=torch.float64)
-        mask[task_components(task, mask_dictionary(8, 4), 2)] = 1
+        mask[task_components(task, model.peft_config["default"])] = 1
         assert mask.sum() == 4
         dense = SCALING * outward @ mask.diag() @ inward
         torch.testing.assert_close(layer.get_delta_weight("default"), dense)
@@ -70,13 +70,6 @@ def test_the_masks_are_the_same_on_every_machine() -> None:
     """Written down once: these numbers may never change, or saved adapters answer with other components."""
     assert sorted(components_of("film_verdict")) == [2, 3, 4, 5, 14, 15, 30, 31]
     assert sorted(components_of("")) == [2, 3, 8, 9, 12, 13, 20, 21]
-
-
-def test_the_dictionary_parts_the_components_evenly() -> None:
-    masks = mask_dictionary(32, 16)
-    assert masks.shape == (16, 32)
-    assert (masks.sum(0) == 1).all()
-    assert (masks.sum(1) == 2).all()
 
 
 def test_tasks_have_equally_many_components_and_use_all_of_them_alike() -> None:

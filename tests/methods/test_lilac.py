@@ -11,9 +11,7 @@ from torch import nn
 
 from himalaya_adapter import save_release
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.lilac import LilacConfig, LilacLayer
-from himalaya_adapter.methods.lilac.model import SharedDictionary
-from himalaya_adapter.methods.lilac.release import pack, unpack
+from himalaya_adapter.methods.lilac import LilacConfig, LilacLayer, SharedDictionary, pack, unpack
 from himalaya_adapter.methods.linear_delta import SCALING
 
 CASE = STATIC_CASES["lilac-llama"]

@@ -7,8 +7,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.nn.functional import linear
 
-from himalaya_adapter.methods.loreft import LoReftConfig
-from himalaya_adapter.methods.loreft.layer import LoReftLayer, orthonormal_rows, subspace_edit
+from himalaya_adapter.methods.loreft import LoReftConfig, LoReftLayer, orthonormal_rows, subspace_edit
 
 RANK = 4
 

@@ -7,8 +7,7 @@ import torch
 from families import llama, random_tokens
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-from himalaya_adapter.methods.olora import OLoraConfig
-from himalaya_adapter.methods.olora.layer import OLoraLayer
+from himalaya_adapter.methods.olora import OLoraConfig, OLoraLayer
 
 RANK = 2
 TARGETS = ["q_proj", "v_proj"]

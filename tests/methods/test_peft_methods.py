@@ -95,14 +95,10 @@ def test_a_method_without_verbs_goes_through_a_stream(
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "message"),
-    [
-        ("PROMPT_TUNING", {"num_virtual_tokens": 4}, "puts virtual tokens beside the tokens of every pass"),
-        ("PREFIX_TUNING", {"num_virtual_tokens": 4}, "puts virtual tokens beside the tokens of every pass"),
-        ("POLY", QUERIES, "puts a number of the task beside the tokens of every pass"),
-    ],
+    ("method", "options"),
+    [("PROMPT_TUNING", {"num_virtual_tokens": 4}), ("PREFIX_TUNING", {"num_virtual_tokens": 4}), ("POLY", QUERIES)],
 )
-def test_a_method_that_a_stream_cannot_run_is_one_line(method: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(HimalayaError, match=message) as caught:
+def test_a_method_that_a_stream_cannot_run_is_one_line(method: str, options: dict[str, Any]) -> None:
+    with pytest.raises(HimalayaError, match=f"method {method} needs more than a pass's tokens") as caught:
         method_config(method, options)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A rival is one folder and one row: PEFT, run configs and the runner then know it."""
+"""A rival is one module and one row: PEFT, run configs and the runner then know it."""
 
 import json
 from pathlib import Path
@@ -45,10 +45,6 @@ class Climb(Event):
 
 class RungLayer(LinearDeltaLayer):
     adapter_layer_names = ("rung_A", "rung_B")
-
-    def __init__(self, base_layer, **quantization):
-        super().__init__(base_layer, **quantization)
-        self.rung_A, self.rung_B = nn.ParameterDict(), nn.ParameterDict()
 
     def add_adapter(self, name, config):
         self.rung_A[name] = nn.Parameter(torch.randn(config.rungs, self.in_features) / self.in_features**0.5)

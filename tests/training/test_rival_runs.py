@@ -10,7 +10,7 @@ from tiny_runs import in_own_process, results, run_words
 
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.experiments import compose_run
-from himalaya_adapter.methods.coltas import mask_dictionary, task_components
+from himalaya_adapter.methods.coltas import ColtasConfig, task_components
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.training import run_stream
 
@@ -55,8 +55,8 @@ def test_lilac_alone_has_a_release_file_and_is_scored_with_it(run: Path) -> None
 @pytest.mark.parametrize("words", ["COLTAS"], indirect=True)
 def test_what_no_task_of_the_stream_uses_is_as_it_was_at_the_start(run: Path) -> None:
     """With weight decay, through the real trainer."""
-    masks = mask_dictionary(16, 8)
-    used = set().union(*(task_components(name, masks, 2).tolist() for name in ("parity", "colour_word", "echo")))
+    config = ColtasConfig(components=16, mask_atoms=8, atoms_per_task=2)
+    used = set().union(*(task_components(name, config).tolist() for name in ("parity", "colour_word", "echo")))
     unused = sorted(set(range(16)) - used)
     assert unused
     tensors = load_file(run / "adapter" / WEIGHTS)

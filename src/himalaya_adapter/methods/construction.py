@@ -4,7 +4,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PeftType, get_peft_model
 from transformers import PreTrainedModel, set_seed
@@ -14,8 +14,13 @@ from himalaya_adapter.experiments.method_options import adapter_options, given_k
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.registry import method_row
 
-NEEDS_TASK_IDS = (PeftType.POLY,)
-PLAIN_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+# What an option of a plain type may be given as, and how that is called.
+PLAIN_TYPES: dict[Any, tuple[Any, str]] = {
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    bool: (bool, "true or false"),
+    str: (str, "text"),
+}
 
 
 def run_method(run: RunConfig) -> PeftConfig:
@@ -57,26 +62,19 @@ def method_config(method: str, options: Mapping[str, Any]) -> PeftConfig:
             raise unknown_name(f"option of method {method}", name, fields)
     hints = get_type_hints(config_class)
     for name, value in options.items():
-        kind = hints[name]
-        if kind in PLAIN_TYPES and not _is_a(value, kind):
-            raise HimalayaError(f"option {name} of method {method} is {value!r}; expected {PLAIN_TYPES[kind]}")
+        accepted, expected = PLAIN_TYPES.get(hints[name], (object, ""))
+        if not isinstance(value, accepted) or (isinstance(value, bool) and hints[name] in (int, float)):
+            raise HimalayaError(f"option {name} of method {method} is {value!r}; expected {expected}")
     try:
         config = config_class(**{"task_type": "CAUSAL_LM", **options})
     except (TypeError, ValueError) as error:
         raise HimalayaError(f"options of method {method}: {one_line(error)}") from error
-    if config.is_prompt_learning or config.peft_type in NEEDS_TASK_IDS:
-        need = "a number of the task" if config.peft_type in NEEDS_TASK_IDS else "virtual tokens"
+    if config.is_prompt_learning or config.peft_type == PeftType.POLY:
         raise HimalayaError(
-            f"method {method} puts {need} beside the tokens of every pass, which a stream's scoring from a cache does "
-            "not do: choose a method that adapts the model's modules, such as lora"
+            f"method {method} needs more than a pass's tokens (virtual ones, or the task's number), which a stream's "
+            "scoring from a cache does not give it: choose a method that adapts the model's modules, such as lora"
         )
     return config
-
-
-def _is_a(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 @contextmanager
@@ -96,14 +94,9 @@ def adapt(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
     set_seed(seed)
     try:
         with quiet_peft():
-            adapted = get_peft_model(model, config)
+            return cast(PeftModel, get_peft_model(model, config))  # the other kind is of mixed adapters
     # Some methods need a package of their own; target_modules may be a regular expression.
     except (TypeError, ValueError, KeyError, ImportError, re.error) as error:
         raise HimalayaError(
             f"{PeftType(config.peft_type).value} does not fit {type(model).__name__}: {one_line(error)}"
         ) from error
-    if not isinstance(adapted, PeftModel):
-        raise HimalayaError(
-            f"{PeftType(config.peft_type).value} is not a method that adapts one model with one adapter"
-        )
-    return adapted

@@ -43,10 +43,13 @@ class LinearDeltaLayer(nn.Module, MergeableLayer):
         self.merged_adapters: list[str] = []
         # What a `SharedStateModel` puts in. Plain, so that torch does not register shared modules once per layer.
         self.shared: dict[str, Any] = {}
+        for parameters in self.adapter_layer_names:
+            if parameters != "shared":
+                setattr(self, parameters, nn.ParameterDict())
 
     @abstractmethod
     def add_adapter(self, name: str, config: Any) -> None:
-        """Make what this layer owns of adapter ``name``; what its layers share, if anything, is in `shared`."""
+        """Fill in this layer's parameters of adapter ``name``; what layers share, if anything, is in `shared`."""
 
     @abstractmethod
     def factors(self, name: str) -> list[tuple[Tensor, Tensor]]:

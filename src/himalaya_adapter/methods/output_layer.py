@@ -1,8 +1,8 @@
 """What stands in for a module whose output is edited, as decoder layers' hidden states are."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -17,16 +17,12 @@ class OutputLayer(nn.Module, BaseTunerLayer):
     """
 
     no_weight: str  # what can be done instead of merging
-    if TYPE_CHECKING:  # what PEFT's mix-in brings
-        active_adapters: list[str]
-        adapter_layer_names: tuple[str, ...]
-        disable_adapters: bool
-        get_base_layer: Callable[[], nn.Module]
-        _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
 
     def __init__(self, base_layer: nn.Module, **_: Any) -> None:
         super().__init__()
         self.base_layer = base_layer
+        # What a `SharedStateModel` puts in. Plain, so that torch does not register shared modules once per layer.
+        self.shared: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         # Models ask their layers what kind they are ("attention_type").

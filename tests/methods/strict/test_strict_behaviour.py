@@ -69,14 +69,14 @@ def test_a_part_of_the_model_called_by_itself_sees_the_adapter_as_it_is_now(case
 def test_a_token_uses_at_most_three_atoms(case: Case, monkeypatch) -> None:
     model = case.adapted()
     shared = model.base_model.himalaya_strict_shared["default"]
-    route, used = shared.update.route, []
+    route, used = shared.route, []
 
     def count(projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         coefficients, gain = route(projected)
         used.append((coefficients != 0).sum(-1))
         return coefficients, gain
 
-    monkeypatch.setattr(shared.update, "route", count)
+    monkeypatch.setattr(shared, "route", count)
     for mode in (True, False):
         model.train(mode)
         model.start_task("count")

@@ -87,21 +87,21 @@ def after_tasks(seed: int, tasks: int, atoms_per_task: int, index: str) -> tuple
     for task in range(tasks):
         name = f"{seed} {task}"
         shared.start_task(name)
-        target = shared.router.task_head(shared.router.code).detach()
-        own = shared.slots.own.nonzero().flatten()
+        target = shared.router.task_head(shared.code).detach()
+        own = shared.own.nonzero().flatten()
         noise = random_rows(seed * 100 + task, *target.shape).float()
         fillers = random_rows(seed * 100 + task, CORE).argsort()[: 3 - len(own)]  # core atoms on beside its own
         target[fillers, -1] = OWN_GATE - 2
         target[ATOMS + own] += noise[ATOMS + own]  # coefficients that depend on the token
         target[ATOMS + fillers] += noise[ATOMS + fillers]
-        head = reset_head(shared.router.head.detach(), target, shared.protection.projector, shared.router.code)
+        head = reset_head(shared.router.head.detach(), target, shared.projector, shared.code)
         projected = random_rows(seed * 100 + task, 200, len(shared.router.offset)).float()
         with torch.no_grad():
             shared.router.head.copy_(head)
             for part in projected.split(20):  # every pass draws its gates once
-                shared.train().update.route(part)
+                shared.train().route(part)
         shared.end_task()
-        past[name] = (projected, shared.slots.own.clone())
+        past[name] = (projected, shared.own.clone())
     centre = random_rows(seed, 1, WIDTH)
     for row in random_rows(seed + 1, 128, WIDTH) + 2 * centre:
         shared.growth.observe(row.float(), torch.tensor(0.5))
@@ -113,8 +113,8 @@ def routing(shared: StrictAdapter, name: str, projected: torch.Tensor) -> tuple[
     """Coefficients after the gates, and all gate logits and coefficients before them."""
     shared.set_task(name)
     latents = pad(torch.tanh(projected - shared.router.offset), (0, 1), value=1.0)
-    outputs = latents @ shared.router.task_head(shared.router.code).T
-    return shared.update.route(projected)[0], outputs[:, :-1]
+    outputs = latents @ shared.router.task_head(shared.code).T
+    return shared.route(projected)[0], outputs[:, :-1]
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_past_tasks_notice_an_eviction_less_with_consolidation_than_without(atom
         metric = dense_metric(shared.growth.unit_residuals().double())
         atoms = shared.dictionary.atoms().double()
         before = {name: routing(shared, name, projected) for name, (projected, _) in past.items()}
-        assert shared.slots.in_use.all()
+        assert shared.in_use.all()
         event = shared.evict()
         slot = event.slot
         surviving.append(event.survives)
@@ -165,9 +165,9 @@ def test_evictions_far_beyond_the_number_of_codes_keep_the_head_bounded() -> Non
     for task in range(150):
         shared.start_task(f"task {task}")
         with torch.no_grad():
-            shared.update.route(torch.randn(20, len(shared.router.offset), generator=generator))
+            shared.route(torch.randn(20, len(shared.router.offset), generator=generator))
         shared.growth.observe(torch.randn(WIDTH, generator=generator), torch.tensor(0.5))
         shared.end_task()
     assert shared.router.head.isfinite().all()
     assert shared.router.head.abs().max() < 300
-    assert shared.slots.importance.isfinite().all()
+    assert shared.importance.isfinite().all()

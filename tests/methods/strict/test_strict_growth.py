@@ -29,7 +29,7 @@ def dense_layer(shared: StrictAdapter, inputs: torch.Tensor, output_width: int, 
     width = inputs.shape[-1]
     atoms = shared.dictionary.atoms()
     normalised = inputs / inputs.square().mean(-1, keepdim=True).sqrt()
-    u, gain = shared.update.route(normalised @ shared.router.projection[:, :width].T)
+    u, gain = shared.route(normalised @ shared.router.projection[:, :width].T)
     r_in = normalize(u @ atoms[:, :width], dim=-1) + leaf[:, :width]
     r_out = normalize(u @ atoms[:, :output_width], dim=-1) + leaf[:, :output_width]
     if shared.config.norm_target == "residual":
@@ -50,7 +50,7 @@ def test_the_residual_is_the_negative_gradient_by_r_over_tokens_and_layers(place
         init_weights=False, hidden_params=20_000, placement=placement, norm_target=norm_target
     )
     shared = StrictAdapter(config, WIDTH).double().train()
-    shared.slots.in_use.fill_(True)
+    shared.in_use.fill_(True)
     inputs, target = random_rows(0, 11, widths[0]), random_rows(1, 11, widths[0])
     weights = [random_rows(2, widths[1], widths[0]) / 7, random_rows(3, widths[0], widths[1]) / 7]
 
@@ -65,15 +65,13 @@ def test_the_residual_is_the_negative_gradient_by_r_over_tokens_and_layers(place
     measured = loss([shared, shared])
     torch.testing.assert_close(measured, dense)
     measured.backward()
-    torch.testing.assert_close(
-        shared.update.probe.grad.double(), gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max()
-    )
+    torch.testing.assert_close(shared.probe.grad.double(), gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max())
 
-    assert shared.before_step() is not None
+    assert shared.before_step()
     assert cosine_similarity(shared.growth.unit_residuals()[0].double(), -gradient, dim=0) > 0.999
     best = cosine_similarity(shared.dictionary.elastic.detach(), gradient[None]).abs().max().item()
     assert 0 < shared.growth.similarities[0] <= best * (1 + 1e-6)
-    assert shared.update.probe.grad is None  # the next step starts anew
+    assert shared.probe.grad is None  # the next step starts anew
 
 
 # The ring buffer and its window --------------------------------------------------------------------------------
@@ -142,12 +140,12 @@ def inside_a_task(own: list[int], others: list[int], atoms_per_task: int, **chan
     shared = StrictAdapter(config, WIDTH)
     shared.end_task()
     shared.start_task("second")
-    shared.slots.own.zero_()[CORE + torch.tensor(own)] = True
-    shared.slots.in_use[CORE:] = False
-    shared.slots.in_use[CORE + torch.tensor(own + others)] = True
+    shared.own.zero_()[CORE + torch.tensor(own)] = True
+    shared.in_use[CORE:] = False
+    shared.in_use[CORE + torch.tensor(own + others)] = True
     shared.statistics.tokens_seen += 10
-    shared.statistics.atom_usage += 10 * shared.slots.own + torch.arange(len(shared.slots.own)) / 10
-    shared.statistics.fisher += torch.arange(len(shared.slots.importance), 0, -1.0)
+    shared.statistics.atom_usage += 10 * shared.own + torch.arange(len(shared.own)) / 10
+    shared.statistics.fisher += torch.arange(len(shared.importance), 0, -1.0)
     for row in random_rows(0, 40, WIDTH).float() + 0.5:
         shared.growth.observe(normalize(row, dim=0), torch.tensor(0.1))
     return shared
@@ -159,7 +157,7 @@ def test_a_promotion_takes_a_free_slot_then_the_least_useful_own_one_never_anoth
     others = [0, 1]
     shared = inside_a_task(own=[2, 3], others=others, atoms_per_task=4, index=index)
     for turn in range(7):
-        own = shared.slots.own_elastic.nonzero().flatten().tolist()
+        own = shared.own[-len(shared.dictionary.elastic) :].nonzero().flatten().tolist()
         atoms, direction = shared.dictionary.elastic.clone(), principal_direction(shared.growth.unit_residuals())
         value = shared.statistics.usage[CORE:] * shared.statistics.fisher
         event = shared.grow()
@@ -175,10 +173,10 @@ def test_a_promotion_takes_a_free_slot_then_the_least_useful_own_one_never_anoth
         assert torch.equal(shared.dictionary.elastic[slot], direction)
         kept = [one for one in range(8) if one != slot]
         assert torch.equal(shared.dictionary.elastic[kept], atoms[kept])
-        assert shared.slots.own_elastic.sum() == min(4, 3 + turn)
-        assert shared.slots.in_use[CORE:].sum() == min(6, 5 + turn)
+        assert shared.own[-len(shared.dictionary.elastic) :].sum() == min(4, 3 + turn)
+        assert shared.in_use[CORE:].sum() == min(6, 5 + turn)
         assert not shared.growth.due  # the window starts anew
-        head = shared.router.task_head(shared.router.code)
+        head = shared.router.task_head(shared.code)
         assert head[CORE + slot, -1] == pytest.approx(8, abs=1e-3)  # the task uses it for every token
         assert head[CORE + slot, :-1].abs().max() < 1e-3
         shared.statistics.fisher[slot] = 0.5 * turn  # as the next steps would

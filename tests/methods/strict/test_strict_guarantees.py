@@ -124,7 +124,7 @@ def test_the_certificate_holds_over_many_tasks_with_promotions_and_evictions(cas
     length = shared.dictionary.width**0.5 if case.config().placement == "residual_stream" else inputs.norm(dim=-1)
     for task in (0, 15, 29):
         model.set_task(f"task {task}")
-        shared.update.begin_pass(None)
+        shared.begin_pass(None)
         assert (shared(inputs, shared.dictionary.width).norm(dim=-1) <= length * (1 + 1e-5)).all()
 
 
@@ -183,12 +183,12 @@ def test_without_consolidation_an_eviction_leaves_the_head_alone() -> None:
 
 def test_without_protection_all_atoms_move_and_no_direction_is_taken(default) -> None:
     shared, _, _ = learnt(protect=False)
-    assert torch.equal(shared.protection.projector, torch.eye(len(shared.protection.projector)))
-    assert not torch.equal(default[0].protection.projector, shared.protection.projector)
+    assert torch.equal(shared.projector, torch.eye(len(shared.projector)))
+    assert not torch.equal(default[0].projector, shared.projector)
     start = StrictAdapter(default[0].config, shared.dictionary.width).dictionary.elastic
     moved = [(one.dictionary.elastic != start).any(1) for one in (shared, default[0])]
-    used = shared.slots.in_use[-len(start) :]
-    assert (moved[0] & ~shared.slots.own_elastic).sum() > 0  # what the first task owned, in the second one
+    used = shared.in_use[-len(start) :]
+    assert (moved[0] & ~shared.own[-len(start) :]).sum() > 0  # what the first task owned, in the second one
     assert not (moved[1] & ~used).any()
     assert shared.tasks_learnt == 2
 

@@ -6,9 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from himalaya_adapter.methods.himalaya_strict.protection import (
-    free_directions,
     from_upper_triangle,
-    kronecker_moment,
     shrink_projector,
     upper_triangle,
 )
@@ -25,6 +23,10 @@ def random_features(seed: int, rows: int, rank: int, dtype: torch.dtype = torch.
     return (left * torch.logspace(0, -2, rank, dtype=torch.float64) @ right).to(dtype)
 
 
+def rank_of(projector: torch.Tensor) -> int:
+    return round(projector.double().trace().item())
+
+
 def assert_is_orthogonal_projector(projector: torch.Tensor, tolerance: float) -> None:
     torch.testing.assert_close(projector, projector.T, rtol=0, atol=tolerance)
     torch.testing.assert_close(projector @ projector, projector, rtol=0, atol=tolerance)
@@ -39,14 +41,6 @@ def test_a_symmetric_matrix_is_that_of_its_upper_triangle(size: int, seed: int) 
     assert torch.equal(from_upper_triangle(triangle), symmetric)
 
 
-def test_the_moment_of_the_features_is_a_kronecker_product() -> None:
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(50, 4, generator=generator, dtype=torch.float64)
-    code = torch.randn(6, generator=generator, dtype=torch.float64)
-    features = torch.stack([torch.kron(latent, code) for latent in latents])
-    torch.testing.assert_close(kronecker_moment(latents.T @ latents, code), features.T @ features)
-
-
 @given(seed=SEEDS, rank=st.integers(1, WIDTH), energy=st.sampled_from([0.5, 0.9, 0.99, 0.9999, 1 - 1e-9]))
 def test_the_projector_loses_the_fewest_directions_that_hold_the_energy(seed, rank, energy) -> None:
     features = random_features(seed, 40, rank)
@@ -58,7 +52,7 @@ def test_the_projector_loses_the_fewest_directions_that_hold_the_energy(seed, ra
     assert left <= (1 - energy) * moment.trace() * (1 + 1e-6) + 1e-12 * moment.trace()
 
     values = torch.linalg.eigvalsh(moment).clamp_min(0).flip(0)
-    used = WIDTH - free_directions(projector)
+    used = WIDTH - rank_of(projector)
     assert 1 <= used <= rank
     one_less = values.sum() - values[: used - 1].sum()  # what a projector with one more direction would leave
     assert one_less > (1 - energy) * moment.trace() * (1 - 1e-6)
@@ -70,11 +64,11 @@ def test_a_stream_of_tasks_keeps_an_orthogonal_projector_that_only_shrinks(seed:
     projector, past = torch.eye(WIDTH), []
     for task in range(6):
         features = random_features(seed + task, 40, 3, torch.float32)
-        before = free_directions(projector)
+        before = rank_of(projector)
         projector = shrink_projector(projector, features.T @ features, 0.99)
         past.append(features)
         assert_is_orthogonal_projector(projector, 1e-5)
-        assert before - 3 <= free_directions(projector) <= before
+        assert before - 3 <= rank_of(projector) <= before
         for earlier in past:
             assert (earlier @ projector).square().sum() <= 0.01 * earlier.square().sum() * (1 + 1e-3)
 
@@ -94,7 +88,7 @@ def test_an_empty_task_costs_nothing() -> None:
 def test_a_full_projector_stays_empty() -> None:
     features = random_features(0, 60, WIDTH)
     nothing = shrink_projector(torch.eye(WIDTH, dtype=torch.float64), features.T @ features, 1 - 1e-12)
-    assert free_directions(nothing) == 0
+    assert rank_of(nothing) == 0
     again = shrink_projector(nothing, features.T @ features, 0.99)
     torch.testing.assert_close(again, torch.zeros_like(again), rtol=0, atol=1e-12)
 

@@ -12,8 +12,8 @@ from peft import get_peft_model
 from safetensors import safe_open
 
 from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, StrictAdapter
+from himalaya_adapter.methods.himalaya_strict.answering import LARGEST_TREE_BONUS
 from himalaya_adapter.methods.himalaya_strict.router import FINAL_TEMPERATURE_SHARE, budget_shift, task_code
-from himalaya_adapter.methods.himalaya_strict.update import LARGEST_TREE_BONUS
 
 WIDTH = 48
 SEEDS = st.integers(0, 2**32 - 1)
@@ -61,7 +61,7 @@ def shared_adapter(seed: int = 0, **changes) -> StrictAdapter:
     """An adapter in evaluation mode and 64 bits, all slots in use, whose gain is not 0."""
     config = HimalayaStrictConfig(init_weights=False, seed=seed, hidden_params=20_000, code_width=16, **changes)
     shared = StrictAdapter(config, WIDTH).double().eval()
-    shared.slots.in_use.fill_(True)
+    shared.in_use.fill_(True)
     return shared
 
 
@@ -90,7 +90,7 @@ def dense_matrices(shared: StrictAdapter, inputs: torch.Tensor, output_width: in
     for token in inputs:
         x = token / token.square().mean().sqrt()
         query = projection[:, :width] @ x - shared.router.offset
-        features = torch.kron(torch.cat([torch.tanh(query), torch.ones(1, dtype=query.dtype)]), shared.router.code)
+        features = torch.kron(torch.cat([torch.tanh(query), torch.ones(1, dtype=query.dtype)]), shared.code)
         outputs = shared.router.head.detach().flatten(1) @ features
         a, u, gain = outputs[:40], outputs[40:80], torch.tanh(outputs[80])
         if config.gain == "fixed":
@@ -168,7 +168,7 @@ def test_the_straight_through_gates_have_the_gradient_of_the_relaxed_ones() -> N
     shared = shared_adapter().train()
     projected = torch.randn(10, len(shared.router.offset), dtype=torch.float64)
     torch.manual_seed(0)
-    coefficients, _ = shared.update.route(projected)
+    coefficients, _ = shared.route(projected)
     coefficients.sum().backward()
     gate_rows, coefficient_rows = shared.router.head.grad.flatten(1).split([40, 41])
     assert (gate_rows.abs().sum(1) > 0).all()  # gates that are off learn, too
@@ -180,23 +180,23 @@ def test_the_gates_cool_down_over_a_task() -> None:
     """At the end of a task, sampled gates agree with those of inference far more often than at its start."""
     shared = shared_adapter().float()
     projected = torch.randn(2000, len(shared.router.offset), generator=torch.manual_seed(0))
-    hard = shared.update.route(projected)[0] != 0
+    hard = shared.route(projected)[0] != 0
     shared.train()
     agreement = []
     for progress in (0.0, 1.0):
-        shared.update.anneal(progress)
-        agreement.append(((shared.update.route(projected)[0] != 0) == hard).all(-1).float().mean().item())
+        shared.anneal(progress)
+        agreement.append(((shared.route(projected)[0] != 0) == hard).all(-1).float().mean().item())
     assert agreement[1] > agreement[0] + 0.1
     shared.start_task("next")
-    assert shared.update.temperature == shared.config.temperature_init
+    assert shared.temperature == shared.config.temperature_init
 
 
 def test_slots_that_are_not_in_use_are_never_chosen() -> None:
     shared = shared_adapter()
-    shared.slots.in_use[::2] = False
+    shared.in_use[::2] = False
     projected = torch.randn(500, len(shared.router.offset), dtype=torch.float64)
     for training in (True, False):
-        coefficients, _ = shared.train(training).update.route(projected)
+        coefficients, _ = shared.train(training).route(projected)
         assert (coefficients[:, ::2] == 0).all()
         assert (coefficients[:, 1::2] != 0).any(-1).all()
 
@@ -262,4 +262,4 @@ def test_a_target_that_is_not_linear_is_named_with_its_type() -> None:
 def test_the_code_of_the_task_is_what_is_stored() -> None:
     shared = shared_adapter()
     shared.set_task("b")
-    torch.testing.assert_close(shared.router.code, task_code("b", 16).double())
+    torch.testing.assert_close(shared.code, task_code("b", 16).double())

@@ -9,7 +9,7 @@ from families import STRICT_CASES, Case, examples, llama, random_tokens
 from peft import PeftModel, get_peft_model
 
 from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, StrictAdapter
-from himalaya_adapter.methods.himalaya_strict.protection import kronecker_moment, reset_head, shrink_projector
+from himalaya_adapter.methods.himalaya_strict.protection import reset_head, shrink_projector
 from himalaya_adapter.methods.himalaya_strict.router import task_code
 from himalaya_adapter.methods.himalaya_strict.task_start import first_residuals
 
@@ -23,7 +23,8 @@ def head_and_projector(names: list[str]) -> tuple[torch.Tensor, torch.Tensor, to
     latents = torch.randn(200, LATENT, generator=generator, dtype=torch.float64)
     projector = torch.eye(LATENT * CODE, dtype=torch.float64)
     for name in names:
-        moment = kronecker_moment(latents.T @ latents, task_code(name, CODE).double())
+        code = task_code(name, CODE).double()
+        moment = torch.kron(latents.T @ latents, torch.outer(code, code))
         projector = shrink_projector(projector, moment, 1 - 1e-12)
     return head, latents, projector
 
@@ -90,32 +91,32 @@ def test_tasks_own_a_fair_share_of_free_atoms_then_those_missed_least(consolidat
     owned: list[int] = []
     for index in range(3):
         assert learn(model, f"task {index}", seed=index, steps=3) == []
-        own = shared.slots.own_elastic.nonzero().flatten().tolist()
+        own = shared.own[-len(shared.dictionary.elastic) :].nonzero().flatten().tolist()
         assert len(own) == 2
         owned += own
         assert model.task_statistics()["free_atoms"] == 6 - len(owned)
     assert len(set(owned)) == 6  # nobody shares an atom
-    assert (shared.slots.importance > 0).all()
+    assert (shared.importance > 0).all()
     for index in range(3, 6):
-        missed = shared.slots.importance.tolist()
+        missed = shared.importance.tolist()
         if consolidate:
             atoms, residuals = shared.dictionary.atoms().detach(), shared.growth.unit_residuals()
             together = shared.consolidation.used_together()
             found = [
-                shared.consolidation.stand_in(atoms, 24 + slot, together, shared.slots.in_use, residuals, 20)
+                shared.consolidation.stand_in(atoms, 24 + slot, together, shared.in_use, residuals, 20)
                 for slot in range(6)
             ]
             missed = [value * (1 - one.survives) for value, one in zip(missed, found, strict=True)]
-        importance = shared.slots.importance.sum()
+        importance = shared.importance.sum()
         events = learn(model, f"task {index}", seed=index, steps=3)
-        assert shared.slots.in_use.all()
-        own = shared.slots.own_elastic.nonzero().flatten().tolist()
+        assert shared.in_use.all()
+        own = shared.own[-len(shared.dictionary.elastic) :].nonzero().flatten().tolist()
         [event] = events  # a sixth of the slots, or at least one
         assert event.kind == "eviction"
         assert event.slot == missed.index(min(missed))
         assert own == [event.slot]
         if index == 3 and not consolidate:  # what the evicted one meant goes to its partner; every task counts 1
-            assert shared.slots.importance.sum().item() == pytest.approx(importance.item() + 1, abs=1e-3)
+            assert shared.importance.sum().item() == pytest.approx(importance.item() + 1, abs=1e-3)
 
 
 def test_a_task_without_atoms_learns_with_those_along_which_its_loss_falls_fastest() -> None:
@@ -129,11 +130,11 @@ def test_a_task_without_atoms_learns_with_those_along_which_its_loss_falls_faste
     first = model(tokens).logits.detach()
     batch = {"input_ids": tokens, "labels": tokens}
     assert model.start_task("second", batch) == []
-    assert not shared.slots.own.any()
+    assert not shared.own.any()
     _, curvature = first_residuals(model.base_model, shared, batch)
     values = torch.linalg.eigvalsh(curvature.double())
     falls = torch.einsum("ki,ij,kj->k", atoms, curvature, atoms) * (1 if values[-1] >= -values[0] else -1)
-    gates = shared.router.task_head(shared.router.code)[: len(atoms), -1]
+    gates = shared.router.task_head(shared.code)[: len(atoms), -1]
     assert set(gates.topk(3).indices.tolist()) == set(falls.topk(3).indices.tolist())
     with torch.no_grad(), model.disable_adapter():
         frozen = model(tokens).logits
@@ -167,12 +168,12 @@ def test_promoted_atoms_lower_the_loss_as_fast_as_predicted() -> None:
         probe = copy.deepcopy(model)
         probed = shared_of(probe)
         with torch.no_grad():
-            probed.dictionary.elastic[probed.slots.own[24:]] = atom
-            probed.router.head[-1, -1] += gain * probed.router.code
+            probed.dictionary.elastic[probed.own[24:]] = atom
+            probed.router.head[-1, -1] += gain * probed.code
             loss = [float(one(**batch).loss) for one in (model, probe)]
         return loss[0] - loss[1], gain * float(atom @ curvature @ atom)
 
-    promoted = shared.dictionary.elastic.detach()[shared.slots.own[24:]][0]
+    promoted = shared.dictionary.elastic.detach()[shared.own[24:]][0]
     sign = float(torch.sign(promoted @ curvature @ promoted))
     measured, predicted = fall(promoted, sign * 1e-4)
     assert measured == pytest.approx(predicted, rel=0.05)

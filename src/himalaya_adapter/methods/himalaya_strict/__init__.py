@@ -2,7 +2,6 @@
 
 from .adapter import StrictAdapter
 from .config import HimalayaStrictConfig
-from .layer import HimalayaStrictLayer
-from .model import HimalayaStrictModel
+from .model import HimalayaStrictLayer, HimalayaStrictModel
 
 __all__ = ["HimalayaStrictConfig", "HimalayaStrictLayer", "HimalayaStrictModel", "StrictAdapter"]

@@ -8,8 +8,8 @@ from peft import PeftType
 from himalaya_adapter.methods.quantization import ReleaseBits
 from himalaya_adapter.methods.targets import TargetsConfig, refuse_newer
 
-# Version of the adapter files that this code writes, and the newest that it reads. Releases of version 1 had all atoms
-# in the same bits; they are not read.
+# Version of the adapter files that this code writes, and the newest that it reads. Releases of version 1, with all
+# atoms in the same bits, do not fit.
 FORMAT_VERSION = 2
 LARGEST = 100.0  # of a temperature or of the atoms' step; far beyond what does any good
 
@@ -96,10 +96,7 @@ class HimalayaStrictConfig(TargetsConfig):
     fanout: Literal[4, 8, 16] = 8
     leaf_size: int = 4
     grow: bool = True
-    similarity_threshold_tau: float = field(
-        default=0.8,
-        metadata={"most": 1.0},
-    )
+    similarity_threshold_tau: float = field(default=0.8, metadata={"most": 1.0})
     growth_window: int = 200
     consolidate: bool = True
     fisher_projection_steps: int = 20
@@ -114,9 +111,4 @@ class HimalayaStrictConfig(TargetsConfig):
         if self.atoms_per_task > self.elastic_atoms:
             raise ValueError(f"atoms_per_task={self.atoms_per_task} exceeds elastic_atoms={self.elastic_atoms}")
         refuse_newer(self.format_version, FORMAT_VERSION)
-        if self.released and self.format_version < FORMAT_VERSION:
-            raise ValueError(
-                f"format_version={self.format_version} of a release is older than {FORMAT_VERSION}: save it anew from "
-                "the adapter that it was made from"
-            )
         self.format_version = FORMAT_VERSION  # files that can be trained on have not changed

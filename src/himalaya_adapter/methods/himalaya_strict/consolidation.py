@@ -41,19 +41,16 @@ class Consolidation(nn.Module):
         code_width: Width ``e`` of a task's code.
     """
 
-    code_moment: Tensor
-    code_use: Tensor
-
     def __init__(self, atoms: int, code_width: int) -> None:
         super().__init__()
-        self.register_buffer("code_moment", torch.zeros(code_width, code_width))
-        self.register_buffer("code_use", torch.zeros(atoms, code_width))
+        self.code_moment = nn.Buffer(torch.zeros(code_width, code_width))
+        self.code_use = nn.Buffer(torch.zeros(atoms, code_width))
 
     @torch.no_grad()
     def observe(self, code: Tensor, usage: Tensor) -> None:
         """Take note of a finished task: its code ``(e,)`` and the share of its tokens that used each atom ``(k,)``."""
-        self.code_moment += torch.outer(code, code)
-        self.code_use += usage[:, None] * code
+        self.code_moment.add_(torch.outer(code, code))
+        self.code_use.add_(usage[:, None] * code)
 
     def users(self) -> Tensor:
         """Functionals ``(k, e)`` of a code: how much its task has used each atom."""
@@ -98,23 +95,18 @@ class Consolidation(nn.Module):
         return StandIn(weights.to(atoms.dtype), newcomer, survives)
 
     @torch.no_grad()
-    def hand_over(self, slot: int, stand_in: StandIn) -> None:
-        """Count the use of an atom as that of its newcomer from now on."""
-        self.code_use[stand_in.newcomer] += self.code_use[slot]
-        self.code_use[slot] = 0
-
-    def imprint(self, head: Tensor, slot: int, stand_in: StandIn) -> Tensor:
-        """The router's head rewritten for the past tasks, so that the stand-in serves where atom ``slot`` did.
+    def replace(self, slot: int, stand_in: StandIn, head: Tensor) -> None:
+        """Rewrite the router's head so that for past tasks the stand-in serves where atom ``slot`` did.
 
         Coefficients of the stand-in take over those of the atom; the newcomer's gate opens for the tasks that used the
-        atom; the atom itself is closed to all past tasks, so that what overwrites it cannot reach them.
+        atom, and from now on that use counts as the newcomer's; the atom itself is closed to all past tasks, so that
+        what overwrites it cannot reach them.
 
         Args:
-            head: ``(2k + 1, p + 1, e)``.
             slot: The atom that is to be overwritten.
             stand_in: What takes its place.
+            head: ``(2k + 1, p + 1, e)``.
         """
-        head = head.clone()
         atoms, use = len(stand_in.weights), self.code_use[slot]
         every = torch.zeros_like(head[0, 0])
         every[0] = len(every) ** 0.5  # 1 for every code: their first entry is always positive
@@ -127,4 +119,5 @@ class Consolidation(nn.Module):
             gate += (OWN_GATE - mean.clamp(UNUSED_GATE, OWN_GATE)) * self.users()[slot]
         head[[slot, atoms + slot]] = 0
         head[slot, -1] = UNUSED_GATE * every
-        return head
+        self.code_use[stand_in.newcomer] += use
+        use.zero_()

@@ -16,8 +16,6 @@ class Dictionary(nn.Module):
         seed: Seed of the Gaussian from which both tiers start.
     """
 
-    core: Tensor
-
     def __init__(self, core_atoms: int, elastic_atoms: int, width: int, seed: int) -> None:
         super().__init__()
         self.width = width
@@ -26,7 +24,7 @@ class Dictionary(nn.Module):
         core = gaussian[:core_atoms]
         if core_atoms <= width:
             core = torch.linalg.qr(core.double().T).Q.T.float()
-        self.register_buffer("core", unit_rows(core))
+        self.core = nn.Buffer(unit_rows(core))
         self.elastic = nn.Parameter(unit_rows(gaussian[core_atoms:]))
 
     def atoms(self) -> Tensor:

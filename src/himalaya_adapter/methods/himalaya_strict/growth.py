@@ -1,7 +1,7 @@
 """Budgeted elastic growth: directions that the loss asks for and no atom offers (docs/method-strict.md, section 5)."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from himalaya_adapter.methods.fisher import Residuals
@@ -16,21 +16,18 @@ class Growth(Residuals):
         threshold: Mean similarity below which an atom is promoted.
     """
 
-    similarities: Tensor
-    observed: Tensor
-
     def __init__(self, width: int, window: int, threshold: float) -> None:
         super().__init__(width)
         self.threshold = threshold
-        self.register_buffer("similarities", torch.zeros(window))
-        self.register_buffer("observed", torch.zeros((), dtype=torch.long))  # steps since the window's start
+        self.similarities = nn.Buffer(torch.zeros(window))
+        self.observed = nn.Buffer(torch.zeros((), dtype=torch.long))  # steps since the window's start
 
     @torch.no_grad()
     def observe(self, residual: Tensor, similarity: Tensor) -> None:
         """Keep the unit residual ``(d,)`` of a step and its cosine with the closest atom."""
         self.remember(residual / residual.abs().max())
         self.similarities[self.observed % len(self.similarities)] = similarity
-        self.observed += 1
+        self.observed.add_(1)
 
     @property
     def mean_similarity(self) -> float | None:

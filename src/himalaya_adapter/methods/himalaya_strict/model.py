@@ -9,17 +9,34 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from himalaya_adapter.methods.events import Event
+from himalaya_adapter.methods.linear_delta import LLAMA_LIKE
+from himalaya_adapter.methods.output_layer import OutputLayer
 from himalaya_adapter.methods.prompted import PromptedModel, embedding_width, hidden_width
 
 from .adapter import StrictAdapter
 from .config import HimalayaStrictConfig
-from .layer import HimalayaStrictLayer
 from .release import VALUES, pack, unpack
 from .router import task_code
 from .task_start import first_residuals
 
 logger = logging.getLogger(__name__)
-HAS_MLP = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", "gpt2")
+
+
+class HimalayaStrictLayer(OutputLayer):
+    """Adds to the output of ``base_layer`` the rank-one update of every active adapter.
+
+    The layer owns no parameter: it only refers to the adapters' shared state, which lives on the tuner.
+    """
+
+    adapter_layer_names = ("shared",)
+    no_weight = "HIMALAYA_STRICT cannot be merged: its update differs from token to token. Keep the adapter attached."
+
+    def edited(
+        self, name: str, output: Tensor, original: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Tensor:
+        """Add an adapter's update, which depends on the module's input."""
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        return output + self.shared[name](hidden_states, output.shape[-1]).to(output.dtype)
 
 
 class HimalayaStrictModel(PromptedModel):
@@ -33,7 +50,7 @@ class HimalayaStrictModel(PromptedModel):
     tuner_layer_cls = HimalayaStrictLayer
     finite_values = VALUES
     _pack, _unpack = staticmethod(pack), staticmethod(unpack)
-    target_module_mapping = {model_type: ["mlp"] for model_type in HAS_MLP}  # noqa: RUF012  (PEFT declares it so)
+    target_module_mapping = {kind: ["mlp"] for kind in (*LLAMA_LIKE, "phi3", "gpt2")}  # noqa: RUF012  (as PEFT's)
 
     # The stream's life cycle -----------------------------------------------------------------------------------
 
@@ -68,7 +85,7 @@ class HimalayaStrictModel(PromptedModel):
     def anneal(self, progress: float) -> None:
         """Lower the gates' temperature; ``progress`` in [0, 1] is the share of the task's steps done."""
         for adapter in self._active():
-            adapter.update.anneal(progress)
+            adapter.anneal(progress)
 
     def protect(
         self, optimizer: torch.optim.Optimizer, on_event: Callable[[Event], None] | None = None
@@ -82,16 +99,15 @@ class HimalayaStrictModel(PromptedModel):
                 gradient: an adaptive optimiser rescales gradients after they are projected.
             on_event: Called with every promotion of a residual to an atom.
         """
-        before: list[dict[str, Tensor] | None] = []
 
         def remember(*_: Any) -> None:
-            before[:] = [adapter.before_step() for adapter in self._active()]
-            if any(parameters is None for parameters in before):
+            finite = [adapter.before_step() for adapter in self._active()]
+            if not all(finite):
                 optimizer.zero_grad()
 
         def project(*_: Any) -> None:
-            for adapter, parameters in zip(self._active(), before, strict=True):
-                event = adapter.after_step(parameters) if parameters is not None else None
+            for adapter in self._active():
+                event = adapter.after_step()
                 if event is not None:
                     adapter.forget_moments(optimizer, event.slot)
                     if on_event is not None:
@@ -127,8 +143,8 @@ class HimalayaStrictModel(PromptedModel):
     def remembers_task(self, name: str) -> bool:
         """Whether the memory of prompts has a slot of this task; those of the oldest of very many are taken again."""
         memory = self._active()[0].memory
-        positive = (task_code(name, memory.codes.shape[1]) > 0).to(memory.codes.device)
-        return bool((memory.codes[: memory.tasks] == positive).all(1).any())
+        code = task_code(name, memory.codes.shape[1]).to(memory.codes.device)
+        return bool((memory.known_codes().sign() == code.sign()).all(1).any())
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
@@ -143,4 +159,4 @@ class HimalayaStrictModel(PromptedModel):
         super()._begin_pass(model, args, inputs)
         mask = inputs.get("attention_mask")
         for adapter in self._active():
-            adapter.update.begin_pass(mask.bool() if torch.is_tensor(mask) and mask.dim() == 2 else None)
+            adapter.begin_pass(mask.bool() if torch.is_tensor(mask) and mask.dim() == 2 else None)

@@ -1,54 +1,17 @@
-"""What keeps earlier tasks in the router's head: a projector of its steps (docs/method-strict.md, section 6)."""
+"""What keeps earlier tasks in the router's head: a projector of its steps (docs/method-strict.md, section 6).
+
+The projector is one onto the directions in which the head may still move.
+"""
 
 import math
 
 import torch
-from torch import Tensor, nn
-
-from .router import HyperRouter
+from torch import Tensor
 
 # Share of a task's feature energy that the head's later steps must leave alone.
 PROTECTED_ENERGY = 0.99
 # A feature of a new task of which less than this share is free cannot be reset without a large change elsewhere.
 SMALLEST_FREE_SHARE = 0.05
-
-
-class Protection(nn.Module):
-    """The directions in which the router's head may still move.
-
-    Args:
-        features: Width ``F = (p + 1) e`` of the head.
-    """
-
-    head_triangle: Tensor
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.register_buffer("head_triangle", upper_triangle(torch.eye(features)))
-
-    @property
-    def projector(self) -> Tensor:
-        """The projector onto them, ``(F, F)``."""
-        return from_upper_triangle(self.head_triangle)
-
-    def reset(self, router: HyperRouter, target: Tensor) -> None:
-        """Give the current task the head ``(2k + 1, p + 1)``, off what earlier ones rely on."""
-        router.head.copy_(reset_head(router.head, target, self.projector, router.code))
-
-    def project_step(self, router: HyperRouter, before: Tensor) -> None:
-        """Make what a step has changed of the task's own head since ``before``, off what is protected."""
-        own_step = router.task_head(router.code) - before @ router.code
-        router.head.copy_(before + (own_step.double() @ lift(self.projector, router.code)).view_as(before))
-
-    def keep(self, router: HyperRouter, latent_moment: Tensor) -> None:
-        """Protect the current task, given the second moment ``(p + 1, p + 1)`` of its latents."""
-        moment = kronecker_moment(latent_moment, router.code)
-        self.head_triangle.copy_(upper_triangle(shrink_projector(self.projector, moment, PROTECTED_ENERGY)))
-
-
-def kronecker_moment(latent_moment: Tensor, code: Tensor) -> Tensor:
-    r"""Second moment of :math:`\varphi = [z; 1] \otimes c` from that of ``[z; 1]``: ``(F, F)``, ``F = (p + 1) e``."""
-    return torch.kron(latent_moment, torch.outer(code, code))
 
 
 def shrink_projector(projector: Tensor, moment: Tensor, energy: float) -> Tensor:
@@ -97,24 +60,27 @@ def lift(projector: Tensor, code: Tensor) -> Tensor:
     return torch.linalg.pinv(basis.T @ free, atol=SMALLEST_FREE_SHARE, rtol=0.0, hermitian=True) @ free.T
 
 
-def reset_head(head: Tensor, target: Tensor, projector: Tensor, code: Tensor) -> Tensor:
-    r"""Give a new task a fresh head without moving what earlier tasks rely on.
-
-    Codes of different tasks overlap a little, so an unseen task would inherit a random mixture of what others learnt.
-    The head ``H`` (rows in :math:`\mathbb R^F`) is moved by the smallest change within the range of :math:`\Pi` for
-    which :math:`H (I \otimes c) = H_0` (`lift`).
+def move_head(head: Tensor, change: Tensor, projector: Tensor, code: Tensor) -> Tensor:
+    r"""Change a task's own head by ``S`` through the smallest change of the shared head that does it (`lift`).
 
     Args:
         head: ``(2k + 1, p + 1, e)``.
-        target: The head :math:`H_0` that the task is to start from, ``(2k + 1, p + 1)``.
+        change: :math:`S`, ``(2k + 1, p + 1)``.
         projector: :math:`\Pi`, ``(F, F)``.
         code: The task's code, ``(e,)``.
 
     Returns:
         The new head, of the same shape and precision.
     """
-    gap = target.double() - head.double() @ code.double()
-    return (head.double() + (gap @ lift(projector, code)).view_as(head)).to(head.dtype)
+    return (head + (change.double() @ lift(projector, code)).view_as(head)).to(head.dtype)
+
+
+def reset_head(head: Tensor, target: Tensor, projector: Tensor, code: Tensor) -> Tensor:
+    r"""Give a task the own head ``target`` ``(2k + 1, p + 1)`` without moving what earlier tasks rely on.
+
+    Codes of different tasks overlap a little, so an unseen task would inherit a random mixture of what others learnt.
+    """
+    return move_head(head, target.double() - head.double() @ code.double(), projector, code)
 
 
 def upper_triangle(projector: Tensor) -> Tensor:
@@ -129,8 +95,3 @@ def from_upper_triangle(triangle: Tensor) -> Tensor:
     above = torch.ones(size, size, dtype=torch.bool, device=triangle.device).triu()
     upper = triangle.new_zeros(size, size).masked_scatter(above, triangle)
     return upper + upper.triu(1).T
-
-
-def free_directions(projector: Tensor) -> int:
-    """How many directions the projector leaves free: its rank, read from its trace."""
-    return round(projector.double().trace().item())

@@ -45,18 +45,17 @@ def pack(state: Mapping[str, Tensor], config: HimalayaStrictConfig) -> dict[str,
         HimalayaError: A value of the dictionary or the router is not finite.
     """
     check_finite(state, VALUES)
-    packed: dict[str, Tensor] = {}
-    if config.quantisation_bits == UNQUANTISED_BITS:
-        packed.update({name: state[name].half() for name in (*ATOMS, *ROWS)})
-    else:
-        packed[SMOOTHING] = column_smoothing(torch.cat([state[name] for name in ATOMS]))
-        for name, bits in zip(ATOMS, atom_bits(config), strict=True):
-            parts = quantise_matrix(state[name], bits, packed[SMOOTHING])
-            packed.update(prefixed(f"{name}.", {kind: parts[kind] for kind in CODED}))
-        for name in ROWS:
-            packed.update(prefixed(f"{name}.", quantise_rows(state[name])))
     # A scan has no tree.
-    return packed | {name: state[name].detach().clone() for name in AS_THEY_ARE if name in state}
+    packed = {name: state[name].detach().clone() for name in AS_THEY_ARE if name in state}
+    if config.quantisation_bits == UNQUANTISED_BITS:
+        return packed | {name: state[name].half() for name in (*ATOMS, *ROWS)}
+    packed[SMOOTHING] = column_smoothing(torch.cat([state[name] for name in ATOMS]))
+    for name, bits in atom_bits(config).items():
+        parts = quantise_matrix(state[name], bits, packed[SMOOTHING])
+        packed |= prefixed(f"{name}.", {kind: parts[kind] for kind in CODED})
+    for name in ROWS:
+        packed |= prefixed(f"{name}.", quantise_rows(state[name]))
+    return packed
 
 
 def unpack(
@@ -67,22 +66,19 @@ def unpack(
     Args:
         packed: What `pack` returned.
         config: The adapter's configuration.
-        state: The state of a new adapter, for the names of its tensors.
+        state: Not used.
     """
     if config.quantisation_bits == UNQUANTISED_BITS:
-        atoms = torch.cat([packed[name] for name in ATOMS]).float()
-        wide = {name: packed[name].float() for name in ROWS}
+        wide = {name: packed[name].float() for name in (*ATOMS, *ROWS)}
     else:
-        atoms = torch.cat([_dequantised(packed, *tier) for tier in zip(ATOMS, atom_bits(config), strict=True)])
         wide = {name: dequantise_rows(split_by_prefix(packed, f"{name}.")[0]) for name in ROWS}
-    wide.update(zip(ATOMS, unit_rows(atoms).split([config.core_atoms, config.elastic_atoms]), strict=True))
-    return wide | {name: tensor for name, tensor in packed.items() if name in state and name not in wide}
+        for name, bits in atom_bits(config).items():
+            parts, _ = split_by_prefix(packed, f"{name}.")
+            wide[name] = dequantise_matrix({**parts, "smoothing": packed[SMOOTHING]}, bits)
+    wide |= {name: unit_rows(wide[name]) for name in ATOMS}
+    return wide | {name: packed[name] for name in AS_THEY_ARE if name in packed}
 
 
-def atom_bits(config: HimalayaStrictConfig) -> tuple[int, int]:
+def atom_bits(config: HimalayaStrictConfig) -> dict[str, int]:
     """Bits of a core atom's entry, and of an elastic one's: twice as many, up to 8, since it holds what was learnt."""
-    return config.quantisation_bits, min(2 * config.quantisation_bits, BITS[-1])
-
-
-def _dequantised(packed: Mapping[str, Tensor], name: str, bits: int) -> Tensor:
-    return dequantise_matrix({**split_by_prefix(packed, f"{name}.")[0], "smoothing": packed[SMOOTHING]}, bits)
+    return dict(zip(ATOMS, (config.quantisation_bits, min(2 * config.quantisation_bits, BITS[-1])), strict=True))

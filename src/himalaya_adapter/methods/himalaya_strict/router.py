@@ -47,11 +47,6 @@ def latent_width(width: int, atoms: int, code_width: int, hidden_params: int) ->
     return min(latent, width)
 
 
-def values_are_known(tensor: Tensor) -> bool:
-    """Whether Python may look at a tensor's values: not while a model is compiled, or counted without weights."""
-    return not (torch.compiler.is_compiling() or isinstance(tensor, FakeTensor))
-
-
 @torch.no_grad()
 def budget_shift(logits: Tensor, budget: float, temperature: float) -> Tensor:
     r"""The smallest :math:`\tau_0 \ge 0` with :math:`\sum_i \sigma((a_i - \tau_0)/T) \le` ``budget``.
@@ -75,7 +70,8 @@ def budget_shift(logits: Tensor, budget: float, temperature: float) -> Tensor:
     low = (first_out - math.log(budget)).clamp_min(0)
     high = torch.maximum(last_in, first_out + math.log(2 * count)).clamp_min(0)
     slack = torch.sigmoid(scaled).sum(-1, keepdim=True) <= budget
-    may_stop = scaled.device.type == "cpu" and values_are_known(scaled)  # an accelerator would have to wait
+    # To look at values an accelerator would have to wait; a compiled or only counted model has none.
+    may_stop = scaled.device.type == "cpu" and not (torch.compiler.is_compiling() or isinstance(scaled, FakeTensor))
     if may_stop and slack.all():
         return torch.zeros_like(last_in)
     shift = ((last_in + first_out) / 2).clamp(low, high)
@@ -156,35 +152,17 @@ class HyperRouter(nn.Module):
         seed: Seed of the initial projection and head.
     """
 
-    projection: Tensor
-    offset: Tensor
-    code: Tensor
-
     def __init__(self, atoms: int, width: int, latent: int, code_width: int, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         projection = torch.randn(latent, width, generator=generator)
-        self.register_buffer("projection", nn.functional.normalize(projection, dim=-1))
-        self.register_buffer("offset", torch.zeros(latent))
+        self.projection = nn.Buffer(nn.functional.normalize(projection, dim=-1))
+        self.offset = nn.Buffer(torch.zeros(latent))
         self.head = nn.Parameter(torch.zeros(2 * atoms + 1, latent + 1, code_width))
-        self.register_buffer("code", torch.zeros(code_width))  # of the task being learnt, or answered
-        # The codes inferred from a batch's prompts, ``(batch, e)``, or that of all, ``(e,)``; none for a named task.
-        self.prompt_codes: Tensor | None = None
-
-    def name_task(self, name: str | None) -> None:
-        """Route by the code of task ``name``; ``None``: by the last one until prompts are read."""
-        self.prompt_codes = None
-        if name is not None:
-            self.code.copy_(task_code(name, len(self.code)))
 
     def task_head(self, code: Tensor) -> Tensor:
         """The linear head ``(2k + 1, p + 1)`` of the task with code ``(e,)``, or one per row for codes ``(b, e)``."""
         return torch.einsum("...e,ole->...ol", code, self.head)
-
-    def read_prompts(self, codes: Tensor) -> None:
-        """Route each row, until the next prompts, by its own of the codes ``(b, e)``."""
-        codes = codes.to(self.code.dtype)
-        self.prompt_codes = codes[0] if bool((codes == codes[0]).all()) else codes
 
     def fresh_head(self, name: str, serving: Tensor, in_use: Tensor, most: int) -> Tensor:
         """The head ``(2k + 1, p + 1)`` that task ``name`` starts from.
@@ -202,13 +180,10 @@ class HyperRouter(nn.Module):
         gates, coefficients, gain = noise.to(self.head.device).split([len(serving), len(serving), 1])
         others = OTHERS_GATE if serving.sum() >= most else 0.0
         bias = torch.where(serving, OWN_GATE, torch.where(in_use, others, UNUSED_GATE))
-        gates = gates * in_use[:, None] + bias[:, None] * self._bias_feature()
-        coefficients = (coefficients + self._bias_feature()) * serving[:, None]
+        constant = torch.eye(self.head.shape[1], device=self.head.device)[-1]  # picks the 1 of [z; 1]
+        gates = gates * in_use[:, None] + bias[:, None] * constant
+        coefficients = (coefficients + constant) * serving[:, None]
         return torch.cat([gates, coefficients, torch.zeros_like(gain)])
-
-    def _bias_feature(self) -> Tensor:
-        """The unit vector of the constant feature of ``[z; 1]``: ``(p + 1,)``."""
-        return torch.eye(self.head.shape[1], device=self.head.device)[-1]
 
     @torch.no_grad()
     def fit_projection(self, inputs: Tensor) -> None:

@@ -19,19 +19,13 @@ class TaskStatistics(nn.Module):
         latent: Width ``p + 1`` of the latent ``[z; 1]``.
     """
 
-    latent_moment: Tensor
-    atom_usage: Tensor
-    gate_total: Tensor
-    tokens_seen: Tensor
-    fisher: Tensor
-
     def __init__(self, atoms: int, elastic: int, latent: int) -> None:
         super().__init__()
-        self.register_buffer("latent_moment", torch.zeros(latent, latent))
-        self.register_buffer("atom_usage", torch.zeros(atoms))
-        self.register_buffer("gate_total", torch.zeros(()))
-        self.register_buffer("tokens_seen", torch.zeros(()))
-        self.register_buffer("fisher", torch.zeros(elastic))
+        self.latent_moment = nn.Buffer(torch.zeros(latent, latent))
+        self.atom_usage = nn.Buffer(torch.zeros(atoms))
+        self.gate_total = nn.Buffer(torch.zeros(()))
+        self.tokens_seen = nn.Buffer(torch.zeros(()))
+        self.fisher = nn.Buffer(torch.zeros(elastic))
         self._pending: Tensor | None = None
 
     @torch.no_grad()
@@ -39,14 +33,14 @@ class TaskStatistics(nn.Module):
         """Take note of one pass over tokens.
 
         Args:
-            latents: ``[z; 1]``, ``(n, p + 1)``.
-            gates: Zero-one gates, ``(n, k)``.
-            expected: Expected number of open gates, ``(n, 1)``.
-            counted: False at padding, ``(n,)``; ``None`` if all tokens count.
+            latents: ``[z; 1]``, ``(..., p + 1)``.
+            gates: Zero-one gates, ``(..., k)``.
+            expected: Expected number of open gates, ``(..., 1)``.
+            counted: False at padding, a mask of the tokens in any shape; all count where it is not of these tokens.
         """
-        seen = torch.cat([latents, gates, expected], dim=-1)
-        if counted is not None:
-            seen = seen.masked_fill(~counted[:, None], 0)
+        seen = torch.cat([latents, gates, expected], dim=-1).flatten(0, -2)
+        if counted is not None and counted.numel() == len(seen):
+            seen = seen.masked_fill(~counted.flatten()[:, None], 0)
         sums = seen[:, : latents.shape[-1]].T @ seen  # plain sums are the last row, the constant's
         self._pending = sums if self._pending is None else self._pending + sums
 
@@ -54,12 +48,12 @@ class TaskStatistics(nn.Module):
     def fold(self) -> None:
         """Add what the passes since the last fold have seen, on all ranks."""
         if self._pending is not None:
-            sums = sum_over_ranks(self._pending)
+            sums = over_ranks(self._pending)
             moment, usage, total = sums.split([len(sums), len(self.atom_usage), 1], dim=1)
-            self.latent_moment += moment
-            self.atom_usage += usage[-1]
-            self.gate_total += total[-1, 0]
-            self.tokens_seen += moment[-1, -1]
+            self.latent_moment.add_(moment)
+            self.atom_usage.add_(usage[-1])
+            self.gate_total.add_(total[-1, 0])
+            self.tokens_seen.add_(moment[-1, -1])
         self.discard()
 
     def discard(self) -> None:
@@ -84,15 +78,9 @@ class TaskStatistics(nn.Module):
         return self.atom_usage / self.tokens_seen.clamp_min(1)
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of ``tensor`` over all processes of a distributed run; the tensor itself in a single process."""
+def over_ranks(tensor: Tensor, *, maximum: bool = False) -> Tensor:
+    """The sum, or the maximum, of ``tensor`` over all processes, also in its place; itself in a single process."""
     if distributed.is_available() and distributed.is_initialized():
         tensor = tensor.contiguous()
-        distributed.all_reduce(tensor)
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX if maximum else distributed.ReduceOp.SUM)
     return tensor
-
-
-def share_maximum(tensor: Tensor) -> None:
-    """Set ``tensor`` to its maximum over all processes of a distributed run."""
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)

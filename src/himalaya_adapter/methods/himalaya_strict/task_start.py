@@ -1,13 +1,14 @@
 """How a task begins: from its first residuals (docs/method-strict.md, section 6)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from himalaya_adapter.methods.output_layer import OutputLayer
+
 from .adapter import StrictAdapter
-from .layer import HimalayaStrictLayer
 
 EXAMPLES_AT_ONCE = 4  # the backward pass needs all that a forward pass computes
 
@@ -23,7 +24,7 @@ def first_residuals(model: nn.Module, adapter: StrictAdapter, examples: Mapping[
         :math:`\gamma r^\top C r` (docs/method-strict.md, section 6).
     """
     inputs: list[Tensor] = []
-    curvature = adapter.router.code.new_zeros(adapter.dictionary.width, adapter.dictionary.width)
+    curvature = adapter.code.new_zeros(adapter.dictionary.width, adapter.dictionary.width)
     mask = torch.empty(0)
 
     def seen(states: Tensor) -> Tensor:  # some models flatten the batch before a module
@@ -46,14 +47,20 @@ def first_residuals(model: nn.Module, adapter: StrictAdapter, examples: Mapping[
 
         first.register_hook(add)
 
-    layers = [
-        one for one in model.modules() if isinstance(one, HimalayaStrictLayer) and adapter in one.shared.values()
-    ]
+    layers = [one for one in model.modules() if isinstance(one, OutputLayer) and adapter in one.shared.values()]
     handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
+    labelled = (examples["labels"][:, 1:] >= 0).sum()
     was_training = model.training
     try:
         model.eval()
-        for batch, share in _batches(examples):
+        for start in range(0, len(examples["input_ids"]), EXAMPLES_AT_ONCE):
+            # What is no tensor of examples, such as ``logits_to_keep``, goes with each.
+            batch = {
+                key: value[start : start + EXAMPLES_AT_ONCE] if torch.is_tensor(value) else value
+                for key, value in examples.items()
+            }
+            # Of the mean loss of all examples.
+            share = (batch["labels"][:, 1:] >= 0).sum() / labelled
             mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
             with torch.enable_grad():
                 (share * model(**batch).loss).backward()
@@ -63,18 +70,3 @@ def first_residuals(model: nn.Module, adapter: StrictAdapter, examples: Mapping[
         for handle in handles:
             handle.remove()
     return torch.cat(inputs) if inputs else torch.empty(0, adapter.dictionary.width), curvature
-
-
-def _batches(examples: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """The examples a few at a time, each time with the share that they have in the mean loss of them all.
-
-    What is no tensor of examples, such as ``logits_to_keep``, goes with each.
-    """
-    count = len(examples["input_ids"])
-    labelled = (examples["labels"][:, 1:] >= 0).sum()
-    for start in range(0, count, EXAMPLES_AT_ONCE):
-        batch = {
-            key: value[start : start + EXAMPLES_AT_ONCE] if torch.is_tensor(value) else value
-            for key, value in examples.items()
-        }
-        yield batch, (batch["labels"][:, 1:] >= 0).sum() / labelled

@@ -1,15 +1,55 @@
-"""What stands in for an adapted decoder layer: the layer, then an edit of the hidden states that it returns."""
+"""LoReFT: low-rank linear-subspace representation finetuning (Wu et al. 2024, arXiv:2404.03592)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftType
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from himalaya_adapter.methods.output_layer import OutputLayer
+from .linear_delta import LLAMA_LIKE
+from .output_layer import OutputLayer
+from .prompted import hidden_width
+from .targets import TargetsConfig, TargetsModel
 
-from .config import LoReftConfig
+
+@dataclass
+class LoReftConfig(TargetsConfig):
+    """
+    Configuration of a [`LoReftModel`], which edits the hidden states after decoder layers in a subspace of rank `r`.
+    Beside the fields of [`TargetsConfig`]:
+
+    Args:
+        r (`int`):
+            Dimensions of the edited subspace. A layer costs `r * (2 * width + 1)` parameters. The paper uses 1 to 8.
+            Start from 8.
+        first_positions (`int`, *optional*):
+            Edit only the first so many tokens of a text, those whose `position_ids` are below it; by default all
+            tokens. The paper edits the first and the last tokens of the *prompt*. Where a prompt ends cannot be seen
+            from a model's inputs: a pass in training holds prompt and answer, a pass of generation without a cache
+            holds the prompt and what has been generated so far. So the last positions are not on offer: which tokens
+            are edited must not depend on how a text is fed to the model.
+        target_modules (`list[str] | str`, *optional*):
+            The modules whose output is edited: one regular expression that ends in the layer's number, or names. By
+            default all decoder layers.
+        init_weights (`bool`):
+            `True`: W starts as R, so a fresh adapter is an exact no-op. `False`: W and b start at random, as in the
+            paper.
+
+    Raises:
+        ValueError: If a value is outside its range; the message names field, value and range.
+    """
+
+    r: int = 8
+    first_positions: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.LOREFT
+        if self.first_positions is not None and self.first_positions < 1:
+            raise ValueError(f"first_positions={self.first_positions} must be at least 1, or null for all tokens")
 
 
 def orthonormal_rows(matrix: Tensor) -> Tensor:
@@ -105,3 +145,18 @@ class LoReftLayer(OutputLayer):
                 )
             edit = edit * (kwargs["position_ids"] < most).unsqueeze(-1)
         return output + edit.to(output.dtype)
+
+
+class LoReftModel(TargetsModel):
+    """Wraps decoder layers with `LoReftLayer`, so that the residual stream is edited after each of them."""
+
+    prefix = "loreft_"
+    tuner_layer_cls = LoReftLayer
+    target_module_mapping = {  # noqa: RUF012  (PEFT declares it so)
+        **dict.fromkeys((*LLAMA_LIKE, "phi3", "gpt_neox", "opt"), r"(.*\.)?layers\.\d+"),
+        "gpt2": r"(.*\.)?h\.\d+",
+    }
+
+    def _add_adapter(self, layer: LoReftLayer, name: str, config: PeftConfig) -> None:
+        width = getattr(layer.get_base_layer(), "out_features", None)
+        layer.add_adapter(name, config, hidden_width(self.model) if width is None else width)

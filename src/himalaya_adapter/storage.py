@@ -96,9 +96,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Its files can be read by whoever may enter it.
 
     Raises:
-        HimalayaError: No folder can be made there, or the one that is there is no longer empty.
+        HimalayaError: No folder can be made there, or the one that is there is not, or no longer, empty.
     """
     path = path.resolve()
+    if in_use(path):
+        raise HimalayaError(IN_USE.format(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

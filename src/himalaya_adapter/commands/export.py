@@ -22,7 +22,7 @@ def command(
     ] = None,
     graph: Annotated[Literal["adapter", "model"] | None, typer.Option(help="Only this graph (onnx).")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Of the base's weights: fp32, int8 or int4 (bundle; default: fp32).")
+        Literal["fp32", "int8", "int4"] | None, typer.Option(help="Of the base's weights (bundle; default: fp32).")
     ] = None,
 ) -> None:
     """Write a run's adapter as ONNX graphs, a bundle or plain LoRAs."""
@@ -41,7 +41,7 @@ def command(
 
         print(export_bundle(adapter, output, **options))
     else:
-        from himalaya_adapter.deploy.onnx import export_onnx
+        from himalaya_adapter.deploy.onnx.export import export_onnx
 
         for name, outputs in export_onnx(adapter, output, **options).items():
             largest = max(entry["relative"] for entry in outputs.values())

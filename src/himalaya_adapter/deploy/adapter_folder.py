@@ -51,20 +51,6 @@ class LoadedAdapter:
     backbone: str
     folder: Path
 
-    def chosen_tasks(self, names: Sequence[str]) -> tuple[str, ...]:
-        """These tasks without repetitions; all that the adapter has learnt if none is named.
-
-        Raises:
-            HimalayaError: A task that it has not learnt, or none is named and nobody wrote down which it has learnt.
-        """
-        for name in names:
-            if self.tasks and name not in self.tasks:
-                raise unknown_name("task", name, self.tasks)
-        chosen = tuple(dict.fromkeys(names)) or self.tasks
-        if not chosen:
-            raise HimalayaError(f"the adapter in {self.folder} does not say what it has learnt: name it with --task")
-        return chosen
-
 
 def load_adapter(
     folder: str | Path,
@@ -123,7 +109,7 @@ def load_for_export(
 
     Args:
         folder: A run's folder, the ``adapter`` or ``release`` folder in it, or a copy of one of these.
-        tasks: As for `LoadedAdapter.chosen_tasks`.
+        tasks: Which tasks; all that it has learnt if none is named.
         placement: What its config must say.
         backbone: As for `load_adapter`.
         dtype: As for `load_adapter`.
@@ -143,7 +129,12 @@ def load_for_export(
             f"the adapter in {adapter.folder} has placement='{config.placement}': --format lora exports 'weights', "
             "the other formats 'residual_stream'"
         )
-    return adapter, [*adapter.chosen_tasks(tasks)]
+    if not adapter.tasks:
+        raise HimalayaError(f"the adapter in {adapter.folder} has learnt no task")
+    for name in tasks:
+        if name not in adapter.tasks:
+            raise unknown_name("task", name, adapter.tasks)
+    return adapter, [*dict.fromkeys(tasks or adapter.tasks)]
 
 
 def _find(folder: str | Path) -> tuple[Path, dict[str, Any]]:

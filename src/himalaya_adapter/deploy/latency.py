@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from himalaya_adapter.backbones.shape import backbone_shape
-from himalaya_adapter.deploy.adapter_folder import IN_A_RUN
 from himalaya_adapter.deploy.bundle.runner.latency import measure
 from himalaya_adapter.deploy.bundle.runner.measure import cpus, device
 from himalaya_adapter.deploy.neutral_prompt import neutral_prompt
@@ -45,16 +44,14 @@ def measure_latency(
     for name in precisions:
         if name not in PRECISIONS:
             raise unknown_name("precision", name, PRECISIONS)
-    prompt: list[int] = []  # a layer takes embeddings
     if adapter is None:
-        name = Path(shape).name
+        name, prompt = Path(shape).name, [0]
         graph = decoder_graph(one_layer(backbone_shape(shape)), [TASK], {"backbone": name})
         subject = f"one decoder layer of {name}, random weights"
     else:
         whole = load_for_onnx(adapter, backbone=backbone)
-        graph, prompt, folder = whole.decoder(), neutral_prompt(whole.loaded.tokenizer), whole.loaded.folder
-        name = f"of the run {folder.parent.name}" if folder.name in IN_A_RUN else f"in {folder.name}"
-        subject = f"{whole.metadata['backbone']} with the adapter {name}"
+        graph, prompt = whole.decoder(), neutral_prompt(whole.loaded.tokenizer)
+        subject = f"{whole.metadata['backbone']} with the adapter in {adapter.resolve().name}"
     measured = []
     for precision in precisions:
         with tempfile.TemporaryDirectory() as place:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from huggingface_hub import ModelCardData
 from peft import LoraConfig, PeftModel, TaskType
 from safetensors.torch import save_file
 
@@ -15,7 +14,12 @@ from himalaya_adapter.methods.release import CARD_FILE, WEIGHTS_FILE
 from himalaya_adapter.storage import whole_folder
 
 INNER = "base_model.model."  # what PEFT puts before a module's name
-CARD = """# {task}: a LoRA made from a HIMALAYA adapter
+CARD = """---
+library_name: peft
+tags: [lora, himalaya-adapter]
+---
+
+# {task}: a LoRA made from a HIMALAYA adapter
 
 A LoRA of rank {rank} for `{backbone}`, task `{task}`. It equals the adapter's own update of the weights exactly.
 
@@ -69,8 +73,4 @@ def _write_lora(folder: Path, model: PeftModel, task: str, backbone: str) -> Non
     folder.mkdir()
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
-    data = ModelCardData(library_name="peft", tags=["lora", "himalaya-adapter"])
-    if "/" in backbone:  # the hub refuses a card with another name
-        data.base_model = backbone
-    card = CARD.format(task=task, rank=rank, backbone=backbone)
-    (folder / CARD_FILE).write_text(f"---\n{data.to_yaml()}\n---\n\n{card}", encoding="utf-8")
+    (folder / CARD_FILE).write_text(CARD.format(task=task, rank=rank, backbone=backbone), encoding="utf-8")

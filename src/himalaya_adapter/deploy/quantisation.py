@@ -25,9 +25,9 @@ def quantise(model: ir.Model, precision: str) -> ir.Model:
     """
     if precision == "fp32":
         return model
+    make = {"int8": _int8, "int4": _int4}[precision]
     with silent():
-        quantised = _int4(ir.to_proto(model)) if precision == "int4" else _int8(ir.to_proto(model))
-    return ir.from_proto(quantised)
+        return ir.from_proto(make(ir.to_proto(model)))
 
 
 def _int4(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -15,8 +15,6 @@ from himalaya_adapter.deploy.bundle.runner.manifest import DIGEST, MANIFEST, Bun
 from himalaya_adapter.deploy.neutral_prompt import neutral_prompt
 from himalaya_adapter.deploy.onnx.export import load_for_onnx, write_pair
 from himalaya_adapter.deploy.onnx.parity import check_parity
-from himalaya_adapter.deploy.quantisation import PRECISIONS
-from himalaya_adapter.errors import unknown_name
 from himalaya_adapter.storage import whole_folder, write_json
 from himalaya_adapter.streams.encoding import encode_prompt
 
@@ -41,11 +39,9 @@ def export_bundle(
         backbone: As for `load_adapter`.
 
     Raises:
-        HimalayaError: An unknown precision, a folder that is in use, an adapter that cannot be exported, or graphs in
+        HimalayaError: A folder that is in use, an adapter that cannot be exported, or graphs in
             32 bits that do not compute what PyTorch does.
     """
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, PRECISIONS)
     with whole_folder(output) as place:
         adapter = load_for_onnx(folder, tasks, backbone)
         tokenizer, config = adapter.loaded.tokenizer, adapter.loaded.model.config

@@ -1,4 +1,4 @@
-"""A decoder with its cache as a graph: a whole language model, or one layer of it; with the adapter and without."""
+"""A language model with its cache as a graph, with the adapter and without."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,7 +32,7 @@ class DecoderGraph(nn.Module):
     """What a graph of a decoder computes, in positional terms of PyTorch.
 
     Args:
-        model: A language model, or the decoder in it whose last hidden states are wanted.
+        model: A language model.
         update: What stands in for the adapter.
     """
 
@@ -40,40 +40,39 @@ class DecoderGraph(nn.Module):
         super().__init__()
         self.model = model
         self.update = update
-        self.argument = "input_ids" if model.get_output_embeddings() is not None else "inputs_embeds"
 
     def forward(
-        self, inputs: Tensor, attention_mask: Tensor, task: Tensor, past: Sequence[Tensor]
+        self, input_ids: Tensor, attention_mask: Tensor, task: Tensor, past: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Logits or hidden states of the new tokens, then keys and values of all tokens, layer by layer.
+        """Logits of the new tokens, then keys and values of all tokens, layer by layer.
 
         Args:
-            inputs: Token ids ``(b, s)``, or embeddings ``(b, s, d)``.
+            input_ids: Tokens, ``(b, s)``.
             attention_mask: 0 at padding, ``(b, t + s)``.
             task: Numbers of the tasks, ``(b,)``.
             past: Keys and values of each layer, ``(b, heads, t, head width)``.
         """
         self.update.begin_run(task)
         cache = DynamicCache(zip(past[::2], past[1::2], strict=True))
-        length = inputs.shape[1]
+        length = input_ids.shape[1]
         positions = (attention_mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
         outputs = self.model(
-            **{self.argument: inputs},
+            input_ids=input_ids,
             attention_mask=_causal_mask(attention_mask, length),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
         )
-        return (outputs[0], *(one for layer in cache.layers for one in (layer.keys, layer.values)))
+        return (outputs.logits, *(one for layer in cache.layers for one in (layer.keys, layer.values)))
 
 
 def decoder_graph(
     model: PeftModel, tasks: Sequence[str], metadata: Mapping[str, Any], opset: int = DEFAULT_OPSET
 ) -> ir.Model:
-    """Export an adapted decoder. From now on it computes its attention step by step (``eager``).
+    """Export an adapted language model. From now on it computes its attention step by step (``eager``).
 
     Args:
-        model: The decoder.
+        model: The model.
         tasks: Those that the graph knows, in the order of their numbers.
         metadata: As for `finish`.
         opset: Of the graph.
@@ -94,25 +93,22 @@ def decoder_graph(
     update = ExportedUpdate(model.base_model.himalaya_shared["default"], tasks)
     with _standing_in(model, update) as inner, torch.no_grad(), silent():
         inner.set_attn_implementation("eager")
-        graph = DecoderGraph(inner, update).eval()
-        whole = graph.argument == "input_ids"
-        new = torch.zeros(BATCH, LENGTH, dtype=torch.long) if whole else torch.randn(BATCH, LENGTH, config.hidden_size)
         program = torch.onnx.export(
-            graph,
+            DecoderGraph(inner, update).eval(),
             kwargs={
-                "inputs": new,
+                "input_ids": torch.zeros(BATCH, LENGTH, dtype=torch.long),
                 "attention_mask": torch.ones(BATCH, PAST + LENGTH, dtype=torch.long),
                 "task": torch.zeros(BATCH, dtype=torch.long),
                 "past": [torch.randn(BATCH, heads, PAST, head_width) for _ in caches],
             },
             dynamic_shapes={
-                "inputs": {0: "batch", 1: "sequence"},
+                "input_ids": {0: "batch", 1: "sequence"},
                 "attention_mask": {0: "batch", 1: "past + sequence"},
                 "task": {0: "batch"},
                 "past": [{0: "batch", 2: "past"} for _ in caches],
             },
-            input_names=[graph.argument, "attention_mask", "task", *(PAST_PREFIX + one for one in caches)],
-            output_names=["logits" if whole else "hidden_states", *(PRESENT_PREFIX + one for one in caches)],
+            input_names=["input_ids", "attention_mask", "task", *(PAST_PREFIX + one for one in caches)],
+            output_names=["logits", *(PRESENT_PREFIX + one for one in caches)],
             opset_version=opset,
             dynamo=True,
             verbose=False,

@@ -47,7 +47,6 @@ class OnnxAdapter:
             "tasks": self.tasks,
             "method": self.loaded.model.active_peft_config.peft_type.value,
             "backbone": public_name(self.loaded.backbone),
-            "width": str(self.shared.width),
         }
 
     def decoder(self, opset: int = DEFAULT_OPSET) -> ir.Model:

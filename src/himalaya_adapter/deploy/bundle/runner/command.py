@@ -9,15 +9,12 @@ from pathlib import Path
 from .manifest import Bundle, BundleError, open_bundle
 
 USER_ERROR = 2
-INTERRUPTED = 130
 
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     """Run one command on the bundle in ``folder``; returns the exit status, 2 after a mistake."""
     chosen = _parser().parse_args(arguments)
     try:
-        if chosen.threads < 1:
-            raise BundleError(f"--threads {chosen.threads}: expected a whole number of at least 1")
         chosen.command(open_bundle(folder), chosen)
     except ImportError as error:
         mend = "pip install numpy onnxruntime; a prompt as text needs tokenizers too, --tokens does not"
@@ -26,9 +23,12 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     except (BundleError, OSError) as error:
         print(f"run.py: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        return INTERRUPTED
     return 0
+
+
+def token_ids(words: str) -> list[int]:
+    """Token ids out of a text such as ``1,2,3``."""
+    return [int(word) for word in words.split(",")]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,9 +37,10 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="does this machine compute what the exporting one did?")
     check.set_defaults(command=_check)
     generate = commands.add_parser("generate", help="answer a prompt as one of the tasks")
-    generate.add_argument("text", nargs="?", help="the prompt (needs the package tokenizers)")
     generate.add_argument("--task", required=True, help="the task whose answer is wanted")
-    generate.add_argument("--tokens", metavar="ID,ID,…", help="the prompt as token ids, in place of a text")
+    prompt = generate.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("text", nargs="?", help="the prompt (needs the package tokenizers)")
+    prompt.add_argument("--tokens", type=token_ids, metavar="ID,ID,…", help="the prompt as token ids")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.set_defaults(command=_generate)
     latency = commands.add_parser("latency", help="the adapter's overhead on this machine")
@@ -64,12 +65,11 @@ def _check(bundle: Bundle, chosen: argparse.Namespace) -> None:
 def _generate(bundle: Bundle, chosen: argparse.Namespace) -> None:
     if chosen.task not in bundle.tasks:
         raise BundleError(f"unknown task '{chosen.task}' (known: {', '.join(bundle.tasks)})")
-    if (chosen.text is None) == (chosen.tokens is None):
-        raise BundleError("give either a text or --tokens ID,ID,…")
-    if chosen.max_new_tokens < 1:
-        raise BundleError(f"--max-new-tokens {chosen.max_new_tokens}: expected a whole number of at least 1")
+    vocabulary, positions = bundle.manifest["vocabulary"], bundle.manifest["positions"]
     if chosen.tokens is not None:
-        prompt = _token_ids(chosen.tokens, bundle.manifest["vocabulary"])
+        prompt = chosen.tokens
+        if not all(0 <= token < vocabulary for token in prompt):
+            raise BundleError(f"--tokens: token ids go from 0 to {vocabulary - 1}")
     elif not chosen.text.strip():
         raise BundleError("the prompt is empty: give the text that is to be answered")
     else:
@@ -78,7 +78,6 @@ def _generate(bundle: Bundle, chosen: argparse.Namespace) -> None:
         tokenizer = Tokenizer.from_file(str(bundle.folder / "tokenizer.json"))
         tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text, as in training
         prompt = bundle.manifest["start_tokens"] + tokenizer.encode(chosen.text, add_special_tokens=False).ids
-    positions = bundle.manifest["positions"]
     if positions is not None and len(prompt) + chosen.max_new_tokens > positions:
         raise BundleError(
             f"{len(prompt)} tokens of prompt and --max-new-tokens {chosen.max_new_tokens}: the backbone has "
@@ -90,16 +89,6 @@ def _generate(bundle: Bundle, chosen: argparse.Namespace) -> None:
     task, ends = bundle.tasks.index(chosen.task), bundle.manifest["end_tokens"]
     found = list(graph.greedy(prompt, task, chosen.max_new_tokens, ends))
     print(*found) if chosen.tokens is not None else print(tokenizer.decode(found))
-
-
-def _token_ids(words: str, vocabulary: int) -> list[int]:
-    try:
-        tokens = [int(word) for word in words.split(",")]
-    except ValueError as error:
-        raise BundleError(f"--tokens {words} is not a list of token ids such as 1,2,3") from error
-    if not all(0 <= token < vocabulary for token in tokens):
-        raise BundleError(f"--tokens {words}: token ids go from 0 to {vocabulary - 1}")
-    return tokens
 
 
 def _latency(bundle: Bundle, chosen: argparse.Namespace) -> None:

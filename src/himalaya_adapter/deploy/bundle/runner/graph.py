@@ -28,10 +28,11 @@ def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
-    options.intra_op_num_threads = threads
     if threads > 1:
         _make_pool(threads)
         options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common class
@@ -46,7 +47,7 @@ def _make_pool(threads: int) -> None:
 
 
 class CausalGraph:
-    """A decoder, or one layer of it, with its key-value cache as inputs and outputs.
+    """A language model with its key-value cache as inputs and outputs.
 
     Args:
         path: As for `open_session`.
@@ -55,19 +56,17 @@ class CausalGraph:
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         self.session = open_session(path, threads)
-        inputs = {one.name: one for one in self.session.get_inputs()}
+        self.inputs = {one.name: one.shape for one in self.session.get_inputs()}
         self.outputs = [one.name for one in self.session.get_outputs()]
-        self.takes_task = "task" in inputs
-        self.width: int | None = inputs["inputs_embeds"].shape[-1] if "inputs_embeds" in inputs else None
         # A cache entry is (batch, key-value heads, past, width of a head).
-        shapes = {name: one.shape for name, one in inputs.items() if name.startswith(PAST)}
+        shapes = {name: shape for name, shape in self.inputs.items() if name.startswith(PAST)}
         self.empty_cache = {name: np.zeros((1, of[1], 0, of[3]), np.float32) for name, of in shapes.items()}
 
     def step(self, tokens: Array, cache: dict[str, Array], task: int) -> tuple[Array, dict[str, Array]]:
-        """Run ``tokens`` ``(1, sequence)`` (embeddings ``(1, sequence, d)`` for a layer) after ``cache``.
+        """Run ``tokens`` ``(1, sequence)`` after ``cache``.
 
         Returns:
-            Logits ``(1, sequence, vocabulary)`` (a layer: hidden states ``(1, sequence, d)``), the new cache.
+            Logits ``(1, sequence, vocabulary)``, and the new cache.
         """
         first, *presents = self.session.run(None, self._feeds(tokens, cache, task))
         names = (PAST + name.removeprefix(PRESENT) for name in self.outputs[1:])
@@ -90,13 +89,9 @@ class CausalGraph:
         Args:
             tokens: New tokens, batch 1.
             past: Tokens in the cache.
-            prompt: Token ids, repeated as often as needed; a layer takes random embeddings.
+            prompt: Token ids, repeated as often as needed.
         """
-        if self.width is not None:
-            shape = (1, past + tokens, self.width)
-            content: Array = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        else:
-            content = np.resize(np.array(prompt, np.int64), (1, past + tokens))
+        content = np.resize(np.array(prompt, np.int64), (1, past + tokens))
         cache = self.step(content[:, :past], self.empty_cache, 0)[1] if past else self.empty_cache
         binding = self.session.io_binding()
         for name, value in self._feeds(np.ascontiguousarray(content[:, past:]), cache, 0).items():
@@ -107,6 +102,10 @@ class CausalGraph:
 
     def _feeds(self, tokens: Array, cache: dict[str, Array], task: int) -> dict[str, Array]:
         seen = next(iter(cache.values())).shape[2] + tokens.shape[1]
-        feeds = {"attention_mask": np.ones((1, seen), np.int64), **cache}
-        feeds["input_ids" if self.width is None else "inputs_embeds"] = tokens
-        return feeds | ({"task": np.array([task])} if self.takes_task else {})
+        feeds = {
+            "input_ids": tokens,
+            "attention_mask": np.ones((1, seen), np.int64),
+            "task": np.array([task]),
+            **cache,
+        }
+        return {name: feeds[name] for name in self.inputs}

@@ -19,9 +19,10 @@ from peft import get_peft_model
 from himalaya_adapter import HimalayaConfig
 from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.evaluation.generation import stop_tokens
-from himalaya_adapter.evaluation.scoring import encode_prompts, evaluate_task
+from himalaya_adapter.evaluation.scoring import evaluate_task
 from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Task, load_stream
+from himalaya_adapter.streams.encoding import encode_prompt
 from himalaya_adapter.training.environment import processor_name
 
 RESULT = Path(__file__).parent / "results" / "evaluation.json"
@@ -58,7 +59,8 @@ def main() -> None:
 def one_call_an_item(model: Any, tokenizer: Any, task: Task) -> None:
     stop = sorted(stop_tokens(tokenizer, task.answers_are_lines))
     longest = max(len(tokenizer(label)["input_ids"]) for label in task.spec.labels or [""])
-    for prompt in encode_prompts(tokenizer, task.name, task.test, MAX_LENGTH):
+    for item in task.test:
+        prompt = encode_prompt(tokenizer, item.prompt, MAX_LENGTH)
         model.generate(
             input_ids=torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),

@@ -31,8 +31,7 @@ from himalaya_adapter.evaluation.scoring import evaluate_task
 from himalaya_adapter.methods.himalaya.channels import EXPONENT, measure, sizes_of
 from himalaya_adapter.streams import Limits, Task, load_stream
 from himalaya_adapter.streams.encoding import IGNORED_LABEL, encode_item
-from himalaya_adapter.training.batches import AnswerCollator, LengthGroupedOrder, answer_loss
-from himalaya_adapter.training.encoded_items import EncodedItems
+from himalaya_adapter.training.batches import AnswerCollator, EncodedItems, LengthGroupedOrder, answer_loss
 
 OUTPUT = Path(__file__).parent / "results/single_task/trials.jsonl"
 ITEMS, MAX_LENGTH, BATCH, WARM_UP, CORE, GROUP = 400, 192, 4, 0.06, 24, 32

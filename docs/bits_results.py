@@ -11,7 +11,7 @@ from typing import Any
 from himalaya_adapter.budget import count_budget
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.report import paper
-from himalaya_adapter.report.metric_table import format_bytes, format_value
+from himalaya_adapter.report.formats import format_bytes, format_value
 from himalaya_adapter.report.palette import BOUND, OWN
 
 LINES = Path(__file__).parents[1] / "benchmarks" / "results" / "bits.jsonl"

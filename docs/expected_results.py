@@ -10,8 +10,8 @@ from typing import Any, Literal
 import yaml
 
 from himalaya_adapter.report.comparison import PROPOSED, Comparison
+from himalaya_adapter.report.formats import format_deviation, format_value
 from himalaya_adapter.report.method_groups import MethodGroup, Spread, spread
-from himalaya_adapter.report.metric_table import format_deviation, format_value
 from himalaya_adapter.report.run_folder import RunRecord
 from himalaya_adapter.report.table import Table, Text
 from himalaya_adapter.stream_metrics import METRICS, Kind
@@ -105,7 +105,7 @@ def _of_type(comparison: Comparison, method: str) -> list[MethodGroup]:
     is_ours = method in PROPOSED
     candidates = [comparison.reference] if is_ours else comparison.groups
     wanted = PROPOSED if is_ours else (method,)
-    return [group for group in candidates if group.method in wanted and not group.is_bound]
+    return [group for group in candidates if group.method in wanted and not group.first.is_bound]
 
 
 def _measured(claim: Mapping[str, Any], group: MethodGroup, rival: MethodGroup | None) -> Spread | str:

@@ -16,7 +16,7 @@ ABOUT = """\
 def page() -> str:
     """Every key of a run config by its section."""
     lines = [ABOUT, KEY_HEAD, "|" + "---|" * KEY_HEAD.count(" |")]
-    lines += [_key_row(key) for key in keys_of(RunConfig).values() if not key.section]
+    lines += [_key_row(key) for key in keys_of(RunConfig).values()]
     return "\n".join(lines) + "\n"
 
 

@@ -19,11 +19,12 @@ from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.report import paper, score_figures
 from himalaya_adapter.report.charts import Figure
 from himalaya_adapter.report.comparison import compare
-from himalaya_adapter.report.comparison_page import comparison_tables
+from himalaya_adapter.report.formats import format_value
 from himalaya_adapter.report.markdown import document
 from himalaya_adapter.report.method_groups import MethodGroup, group_by_method
-from himalaya_adapter.report.metric_table import ARROWS, format_value
+from himalaya_adapter.report.result_pages import comparison_tables
 from himalaya_adapter.report.run_folder import RunRecord, read_comparable_runs, read_run
+from himalaya_adapter.report.score_tables import ARROWS
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.stream_metrics import METRICS
 

@@ -58,8 +58,7 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("model.adapter.options.core_atoms=0", "core_atoms=0 must be at least 1"),
         ("model.adapter.options.placement=big", "placement='big' is not one of residual_stream, weights"),
         ("model.adapter.options.evict=3", "option evict of method HIMALAYA is 3; expected true or false"),
-        ("results_dir=", "results_dir=: expected a folder"),
-        ("results_dir=~nobody-of-this-name", "results_dir=~nobody-of-this-name: expected a folder"),
+        ("results_dir=", "key 'results_dir' of the command line: found \"\", expected text"),
         ("model.adapter.options.target_modules=[nothing]", "HIMALAYA does not fit LlamaForCausalLM"),
         ("model.adapter.options.target_modules='('", "HIMALAYA does not fit LlamaForCausalLM: missing )"),
         ("model.adapter.total_parameter_budget_mb=0.001", "the adapter takes 0.059 MB ("),
@@ -162,7 +161,7 @@ def test_changed_data_do_not_mix_with_older_scores(
 
 def test_a_results_dir_that_is_a_file(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").write_text("", encoding="utf-8")
-    assert "cannot make the folder" in one_line([*words, f"results_dir={tmp_path / 'out'}"], capsys)
+    assert f"{tmp_path / 'out'}: File exists" in one_line([*words, f"results_dir={tmp_path / 'out'}"], capsys)
 
 
 def test_a_damaged_config_is_one_clear_line(
@@ -409,7 +408,7 @@ def test_a_full_disk_is_one_line_with_what_to_do(capsys: pytest.CaptureFixture[s
     """/dev/full refuses every write as a full disk does."""
     with pytest.raises(OSError, match="No space left") as caught, open("/dev/full", "w", encoding="utf-8") as file:
         file.write("x" * 100_000)
-    assert told(caught.value) == "No space left on device; free some space"
+    assert told(caught.value) == "No space left on device; free some space, or choose another disk"
 
 
 def test_a_mistake_of_the_program_stays_a_traceback_with_the_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,9 +158,7 @@ def test_the_dictionary_grows_and_evicts(run: Path) -> None:
     assert free[:2] == [8 - 3 + shared[0], 8 - 6 + shared[1]]
     assert free[2] == 0
     assert len(evictions) == 3 * 3 - 8 - shared[2]
-    page = (run / "report.html").read_text(encoding="utf-8")
-    assert "Growth of the dictionary" in page
-    assert "Events, task by task" in page
+    assert "Events, task by task" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_training_changed_the_adapter_and_the_loss_fell(run: Path) -> None:

@@ -17,7 +17,7 @@ from himalaya_adapter.errors import HimalayaError, told
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.experiments.composition import CONF
 from himalaya_adapter.experiments.overrides import combinations
-from himalaya_adapter.experiments.plans import Catalogue, check_file, generate_configs, read_plan
+from himalaya_adapter.experiments.plans import check_file, generate_configs, read_plan
 from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.streams.catalogue import read_definition
 
@@ -29,7 +29,6 @@ fuzzed = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-KNOWN = Catalogue(("demo_stream_6", "continual_task_stream_25"), ("smollm2-135m", "NousResearch/Llama-2-7b-hf"))
 RUN = (CONF / "run" / "demo-lora-ewc.yaml").read_text(encoding="utf-8")
 PLAN = (CONF / "plans" / "himalaya.yaml").read_text(encoding="utf-8")
 KEYS = (
@@ -153,7 +152,7 @@ def test_overrides_are_accepted_or_refused_in_one_line(words: list[str]) -> None
 def test_a_plan_is_accepted_or_refused_in_one_line(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = written(tmp_path_factory.getbasetemp(), "plan.yaml", text)
     try:
-        configs = generate_configs(read_plan(str(path))[1], KNOWN)
+        configs = generate_configs(read_plan(str(path))[1])
         assert configs
     except HimalayaError as error:
         one_line(error)

@@ -26,7 +26,7 @@ def in_a_new_process(program: str) -> str:
 
 
 LIGHT = [
-    *(None, ["--help"], ["--version"], ["run", "--help"], ["data", "list"]),
+    *(None, ["--help"], ["--version"], ["run", "--help"], ["data", "list", "demo_stream_6"]),
     *(["list", what] for what in ("runs", "methods", "backbones", "streams", "keys")),
 ]
 
@@ -107,7 +107,7 @@ FLOORS = (
     {"methods", "peft_hook"},
     {"budget", "evaluation"},
     {"training"},
-    {"report", "deploy", "search", "learning", "sweep"},
+    {"report", "deploy", "search", "learning"},
     {"commands", "cli"},
 )
 

@@ -9,7 +9,7 @@ import yaml
 from tiny_runs import write_backbone, write_run, write_stream
 
 from himalaya_adapter.cli import main
-from himalaya_adapter.sweep import _run_id as run_id
+from himalaya_adapter.commands.sweep import run_id
 
 
 @pytest.fixture

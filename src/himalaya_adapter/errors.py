@@ -3,8 +3,8 @@
 import difflib
 import errno
 import re
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 FEW = 12  # names that are all told; of more, the nearest
 DISTRIBUTION = "himalaya-adapter"
@@ -17,19 +17,15 @@ EXTRAS = {
     **dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve"),
 }
 MENDS = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space",
-    errno.EFBIG: "free some space, or choose another disk",
-    errno.EACCES: "choose another place, or change its permissions",
-    errno.EPERM: "choose another place, or change its permissions",
-    errno.EROFS: "choose a place that can be written",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or choose another disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a place that can be written"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "check the path"),
+    errno.EISDIR: "give a file in the place of this folder",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOLCK: "choose a results_dir on a disk that has locks, such as a local one",
-    errno.ENOENT: "check the path",
-    errno.ENOTDIR: "check the path",
-    errno.EISDIR: "give a file in the place of this folder",
     errno.EMFILE: "raise the number of open files (ulimit -n)",
 }
+OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors tells it
 
 
@@ -62,7 +58,6 @@ def one_line(error: BaseException | str) -> str:
 
 def told(error: BaseException) -> str | None:
     """The line for an error that a user or the machine has caused; ``None`` for a mistake of the program."""
-    out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
     found = OS_ERROR.search(str(error))
     if isinstance(error, HimalayaError):
         message = str(error)
@@ -76,11 +71,31 @@ def told(error: BaseException) -> str | None:
         message = "a checkpoint cannot be written: free some space"  # torch does not say why, nor where
     elif isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib, before Python 3.13
         message = f"{error}: check the path"
-    elif isinstance(error, MemoryError | out_of_memory):
+    elif isinstance(error, MemoryError) or _out_of_memory(error):
         message = "out of memory: lower training.batch_size, evaluation.eval_batch_size or dataset.max_seq_length"
     else:
         return None
     return one_line(message)
+
+
+@contextmanager
+def out_of_memory_told(remedy: str) -> Iterator[None]:
+    """Say in one line what helps when there is too little memory for what is done inside.
+
+    Raises:
+        HimalayaError: There is; the message ends with ``remedy``.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        raise HimalayaError(f"out of memory ({str(error).splitlines()[0]}): {remedy}") from error
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether it is torch's ``OutOfMemoryError``, or what torch raises on a CPU."""
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def _missing(error: ImportError) -> str | None:

@@ -72,12 +72,12 @@ ROWS = (
         },
     ),
     Method("COLTAS", "#CC79A7", f"{HERE}coltas", "ColtasConfig", "ColtasModel"),
-    Method("GLODIS", "#E69F00", f"{HERE}glodis", "GlodisConfig", "GlodisModel"),
-    Method("LOREFT", "#56B4E9", f"{HERE}loreft", "LoReftConfig", "LoReftModel"),
-    Method("O_LORA", "#000077", f"{HERE}olora", "OLoraConfig", "OLoraModel", protects_itself=True),
-    Method("IA3", "#9900FF"),
+    Method("GLODIS", "#C38700", f"{HERE}glodis", "GlodisConfig", "GlodisModel"),
+    Method("LOREFT", "#4999C6", f"{HERE}loreft", "LoReftConfig", "LoReftModel"),
+    Method("O_LORA", "#7A7A00", f"{HERE}olora", "OLoraConfig", "OLoraModel", protects_itself=True),
+    Method("IA3", "#9D0AFF"),
     Method(
-        *("HIMALAYA_STRICT", "#6644CC", f"{HERE}himalaya_strict", "HimalayaStrictConfig", "HimalayaStrictModel"),
+        *("HIMALAYA_STRICT", "#7253D0", f"{HERE}himalaya_strict", "HimalayaStrictConfig", "HimalayaStrictModel"),
         protects_itself=True,
         options=DICTIONARY_OPTIONS
         | {

@@ -96,21 +96,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Its files can be read by whoever may enter it.
 
     Raises:
-        HimalayaError: No folder can be made there, or the one that is there is not, or no longer, empty.
+        HimalayaError: The folder that is there is not, or no longer, empty.
     """
     path = path.resolve()
     if in_use(path):
         raise HimalayaError(IN_USE.format(path))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HimalayaError(f"{path} cannot be made: {error.strerror}") from error
     with beside(path) as hidden:
         folder = hidden / path.name  # what is written may take its name from it
-        try:
-            folder.mkdir(parents=True)
-        except OSError as error:
-            raise HimalayaError(f"{path} cannot be made: {error.strerror}") from error
+        folder.mkdir(parents=True)
         yield folder
         make_readable(folder)
         try:
@@ -130,12 +123,9 @@ def one_process(folder: Path, busy: str) -> Iterator[None]:
         busy: What is said if one is.
 
     Raises:
-        HimalayaError: One is, or nothing can be written there.
+        HimalayaError: One is.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HimalayaError(f"cannot make the folder {folder}: {error.strerror}") from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
     place = folder.resolve()  # "." has no name
     path = place.parent / f".{place.name}.lock"
     lock = FileLock(path, timeout=0)

@@ -43,15 +43,11 @@ class Metric:
     key: str
     title: str
     formula: str
-    kind: Kind
-    better: Better
-    marks: frozenset[Mark] = frozenset()
+    kind: Kind = "score"
+    better: Better = "higher"
+    marks: tuple[Mark, ...] = ()
     interval: Interval | None = None
     bound: Callable[[Mapping[str, Any]], float] | None = None
-
-
-def _marks(*marks: Mark) -> frozenset[Mark]:
-    return frozenset(marks)
 
 
 METRICS = (
@@ -59,135 +55,114 @@ METRICS = (
         "retained_accuracy_auc",
         "Retained-accuracy AUC",
         "trapezoid over i = 1…T of mean_{j≤i} a_{i,j}, divided by T − 1",
-        "score",
-        "higher",
-        _marks("of matrix", "of measured rows", "of several tasks", "paired", "headline"),
-        "recorded",
+        marks=("of matrix", "of measured rows", "of several tasks", "paired", "headline"),
+        interval="recorded",
     ),
     Metric(
         "average_accuracy",
         "Average accuracy (AA)",
         "mean_{j} a_{T,j}",
-        "score",
-        "higher",
-        _marks("of matrix", "paired", "headline"),
-        "curve",
+        marks=("of matrix", "paired", "headline"),
+        interval="curve",
     ),
     Metric(
         "unlabelled_accuracy",
         "Without task labels",
         "mean_{j} a_{T,j}, each prompt answered as the task that it looks like",
-        "score",
-        "higher",
     ),
-    Metric("tasks_recognised", "Tasks recognised", "share of test prompts whose task was found", "score", "higher"),
-    Metric("released_accuracy", "Release file", "mean_{j} a_{T,j} of the quantised adapter", "score", "higher"),
+    Metric("tasks_recognised", "Tasks recognised", "share of test prompts whose task was found"),
+    Metric("released_accuracy", "Release file", "mean_{j} a_{T,j} of the quantised adapter"),
     Metric(
         "learning_accuracy",
         "Learning accuracy (LA)",
         "mean_{j} a_{j,j}",
-        "score",
-        "higher",
-        _marks("of matrix", "paired", "headline"),
-        "after_learning",
+        marks=("of matrix", "paired", "headline"),
+        interval="after_learning",
     ),
     Metric(
         "forgetting",
         "Forgetting",
         "mean_{j<T} (max_{j≤l<T} a_{l,j} − a_{T,j})",
-        "score",
-        "lower",
-        _marks("of matrix", "of measured rows", "of several tasks", "paired", "headline"),
+        better="lower",
+        marks=("of matrix", "of measured rows", "of several tasks", "paired", "headline"),
     ),
     Metric(
         "backward_transfer",
         "Backward transfer",
         "mean_{j<T} (a_{T,j} − a_{j,j})",
-        "signed",
-        "higher",
-        _marks("of matrix", "of several tasks"),
+        kind="signed",
+        marks=("of matrix", "of several tasks"),
     ),
     Metric(
         "retention",
         "Retention",
         "mean_{i≥2} mean_{j<i} min(1, a_{i,j} / a_{j,j})",
-        "score",
-        "higher",
-        _marks("of matrix", "of measured rows", "of several tasks", "headline"),
+        marks=("of matrix", "of measured rows", "of several tasks", "headline"),
     ),
     Metric(
         "average_anytime_accuracy",
         "Average anytime accuracy",
         "mean_{i} mean_{j≤i} a_{i,j}",
-        "score",
-        "higher",
-        _marks("of matrix", "of measured rows", "of several tasks"),
+        marks=("of matrix", "of measured rows", "of several tasks"),
     ),
     Metric(
         "frozen_accuracy",
         "Frozen model",
         "mean_{j} a_{0,j}, scored before training",
-        "score",
-        "higher",
-        _marks("unranked"),  # all runs of a comparison share it
-        "before",
+        marks=("unranked",),  # all runs of a comparison share it
+        interval="before",
     ),
     Metric(
         "base_drift",
         "Base-model drift",
         "perplexity on plain text, adapter on / off, − 1",
-        "signed",
-        "near zero",
-        _marks("headline"),
+        kind="signed",
+        better="near zero",
+        marks=("headline",),
     ),
     Metric(
         "stored_bytes",
         "Stored bytes",
         "every byte the adapter keeps, after the last task",
-        "bytes",
-        "lower",
-        _marks("headline"),
+        kind="bytes",
+        better="lower",
+        marks=("headline",),
     ),
     Metric("released_bytes", "Bytes of the release file", "quantised, for inference only", "bytes", "lower"),
     Metric(
-        "trainable_parameters",
-        "Trainable parameters",
-        "numbers the optimiser moves",
-        "count",
-        "lower",
-        _marks("headline"),
+        "trainable_parameters", "Trainable parameters", "numbers the optimiser moves", "count", "lower", ("headline",)
     ),
     # A setting, and no result.
-    Metric("ewc_lambda", "EWC λ", "loss + λ/2 Σ_{i} F_{i} (θ_{i} − θ*_{i})²", "count", "lower", _marks("unranked")),
+    Metric("ewc_lambda", "EWC λ", "loss + λ/2 Σ_{i} F_{i} (θ_{i} − θ*_{i})²", "count", "lower", ("unranked",)),
     # A norm below its bound is not better for being smaller.
     Metric(
         "update_norm_max",
         "Largest update norm",
         "max ‖ΔW‖ seen; the method bounds it",
-        "norm",
-        "lower",
-        _marks("unranked"),
+        kind="norm",
+        better="lower",
+        marks=("unranked",),
         bound=update_norm_bound,
     ),
     Metric(
         "atom_norm_max",
         "Largest atom norm",
         "max ‖atom‖ seen; bound 1.05",
-        "norm",
-        "lower",
-        _marks("unranked"),
+        kind="norm",
+        better="lower",
+        marks=("unranked",),
         bound=lambda _: ATOM_NORM_BOUND,
     ),
     Metric(
         "cpu_latency_overhead",
         "CPU latency overhead",
         "one token after 128 in ONNX Runtime: time with the adapter / without − 1",
-        "signed",
-        "lower",
+        kind="signed",
+        better="lower",
         interval="recorded",
     ),
     Metric("peak_memory_bytes", "Peak memory", "largest memory of the process", "bytes", "lower"),
-    Metric("train_seconds", "Training time", "wall clock, all tasks", "seconds", "lower", _marks("headline")),
+    Metric("train_seconds", "Training time", "wall clock, all tasks", "seconds", "lower", ("headline",)),
     Metric("eval_seconds", "Evaluation time", "wall clock, all evaluations", "seconds", "lower"),
 )
 

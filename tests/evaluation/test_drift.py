@@ -49,10 +49,8 @@ def test_perplexity_of_a_uniform_model_is_the_vocabulary(tiny_model, tiny_tokeni
     assert perplexity(model, tiny_tokenizer, TEXTS, batch_size=2, max_length=64) == pytest.approx(len(tiny_tokenizer))
 
 
-def test_perplexity_refuses_what_it_cannot_measure(tiny_model, tiny_tokenizer) -> None:
+def test_a_loss_that_is_not_finite_is_refused(tiny_model, tiny_tokenizer) -> None:
     model = tiny_model()
-    with pytest.raises(HimalayaError, match="at least 2 tokens, but none of the 2 texts"):
-        perplexity(model, tiny_tokenizer, ["", "x"], batch_size=2, max_length=64)
     torch.nn.init.constant_(model.lm_head.weight, math.nan)
     with pytest.raises(HimalayaError, match="not finite"):
         perplexity(model, tiny_tokenizer, TEXTS, batch_size=2, max_length=64)

@@ -7,7 +7,6 @@ import pytest
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.item_scores import FILE, read_item_scores, write_item_scores
-from himalaya_adapter.storage import write_json
 
 ROWS = [[[1.0, 0.0, 1.0]], [None, [0.123456, 0.5]], [[0.0, 0.0, 1.0], [2 / 3, 1.0], [0.0]]]
 KEPT = [[[1, 0, 1]], [None, [0.1235, 0.5]], [[0, 0, 1], [0.6667, 1], [0]]]
@@ -28,16 +27,8 @@ def test_round_trip_in_few_bytes_that_are_numbers(tmp_path: Path) -> None:
     assert re.sub(r"[\d.,\[\]]|null", "", text) == '{"format":"rows":}\n'
 
 
-def test_evaluations_are_read_where_the_file_is_missing(tmp_path: Path) -> None:
+def test_without_the_file_there_are_none(tmp_path: Path) -> None:
     assert read_item_scores(tmp_path, CELLS) is None
-    for i, row in enumerate(ROWS):
-        for j, scores in enumerate(row):
-            if scores is not None:
-                write_json(tmp_path / "evaluations" / f"after_{i}_task_{j}.json", {"score": 0, "item_scores": scores})
-    assert read_item_scores(tmp_path, CELLS) == ROWS
-    (tmp_path / "evaluations" / "after_2_task_1.json").unlink()
-    with pytest.raises(HimalayaError, match="evaluations is damaged"):
-        read_item_scores(tmp_path, CELLS)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The measures of the accuracy matrix: cases by hand, relations that hold for every matrix, and the bootstrap."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -96,7 +98,7 @@ def test_rows_to_measure(rows: str, tasks: int, expected: list[int]) -> None:
     assert metrics.rows_to_measure(rows, tasks) == expected
 
 
-def without(a: list[list[float]], kept: list[int]) -> list[list[float | None]]:
+def without(a: list[list[Any]], kept: list[int]) -> list[list[Any]]:
     """The matrix with only the diagonal of all other rows."""
     return [[score if i in kept or i == j else None for j, score in enumerate(row)] for i, row in enumerate(a)]
 
@@ -145,7 +147,7 @@ def test_what_the_diagonal_and_the_last_row_hold_does_not_change(a, rows: str) -
     assert metrics.forgetting(fewer) <= metrics.forgetting(a) + 1e-9
     assert metrics.measured_rows(fewer) == kept
     whole = metrics.retained_accuracy(a)
-    assert metrics.retained_accuracy(fewer) == [whole[i] for i in kept]
+    assert metrics.retained_accuracy(fewer).tolist() == [whole[i] for i in kept]
 
 
 @given(st.integers(1, 6), scores)
@@ -206,12 +208,7 @@ def test_bootstrap_reads_only_the_measured_rows() -> None:
     item_scores = simulated_items(np.random.default_rng(3), tasks=5, items=40)
     a = means(item_scores)
     whole = metrics.bootstrap_retained_accuracy(a, item_scores, seed=0)
-    only_measured = [row if i in (0, 2, 4) else [[]] * (i + 1) for i, row in enumerate(item_scores)]
+    only_measured = without(item_scores, [0, 2, 4])
     fewer = metrics.bootstrap_retained_accuracy(without(a, [0, 2, 4]), only_measured, seed=0)
     assert fewer.rows == (whole.rows[0], whole.rows[2], whole.rows[4])
     assert fewer.auc[0] < metrics.retained_accuracy_auc(without(a, [0, 2, 4])) < fewer.auc[1]
-
-
-def test_bootstrap_refuses_rows_with_other_items() -> None:
-    with pytest.raises(ValueError, match=r"task 0 hold \[2, 3\]"):
-        metrics.bootstrap_retained_accuracy([[0.5], [0.5, 0.5]], [[[0, 1]], [[0, 1, 1], [1]]], seed=0)

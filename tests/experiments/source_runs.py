@@ -100,8 +100,8 @@ REFUSED = {
     "model.backbone.frozen": (False, "expected true: only the adapter is trained"),
     "dataset.tokenizer": ("gpt2", "dataset.tokenizer=gpt2 of run '{name}': expected NousResearch/Llama-2-7b-hf"),
     "dataset.streaming": (False, "expected true: tasks come one after another"),
-    "training.optimizer": ("sgd", "'sgd'; did you mean 'adamw'"),
-    "optuna.search_space.weight_decay.type": ("loguniform", "low=0.0: expected a number above 0"),
+    "training.optimizer": ("sgd", 'found "sgd", expected one of adamw'),
+    "optuna.search_space.weight_decay.type": ("loguniform", "`low > 0` must hold for `log=True`"),
 }
 HIMALAYA = SourceRun(
     name="proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters",
@@ -140,7 +140,7 @@ HIMALAYA = SourceRun(
         "model.adapter.coeff_precision_bits": (4, "coeff_precision_bits=4 of run '{name}': expected 8"),
         "model.norm_rescaling": (False, "model.norm_rescaling=false of run '{name}': expected true; the bound on"),
         "training.router_temperature_anneal": ("cosine", "expected linear; the gates' temperature falls linearly"),
-        "optuna.search_space.kd_tree_fanout.type": ("int", "choices belong to a categorical, not to int"),
+        "optuna.search_space.kd_tree_fanout.type": ("int", "got an unexpected keyword argument 'choices'"),
     },
 )
 LILAC = SourceRun(
@@ -165,7 +165,7 @@ LILAC = SourceRun(
     refused=REFUSED
     | {
         "model.adapter.type": ("LORA", "is a key of LILAC, model.adapter.type is LORA"),
-        "optuna.search_space.lora_rank.type": ("int", "choices belong to a categorical, not to int"),
+        "optuna.search_space.lora_rank.type": ("int", "got an unexpected keyword argument 'choices'"),
     },
 )
 SOURCES = (HIMALAYA, LILAC)

@@ -3,14 +3,15 @@
 import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation import metrics
-from himalaya_adapter.experiments import RunConfig, compose_run, run_names
-from himalaya_adapter.experiments.keys import first_difference
-from himalaya_adapter.experiments.schema import keys_of
+from himalaya_adapter.experiments import compose_run, run_names
+from himalaya_adapter.experiments.keys import check_same
+from himalaya_adapter.experiments.run_config import Metric
 from himalaya_adapter.experiments.validation import check_run
 
 RUN = "run=demo-himalaya"
@@ -67,12 +68,12 @@ def test_a_trial_is_the_same_run_on_fewer_items() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no run named; add run=NAME"),
+        ([], "key 'run' of the command line is missing; expected text"),
         (["demo-himalaya"], "'demo-himalaya' is not an override; write KEY=VALUE"),
         ([RUN, "=3"], "'=3' is not an override"),
         (["run=demo-himlaya"], "unknown run 'demo-himlaya'; did you mean 'demo-himalaya'"),
-        ([RUN, "mode=trail"], "unknown mode 'trail'; did you mean 'trial'"),
-        ([RUN, "overwrite=maybe"], "overwrite=maybe: expected true or false"),
+        ([RUN, "mode=trail"], "key 'mode' of the command line: found \"trail\", expected one of full, trial"),
+        ([RUN, "overwrite=maybe"], "key 'overwrite' of the command line: found \"maybe\", expected true or false"),
         ([RUN, "training.lerning_rate=1"], "'training.lerning_rate'; did you mean 'training.learning_rate'"),
         ([RUN, "learning_rate=1"], "did you mean 'training.learning_rate'"),
         ([RUN, "model.adapter.optoins.r=4"], "did you mean 'model.adapter.options'"),
@@ -84,19 +85,19 @@ def test_a_trial_is_the_same_run_on_fewer_items() -> None:
         ([RUN, "training.learning_rate=null"], "found null, expected a number"),
         (
             [RUN, "training=3"],
-            "key 'training' of run 'demo-himalaya': found 3, expected keys with values (protocol",
+            "key 'training' of run 'demo-himalaya': found 3, expected keys with values",
         ),
         ([RUN, "method=null"], "found null, expected one of proposed, comparative"),
-        ([RUN, "dataset.languages=en"], 'found "en", expected a list of text, or null'),
+        ([RUN, "dataset.languages=en"], 'found "en", expected a list, or null'),
         ([RUN, "training.seed=2020-13-45"], 'found "2020-13-45", expected a whole number'),
         ([RUN, "training.seed=!!int x"], "cannot read training.seed=!!int x"),
         ([RUN, "training.seed=!!bool x"], "cannot read training.seed=!!bool x"),
         ([RUN, "training.seed=!!timestamp x"], "cannot read training.seed=!!timestamp x"),
-        ([RUN, "optuna.search_space.learning_rate=3"], "found 3, expected keys with values (type, low, high"),
-        ([RUN, "optuna.search_space.learning_rate.low=x"], 'found "x", expected a number, or null'),
+        ([RUN, "optuna.search_space.learning_rate=3"], "found 3, expected keys with values"),
+        ([RUN, "optuna.search_space.learning_rate={type: int, low: x}"], 'found "x", expected a number, or null'),
         ([RUN, "model.adapter.options=3"], "key 'model.adapter.options'"),
         ([RUN, "training.learning_rate=[1"], "cannot read training.learning_rate=[1"),
-        ([RUN, "run_id=${oc.env:HOME}"], "run_id: '${oc.env:HOME}' asks for a value from elsewhere"),
+        ([RUN, "run_id=${oc.env:HOME}"], "run 'demo-himalaya': '${oc.env:HOME}' asks for a value from elsewhere"),
     ],
 )
 def test_a_mistake_is_one_clear_line(words: list[str], message: str) -> None:
@@ -156,8 +157,8 @@ def test_an_unusable_run_file_is_one_clear_line(content: str, message: str, tmp_
         ("dataset.max_seq_length=0", "at least 1"),
         ("evaluation.eval_batch_size=0", "at least 1"),
         ("training.weight_decay=-1", "at least 0"),
-        ("training.warmup_steps=-1", "found -1, expected a number from 0 to 1000000"),
-        ("training.warmup_steps=1e9", "found 1000000000.0, expected a number from 0 to 1000000"),
+        ("training.warmup_steps=-1", "found -1, expected a number of at least 0 and of at most 1000000"),
+        ("training.warmup_steps=1e9", "found 1000000000.0, expected a number of at least 0 and"),
         ("training.warmup_steps=1.5", "expected a share below 1, or a whole number of steps"),
         (
             "model.adapter.options.gain=.inf",
@@ -167,7 +168,7 @@ def test_an_unusable_run_file_is_one_clear_line(content: str, message: str, tmp_
         ("optuna.search_space=inf", "key 'optuna.search_space' of run 'demo-himalaya': found \"inf\", expected keys"),
         ("optuna.search_space={learning_rate: {type: uniform, low: 0, high: .inf}}", "found Infinity, expected a num"),
         ("training.max_grad_norm=0", "above 0"),
-        ("training.seed=-1", "from 0 to"),
+        ("training.seed=-1", "of at least 0 and below"),
         ("model.adapter.total_parameter_budget_mb=0", "above 0, or null"),
         (
             "model.adapter.ewc_lambda=0",
@@ -179,16 +180,16 @@ def test_an_unusable_run_file_is_one_clear_line(content: str, message: str, tmp_
         ("model.backbone.frozen=false", "only the adapter is trained"),
         (
             "model.backbone.quantisation=4bit",
-            "unknown model.backbone.quantisation of run 'demo-himalaya' '4bit'; did you mean '4-bit'",
+            'found "4bit", expected one of 4-bit, 4-bit QLoRA, or null',
         ),
-        ("model.backbone.dtype=bf16", "did you mean 'bfloat16'"),
-        ("method=propsed", "did you mean 'proposed'"),
-        ("training.protocol=sequental", "did you mean 'sequential'"),
-        ("training.optimizer=adam", "did you mean 'adamw'"),
-        ("training.lr_scheduler=linaer", "did you mean 'linear'"),
-        ("training.mixed_precision=fp32", "unknown training.mixed_precision of run 'demo-himalaya' 'fp32'"),
-        ("training.report_to=tensorbord", "did you mean 'tensorboard'"),
-        ("evaluation.primary_metric=acc", "unknown evaluation.primary_metric of run 'demo-himalaya' 'acc'"),
+        ("model.backbone.dtype=bf16", 'found "bf16", expected one of auto, float32'),
+        ("method=propsed", "expected one of proposed, comparative"),
+        ("training.protocol=sequental", "expected one of sequential, independent"),
+        ("training.optimizer=adam", "expected one of adamw"),
+        ("training.lr_scheduler=linaer", "expected one of linear, cosine"),
+        ("training.mixed_precision=fp32", "key 'training.mixed_precision' of run 'demo-himalaya': found \"fp32\""),
+        ("training.report_to=tensorbord", "expected one of none, tensorboard"),
+        ("evaluation.primary_metric=acc", 'found "acc", expected one of retained_accuracy_auc'),
         ("run_id=../elsewhere", "run_id '../elsewhere' is not the name of a folder: it begins with a dot"),
         ("run_id=a/b", "it holds a slash"),
         ("run_id=..", "it begins with a dot"),
@@ -206,19 +207,16 @@ def test_a_silly_value_is_one_clear_line(word: str, message: str) -> None:
 
 
 def test_the_primary_metric_is_one_that_is_computed() -> None:
-    assert all(
-        callable(getattr(metrics, str(name))) for name in keys_of(RunConfig)["evaluation.primary_metric"].choices
-    )
+    assert all(callable(getattr(metrics, name)) for name in get_args(Metric))
 
 
 def test_a_key_that_a_written_config_does_not_have_is_at_its_default() -> None:
     run = asdict(compose_run(["run=demo-lora"]).run)
     older = {section: dict(content) if isinstance(content, dict) else content for section, content in run.items()}
     del older["dataset"]["order"]
-    assert first_difference(older, run) is None
-    assert first_difference(older, run | {"dataset": run["dataset"] | {"order": "reversed"}}) == (
-        *("dataset.order", "given", "reversed"),
-    )
+    check_same(older, run, "a run", "one")
+    with pytest.raises(HimalayaError, match=r"a run was begun with dataset\.order='given', this one has 'reversed'"):
+        check_same(older, run | {"dataset": run["dataset"] | {"order": "reversed"}}, "a run", "one")
 
 
 def test_a_folder_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from himalaya_adapter.documents import parse_document
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.overrides import combinations, read_overrides
 
@@ -20,7 +21,8 @@ from himalaya_adapter.experiments.overrides import combinations, read_overrides
     ],
 )
 def test_a_value_is_yaml(word: str, value: object) -> None:
-    assert read_overrides([word]) == {"a.b": value}
+    found = read_overrides([word])
+    assert {key: parse_document(text, key) for key, text in found.items()} == {"a.b": value}
 
 
 @pytest.mark.parametrize("word", ["a", "=1", ".a=1", "a.=1", "a..b=1"])

@@ -1,10 +1,13 @@
 """The ``optuna`` block: what a search could not do is refused with the reason, and every name means one key."""
 
+from typing import Any
+
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import compose_run
-from himalaya_adapter.experiments.search_config import OptunaConfig, SearchRange, check_search, searched_key
+from himalaya_adapter.experiments.search_config import SearchRange, searched_key
 from himalaya_adapter.experiments.validation import check_run
 
 RUN = "run=demo-himalaya"
@@ -18,49 +21,65 @@ KEYS = [
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "distribution"),
     [
-        SearchRange("uniform", 0.0, 1.0),
-        SearchRange("uniform", -1.0, 1.0, step=0.5),
-        SearchRange("loguniform", 1e-5, 1e-2),
-        SearchRange("int", 1, 8),
-        SearchRange("int", 1, 8, log=True),
-        SearchRange("int", 2, 8, step=2),
-        SearchRange("categorical", choices=[4, "auto", None]),
+        (SearchRange("uniform", 0.5, 1.0), FloatDistribution(0.5, 1.0)),
+        (SearchRange("uniform", -1.0, 1.0, step=0.5), FloatDistribution(-1.0, 1.0, step=0.5)),
+        (SearchRange("loguniform", 1e-5, 1.0), FloatDistribution(1e-5, 1.0, log=True)),
+        (SearchRange("int", 1, 8), IntDistribution(1, 8)),
+        (SearchRange("int", 1, 8, log=True), IntDistribution(1, 8, log=True)),
+        (SearchRange("int", 2, 8, step=2), IntDistribution(2, 8, step=2)),
+        (SearchRange("categorical", choices=["a", [1], None]), CategoricalDistribution(['"a"', "[1]", "null"])),
     ],
 )
-def test_a_range_that_holds_values_passes(values: SearchRange) -> None:
-    check_search(OptunaConfig(3, "maximize", {"learning_rate": values}), "a", KEYS)
+def test_each_type_is_the_distribution_that_it_says(values: SearchRange, distribution: Any) -> None:
+    assert values.distribution() == distribution
+    if values.choices is not None:
+        assert [values.value(kept) for kept in distribution.choices] == values.choices
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (SearchRange(), "type=None: expected one of loguniform, uniform, int, categorical"),
-        (SearchRange("gaussian", 0, 1), "type=gaussian: expected one of"),
-        (SearchRange("uniform", 1.0, 1.0), "low=1.0, high=1.0: expected two numbers, low below high"),
-        (SearchRange("uniform", 2.0, 1.0), "low below high"),
-        (SearchRange("uniform", 0.0), "low=0.0, high=None"),
-        (SearchRange("uniform", 0.0, float("inf")), "expected two numbers"),
-        (SearchRange("uniform", float("nan"), 1.0), "expected two numbers"),
-        (SearchRange("uniform", 0.0, 1.0, choices=[1]), "choices belong to a categorical, not to uniform"),
-        (SearchRange("uniform", 0.1, 1.0, log=True), "log belongs to an int; write type: loguniform"),
-        (SearchRange("loguniform", 0.1, 1.0, log=False), "log belongs to an int; write type: uniform"),
-        (SearchRange("uniform", 0.0, 1.0, step=0.0), "step=0.0: expected a number above 0"),
-        (SearchRange("uniform", 0.0, 1.0, step=2.0), "at most high - low"),
-        (SearchRange("loguniform", 0.0, 1.0), "low=0.0: expected a number above 0 on a logarithmic scale"),
-        (SearchRange("loguniform", 0.1, 1.0, step=0.1), "no logarithmic scale"),
-        (SearchRange("int", 1, 2.5), "expected whole numbers for an int"),
-        (SearchRange("int", 0, 8, log=True), "low=0: expected a number above 0"),
-        (SearchRange("categorical"), "a categorical needs choices"),
-        (SearchRange("categorical", choices=[]), "a categorical needs choices"),
-        (SearchRange("categorical", low=1, choices=[1]), "low belongs to a range of numbers"),
+        ("{type: uniform, low: 2, high: 1}", "`low <= high` must hold, but got (low=2.0, high=1.0)"),
+        ("{type: uniform, low: 0}", "'uniform' takes low and high, perhaps step; here is type, low"),
+        ("{type: uniform, low: 0, high: 1, choices: [1]}", "'uniform' takes low and high, perhaps step; here is"),
+        ("{type: uniform, low: 0, high: 1, step: 0}", "`step > 0` must hold"),
+        ("{type: loguniform, low: 0.1, high: 1, log: false}", "'loguniform' takes low and high; here is"),
+        ("{type: loguniform, low: 0, high: 1}", "`low > 0` must hold for `log=True`"),
+        ("{type: loguniform, low: 0.1, high: 1, step: 0.1}", "`step` is not supported when `log` is true"),
+        ("{type: int, low: 0, high: 8, log: true}", "`low >= 1` must hold for `log=True`"),
+        ("{type: int, low: 0.5, high: 8}", "whole numbers, not 0.5 and 8.0"),
+        ("{type: categorical}", "The `choices` must contain one or more elements"),
+        ("{type: categorical, low: 1, choices: [1]}", "'categorical' takes choices; here is"),
+        ("{type: uniform, low: -1, high: 1}", "key 'training.learning_rate' of run 'himalaya': found -1.0, expected"),
     ],
 )
-def test_a_range_that_makes_no_sense_is_refused_by_name(values: SearchRange, message: str) -> None:
+def test_a_range_that_makes_no_sense_is_refused_by_name(values: str, message: str) -> None:
     with pytest.raises(HimalayaError) as caught:
-        check_search(OptunaConfig(search_space={"learning_rate": values}), "a", KEYS)
-    assert str(caught.value).startswith("optuna.search_space.learning_rate of run 'a': ")
+        check_run(compose_run([RUN, f"optuna.search_space.learning_rate={values}"]).run)
+    assert str(caught.value).startswith("optuna.search_space.learning_rate of run 'himalaya': ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lr={type: uniform, low: 0.1, high: 1}"], "unknown key in optuna.search_space 'lr'; did you mean"),
+        (["name={type: categorical, choices: [a]}"], "may mean"),
+        (
+            [f"{name}={{type: uniform, low: 0.1, high: 1}}" for name in ("learning_rate", "training_learning_rate")],
+            "has training.learning_rate twice, once as training_learning_rate",
+        ),
+        (["task_epochs={type: uniform, low: 1.5, high: 8}"], "found 1.5, expected a whole number"),
+        (["task_epochs={type: categorical, choices: [4, many]}"], 'found "many", expected a whole number'),
+        (["lr_scheduler={type: categorical, choices: [linear, liner]}"], 'found "liner", expected one of linear'),
+    ],
+)
+def test_names_mean_one_key_each_and_every_value_is_possible(words: list[str], message: str) -> None:
+    with pytest.raises(HimalayaError, match="optuna") as caught:
+        check_run(compose_run([RUN, *(f"optuna.search_space.{word}" for word in words)]).run)
     assert message in str(caught.value)
 
 
@@ -81,8 +100,8 @@ def test_a_name_means_the_end_of_one_key() -> None:
             "optuna.n_trials=0",
             "key 'optuna.n_trials' of run 'demo-himalaya': found 0, expected a whole number of at least 1",
         ),
-        ("optuna.direction=up", "unknown optuna.direction of run 'demo-himalaya' 'up'; did you mean"),
-        ("optuna.search_space.learning_rate={type: uniform, low: 3e-4, high: 1e-5}", "low=0.0003, high=1e-05"),
+        ("optuna.direction=up", 'found "up", expected one of maximize, minimize, or null'),
+        ("optuna.search_space.learning_rate.low=1", "key 'optuna.search_space.learning_rate.type' of run"),
         (
             "optuna.search_space.lora_alpha={type: int, low: 1, high: 8}",
             "unknown key in optuna.search_space 'lora_alpha'",

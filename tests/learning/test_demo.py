@@ -39,9 +39,9 @@ def test_the_demo(data: None, tmp_path: Path, tiny_model: Callable[..., Any], ti
     assert [len(told) for told in result.answers.values()] == [len(result.questions)] * 2
     demo.print_result(result)
     assert "Questions of room_extraction, asked after all tasks" in capsys.readouterr().out
-    page = write_demo_report(result, tmp_path / "demo").read_text(encoding="utf-8")
+    page = write_demo_report(result, tmp_path / "demo").read_text(encoding="utf-8").replace("<wbr>", "")
     for text in (*names, *result.after, result.questions[0].target):
-        assert str(escape(text)).replace("_", "_<wbr>") in page
+        assert str(escape(text)) in page
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -170,10 +170,9 @@ MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     ("echo.jsonl", "x", {"checks": {"parity": "echo.jsonl"}}, "has the answer '0 0'; the task has learnt: no, yes"),
     ("echo.jsonl", "x", {"metric": "chr"}, "unknown metric 'chr'"),
-    ("echo.jsonl", "x", {"learning_rate": math.inf}, "--learning-rate inf: expected a number above 0"),
-    ("echo.jsonl", "x", {"learning_rate": 0.0}, "--learning-rate 0: expected a number above 0"),
-    ("echo.jsonl", "x", {"seed": -1}, "--seed -1: expected a whole number from 0 to"),
-    ("echo.jsonl", "x", {"budget_mb": math.nan}, "--budget-mb nan: expected a number above 0"),
+    ("echo.jsonl", "x", {"learning_rate": math.inf}, "himalaya learn: found Infinity, expected a number above 0"),
+    ("echo.jsonl", "x", {"learning_rate": 0.0}, "himalaya learn: found 0.0, expected a number above 0"),
+    ("echo.jsonl", "x", {"seed": -1}, "'seed' of himalaya learn: found -1, expected a whole number from 0 to"),
 ]
 
 
@@ -198,9 +197,11 @@ def test_a_mistake_is_one_line_and_changes_nothing(
 
 def test_a_task_that_does_not_fit(files: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
-    with pytest.raises(HimalayaError, match=r"--budget-mb 0.01 has no room for one task") as caught:
-        learn(folder, str(files / "echo.jsonl"), "echo", options(files, backbone=str(files / "base"), budget_mb=0.01))
-    assert not folder.exists()
+    for budget in (math.nan, 0.0, 0.01):
+        too_small = options(files, backbone=str(files / "base"), budget_mb=budget)
+        with pytest.raises(HimalayaError, match=f"--budget-mb {budget:g} has no room for one task") as caught:
+            learn(folder, str(files / "echo.jsonl"), "echo", too_small)
+        assert not folder.exists()
     smallest = float(str(caught.value).split("it takes ")[1].split()[0])
     one_task = options(files, backbone=str(files / "base"), budget_mb=smallest)
     assert learn(folder, str(files / "echo.jsonl"), "echo", one_task).room == 0

@@ -178,8 +178,7 @@ def _task_end(index: int, name: str, stored_bytes: int, has_atoms: bool) -> dict
         "stored_bytes_by_part": {"lora_A": stored_bytes // 2, "lora_B": stored_bytes - stored_bytes // 2},
         "train_seconds": 14.5,
         "steps": 60,
-        "loss_first": 2.1,
-        "loss_last": 0.6,
+        "losses": [2.1, 0.6],
         "update_norm_max": None,
         "atom_norm_max": None,
     }

@@ -45,8 +45,8 @@ addEventListener("load", () => setTimeout(async () => {
   const before = shown();
   key.click();
   found.hidden = before - shown();
-  document.querySelector("table.tasks thead th:nth-child(4) button")?.click();
-  const cells = [...document.querySelectorAll("table.tasks tbody td:nth-child(4)")];
+  document.querySelector(":is(.tasks, .tasks_now) thead th:nth-child(4) button")?.click();
+  const cells = [...document.querySelectorAll(":is(.tasks, .tasks_now) tbody td:nth-child(4)")];
   found.sorted = cells.map(cell => parseFloat(cell.textContent));
   const texts = (figure, what) => [...figure.querySelectorAll(what)].map(one => one.textContent);
   found.doubled = [...document.querySelectorAll("figure")]

@@ -1,6 +1,5 @@
 """Comparisons: seeds put together, paired tests on the same items, and what is refused or left out with a note."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,9 @@ from himalaya_adapter.evaluation.item_scores import FILE
 from himalaya_adapter.report import markdown, score_figures, write_comparison
 from himalaya_adapter.report.comparison import Comparison, compare
 from himalaya_adapter.report.method_groups import group_by_method
-from himalaya_adapter.report.paired_tables import measure_differences
 from himalaya_adapter.report.palette import METHOD_COLORS
 from himalaya_adapter.report.run_folder import read_comparable_runs
+from himalaya_adapter.report.score_tables import measure_differences
 from himalaya_adapter.storage import read_json, write_atomic, write_json
 
 TASKS = ["sarcasm", "verse_book_fr", "law_topic_pt"]
@@ -92,21 +91,18 @@ def test_the_same_method_with_the_same_seed_twice_is_refused(two_methods: Path) 
 def test_himalaya_is_the_reference_and_the_forgetful_are_found_out(two_methods: Path) -> None:
     comparison = comparison_of(two_methods, "l0", "l1", "h0", "h1", "h2")
     assert comparison.reference.label == "HIMALAYA"
-    (lora,) = comparison.others
-    assert {difference.of for difference in comparison.measures} == {
-        *("retained_accuracy_auc", "average_accuracy", "learning_accuracy", "forgetting")
-    }
-    forgetting = comparison.difference(lora, "forgetting")
+    (lora,) = comparison.rivals
+    assert list(lora.measures) == ["retained_accuracy_auc", "average_accuracy", "learning_accuracy", "forgetting"]
+    forgetting = lora.measures["forgetting"]
     own = fmean(comparison.groups[1].values("forgetting")[:2])  # of the seeds that LoRA has, too
-    assert forgetting.seeds == (0, 1)
-    assert forgetting.test.difference == pytest.approx(own - fmean(lora.values("forgetting")))
-    assert forgetting.test.high < 0
+    assert lora.seeds == (0, 1)
+    assert forgetting.difference == pytest.approx(own - fmean(lora.group.values("forgetting")))
+    assert forgetting.high < 0
     assert forgetting.significant
-    assert forgetting.adjusted_p >= forgetting.test.p
-    assert not comparison.difference(lora, "learning_accuracy").significant
-    first, last = (comparison.difference(lora, task) for task in (TASKS[0], TASKS[-1]))
-    assert first.test.low > 0  # forgotten
-    assert not last.significant  # nothing came after it
+    assert forgetting.p_holm >= forgetting.p
+    assert not lora.measures["learning_accuracy"].significant
+    assert lora.tasks[TASKS[0]].low > 0  # forgotten
+    assert not lora.tasks[TASKS[-1]].significant  # nothing came after it
     assert comparison == comparison_of(two_methods, "l0", "l1", "h0", "h1", "h2")  # drawn with a seed of its own
 
 
@@ -115,25 +111,24 @@ def test_two_methods_with_the_same_answers_do_not_differ(make_run: MakeRun, tmp_
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     path = tmp_path / "b" / "config.yaml"
     write_atomic(path, path.read_text(encoding="utf-8").replace("0.01", "0.02"))
-    comparison = comparison_of(tmp_path, "a", "b")
-    assert len(comparison.measures) == 4
-    for difference in (*comparison.measures, *comparison.tasks):
-        test = difference.test
-        assert (test.difference, test.low, test.high, test.p) == (0.0, 0.0, 0.0, 1.0), difference.of
+    (other,) = comparison_of(tmp_path, "a", "b").rivals
+    assert len(other.measures) == 4
+    for of, test in (other.measures | other.tasks).items():
+        assert (test.difference, test.low, test.high, test.p) == (0.0, 0.0, 0.0, 1.0), of
 
 
 def test_methods_without_a_common_seed_are_compared_unpaired(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("a", tasks=TASKS, seed=0)
     make_run("b", tasks=TASKS, seed=1, method="lora", method_name="LoRA")
     comparison = comparison_of(tmp_path, "a", "b")
-    assert all(difference.seeds == () for difference in comparison.tasks)
+    assert [rival.seeds for rival in comparison.rivals] == [()]
     assert "| LoRA | not paired |" in markdown.document(comparison, measure_differences(comparison))
 
 
 def test_runs_without_item_scores_are_told_and_not_tested(two_methods: Path) -> None:
     (two_methods / "l1" / FILE).unlink()
     comparison = comparison_of(two_methods, "h0", "h1", "l0", "l1")
-    assert comparison.measures == comparison.tasks == ()
+    assert comparison.rivals == ()
     assert comparison.notes == ("No item scores are kept of l1: no paired tests with these runs.",)
     path = write_comparison(two_methods, ["h0", "h1", "l0", "l1"], two_methods / "out")
     for file in (path, path.with_name("tables.md"), path.with_name("tables.tex")):
@@ -145,7 +140,7 @@ def test_other_measured_rows_leave_out_what_depends_on_them(two_methods: Path) -
     path = two_methods / "l0" / "metrics.json"
     write_json(path, {**read_json(path), "measured_rows": [1, 3]})
     comparison = comparison_of(two_methods, "h0", "l0")
-    assert {difference.of for difference in comparison.measures} == {"average_accuracy", "learning_accuracy"}
+    assert [list(rival.measures) for rival in comparison.rivals] == [["average_accuracy", "learning_accuracy"]]
     assert comparison.notes == ("LoRA measured other rows of the matrix: no tests of its AUC and forgetting.",)
 
 
@@ -171,7 +166,7 @@ def test_aggregated_metrics_hold_methods_and_tests(two_methods: Path) -> None:
 
 def test_one_method_of_several_seeds_is_a_comparison_without_tests(two_methods: Path) -> None:
     comparison = comparison_of(two_methods, "h0", "h1", "h2")
-    assert comparison.measures == comparison.notes == ()
+    assert comparison.rivals == comparison.notes == ()
     page = write_comparison(two_methods, ["h0", "h1", "h2"], two_methods / "out").read_text(encoding="utf-8")
     assert "Seed by seed" in page
     assert "Paired" not in page
@@ -196,7 +191,7 @@ def test_the_frozen_model_is_drawn_once(make_run: MakeRun, tmp_path: Path) -> No
     make_run("frozen", tasks=TASKS, method="lora", method_name="Frozen", protocol="frozen")
     groups = group_by_method(read_comparable_runs(tmp_path, ["himalaya", "lora", "frozen"]))
     for draw in (score_figures.retained_accuracy, score_figures.learning_by_position):
-        (chart,) = draw(groups).charts
-        assert {one["name"] for one in chart.data["series"]} == {"himalaya", "lora", "frozen model"}
-    assert "Frozen" not in json.dumps([chart.data for chart in score_figures.scores_by_method(groups).charts])
-    assert "Frozen" in json.dumps([chart.data for chart in score_figures.retained_accuracy(groups[2:]).charts])
+        charts = draw(groups).charts
+        assert {one.look.label for chart in charts for one in chart.series} == {"himalaya", "lora", "frozen model"}
+    assert "Frozen" not in str(score_figures.scores_by_method(groups).charts)
+    assert "Frozen" in str(score_figures.retained_accuracy(groups[2:]).charts)

@@ -7,25 +7,19 @@ from pathlib import Path
 import pytest
 from pages import CHANGED, changed_runs, metrics_of
 
+from himalaya_adapter.report.formats import format_bytes, format_interval, format_seconds, format_value
 from himalaya_adapter.report.method_groups import group_by_method
-from himalaya_adapter.report.metric_table import (
-    Row,
-    format_bytes,
-    format_interval,
-    format_seconds,
-    format_value,
-    interval_of_mean,
-    metric_rows,
-)
 from himalaya_adapter.report.run_folder import read_comparable_runs
+from himalaya_adapter.report.score_tables import interval_of_mean, metric_rows
+from himalaya_adapter.report.table import Text
 from himalaya_adapter.storage import read_json, write_json
 
 MakeRun = Callable[..., Path]
 
 
-def row_of(folders: list[Path], key: str) -> Row:
+def cells_of(folders: list[Path], key: str) -> list[Text]:
     runs = changed_runs(folders[0].parent, [folder.name for folder in folders])
-    return next(row for row in metric_rows(group_by_method(runs)) if row.metric.key == key)
+    return next(cells for metric, cells in metric_rows(group_by_method(runs)).items() if metric.key == key)
 
 
 @pytest.fixture
@@ -41,7 +35,7 @@ def test_a_norm_is_held_against_the_bound_of_its_own_run(make_run: MakeRun) -> N
     def exceeds(*norms: float) -> list[bool]:
         for folder, norm in zip(folders, norms, strict=True):
             set_metrics(folder, update_norm_max=norm)
-        return [entry.warning for entry in row_of(folders, "update_norm_max").cells]
+        return [entry.warning for entry in cells_of(folders, "update_norm_max")]
 
     folders = [make_run("strict", tasks=["x", "y"], method="himalaya_strict")]  # names no bound: the letter's, 1
     folders += [make_run(f"wide-{seed}", tasks=["x", "y"], seed=seed) for seed in (0, 1)]
@@ -93,7 +87,7 @@ def test_best_is_marked_in_the_right_direction(pair: list[Path]) -> None:
     set_metrics(pair[0], forgetting=0.01, learning_accuracy=0.7, base_drift=-0.3)
     set_metrics(pair[1], forgetting=0.05, learning_accuracy=0.8, base_drift=0.1)
     best = {
-        key: [entry.bold for entry in row_of(pair, key).cells]
+        key: [entry.bold for entry in cells_of(pair, key)]
         for key in ("forgetting", "learning_accuracy", "base_drift", "frozen_accuracy")
     }
     assert best == {
@@ -107,10 +101,10 @@ def test_best_is_marked_in_the_right_direction(pair: list[Path]) -> None:
 def test_of_runs_that_measured_other_rows_none_is_best_in_what_depends_on_them(pair: list[Path]) -> None:
     set_metrics(pair[0], forgetting=0.1, average_accuracy=0.6, measured_rows=[0, 1])
     set_metrics(pair[1], forgetting=0.2, average_accuracy=0.5, measured_rows=[1])
-    assert not any(entry.bold for entry in row_of(pair, "forgetting").cells)
-    assert [entry.bold for entry in row_of(pair, "average_accuracy").cells] == [True, False]
+    assert not any(entry.bold for entry in cells_of(pair, "forgetting"))
+    assert [entry.bold for entry in cells_of(pair, "average_accuracy")] == [True, False]
     set_metrics(pair[1], measured_rows=[0, 1])
-    assert [entry.bold for entry in row_of(pair, "forgetting").cells] == [True, False]
+    assert [entry.bold for entry in cells_of(pair, "forgetting")] == [True, False]
 
 
 def test_a_bound_is_never_best(pair: list[Path], make_run: MakeRun) -> None:
@@ -119,31 +113,18 @@ def test_a_bound_is_never_best(pair: list[Path], make_run: MakeRun) -> None:
     set_metrics(frozen, forgetting=0.0, learning_accuracy=0.9)
     set_metrics(pair[0], forgetting=0.01, learning_accuracy=0.7)
     set_metrics(pair[1], forgetting=0.05, learning_accuracy=0.8)
-    best = [
-        [entry.bold for entry in row_of([*pair, frozen], key).cells] for key in ("forgetting", "learning_accuracy")
-    ]
+    best = [[entry.bold for entry in cells_of([*pair, frozen], key)] for key in ("forgetting", "learning_accuracy")]
     assert best == [[True, False, False], [False, True, False]]
 
 
-def test_best_is_clear_only_if_the_intervals_do_not_overlap(pair: list[Path]) -> None:
-    auc = "retained_accuracy_auc"
-    set_metrics(pair[0], **{auc: 0.7, f"{auc}_low": 0.65, f"{auc}_high": 0.75})
-    set_metrics(pair[1], **{auc: 0.6, f"{auc}_low": 0.55, f"{auc}_high": 0.66})
-    entries = row_of(pair, auc).cells
-    assert [(entry.bold, entry.clear) for entry in entries] == [(True, False), (False, False)]
-    assert entries[0].small == "[0.650, 0.750]"
-    set_metrics(pair[1], **{f"{auc}_high": 0.64})
-    assert [(entry.bold, entry.clear) for entry in row_of(pair, auc).cells] == [(True, True), (False, False)]
-
-
 def test_no_run_is_best_alone_or_in_a_tie(pair: list[Path]) -> None:
-    assert not any(entry.bold for entry in row_of(pair[:1], "learning_accuracy").cells)
+    assert not any(entry.bold for entry in cells_of(pair[:1], "learning_accuracy"))
     set_metrics(pair[0], learning_accuracy=0.5)
     set_metrics(pair[1], learning_accuracy=0.5)
-    assert not any(entry.bold for entry in row_of(pair, "learning_accuracy").cells)
+    assert not any(entry.bold for entry in cells_of(pair, "learning_accuracy"))
 
 
 def test_a_metric_that_one_run_lacks_is_a_dash_and_one_that_none_has_is_no_row(pair: list[Path]) -> None:
-    assert [entry.text for entry in row_of(pair, "atom_norm_max").cells] == ["1.000", "–"]
+    assert [entry.text for entry in cells_of(pair, "atom_norm_max")] == ["1.000", "–"]
     runs = read_comparable_runs(pair[1].parent, [pair[1].name])
-    assert "atom_norm_max" not in [row.metric.key for row in metric_rows(group_by_method(runs))]
+    assert "atom_norm_max" not in [metric.key for metric in metric_rows(group_by_method(runs))]

@@ -8,7 +8,7 @@ import pytest
 
 from himalaya_adapter.report import latex, markdown, write_comparison
 from himalaya_adapter.report.comparison import Comparison, compare
-from himalaya_adapter.report.comparison_page import comparison_tables
+from himalaya_adapter.report.result_pages import comparison_tables
 from himalaya_adapter.report.run_folder import read_comparable_runs
 
 TASKS = ["film_verdict", "100% & {more}", "law|topic"]
@@ -51,7 +51,7 @@ def check_markdown(text: str) -> None:
 
 
 def as_latex(comparison: Comparison) -> str:
-    return latex.document(comparison_tables(comparison, by_method=True), comparison.notes)
+    return latex.document(comparison_tables(comparison), comparison.notes)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_latex_is_whole_and_escaped(written: Comparison) -> None:
     check_latex(text)
     topics = re.findall(r"\\label\{tab:(.*?)\}", text)
     assert topics == [
-        *("headline", "further-metrics", "seeds", "paired-tests", "tasks", "task-tests"),
+        *("headline", "further-metrics", "seeds", "paired-tests", "tasks-now", "tasks-learnt", "task-tests"),
     ]
     assert r"{}[LoRA] r=8 \textbackslash{}o/ 50\% \& \$x\_1\$ \#\textasciitilde{}\textasciicircum{}" in text
     assert r"100\% \& \{more\}" in text
@@ -79,16 +79,15 @@ def test_markdown_is_whole_and_holds_the_same_numbers(written: Comparison) -> No
     check_markdown(text)
     lora = written.groups[1].spread("forgetting")
     assert f"{lora.mean:.3f} ± {lora.deviation:.3f}" in text
-    assert rf"{lora.mean:.3f} {{\scriptsize $\pm$ {lora.deviation:.3f}}}" in latex.document(
-        comparison_tables(written, by_method=True), written.notes
-    )
+    assert rf"{lora.mean:.3f} {{\scriptsize $\pm$ {lora.deviation:.3f}}}" in as_latex(written)
     assert r"law\|topic" in text
     assert r"\|\*" in text
 
 
 def test_no_name_is_read_as_markdown() -> None:
-    escaped = markdown.escape("[x](javascript:y) <img> `code` | **b**\n# head")
-    assert escaped == r"[x]\(javascript:y) &lt;img> \`code\` \| \*\*b\*\* # head"
+    escaped = markdown.escape("[x](javascript:y) <img> `code` | **b**\n# head \\")
+    assert escaped == r"[x]\(javascript:y) &lt;img> \`code\` \| \*\*b\*\* # head \\"
+    assert markdown.escape("film_verdict") == "film_verdict"
 
 
 def test_formulas_become_maths() -> None:

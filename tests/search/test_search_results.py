@@ -10,7 +10,6 @@ from optuna.trial import TrialState
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.report import write_search_report
 from himalaya_adapter.search.results import TRIALS_FOR_IMPORTANCE, write_results
-from himalaya_adapter.search.space import searched_keys
 from himalaya_adapter.search.study import SharedStudy
 from himalaya_adapter.storage import read_json
 
@@ -25,8 +24,7 @@ def written(place: Path, complete: int, *words: str) -> dict[str, Any]:
     """Write the results of a study of ``complete`` finished trials, one stopped and one failed trial."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     run = compose_run(["run=demo-lora", "optuna.n_trials=50", *SPACE, *words]).run
-    keys = searched_keys(run)
-    shared = SharedStudy(place / "lora_search", run, keys)
+    shared = SharedStudy(place / "lora_search", run)
     with shared.lock:
         shared.begin(overwrite=False)
         for number in range(complete + 2):
@@ -44,7 +42,7 @@ def written(place: Path, complete: int, *words: str) -> dict[str, Any]:
                 state, result = TrialState.FAIL, {"user_attrs": {"reason": "<loss> was not finite"}}
             trial = optuna.create_trial(params=values, distributions=shared.distributions, state=state, **result)
             shared.study.add_trial(trial)
-        write_results(shared, keys)
+        write_results(shared)
     return dict(read_json(shared.folder / "trials.json"))
 
 

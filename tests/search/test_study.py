@@ -8,7 +8,6 @@ import pytest
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import compose_run
-from himalaya_adapter.search.space import searched_keys
 from himalaya_adapter.search.study import SharedStudy
 
 Opened = Callable[..., SharedStudy]
@@ -23,7 +22,7 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
     def open_one(*words: str) -> SharedStudy:
         space = "optuna.search_space.lr_scheduler={type: categorical, choices: [linear, cosine]}"
         run = compose_run(["run=lora-package25", "run_id=lora", "optuna.n_trials=4", space, *words]).run
-        shared = SharedStudy(tmp_path / "lora_search", run, searched_keys(run))
+        shared = SharedStudy(tmp_path / "lora_search", run)
         studies.append(shared)
         with shared.lock:
             shared.begin(overwrite=False)

@@ -153,14 +153,14 @@ def test_the_card_tells_origin_labels_and_examples(write: Writer, capsys: pytest
             {"labels": ["even", "uneven"]},
             "row 2 of rows.jsonl in task 'parity' has label 'odd'; known labels: even, uneven",
         ),
-        ({"labels": ["even", " "]}, "has an empty text"),
-        ({"labels": {"even": "e", "odd": ""}}, "label of value 'odd' .* has an empty text"),
-        ({"labels": [True, False]}, "label True .* is not text; quote it"),
-        ({"labels": ["even"]}, "fewer than two labels"),
-        ({"labels": "even"}, "expected a list"),
+        ({"labels": ["even", " "]}, "'labels' of task 'parity' .* found \" \", expected two or more texts"),
+        ({"labels": {"even": "e", "odd": ""}}, "'labels' of task 'parity' .* found \"\", expected two"),
+        ({"labels": [True, False]}, "found \\[true, false\\], expected .*quote them in YAML"),
+        ({"labels": ["even"]}, "'labels' of .* expected two or more"),
+        ({"labels": "even"}, 'found "even", expected two or more'),
         ({"labels": None}, "kind 'classification', which needs them"),
         ({"kind": "generation"}, "labels belong to kind 'classification'"),
-        ({"kind": "clasification"}, "did you mean 'classification'"),
+        ({"kind": "clasification"}, "expected one of classification"),
         ({"metric": None}, "'metric' of task 'parity' of stream .*mine.yaml is missing"),
         ({"metrics": "accuracy"}, "unknown key .* 'metrics'; did you mean 'metric'"),
         ({"language": False}, r"'language' of task 'parity' .*quote it in YAML"),
@@ -169,7 +169,6 @@ def test_the_card_tells_origin_labels_and_examples(write: Writer, capsys: pytest
         ({"caps": {"dev": 3}}, "unknown key of task 'parity' .* 'caps.dev'"),
         ({"caps": 5}, "'caps' .* found 5, expected keys"),
         ({"source": {"files": "rows.jsonl"}}, "'source.group' .* is missing"),
-        ({"source": {"files": "**.jsonl", "group": "id"}}, "'\\*\\*.jsonl' is no pattern of file names"),
         ({"source": {"files": "none*.jsonl", "group": "id"}}, "no file matches 'none\\*.jsonl' in /"),
         ({"source": {"files": "rows.jsonl", "group": "id", "reader": "tables"}}, "did you mean 'table'"),
         ({"source": {"files": "rows.jsonl", "group": "id", "archive": "djngo"}}, "did you mean 'django'"),
@@ -188,7 +187,7 @@ def test_the_card_tells_origin_labels_and_examples(write: Writer, capsys: pytest
         ({"source": ENTRY["source"] | {"part": 0.5}}, "'source.part' of .* found 0.5"),
         ({"label_noise": 1}, "'label_noise' of .* found 1, expected a share of at least 0 and below 1"),
         ({"label_noise": True}, "'label_noise' of .* found true"),
-        ({"on_bad_item": "ignore"}, "unknown on_bad_item of .* 'ignore'.*known: skip, stop"),
+        ({"on_bad_item": "ignore"}, "found .ignore., expected one of stop, skip"),
         ({"kind": "generation", "labels": None, "label_noise": 0.1}, "has 'label_noise' but no labels"),
         ({"like": "demo_steam_6/film_verdict"}, "unknown stream in 'like: .* did you mean 'demo_stream_6'"),
         ({"like": "demo_stream_6/film"}, "unknown task in 'like: .* did you mean 'film_verdict'"),
@@ -244,7 +243,7 @@ def test_a_label_is_known_in_any_unicode_form(write: Writer) -> None:
     rows = [row | {"parity": apart if row["parity"] == "odd" else "Bern "} for row in ROWS]
     assert load_stream(write(rows=rows, labels=[composed, "Bern"])).tasks[0].spec.labels == (composed, "Bern")
     for twice in (["team", "team ", "dev"], [composed, apart, "Bern"], {"a": "x", "a ": "y"}):
-        with pytest.raises(HimalayaError, match="is given twice"):
+        with pytest.raises(HimalayaError, match=r"'labels' of task .* expected two or more texts"):
             load_stream(write(labels=twice))
 
 
@@ -350,8 +349,8 @@ def test_unknown_stream_and_task(write: Writer, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("tasks: [", "cannot read"),
-        ("tasks: []", "no list of 'tasks'"),
-        ("- a", "no list of 'tasks'"),
+        ("tasks: []", "'tasks' of stream .*: found \\[\\], expected a list"),
+        ("- a", 'stream .*: found \\["a"\\], expected keys'),
         ("tasks: [3]", "a task of stream .*: found 3, expected keys"),
         ("taks: 1\ntasks: [3]", "unknown key .* 'taks'; did you mean 'tasks'"),
         ("archives: {mine: {requirement: a==1}}\ntasks: [ENTRY]", "'archives.mine.sha256' of stream .* is missing"),
@@ -360,9 +359,9 @@ def test_unknown_stream_and_task(write: Writer, tmp_path: Path) -> None:
             "'archives.mine.megabytes' .* found \"many\", expected a number",
         ),
         ("tasks: [ENTRY, ENTRY]", "two tasks named 'parity'"),
-        ("tasks: [NAMED ../parity]", "task '../parity' .*: the name must do for a folder: letters, digits and '_'"),
-        ("tasks: [NAMED .parity]", "the name must do for a folder"),
-        ("tasks: [NAMED de/en]", "the name must do for a folder"),
+        ("tasks: [NAMED ../parity]", "'name' of task '../parity' .* expected the name of a folder: letters"),
+        ("tasks: [NAMED .parity]", "expected the name of a folder"),
+        ("tasks: [NAMED de/en]", "expected the name of a folder"),
     ],
 )
 def test_mistakes_in_a_stream_file(tmp_path: Path, text: str, message: str) -> None:

@@ -3,7 +3,8 @@
 import re
 from collections import Counter
 
-from himalaya_adapter.streams import Stream, held_out_text
+from himalaya_adapter.streams import Stream
+from himalaya_adapter.streams.plain_text import held_out_text
 from himalaya_adapter.streams.task import SPLITS, Item, Task
 
 # First 16 hexadecimal digits of the hashes of train, validation and test.

@@ -10,14 +10,13 @@ import pyarrow.parquet
 import pytest
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.streams.readers import READERS
-from himalaya_adapter.streams.readers.types import BadRow
+from himalaya_adapter.streams.readers import BadRow, read_file
 
 ROWS = [{"text": "Grüße, Welt", "label": "a"}, {"text": 'two\nlines "quoted"', "label": "b"}]
 
 
 def rows(reader: str, content: bytes, name: str, **options: object) -> list[dict[str, object]]:
-    return list(READERS[reader](content, name, options))
+    return list(read_file(content, name, reader, options))
 
 
 def parquet() -> bytes:
@@ -52,24 +51,24 @@ def test_tables_of_every_format_hold_the_same_rows(name: str, content: bytes) ->
     [
         ("rows.jsonl", b'{"a": 1}\n{"a": ', "line 2"),
         ("rows.jsonl", b"[1]\n", "record 1 is not an object"),
-        ("rows.csv.bz2", bz2.compress(CSV)[:-9], "cannot read table rows.csv"),
-        ("rows.jsonl.gz", b"no gzip", "cannot read table rows.jsonl"),
-        ("rows.parquet", b"PAR1 half", "cannot read table rows.parquet"),
+        ("rows.csv.bz2", bz2.compress(CSV)[:-9], "cannot read rows.csv"),
+        ("rows.jsonl.gz", b"no gzip", "cannot read .*rows.jsonl"),
+        ("rows.parquet", b"PAR1 half", "cannot read rows.parquet"),
         *(
-            (name, 'text,label\n{"a": "é"}'.encode(encoding), f"cannot read table {name}: it is not UTF-8, but looks")
+            (name, 'text,label\n{"a": "é"}'.encode(encoding), f"cannot read {name} as table: it is not UTF-8, but")
             for name in ("rows.jsonl", "rows.csv", "rows.json")
             for encoding in ("utf-16", "utf-16-le")
         ),
         ("rows.csv", b'id,text,team\n1,a,x\n2,"server 10 is down,dev\n3,b,y\n', "record that begins in line 3: unexp"),
         ("rows.csv", b'id,text,team\n1,"a,x\n2,b,y\n3,"c",z\n', "the record that begins in line 2: ',' expected"),
-        ("rows.csv", b"id,text,text\n1,a,x\n", "rows.csv: it has 2 columns named 'text'"),
+        ("rows.csv", b"id,text,text\n1,a,x\n", "rows.csv as table: key 'text' stands twice"),
         ("rows.tsv", b'id\ttext\n1\t"a"b\n', "begins in line 2"),
-        ("rows.jsonl", b'{"a": 1, "a": 2}', "line 1: it has 2 fields named 'a'"),
+        ("rows.jsonl", b'{"a": 1, "a": 2}', "line 1 of rows.jsonl: key 'a' stands twice"),
         ("rows.json", b'{"a": 1}', "it is not a list of objects"),
         ("rows.json", b"7", "it is not a list of objects"),
-        ("rows.jsonl", b"[" * 100_000, "cannot read table rows.jsonl"),
-        ("rows.jsonl.gz", gzip.compress(JSONL, mtime=0)[:20] + b"\xff" * 20, "cannot read table rows.jsonl"),
-        ("rows.xlsx", b"", "no table format for 'rows.xlsx'"),
+        ("rows.jsonl", b"[" * 100_000, "cannot read .*rows.jsonl"),
+        ("rows.jsonl.gz", gzip.compress(JSONL, mtime=0)[:20] + b"\xff" * 20, "cannot read .*rows.jsonl"),
+        ("rows.xlsx", b"", "cannot read rows.xlsx as table: known endings are .jsonl"),
     ],
 )
 def test_unreadable_tables(name: str, content: bytes, message: str) -> None:
@@ -105,11 +104,11 @@ msgstr[1] "%d jours"
 
 def test_a_row_has_the_fields_of_the_header_or_is_reported() -> None:
     content = b"id,text,team\n3,server 3 is down, again,answer 3\n\n4,b\n5,c,z\n"
-    assert rows("table", content, "rows.csv") == [
-        BadRow("other number of fields", "(line 2) has 4 fields, the header has 3"),
-        BadRow("other number of fields", "(line 4) has 2 fields, the header has 3"),
-        {"id": "5", "text": "c", "team": "z"},
-    ]
+    first, second, good = rows("table", content, "rows.csv")
+    assert isinstance(first, BadRow)
+    assert (first.reason, str(first)) == ("other number of fields", "(line 2) has 4 fields, the header has 3")
+    assert str(second) == "(line 4) has 2 fields, the header has 3"
+    assert good == {"id": "5", "text": "c", "team": "z"}
 
 
 def test_translations_keep_finished_single_lines() -> None:
@@ -134,12 +133,12 @@ msgstr "Text"
 """
     found = rows("gettext_messages", catalogue.encode(), "de/LC_MESSAGES/x.po", english="comment")
     assert [row["message"] for row in found] == ['Your "name"', "Plain text"]
-    with pytest.raises(HimalayaError, match="option 'english' for x is 'id'; expected 'message' or 'comment'"):
+    with pytest.raises(HimalayaError, match="option 'english' for x: Input should be 'message' or 'comment'"):
         rows("gettext_messages", b"", "x", english="id")
 
 
 def test_unreadable_translations() -> None:
-    with pytest.raises(HimalayaError, match=r"cannot read translations x\.po"):
+    with pytest.raises(HimalayaError, match=r"cannot read x\.po as gettext_messages"):
         rows("gettext_messages", b"this is\nno catalogue\n", "x.po")
 
 
@@ -186,12 +185,12 @@ def test_functions_with_or_without_docstring() -> None:
     (without,) = rows("python_functions", source, "x.py", documented=False)
     assert (with_one["signature"], with_one["body"]) == ("def one(a,\n        b):", "x = a\nreturn x + b")
     assert without["code"] == "def f():\n    return 2"
-    with pytest.raises(HimalayaError, match=r"option 'documented' for x\.py is 'yes'; expected true or false"):
+    with pytest.raises(HimalayaError, match=r"option 'documented' for x\.py: Input should be a valid boolean"):
         rows("python_functions", source, "x.py", documented="yes")
 
 
 def test_unreadable_python() -> None:
-    with pytest.raises(HimalayaError, match=r"cannot read Python source bad\.py"):
+    with pytest.raises(HimalayaError, match=r"cannot read bad\.py as python_functions"):
         rows("python_functions", b"def (:", "bad.py")
 
 
@@ -232,7 +231,7 @@ def test_slots_become_fields() -> None:
 
 @pytest.mark.parametrize(
     ("template", "message"),
-    [("<nowhere>", "unknown rule '<nowhere>'"), ("<loop>", "refer to themselves"), ("(a|b", r"unbalanced '\('")],
+    [("<nowhere>", "unknown rule '<nowhere>'"), ("<loop>", "RecursionError"), ("(a|b", r"unbalanced '\('")],
 )
 def test_broken_sentence_templates(template: str, message: str) -> None:
     with pytest.raises(HimalayaError, match=message):
@@ -241,12 +240,12 @@ def test_broken_sentence_templates(template: str, message: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"sentences_per_intent": "many"}, {"sentences_per_intent": 1, "fill": ["x"]}])
 def test_broken_assistant_options(options: dict[str, object]) -> None:
-    with pytest.raises(HimalayaError, match=r"option '.*' for x is"):
+    with pytest.raises(HimalayaError, match=r"option '.*' for x: "):
         rows("assistant_sentences", assistant("a"), "x", **options)
 
 
 def test_not_a_file_of_assistant_sentences() -> None:
-    with pytest.raises(HimalayaError, match="not a file of assistant sentences"):
+    with pytest.raises(HimalayaError, match="cannot read x as assistant_sentences: KeyError 'lists'"):
         rows("assistant_sentences", b'{"intents": {}}', "x", sentences_per_intent=1)
 
 
@@ -268,10 +267,9 @@ def test_matches_over_continued_lines() -> None:
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (b"", {}, "option 'pattern' for x is None"),
-        (b"", {"pattern": "(?P<a>"}, "cannot search x for"),
-        (b"", {"pattern": "a+"}, "names no group"),
-        (b"\xff", {"pattern": "(?P<a>.)"}, "cannot search x for"),
+        (b"", {}, "option 'pattern' for x: Missing"),
+        (b"", {"pattern": "(?P<a>"}, "option 'pattern' for x: Input should be a valid regular expression"),
+        (b"\xff", {"pattern": "(?P<a>.)"}, "cannot read x as matches"),
     ],
 )
 def test_mistakes_in_a_pattern(content: bytes, options: dict[str, object], message: str) -> None:
@@ -295,14 +293,14 @@ def test_chat_samples() -> None:
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (b'{"input": []}', {}, "line 1 of x is not a chat sample"),
-        (b"[1]", {}, "line 1 of x is not a chat sample"),
-        (b"{", {}, "line 1 of x is not a chat sample"),
-        (b"\n\xff", {}, "line 2 of x is not a chat sample"),
-        (chat("a", 5), {}, "line 1 of x is not a chat sample"),
-        (chat("a", []), {}, "line 1 of x is not a chat sample"),
-        (b"", {"answer": "("}, r"option 'answer' for x is '\('"),
-        (b"", {"question": 3}, "option 'question' for x is 3"),
+        (b'{"input": []}', {}, "record 1 of x is not a chat sample"),
+        (b"[1]", {}, "record 1 of x is not a chat sample"),
+        (b"\n{", {}, "cannot read line 2 of x: "),
+        (b"\n\xff", {}, "cannot read x as chat_samples"),
+        (chat("a", 5), {}, "record 1 of x is not a chat sample"),
+        (chat("a", []), {}, "record 1 of x is not a chat sample"),
+        (b"", {"answer": "("}, "option 'answer' for x: "),
+        (b"", {"question": 3}, "option 'question' for x: "),
     ],
 )
 def test_mistakes_in_chat_samples(content: bytes, options: dict[str, object], message: str) -> None:

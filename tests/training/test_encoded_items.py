@@ -7,8 +7,9 @@ from typing import Any
 
 from tiny_runs import write_stream
 
-from himalaya_adapter.streams import Item, Task, encode_item, load_stream
-from himalaya_adapter.training.encoded_items import EncodedItems
+from himalaya_adapter.streams import Item, Task, load_stream
+from himalaya_adapter.streams.encoding import encode_item
+from himalaya_adapter.training.batches import EncodedItems
 
 MEGABYTE = 2**20
 

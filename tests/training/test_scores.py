@@ -61,8 +61,6 @@ def test_the_last_row_alone(run: Callable[..., Path], evaluated: list[str]) -> N
     assert found["retained_accuracy"] == [first, last]
     assert found["retained_accuracy_auc"] == pytest.approx((first["mean"] + last["mean"]) / 2)
     assert found["retained_accuracy_auc_low"] <= found["retained_accuracy_auc"] <= found["retained_accuracy_auc_high"]
-    page = write_run_report(folder).read_text(encoding="utf-8")
-    assert '<td class="words">1, 3</td>' in page
 
 
 @pytest.mark.parametrize("rows", ["some", "0", "-1", "1.5", "[1]", ""])
@@ -165,7 +163,7 @@ def test_a_run_may_be_scored_on_its_validation_items(run: Callable[..., Path], e
     assert [task["released"]["n"] for task in found[1]["tasks"]] == [2, 2, 2]
     assert "<dt>Validation items</dt><dd>n = 6</dd>" in write_run_report(folder).read_text(encoding="utf-8")
     with pytest.raises(
-        HimalayaError, match=r"evaluation\.split test against validation; give runs that were scored on"
+        HimalayaError, match=r"evaluation\.split 'test' against 'validation'; give runs that were measured"
     ):
         write_comparison(folder.parent, ["himalaya", "validated"], folder.parent / "comparison")
     one = run("LORA", "evaluation.split=validation", "dataset.max_test_samples_per_task=1")

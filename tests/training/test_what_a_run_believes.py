@@ -57,13 +57,13 @@ def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("before", "now", "told"),
     [
-        ("metric: accuracy", "metric: macro_f1", "metric='accuracy' of task 'parity', which has 'macro_f1' now"),
-        ("- 'yes'\n  - 'no'", "- 'no'\n  - 'yes'", r"labels=\['yes', 'no'\] of task 'parity'"),
-        ("max_new_tokens: 6", "max_new_tokens: 5", "max_new_tokens=6 of task 'echo', which has 5 now"),
+        ("metric: accuracy", "metric: macro_f1", "tasks that are asked or scored in another way"),
+        ("- 'yes'\n  - 'no'", "- 'no'\n  - 'yes'", "tasks that are asked or scored in another way"),
+        ("max_new_tokens: 6", "max_new_tokens: 5", "tasks that are asked or scored in another way"),
         ("Answer:", "Answer now:", "other training or test data"),
     ],
 )
-def test_a_task_that_is_asked_or_scored_otherwise_now_is_refused_by_name(
+def test_a_task_that_is_asked_or_scored_otherwise_now_is_refused(
     before: str, now: str, told: str, place: Path, words: list[str], copied: Path
 ) -> None:
     stream = place / "stream.yaml"
@@ -83,38 +83,28 @@ def test_a_folder_of_another_version_of_the_scoring_is_refused(words: list[str],
         go_on(words, copied)
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["with its hash", "of an earlier version"])
 @pytest.mark.parametrize(
     ("path", "edit"),
     [
         (SCORE, lambda score: score.update(score=(score["score"] + 0.25) % 1, low=0.0, high=1.0)),
-        (SCORE, lambda score: score.update(score=9.25)),
         (SCORE, lambda score: score["item_scores"].__setitem__(0, 4.0)),
-        (SCORE, lambda score: score.update(n=9)),
         (SCORE, lambda score: score.pop("metric")),
+        (SCORE, lambda score: score.pop("sha256")),
         (RECORD, lambda record: record.update(stored_bytes=1)),
     ],
-    ids=["another score", "no score", "no score of an item", "number", "missing", "record"],
+    ids=["another score", "no score of an item", "missing", "no hash", "record"],
 )
 def test_what_was_changed_since_is_refused(
-    path: str, edit: Callable[[dict[str, Any]], object], older: bool, words: list[str], copied: Path
+    path: str, edit: Callable[[dict[str, Any]], object], words: list[str], copied: Path
 ) -> None:
-    if older:
-        if path == RECORD:
-            pytest.skip("an earlier version's record holds nothing to check it by")
-        change(copied / path, lambda content: content.pop("sha256"))
     change(copied / path, edit)
     with pytest.raises(HimalayaError, match=rf"{Path(path).name} is damaged"):
         go_on(words, copied)
 
 
-def test_a_folder_of_the_version_before_goes_on(words: list[str], copied: Path) -> None:
-    for path in (SCORE, RECORD):
-        change(copied / path, lambda content: content.pop("sha256"))
-    change(copied / "environment.json", lambda environment: environment.pop("tasks"))
+def test_all_of_a_run_may_be_read_by_whoever_may_read_its_config(words: list[str], copied: Path) -> None:
     folder = go_on(words, copied)
     assert [task["name"] for task in read_json(folder / "metrics.json")["tasks"]] == list(TASKS)
-    # All of the run may be read by whoever may read its config.
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
     assert set(modes.values()) == {modes["config.yaml"]}
     assert not list(folder.parent.rglob(".*.tmp"))

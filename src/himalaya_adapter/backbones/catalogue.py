@@ -51,17 +51,15 @@ class PackagedGguf:
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model of the Hugging Face hub.
+    """A model of the Hugging Face hub, whose name here is its name there.
 
     Args:
-        model_id: ``owner/name``.
-        revision: Commit hash; ``None`` takes the newest.
+        revision: Commit hash.
         shape: Fields of the model's config, so that its size is known without the hub.
     """
 
-    model_id: str
-    revision: str | None = None
-    shape: Mapping[str, Any] = field(default_factory=dict)
+    revision: str
+    shape: Mapping[str, Any]
 
 
 BACKBONES: Mapping[str, PackagedGguf | HubModel] = MappingProxyType(
@@ -118,7 +116,6 @@ BACKBONES: Mapping[str, PackagedGguf | HubModel] = MappingProxyType(
             terms="https://ai.google.dev/gemma/terms",
         ),
         "NousResearch/Llama-2-7b-hf": HubModel(
-            "NousResearch/Llama-2-7b-hf",
             "8efe6c9b93655b934e27bd9981e3ec13e55aee9d",
             {
                 "model_type": "llama",

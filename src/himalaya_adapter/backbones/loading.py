@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from himalaya_adapter.backbones.catalogue import BACKBONES, HubModel, PackagedGguf
+from himalaya_adapter.backbones.catalogue import BACKBONES, PackagedGguf
 from himalaya_adapter.backbones.gguf import converted_folder
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.identity import digest, files_identity
@@ -76,12 +76,13 @@ def load_backbone(
     elif Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise HimalayaError(f"backbone folder '{name}' has no config.json; expected what save_pretrained writes")
-        revision = f"sha256:{_folder_hash(Path(name))}"
+        decisive = {path for pattern in HASHED_FILES for path in Path(name).glob(pattern)}
+        revision = f"sha256:{digest(files_identity(decisive))}"
         model, tokenizer = _load(name, None, chosen, quantisation, local=True)
     elif source is not None or "/" in name:
-        hub = source or HubModel(name)
-        model, tokenizer = _load(hub.model_id, hub.revision, chosen, quantisation, local=offline)
-        revision = hub.revision or model.config._commit_hash
+        pinned = source.revision if source is not None else None
+        model, tokenizer = _load(name, pinned, chosen, quantisation, local=offline)
+        revision = pinned or model.config._commit_hash
     else:
         raise unknown_name("backbone", name, BACKBONES)
     if tokenizer.pad_token is None:
@@ -153,8 +154,3 @@ def _keep_packing(model: PreTrainedModel) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-def _folder_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of the files that decide what a folder's model computes."""
-    return digest(files_identity({path for pattern in HASHED_FILES for path in folder.glob(pattern)}))

@@ -6,28 +6,17 @@ when it is typed again after an interruption.
 Imports of the floors below stand inside the functions: each command loads only what it needs.
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from himalaya_adapter.errors import HimalayaError
 
-PACKAGED_RUNS = Path(__file__).parents[1] / "conf" / "run"
-
-
-def _completed(incomplete: str) -> Iterator[str]:
-    for path in sorted(PACKAGED_RUNS.glob("*.yaml")):
-        if f"run={path.stem}".startswith(incomplete):
-            yield f"run={path.stem}"
-
-
 Overrides = Annotated[
     list[str],
     typer.Argument(
         metavar="KEY=VALUE",
-        autocompletion=_completed,
         help="run=NAME or run=FILE.yaml, which is needed; results_dir=FOLDER (outputs), mode=trial|full (full),"
         " overwrite=true, backbone=NAME, and any key of a run, such as training.learning_rate=2e-3. What there is:"
         " himalaya list runs, himalaya list keys.",

@@ -18,7 +18,16 @@ def command(
     metric: Annotated[str | None, typer.Option(help="By default the task's own.")] = None,
 ) -> None:
     """Score a task on a file."""
-    from himalaya_adapter.learning.asking import score_file
+    from himalaya_adapter.deploy.adapter_folder import load_adapter
+    from himalaya_adapter.learning.adapter_store import AdapterStore
+    from himalaya_adapter.learning.asking import score
+    from himalaya_adapter.learning.data import context_of, read_data, read_rows
 
-    score = score_file(adapter, data, task, backbone, templates_of(prompt, target), split, metric)
-    print(f"{task}: {score.metric} {score.score:.3f} ({score.low:.3f} to {score.high:.3f}) on {score.n} items")
+    rows, templates = read_rows(data, split), templates_of(prompt, target)
+    loaded = load_adapter(adapter, task=task, backbone=backbone)
+    known, context = AdapterStore(loaded.folder).form(task), context_of(loaded.model)
+    own = read_data(
+        rows, data, loaded.tokenizer, context, known=known, templates=templates, metric=metric, new_labels=False
+    )
+    found = score(loaded.model, loaded.tokenizer, own.task(task, own.items, own.items))
+    print(f"{task}: {found.metric} {found.score:.3f} ({found.low:.3f} to {found.high:.3f}) on {found.n} items")

@@ -1,28 +1,12 @@
 """``himalaya list``."""
 
 from collections.abc import Iterator
-from enum import StrEnum
+from typing import Literal
 
 
-class What(StrEnum):
-    """What can be listed."""
-
-    RUNS = "runs"
-    METHODS = "methods"
-    BACKBONES = "backbones"
-    STREAMS = "streams"
-    KEYS = "keys"
-
-
-def command(what: What) -> None:
+def command(what: Literal["runs", "methods", "backbones", "streams", "keys"]) -> None:
     """What comes with the package: runs, methods, backbones, streams, or the keys of a run."""
-    lines = {
-        What.RUNS: _runs,
-        What.METHODS: _methods,
-        What.BACKBONES: _backbones,
-        What.STREAMS: _streams,
-        What.KEYS: _keys,
-    }
+    lines = {"runs": _runs, "methods": _methods, "backbones": _backbones, "streams": _streams, "keys": _keys}
     for line in lines[what]():
         print(line)
 
@@ -63,5 +47,4 @@ def _keys() -> Iterator[str]:
     from himalaya_adapter.experiments.schema import keys_of
 
     for key in keys_of(RunConfig).values():
-        if not key.section:
-            yield f"{key.path} ({key.expected}; default {key.default_text}): {key.meaning.replace('``', '')}"
+        yield f"{key.path} ({key.expected}; default {key.default_text}): {key.meaning.replace('``', '')}"

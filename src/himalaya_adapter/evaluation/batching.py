@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from himalaya_adapter.streams.encoding import encode_prompt
 from himalaya_adapter.streams.task import Item
@@ -45,9 +46,10 @@ class Batch:
     attention_mask: Tensor
 
     @property
-    def position_ids(self) -> Tensor:
-        """``(batch, width)``: each sequence counts from 0 at its own first token, as it would without padding."""
-        return (self.attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
+    def inputs(self) -> dict[str, Tensor]:
+        """What a model reads; each sequence counts from 0 at its own first token, as it would without padding."""
+        positions = (self.attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "position_ids": positions}
 
 
 def batches(sequences: Sequence[list[int]], batch_size: int, padding: int, device: torch.device) -> Iterator[Batch]:
@@ -62,19 +64,20 @@ def batches(sequences: Sequence[list[int]], batch_size: int, padding: int, devic
     by_length = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
     for start in range(0, len(by_length), batch_size):
         indices = by_length[start : start + batch_size]
-        width = len(sequences[indices[0]])
-        rows = [[padding] * (width - len(sequences[i])) + sequences[i] for i in indices]
-        mask = [[0] * (width - len(sequences[i])) + [1] * len(sequences[i]) for i in indices]
-        yield Batch(indices, torch.tensor(rows, device=device), torch.tensor(mask, device=device))
+        rows = [sequences[index] for index in indices]
+        mask = left_padded([[1] * len(row) for row in rows], 0)
+        yield Batch(indices, left_padded(rows, padding).to(device), mask.to(device))
 
 
-def prompt_batches(tokenizer: Any, items: Sequence[Item], max_length: int, device: torch.device) -> Iterator[Batch]:
+def left_padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+    """Rows of numbers, ``(rows, width)``, each with ``filler`` before it up to the longest one."""
+    tensors = [torch.tensor(row) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=filler, padding_side="left")
+
+
+def prompt_batches(
+    tokenizer: Any, items: Sequence[Item], max_length: int, device: torch.device, batch_size: int = PROMPTS_AT_ONCE
+) -> Iterator[Batch]:
     """The prompts of items in batches; those of more than ``max_length`` tokens lose their beginning."""
     prompts = [encode_prompt(tokenizer, item.prompt, max_length, chat=item.chat) for item in items]
-    return batches(prompts, PROMPTS_AT_ONCE, padding_token(tokenizer), device)
-
-
-def padding_token(tokenizer: Any) -> int:
-    """The tokenizer's padding token, else its EOS token."""
-    token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return token
+    return batches(prompts, batch_size, tokenizer.pad_token_id, device)

@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.evaluation.batching import batches, padding_token, reading
+from himalaya_adapter.evaluation.batching import batches, reading
 
 
 def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: int, max_length: int) -> float:
@@ -19,28 +19,19 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: 
     Args:
         model: A causal language model; its mode is the same before and after.
         tokenizer: Its tokenizer.
-        texts: Plain texts.
+        texts: Plain texts, one of them of two tokens at least.
         batch_size: Texts per forward pass.
         max_length: The most tokens read of a text, from its beginning.
 
     Raises:
-        HimalayaError: No text has two tokens, or the loss is not finite.
+        HimalayaError: The loss is not finite.
     """
     encoded = [tokenizer(text, split_special_tokens=True)["input_ids"][:max_length] for text in texts]
     predictable = [tokens for tokens in encoded if len(tokens) > 1]
-    if not predictable:
-        raise HimalayaError(
-            f"perplexity needs a text of at least 2 tokens, but none of the {len(texts)} texts has that"
-        )
     total = 0.0
     with reading(model):
-        for batch in batches(predictable, batch_size, padding_token(tokenizer), model.device):
-            logits = model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                position_ids=batch.position_ids,
-                use_cache=False,
-            ).logits
+        for batch in batches(predictable, batch_size, tokenizer.pad_token_id, model.device):
+            logits = model(**batch.inputs, use_cache=False).logits
             # One text at a time: float32 logits of a whole batch over a large vocabulary would double the memory.
             for row, tokens, mask in zip(logits, batch.input_ids, batch.attention_mask.bool(), strict=True):
                 own = tokens[mask]

@@ -1,10 +1,10 @@
-"""Greedy generation of answers in batches, and where an answer ends."""
+"""Greedy generation of answers, and where an answer ends."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from himalaya_adapter.evaluation.batching import batches, padding_token
+from himalaya_adapter.evaluation.batching import Batch
 
 NEWLINE = "\n"
 # Arguments of every ``generate``: a model's own settings fill what is left out, and some would change greedy decoding.
@@ -25,46 +25,26 @@ def stop_tokens(tokenizer: Any, newline_ends: bool) -> frozenset[int]:
     return frozenset(stop)
 
 
-def generate_texts(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[list[int]],
-    *,
-    max_new_tokens: int,
-    newline_ends: bool,
-    batch_size: int,
-    advance: Callable[[int], None],
-) -> list[str]:
-    """The greedy continuation of each prompt up to EOS (or the end of the line), without outer white space.
+def generate_texts(model: Any, tokenizer: Any, batch: Batch, *, max_new_tokens: int, newline_ends: bool) -> list[str]:
+    """The greedy continuation of each prompt of a batch, without outer white space.
 
     Args:
         model: A causal language model in evaluation mode, bare or wrapped by PEFT.
         tokenizer: Its tokenizer.
-        prompts: Tokens of each prompt.
-        max_new_tokens: How far generation goes at most.
+        batch: The prompts.
+        max_new_tokens: How far generation goes at most; it ends before at EOS.
         newline_ends: Whether an answer is one line.
-        batch_size: Prompts per batch.
-        advance: Called with the number of prompts done after each batch.
-
-    Returns:
-        One text per prompt, in the order of ``prompts``.
     """
     stop = stop_tokens(tokenizer, newline_ends)
-    padding = padding_token(tokenizer)
-    texts: dict[int, str] = {}
-    for batch in batches(prompts, batch_size, padding, model.device):
-        written = model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(stop),
-            pad_token_id=padding,
-            **GREEDY,
-        )
-        for index, row in zip(batch.indices, written[:, batch.input_ids.shape[1] :].tolist(), strict=True):
-            texts[index] = answer_text(tokenizer, row, stop, newline_ends)
-        advance(len(batch.indices))
-    return [texts[index] for index in range(len(prompts))]
+    written = model.generate(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(stop),
+        pad_token_id=tokenizer.pad_token_id,
+        **GREEDY,
+    )
+    return [answer_text(tokenizer, row, stop, newline_ends) for row in written[:, batch.input_ids.shape[1] :].tolist()]
 
 
 def answer_text(tokenizer: Any, tokens: Sequence[int], stop: frozenset[int], newline_ends: bool) -> str:

@@ -1,7 +1,7 @@
 """The item scores of a finished run in one small file: ``item_scores.json``, numbers and nothing else.
 
-Paired tests between methods need what each test item scored. A run keeps that in ``evaluations/``, a file per score
-with much beside; this file is what results that are handed on or committed keep of it.
+Paired tests between methods need what each test item scored; this file is what results that are handed on or committed
+keep of it.
 """
 
 import json
@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from himalaya_adapter.errors import HimalayaError, one_line
+from himalaya_adapter.evaluation.metrics import ItemScores
 from himalaya_adapter.storage import read_json, write_atomic
 
 FILE = "item_scores.json"
 FORMAT = 1
 DECIMALS = 4  # far below what one item moves a mean
 ROUNDING = 10.0**-DECIMALS
-
-ItemScores = Sequence[Sequence[Sequence[float] | None]]
 
 
 def check_score(score: Mapping[str, Any], items: Sequence[float] | None = None) -> None:
@@ -62,37 +61,27 @@ def _short(score: float) -> float:
 
 
 def read_item_scores(folder: Path, cells: Sequence[Sequence[Mapping[str, Any] | None]]) -> ItemScores | None:
-    """The item scores of a run, from ``item_scores.json`` or else from ``evaluations/``; None if neither is there.
+    """The item scores of a run; None if they are not kept.
 
     Args:
         folder: The run's folder.
         cells: The matrix, ``cells[i][j]`` for j ≤ i; None where nothing was scored.
 
     Raises:
-        HimalayaError: A file is damaged or does not agree with the matrix.
-        OSError: A file is there and cannot be read, which says nothing about what is in it.
+        HimalayaError: The file is damaged or does not agree with the matrix.
+        OSError: It is there and cannot be read, which says nothing about what is in it.
     """
     path = folder / FILE
+    if not path.is_file():
+        return None
     try:
-        if path.is_file():
-            rows = read_json(path)["rows"]
-        else:
-            path = folder / "evaluations"
-            if not path.is_dir():
-                return None
-            rows = [
-                [
-                    read_json(path / f"after_{i}_task_{j}.json")["item_scores"] if cell else None
-                    for j, cell in enumerate(row)
-                ]
-                for i, row in enumerate(cells)
-            ]
+        rows: ItemScores = read_json(path)["rows"]
         for row, of_row in zip(cells, rows, strict=True):
             for cell, items in zip(row, of_row, strict=True):
                 if (cell is None) != (items is None):
                     raise ValueError("it holds other scores than matrix.json")
                 if cell is not None:
                     check_score(cell, items)
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise HimalayaError(f"{path} is damaged ({one_line(error)}); delete it or run again") from error
-    return list(rows)
+    return rows

@@ -1,41 +1,19 @@
 """Classification with a language model: which of the label strings is the likeliest answer."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from himalaya_adapter.evaluation.batching import Batch, batches
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the model does with one prompt.
-
-    Args:
-        label: Index of the likeliest label.
-        written: Index of the label that greedy generation writes, token by token and then ends; ``None`` if it writes
-            anything else. A model that has lost the answer format still chooses labels but no longer writes them.
-    """
-
-    label: int
-    written: int | None
+from himalaya_adapter.evaluation.batching import Batch
 
 
 def choose_labels(
-    model: Any,
-    prompts: Sequence[list[int]],
-    labels: Sequence[list[int]],
-    stop: frozenset[int],
-    *,
-    batch_size: int,
-    padding: int,
-    advance: Callable[[int], None],
-) -> list[Choice]:
-    """Choose a label for each prompt by its likelihood, and see which label greedy generation would write.
+    model: Any, batch: Batch, labels: Sequence[list[int]], stop: Sequence[int]
+) -> list[tuple[int, int | None]]:
+    """Choose a label for each prompt of a batch by its likelihood, and see which one greedy generation would write.
 
     The score of a label of m tokens is the log-probability that the answer is this label and nothing more,
     ``Σ_{t≤m} log p(y_t | prompt, y_<t) + log p(end | prompt, y)``, where p(end) is the sum over the tokens that end an
@@ -53,33 +31,21 @@ def choose_labels(
 
     Args:
         model: A causal language model in evaluation mode.
-        prompts: Tokens of each prompt.
+        batch: The prompts.
         labels: Tokens of each label as they follow a prompt, without EOS.
         stop: Tokens that end an answer.
-        batch_size: Prompts per forward pass.
-        padding: Token to pad with.
-        advance: Called with the number of prompts done after each batch.
 
     Returns:
-        One choice per prompt, in the order of ``prompts``.
+        Of each prompt the indices of the likeliest label and of the one that greedy generation writes, token by token
+        and then ends; ``None`` if it writes anything else. A model that has lost the answer format still chooses
+        labels but no longer writes them.
     """
-    choices: dict[int, Choice] = {}
-    ends = torch.tensor(sorted(stop), device=model.device)
-    for batch in batches(prompts, batch_size, padding, model.device):
-        read = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        first = read.logits[:, -1].float().log_softmax(dim=-1)
-        scores, written = _read_labels(model, batch, read.past_key_values, first, labels, ends)
-        for row, index in enumerate(batch.indices):
-            writes = written[row].tolist()
-            choices[index] = Choice(int(scores[row].argmax()), writes.index(True) if True in writes else None)
-        advance(len(batch.indices))
-    return [choices[index] for index in range(len(prompts))]
+    ends = torch.tensor(stop, device=model.device)
+    read = model(**batch.inputs, use_cache=True, logits_to_keep=1)
+    first = read.logits[:, -1].float().log_softmax(dim=-1)
+    scores, written = _read_labels(model, batch, read.past_key_values, first, labels, ends)
+    writes = (row.index(True) if True in row else None for row in written.tolist())
+    return list(zip(scores.argmax(dim=1).tolist(), writes, strict=True))
 
 
 def _read_labels(

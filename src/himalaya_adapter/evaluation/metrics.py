@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from himalaya_adapter import stream_metrics
-from himalaya_adapter.evaluation.intervals import bootstrap_weights, percentile_interval
+from himalaya_adapter.evaluation.intervals import RESAMPLES, Array, bootstrap_weights, percentile_interval
 
-Matrix = Sequence[Sequence[float | None]]
-Array = np.ndarray[Any, np.dtype[np.float64]]
+# A float; of matrices on resampled items, an array (T, T, resamples), an array with a value for each.
+Value = Any
+Matrix = Sequence[Sequence[float | None]] | Array
+ItemScores = Sequence[Sequence[Sequence[float] | None]]
 
 
 def lower_triangle(a: Matrix) -> Array:
@@ -30,6 +32,8 @@ def lower_triangle(a: Matrix) -> Array:
         ValueError: The matrix has no rows, a row does not reach the diagonal, or a cell of the diagonal or of the last
             row was not measured.
     """
+    if isinstance(a, np.ndarray) and a.ndim == 3:  # of `resampled`
+        return a
     if not len(a):
         raise ValueError("the accuracy matrix has no rows; train through at least one task")
     triangle = np.full((len(a), len(a)), np.nan)
@@ -62,80 +66,122 @@ def measured_rows(a: Matrix) -> list[int]:
     return [i for i, row in enumerate(lower_triangle(a)) if not np.isnan(row[: i + 1]).any()]
 
 
-def average_accuracy(a: Matrix) -> float:
+def average_accuracy(a: Matrix) -> Value:
     """``AA = mean_j a[T, j]``: the mean score over all tasks at the end of the stream."""
-    return float(lower_triangle(a)[-1].mean())
+    return lower_triangle(a)[-1].mean(axis=0)
 
 
-def learning_accuracy(a: Matrix) -> float:
+def learning_accuracy(a: Matrix) -> Value:
     """``LA = mean_j a[j, j]``: the mean score on each task right after it was learnt (plasticity)."""
-    return float(np.diag(lower_triangle(a)).mean())
+    return diagonal(lower_triangle(a)).mean(axis=0)
 
 
-def backward_transfer(a: Matrix) -> float:
+def diagonal(triangle: Array) -> Array:
+    """The scores of the tasks right after they were learnt, ``(T, ...)``."""
+    return triangle[np.arange(len(triangle)), np.arange(len(triangle))]
+
+
+def backward_transfer(a: Matrix) -> Value:
     """``BWT = mean_{j<T} (a[T, j] − a[j, j])`` (Lopez-Paz and Ranzato, 2017); 0 when T = 1."""
     triangle = lower_triangle(a)
-    if len(triangle) == 1:
-        return 0.0
-    return float((triangle[-1] - np.diag(triangle))[:-1].mean())
+    change = triangle[-1] - diagonal(triangle)
+    return (change[:-1] if len(change) > 1 else change).mean(axis=0)
 
 
-def forgetting(a: Matrix) -> float:
+def forgetting(a: Matrix) -> Value:
     """``F = mean_{j<T} (max_{j≤l<T} a[l, j] − a[T, j])`` (Chaudhry et al., 2018); 0 when T = 1.
 
     The best score before the last task, minus the last one; negative when the last task improved the others. The mean
     is over T − 1 tasks. ``F ≥ −BWT`` always. The maximum is over the measured cells: fewer of them can only lower F.
     """
     triangle = lower_triangle(a)
-    if len(triangle) == 1:
-        return 0.0
-    best_before = np.nanmax(triangle[:-1, :-1], axis=0)
-    return float((best_before - triangle[-1, :-1]).mean())
+    earlier = triangle[:-1, :-1] if len(triangle) > 1 else triangle
+    return (np.nanmax(earlier, axis=0) - triangle[-1, : len(earlier)]).mean(axis=0)
 
 
-def retained_accuracy(a: Matrix) -> list[float]:
+def retained_accuracy(a: Matrix) -> Array:
     """``R_i = mean_{j≤i} a[i, j]`` of each measured row i: the mean score over the tasks seen so far."""
-    return [float(value) for value in np.nanmean(lower_triangle(a)[measured_rows(a)], axis=1)]
+    return np.asarray(np.nanmean(lower_triangle(a)[measured_rows(a)], axis=1))
 
 
-def average_anytime_accuracy(a: Matrix) -> float:
+def average_anytime_accuracy(a: Matrix) -> Value:
     """``AAA = mean_i mean_{j≤i} a[i, j]`` over the measured rows i (Caccia et al., 2021)."""
-    return float(np.mean(retained_accuracy(a)))
+    return retained_accuracy(a).mean(axis=0)
 
 
-def retained_accuracy_auc(a: Matrix) -> float:
+def retained_accuracy_auc(a: Matrix) -> Value:
     """``AUC = 1/(T − 1) · Σ_{i<T} (R_i + R_{i+1}) / 2`` with ``R_i = mean_{j≤i} a[i, j]``; ``R_1`` when T = 1.
 
     The area under the retained accuracy over the stream by the trapezoidal rule, scaled to [0, 1]. The rule runs over
     the measured rows at their true distances, ``1/(T − 1) · Σ_k (i_{k+1} − i_k) (R_{i_k} + R_{i_{k+1}}) / 2``: with
     the first and the last row alone it is ``(R_1 + R_T) / 2``.
     """
-    return float(area_under_curve(np.array(retained_accuracy(a)), measured_rows(a)))
+    retained, rows = retained_accuracy(a), measured_rows(a)
+    if len(rows) == 1:
+        return retained[0]
+    return np.trapezoid(np.ascontiguousarray(retained.T), rows, axis=-1) / (rows[-1] - rows[0])
 
 
-def area_under_curve(retained: Array, rows: Sequence[int]) -> Array:
-    """Trapezoidal area under ``retained`` (shape ``(..., rows)``) over ``rows``, divided by their span."""
-    span = rows[-1] - rows[0]
-    return retained[..., 0] if span == 0 else np.asarray(np.trapezoid(retained, rows, axis=-1) / span)
-
-
-def retention(a: Matrix) -> float:
+def retention(a: Matrix) -> Value:
     """``Ret = mean_{i≥2} mean_{j<i} min(1, a[i, j] / a[j, j])`` over the measured rows i; 1 when T = 1.
 
     A task that scored 0 right after it was learnt has nothing to lose: its ratio counts as 1.
     """
     triangle = lower_triangle(a)
-    learnt = np.diag(triangle)
+    learnt = diagonal(triangle)
     rows = [
         np.mean([1.0 if triangle[i, j] >= learnt[j] else triangle[i, j] / learnt[j] for j in range(i)])
         for i in measured_rows(a)
         if i > 0
     ]
-    return float(np.mean(rows)) if rows else 1.0
+    return np.mean(rows) if rows else 1.0
 
 
 # By the names that the table of all metrics gives them.
-MEASURES: dict[str, Callable[[Matrix], float]] = {key: globals()[key] for key in stream_metrics.keys("of matrix")}
+MEASURES: dict[str, Callable[[Matrix], Value]] = {key: globals()[key] for key in stream_metrics.keys("of matrix")}
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A run's accuracy matrix and the scores of the items behind it.
+
+    Attributes:
+        matrix: T rows; ``matrix[i][j]``, j ≤ i, the score on task j after training through task i, None where it was
+            not measured.
+        item_scores: ``item_scores[i][j]`` holds the scores of the test items of task j, in the order of the test set,
+            wherever ``matrix[i][j]`` was measured.
+    """
+
+    matrix: Matrix
+    item_scores: ItemScores
+
+
+def resampled(runs: Sequence[ScoredRun], generator: np.random.Generator) -> list[Array]:
+    """The matrices of runs on the same tasks with resampled test items, each ``(T, T, RESAMPLES)``.
+
+    The test items of a task are the same in every row of every matrix, so one resample of them serves its whole
+    column: the noise of easy and hard items then cancels between rows and runs as it does in the matrices. What
+    training itself would vary from seed to seed is not in there.
+
+    A resampled cell is ``a[i][j]`` plus the change that resampling makes to the mean of its item scores. For a metric
+    that is that mean, this is the resampled mean; one of the whole test set (BLEU, macro-F1) is taken to vary as much.
+
+    Raises:
+        ValueError: A matrix is malformed.
+    """
+    triangles = [lower_triangle(run.matrix) for run in runs]
+    matrices = [np.full((*triangle.shape, RESAMPLES), np.nan) for triangle in triangles]
+    for j in range(len(triangles[0])):
+        measured = [np.flatnonzero(~np.isnan(triangle[:, j])).tolist() for triangle in triangles]
+        items = [
+            np.array([run.item_scores[i][j] for i in rows], dtype=np.float64)  # (rows, items)
+            for run, rows in zip(runs, measured, strict=True)
+        ]
+        weights = bootstrap_weights(items[0].shape[1], generator) / items[0].shape[1]  # (resamples, items)
+        for matrix, triangle, rows, scores in zip(matrices, triangles, measured, items, strict=True):
+            change = weights @ scores.T - scores.mean(axis=1)  # (resamples, rows)
+            matrix[rows, j] = np.clip(triangle[rows, j] + change, 0.0, 1.0).T
+    return matrices
 
 
 @dataclass(frozen=True)
@@ -146,47 +192,20 @@ class RetainedAccuracyIntervals:
     rows: tuple[tuple[float, float], ...]
 
 
-def bootstrap_retained_accuracy(
-    a: Matrix, item_scores: Sequence[Sequence[Sequence[float]]], *, seed: int
-) -> RetainedAccuracyIntervals:
+def bootstrap_retained_accuracy(a: Matrix, item_scores: ItemScores, *, seed: int) -> RetainedAccuracyIntervals:
     """Intervals of the AUC and of the retained accuracy after each task, from resampling the test items.
-
-    The test items of a task are the same in every row of the matrix, so one resample of them serves its whole column:
-    the noise of easy and hard items then cancels between rows as it does in the matrix. What training itself would
-    vary from seed to seed is not in these intervals.
-
-    A resampled cell is ``a[i][j]`` plus the change that resampling makes to the mean of its item scores. For a metric
-    that is that mean, this is the resampled mean; one of the whole test set (BLEU, macro-F1) is taken to vary as much.
 
     Args:
         a: The accuracy matrix, T rows.
-        item_scores: ``item_scores[i][j]`` holds the scores of the test items of task ``j`` in row ``i``, for j ≤ i, in
-            the order of the test set. Only the measured rows are read.
+        item_scores: As in `ScoredRun`.
         seed: Seed of the resampling.
 
     Raises:
-        ValueError: A column holds different numbers of items, or the matrix is malformed.
+        ValueError: As `resampled`.
     """
-    triangle, measured = lower_triangle(a), measured_rows(a)
-    generator = np.random.default_rng(seed)
-    resampled: list[list[Array]] = [
-        [] for _ in measured
-    ]  # of each row, the cells of the tasks 0..i, (resamples,) each
-    for j in range(len(triangle)):
-        rows = [i for i in measured if i >= j]
-        sizes = {len(item_scores[i][j]) for i in rows}
-        if len(sizes) > 1:
-            raise ValueError(f"the rows of task {j} hold {sorted(sizes)} item scores, expected the same test items")
-        scores = np.array([item_scores[i][j] for i in rows], dtype=np.float64)  # (rows, n_j)
-        weights = bootstrap_weights(scores.shape[1], generator) / scores.shape[1]  # (resamples, n_j)
-        change = weights @ scores.T - scores.mean(axis=1)  # (resamples, rows)
-        cells = np.clip(triangle[rows, j] + change, 0.0, 1.0)
-        for of_row, column in zip(resampled[-len(rows) :], cells.T, strict=True):
-            of_row.append(column)
-    retained = np.stack([np.mean(cells, axis=0) for cells in resampled], axis=1)  # (resamples, measured rows)
+    (draws,) = resampled([ScoredRun(a, item_scores)], np.random.default_rng(seed))
+    of_rows = zip(retained_accuracy(draws), retained_accuracy(a), strict=True)
     return RetainedAccuracyIntervals(
-        auc=percentile_interval(area_under_curve(retained, measured), retained_accuracy_auc(a)),
-        rows=tuple(
-            percentile_interval(of_row, point) for of_row, point in zip(retained.T, retained_accuracy(a), strict=True)
-        ),
+        auc=percentile_interval(retained_accuracy_auc(draws), retained_accuracy_auc(a)),
+        rows=tuple(percentile_interval(of_row, point) for of_row, point in of_rows),
     )

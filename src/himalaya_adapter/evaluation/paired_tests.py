@@ -15,38 +15,12 @@ import numpy as np
 from himalaya_adapter import stream_metrics
 from himalaya_adapter.evaluation import metrics
 from himalaya_adapter.evaluation.intervals import RESAMPLES, Array, bootstrap_weights, percentile_interval
-from himalaya_adapter.evaluation.item_scores import ItemScores
+from himalaya_adapter.evaluation.metrics import ScoredRun
 
 BLOCKS = 10  # of RESAMPLES resamples: p-values down to 1/5000 survive a correction for dozens of comparisons
 EXACT_ITEMS = 12  # up to so many items that differ, all sign patterns are counted instead of drawn
 ROUNDING = 1e-9  # two sums of the same differences in another order are equal
 MEASURES = {key: metrics.MEASURES[key] for key in stream_metrics.keys("paired")}
-
-
-@dataclass(frozen=True)
-class ScoredRun:
-    """A run's accuracy matrix and the scores of the items behind it.
-
-    Attributes:
-        matrix: T rows; ``matrix[i][j]``, j ≤ i, the score on task j after training through task i, None where it was
-            not measured.
-        item_scores: ``item_scores[i][j]`` holds the scores of the test items of task j, in the order of the test set,
-            wherever ``matrix[i][j]`` was measured.
-    """
-
-    matrix: metrics.Matrix
-    item_scores: ItemScores
-
-    def items(self, rows: Sequence[int], task: int) -> Array:
-        """Item scores of a task's cells, ``(rows, items)``, each row shifted so that its mean is the cell's score.
-
-        For a metric that is the mean of its item scores nothing moves. One of the whole test set (BLEU, macro-F1) is
-        taken to vary as the mean of its item scores does, as in ``metrics.bootstrap_retained_accuracy``; by how much
-        it does vary is not known from the items' scores.
-        """
-        scores = np.array([self.item_scores[row][task] for row in rows], dtype=np.float64)
-        cells = np.array([[self.matrix[row][task]] for row in rows], dtype=np.float64)
-        return scores - scores.mean(axis=1, keepdims=True) + cells
 
 
 @dataclass(frozen=True)
@@ -68,77 +42,14 @@ def resampled_measures(runs: Sequence[ScoredRun], *, seed: int) -> list[dict[str
 
     Returns:
         Of each run, for each name in ``MEASURES``, the values on ``BLOCKS × RESAMPLES`` resamples.
-
-    Raises:
-        ValueError: The runs hold different tasks or numbers of items, or a measured cell has no item scores.
     """
     generator = np.random.default_rng(seed)
-    columns = [_columns(run) for run in runs]
-    for j, of_task in enumerate(zip(*columns, strict=True)):
-        sizes = {column.items.shape[1] for column in of_task}
-        if len(sizes) > 1:
-            raise ValueError(f"the runs hold {sorted(sizes)} item scores of task {j}, expected the same test items")
-    blocks = [_resampled_block(columns, generator) for _ in range(BLOCKS)]
-    return [
-        {name: np.concatenate([block[run][name] for block in blocks]) for name in MEASURES} for run in range(len(runs))
+    blocks = [
+        [{name: measure(draws) for name, measure in MEASURES.items()} for draws in metrics.resampled(runs, generator)]
+        for _ in range(BLOCKS)
     ]
-
-
-@dataclass(frozen=True)
-class _Column:
-    """What a run scored on one task; neighbouring rows of the matrix with the same item scores stand here once.
-
-    Attributes:
-        items: Item scores ``(rows, items)``: of the different rows before the last one, then of the last one.
-        area: What a score in each of these rows adds to the area under the retained accuracy, ``(rows,)``.
-        learnt: The row right after the task was learnt.
-    """
-
-    items: Array
-    area: Array
-    learnt: int
-
-
-def _columns(run: ScoredRun) -> list[_Column]:
-    triangle, measured = metrics.lower_triangle(run.matrix), metrics.measured_rows(run.matrix)
-    share = np.zeros(len(triangle))  # of a score in each row, by the trapezoidal rule
-    share[measured] = metrics.area_under_curve(np.eye(len(measured)), measured) / (np.array(measured) + 1)
-    columns = []
-    for j in range(len(triangle)):
-        rows = [i for i in range(j, len(triangle)) if not np.isnan(triangle[i, j])]
-        items = run.items(rows, j)
-        earlier = items[:-1]
-        new = np.ones(len(earlier), dtype=bool)
-        new[1:] = np.any(earlier[1:] != earlier[:-1], axis=1)
-        place = np.append(np.cumsum(new) - 1, np.sum(new))  # of each row of the matrix among those kept
-        area = np.bincount(place, weights=share[rows]).astype(np.float64)
-        columns.append(_Column(np.vstack([earlier[new], items[-1:]]), area, int(place[0])))
-    return columns
-
-
-def _resampled_block(columns: Sequence[Sequence[_Column]], generator: np.random.Generator) -> list[dict[str, Array]]:
-    tasks = len(columns[0])
-    area, learnt, final, forgotten = np.zeros((4, len(columns), RESAMPLES))
-    for j in range(tasks):
-        weights = bootstrap_weights(columns[0][j].items.shape[1], generator)
-        weights /= weights.shape[1]
-        for run, of_run in enumerate(columns):
-            cells = of_run[j].items @ weights.T  # (rows, resamples)
-            np.clip(cells, 0.0, 1.0, out=cells)
-            area[run] += of_run[j].area @ cells
-            learnt[run] += cells[of_run[j].learnt] / tasks
-            final[run] += cells[-1] / tasks
-            if j < tasks - 1:
-                forgotten[run] += (cells[:-1].max(axis=0) - cells[-1]) / (tasks - 1)
-    return [
-        {
-            "retained_accuracy_auc": area[run],
-            "average_accuracy": final[run],
-            "learning_accuracy": learnt[run],
-            "forgetting": forgotten[run],
-        }
-        for run in range(len(columns))
-    ]
+    of_runs = zip(*blocks, strict=True)
+    return [{name: np.concatenate([block[name] for block in of_run]) for name in MEASURES} for of_run in of_runs]
 
 
 def bootstrap_test(difference: float, resampled: Array) -> PairedTest:

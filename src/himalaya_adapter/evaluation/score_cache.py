@@ -1,6 +1,5 @@
 """Scores kept by content: the same adapter, items, settings and code have the same score, so it is kept."""
 
-import logging
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,7 +10,6 @@ from himalaya_adapter.packages import file_sha256
 from himalaya_adapter.storage import read_json, write_json
 from himalaya_adapter.streams.task import Task
 
-logger = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parent.parent
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -46,14 +44,11 @@ class ScoreCache:
         }
 
     def read(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The score that was written for the same identity; a damaged file counts as none."""
+        """The score that was written for the same identity; a damaged file counts as none, and is computed again."""
         try:
             entry = opened(read_json(self._path(identity)))
             return entry["score"] if entry["of"] == identity else None
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.warning("%s is damaged (%s), so the score is computed again", self._path(identity), error)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def write(self, identity: Mapping[str, Any], score: Mapping[str, Any]) -> None:

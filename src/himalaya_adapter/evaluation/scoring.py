@@ -1,20 +1,20 @@
 """The score of one task: predictions for a split, their metric, and how sure the number is."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.evaluation.batching import padding_token, reading
+from himalaya_adapter.evaluation.batching import prompt_batches, reading
 from himalaya_adapter.evaluation.generation import answer_text, generate_texts, stop_tokens
 from himalaya_adapter.evaluation.intervals import bootstrap_weights, percentile_interval
 from himalaya_adapter.evaluation.labels import choose_labels
 from himalaya_adapter.evaluation.text_metrics import accuracy, metric_by_name
-from himalaya_adapter.streams.encoding import encode_prompt, encode_target
-from himalaya_adapter.streams.task import Item, Task
+from himalaya_adapter.streams.encoding import encode_target
+from himalaya_adapter.streams.task import Task
 
 # One seed for every cell: the intervals of two rows of a matrix then rest on the same resamples of the same items.
 BOOTSTRAP_SEED = 0
@@ -74,51 +74,39 @@ def evaluate_task(
         progress: Called with the items done and the number of items, after each batch.
 
     Raises:
-        HimalayaError: The split is empty, the metric is unknown, a prompt is empty, or a target is not a label.
+        HimalayaError: The split is empty, or the metric is unknown.
     """
     started = time.perf_counter()
     spec, items = task.spec, task.split(split)
     metric = metric_by_name(spec.metric)
     if not items:
         raise HimalayaError(f"task '{task.name}' has no items in its {split} split; nothing to evaluate")
-    prompts = encode_prompts(tokenizer, task.name, items, max_length)
     targets = [item.target for item in items]
     newline_ends = task.answers_are_lines
+    stop = stop_tokens(tokenizer, newline_ends)
+    # One that holds text before its line break would write more than the label.
+    ends = [token for token in sorted(stop) if not answer_text(tokenizer, [token], stop, newline_ends)]
+    # Without the EOS that encode_target adds.
+    labels = [encode_target(tokenizer, label, chat=items[0].chat)[:-1] for label in spec.labels]
+    predictions, written = [""] * len(items), [""] * len(items)
     done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, len(items))
-
     with reading(model):
-        if spec.kind == "classification":
-            check_labels(task.name, spec.labels, targets)
-            stop = stop_tokens(tokenizer, newline_ends)
-            choices = choose_labels(
-                model,
-                prompts,
-                # without the EOS that encode_target adds
-                [encode_target(tokenizer, label, chat=items[0].chat)[:-1] for label in spec.labels],
-                # one that holds text before its line break would write more than the label
-                frozenset(token for token in stop if not answer_text(tokenizer, [token], stop, newline_ends)),
-                batch_size=batch_size,
-                padding=padding_token(tokenizer),
-                advance=advance,
-            )
-            predictions = [spec.labels[choice.label] for choice in choices]
-            written = ["" if choice.written is None else spec.labels[choice.written] for choice in choices]
-        else:
-            predictions = written = generate_texts(
-                model,
-                tokenizer,
-                prompts,
-                max_new_tokens=spec.max_new_tokens,
-                newline_ends=newline_ends,
-                batch_size=batch_size,
-                advance=advance,
-            )
+        for batch in prompt_batches(tokenizer, items, max_length, model.device, batch_size):
+            if spec.kind == "classification":
+                choices = choose_labels(model, batch, labels, ends)
+                answers = [
+                    (spec.labels[label], "" if writes is None else spec.labels[writes]) for label, writes in choices
+                ]
+            else:
+                texts = generate_texts(
+                    model, tokenizer, batch, max_new_tokens=spec.max_new_tokens, newline_ends=newline_ends
+                )
+                answers = list(zip(texts, texts, strict=True))
+            for index, answer in zip(batch.indices, answers, strict=True):
+                predictions[index], written[index] = answer
+            done += len(answers)
+            if progress is not None:
+                progress(done, len(items))
     score = float(metric.corpus_scores(predictions, targets, np.ones((1, len(items))))[0])
     weights = bootstrap_weights(len(items), np.random.default_rng(BOOTSTRAP_SEED))
     low, high = percentile_interval(metric.corpus_scores(predictions, targets, weights), score)
@@ -133,29 +121,3 @@ def evaluate_task(
         answers=tuple(predictions[:ANSWERS_KEPT]),
         seconds=time.perf_counter() - started,
     )
-
-
-def encode_prompts(tokenizer: Any, task_name: str, items: Sequence[Item], max_length: int) -> list[list[int]]:
-    """Tokens of each item's prompt.
-
-    Raises:
-        HimalayaError: A prompt has no tokens.
-    """
-    prompts = [encode_prompt(tokenizer, item.prompt, max_length, chat=item.chat) for item in items]
-    for item, prompt in zip(items, prompts, strict=True):
-        if not prompt:
-            raise HimalayaError(
-                f"task '{task_name}': the prompt of source item '{item.source}' is empty at max_length {max_length}"
-            )
-    return prompts
-
-
-def check_labels(task_name: str, labels: Sequence[str], targets: Sequence[str]) -> None:
-    """Make sure that each target is a label.
-
-    Raises:
-        HimalayaError: One is not.
-    """
-    for target in targets:
-        if target not in labels:
-            raise HimalayaError(f"task '{task_name}': target '{target}' is not one of its labels: {', '.join(labels)}")

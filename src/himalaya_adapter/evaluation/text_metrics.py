@@ -24,8 +24,7 @@ from sacrebleu.metrics.bleu import BLEU, BLEUScore
 from sacrebleu.metrics.chrf import CHRF
 
 from himalaya_adapter import errors
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
+from himalaya_adapter.evaluation.intervals import Array
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,11 @@ class Metric:
     """One way to score predictions.
 
     Args:
-        name: The name under which a task asks for it.
         item: ``(prediction, target) -> score`` of one item.
         counts: Where the score is not the mean of the items: ``(predictions, targets) -> (n, k)``, each item's counts.
         from_totals: The score as a function of the counts' totals, ``(k,) -> float``; given if and only if ``counts``.
     """
 
-    name: str
     item: Callable[[str, str], float]
     counts: Callable[[Sequence[str], Sequence[str]], Array] | None = None
     from_totals: Callable[[Array], float] | None = None
@@ -206,11 +203,11 @@ def entity_f1_from_totals(totals: Array) -> float:
 
 # --- translation -----------------------------------------------------------------------------------------------------
 
-BLEU_ORDER = 4
+BLEU_ORDER = 4  # sacrebleu's default
 # A sentence shorter than four words has no 4-gram; "effective order" then uses the orders it has.
-SENTENCE_BLEU = BLEU(max_ngram_order=BLEU_ORDER, effective_order=True, force=True)
+SENTENCE_BLEU = BLEU(effective_order=True, force=True)
 # By default a Chinese sentence would be a single word.
-CHINESE_BLEU = BLEU(max_ngram_order=BLEU_ORDER, effective_order=True, force=True, tokenize="zh")
+CHINESE_BLEU = BLEU(effective_order=True, force=True, tokenize="zh")
 PERCENT = 100.0
 SENTENCE_CHRF = CHRF()
 
@@ -278,17 +275,14 @@ def parses(source: str) -> bool:
 
 
 METRICS: dict[str, Metric] = {
-    entry.name: entry
-    for entry in (
-        Metric("accuracy", accuracy),
-        Metric("macro_f1", accuracy, class_counts, macro_f1_from_totals),
-        Metric("exact_match", exact_match),
-        Metric("token_f1", token_f1),
-        Metric("entity_f1", entity_f1, entity_counts, entity_f1_from_totals),
-        Metric("bleu", sentence_bleu, bleu_counts, bleu_from_totals),
-        Metric("chrf", chrf),
-        Metric("rouge_l", rouge_l),
-        Metric("edit_similarity", edit_similarity),
-        Metric("parse_rate", parse_rate),
-    )
+    "accuracy": Metric(accuracy),
+    "macro_f1": Metric(accuracy, class_counts, macro_f1_from_totals),
+    "exact_match": Metric(exact_match),
+    "token_f1": Metric(token_f1),
+    "entity_f1": Metric(entity_f1, entity_counts, entity_f1_from_totals),
+    "bleu": Metric(sentence_bleu, bleu_counts, bleu_from_totals),
+    "chrf": Metric(chrf),
+    "rouge_l": Metric(rouge_l),
+    "edit_similarity": Metric(edit_similarity),
+    "parse_rate": Metric(parse_rate),
 }

@@ -2,20 +2,41 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from himalaya_adapter.documents import read_document, without_interpolations
+from pydantic import Field
+
+from himalaya_adapter.documents import parse_document, read_document, without_interpolations
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments.keys import put
 from himalaya_adapter.experiments.overrides import read_overrides
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.experiments.schema import parse
+from himalaya_adapter.experiments.schema import Section, keys_of, parse
 
 CONF = Path(__file__).parent.parent / "conf"
-MODES = ("full", "trial")
 # A trial is the same run on a handful of items: enough to see every part work within a minute or two.
 TRIAL_ITEMS = 16
+
+
+@dataclass
+class Command(Section):
+    """The words of a line that are no keys of a run.
+
+    Args:
+        run: The name of a packaged run, or a YAML file.
+        results_dir: Where the run's folder lies.
+        mode: ``trial`` is the run on a handful of items.
+        overwrite: Delete what an earlier run has left.
+        backbone: The model in the place of the run's.
+    """
+
+    run: str
+    results_dir: Annotated[str, Field(pattern=r"\S")] = "outputs"
+    mode: Literal["full", "trial"] = "full"
+    overwrite: bool = False
+    backbone: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,57 +65,29 @@ def compose_run(words: Sequence[str]) -> Launch:
         HimalayaError: No or an unknown run, an unknown key, a value that its key does not take, an unknown mode.
     """
     overrides = read_overrides(words)
-    texts = {key: text for key, _, text in (word.partition("=") for word in words)}  # a path is not YAML
-    name = texts.get("run")
-    if name is None:
-        raise HimalayaError(f"no run named; add run=NAME (known: {', '.join(run_names())})")
-    packaged = name in run_names()
-    if not packaged and not Path(name).is_file():
-        raise unknown_name("run", name, run_names())
-    mode, overwrite = overrides.pop("mode", "full"), overrides.pop("overwrite", False)
-    if mode not in MODES:
-        raise unknown_name("mode", str(mode), MODES)
-    if not isinstance(overwrite, bool):
-        raise HimalayaError(f"overwrite={overwrite}: expected true or false")
-    here = f"run '{name}'"
-    content = read_document(CONF / "run" / f"{name}.yaml" if packaged else Path(name))
+    own = {name: overrides.pop(name) for name in keys_of(Command) if name in overrides}  # a path is not YAML
+    command = parse(Command, own, "the command line")
+    packaged = command.run in run_names()
+    if not packaged and not Path(command.run).is_file():
+        raise unknown_name("run", command.run, run_names())
+    here = f"run '{command.run}'"
+    content = read_document(CONF / "run" / f"{command.run}.yaml" if packaged else Path(command.run))
     if not isinstance(content, dict):
         raise HimalayaError(f"{here}: expected a YAML file of keys with values")
-    without_interpolations(content, here)
-    if texts.get("backbone"):
-        _override(content, "model.backbone.name", texts["backbone"])
-        _override(content, "model.backbone.quantisation", None)
-        _override(content, "dataset.tokenizer", None)
-    for key, value in overrides.items():
-        if key not in ("run", "results_dir", "backbone"):
-            _override(content, key, value)
-    run = parse(RunConfig, content, here)
+    if command.backbone:
+        put(content, "model.backbone.name", command.backbone)
+        put(content, "model.backbone.quantisation", None)
+        put(content, "dataset.tokenizer", None)
+    for key, text in overrides.items():
+        put(content, key, parse_document(text, f"{key}={text}"))
+    run = parse(RunConfig, without_interpolations(content, here), here)
     _make_absolute(run)
-    if mode == "trial":
+    if command.mode == "trial":
         run.evaluation.rows = "last"
         run.dataset.max_samples_per_task = min(run.dataset.max_samples_per_task or TRIAL_ITEMS, TRIAL_ITEMS)
         run.dataset.max_test_samples_per_task = min(run.dataset.max_test_samples_per_task or TRIAL_ITEMS, TRIAL_ITEMS)
         run.training.report_to = "none"
-    return Launch(run, _folder(texts.get("results_dir", "outputs")), overwrite)
-
-
-def _folder(text: str) -> Path:
-    """The folder of ``results_dir=``."""
-    try:
-        if text:
-            return Path(text).expanduser()
-    except RuntimeError:  # as pathlib says that there is no such user
-        pass
-    raise HimalayaError(f"results_dir={text}: expected a folder")
-
-
-def _override(content: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value in its place. Keys join those of a section; a whole range of a search, one with a type, is new."""
-    if isinstance(value, dict) and value and "type" not in value:
-        for name, entry in value.items():
-            _override(content, f"{key}.{name}", entry)
-    else:
-        put(content, key, value)
+    return Launch(run, Path(expanduser(command.results_dir)), command.overwrite)
 
 
 def _make_absolute(run: RunConfig) -> None:

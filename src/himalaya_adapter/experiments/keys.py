@@ -1,11 +1,13 @@
 """The keys of a config by their dotted names."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.schema import ANY_NAME, REQUIRED, keys_of
+from himalaya_adapter.experiments.search_config import searched_key
 
 
 def flattened(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -33,11 +35,19 @@ def put(content: dict[str, Any], key: str, value: Any) -> None:
     content[last] = value
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by their dotted names as nested mappings."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        put(found, key, value)
+def searched_keys(run: RunConfig) -> dict[str, str]:
+    """The keys that the run's search space varies, by their names there.
+
+    Raises:
+        HimalayaError: A name that stands for no key or for several, or two names of one key.
+    """
+    keys = [key for key in flattened(asdict(run)) if not key.startswith("optuna.")]
+    found: dict[str, str] = {}
+    for name in run.optuna.search_space:
+        key = searched_key(name, keys)
+        if key in found.values():
+            raise HimalayaError(f"optuna.search_space of run '{run.run_id}' has {key} twice, once as {name}")
+        found[name] = key
     return found
 
 
@@ -46,18 +56,8 @@ def completed(written: Any) -> dict[str, Any]:
 
     Those have their defaults: a new key's default means what was done before there was the key.
     """
-    known = [key for key in keys_of(RunConfig).values() if not key.section and ANY_NAME not in key.path]
-    defaults = {key.path: key.default for key in known if key.default not in (REQUIRED, {})}
-    return defaults | flattened(written)
-
-
-def first_difference(written: Any, wanted: Any) -> tuple[str, Any, Any] | None:
-    """The first key, in alphabetical order, of which two run configs have other values, and the two values."""
-    before, now = completed(written), completed(wanted)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            return key, before.get(key), now.get(key)
-    return None
+    known = [key for key in keys_of(RunConfig).values() if ANY_NAME not in key.path]
+    return {key.path: key.default for key in known if key.default not in (REQUIRED, {})} | flattened(written)
 
 
 def check_same(written: Any, wanted: Any, kept: str, this: str) -> None:
@@ -72,10 +72,10 @@ def check_same(written: Any, wanted: Any, kept: str, this: str) -> None:
     Raises:
         HimalayaError: They differ; the message names the first key that does.
     """
-    difference = first_difference(written, wanted)
-    if difference is not None:
-        key, before, now = difference
-        raise HimalayaError(
-            f"{kept} was begun with {key}={before!r}, this {this} has {now!r}: choose another run_id or results_dir, "
-            "or delete it with overwrite=true"
-        )
+    before, now = completed(written), completed(wanted)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise HimalayaError(
+                f"{kept} was begun with {key}={before.get(key)!r}, this {this} has {now.get(key)!r}: choose another "
+                "run_id or results_dir, or delete it with overwrite=true"
+            )

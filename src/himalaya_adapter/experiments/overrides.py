@@ -2,24 +2,23 @@
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
 
 import yaml
 
-from himalaya_adapter.documents import NOT_YAML, Loader, parse_document, without_interpolations
+from himalaya_adapter.documents import NOT_YAML, Loader
 from himalaya_adapter.errors import HimalayaError
 
 
-def read_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """The keys of a line with their values; of a key that stands twice the last one.
+def read_overrides(words: Sequence[str]) -> dict[str, str]:
+    """The keys of a line with their values as they are written; of a key that stands twice the last one.
 
     Args:
         words: Such as ``training.seed=3`` or ``model.adapter.options.target_modules=[q_proj, v_proj]``.
 
     Raises:
-        HimalayaError: A word that is no override, or a value that cannot be read.
+        HimalayaError: A word that is no override.
     """
-    return {key: _value(key, text) for key, text in map(_parts, words)}
+    return dict(map(_parts, words))
 
 
 def combinations(words: Sequence[str]) -> list[list[str]]:
@@ -40,11 +39,6 @@ def _parts(word: str) -> tuple[str, str]:
     if not key or not equals or not all(key.split(".")):
         raise HimalayaError(f"'{word}' is not an override; write KEY=VALUE, for example run=demo-himalaya")
     return key, text
-
-
-def _value(key: str, text: str) -> Any:
-    value = parse_document(text, f"{key}={text}")
-    return without_interpolations(value, key)
 
 
 def _split(text: str) -> list[str]:

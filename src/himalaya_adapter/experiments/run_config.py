@@ -12,7 +12,7 @@ from himalaya_adapter.experiments.search_config import OptunaConfig
 
 SEEDS = 2**31  # every library's generators take seeds below it
 MOST_WARMUP = 1_000_000  # steps; more than any task has
-Seed = Annotated[Whole, Field(ge=0, lt=SEEDS, json_schema_extra={"expected": f"a whole number from 0 to {SEEDS - 1}"})]
+Seed = Annotated[Whole, Field(ge=0, lt=SEEDS)]
 Warmup = Annotated[float, Field(ge=0, le=MOST_WARMUP), BeforeValidator(no_switch)]
 Rows = Annotated[
     str,

@@ -1,27 +1,56 @@
 """Values of a run config that have the right type and still make no sense, refused before anything is loaded."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.keys import flattened
+from himalaya_adapter.experiments.keys import flattened, put, searched_keys
 from himalaya_adapter.experiments.method_options import adapter_options, method_of
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.schema import parse
-from himalaya_adapter.experiments.search_config import check_search
 from himalaya_adapter.names import check_name
 from himalaya_adapter.registry import method_row
 
 
 def check_run(run: RunConfig) -> None:
-    """Check what the schema says of each key, and what it cannot say.
+    """Check what the schema says of each key, what it cannot say, and that a search could be made as it is written.
 
     Raises:
         HimalayaError: A value that makes no sense; the message names the key, the value and what is right.
     """
+    with_values(run, {})
+    for name, key in searched_keys(run).items():
+        values = run.optuna.search_space[name]
+        try:
+            values.distribution()
+            for value in values.outermost():
+                with_values(run, {key: value})
+        except HimalayaError as error:
+            raise HimalayaError(f"optuna.search_space.{name} of run '{run.run_id}': {error}") from error
+
+
+def with_values(run: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The run with some values in place of its own.
+
+    Args:
+        run: Any run.
+        values: Key of the config to value.
+
+    Raises:
+        HimalayaError: A value of the wrong type, or one that makes no sense.
+    """
     content = asdict(run)
-    parse(RunConfig, content, f"run '{run.run_id}'")
-    values = flattened(content)
+    for key, value in values.items():
+        put(content, key, value)
+    changed = parse(RunConfig, content, f"run '{run.run_id}'")
+    _check_values(changed)
+    return changed
+
+
+def _check_values(run: RunConfig) -> None:
+    values = flattened(asdict(run))
     check_name(run.run_id, "run_id")
 
     def require(right: bool, key: str, expected: str) -> None:
@@ -46,6 +75,4 @@ def check_run(run: RunConfig) -> None:
     require(run.dataset.streaming is not False, "dataset.streaming", "true: tasks come one after another, and once")
     backbone, tokenizer = run.model.backbone.name, run.dataset.tokenizer
     require(tokenizer in (None, backbone), "dataset.tokenizer", f"{backbone}, the backbone's own, or null")
-    require(run.dataset.languages != [], "dataset.languages", "a list of at least one language, or null")
     adapter_options(run)
-    check_search(run.optuna, run.run_id, [key for key in values if not key.startswith("optuna.")])

@@ -1,9 +1,7 @@
 """An adapter that goes on learning, on disk: PEFT's two files, and ``tasks.json``, which says what each task was."""
 
-import copy
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -26,15 +24,17 @@ from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.identity import COMPLETE, files_identity, is_complete, mark_complete, opened, sealed
 from himalaya_adapter.methods import HimalayaConfig, HimalayaModel
 from himalaya_adapter.methods.himalaya.adapter import HimalayaAdapter
-from himalaya_adapter.methods.release import CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE, split_by_prefix
+from himalaya_adapter.methods.release import CARD_FILE, CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE, split_by_prefix
 from himalaya_adapter.packages import file_sha256
-from himalaya_adapter.storage import one_process, read_json, write_atomic, write_json
+from himalaya_adapter.storage import in_use, one_process, read_json, write_atomic, write_json
+
+from .data import Form
 
 logger = logging.getLogger(__name__)
 BYTES_PER_MB = 1_000_000
 HEADER_BYTES = 8_000  # more than the names, types and shapes of the file's tensors take
 PREFIX = f"base_model.{HimalayaModel.prefix}shared."
-IDENTITY, BEFORE, CHECKPOINTS = "identity.json", "before.json", "checkpoints"
+IDENTITY = "identity.json"
 KEPT = "kept"  # folder of the held-out items that the user wants to be kept
 
 
@@ -74,29 +74,30 @@ class AdapterStore:
             raise HimalayaError(f"{self.folder} belongs to a run: copy it out of the run, and name the copy")
         with one_process(self.folder, f"another process is changing {self.folder}: wait for it, or end it"):
             self._move()
-            if not self.exists and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            if not self.exists and in_use(self.folder):
                 raise HimalayaError(f"{self.folder} is no adapter: it has no {CONFIG_FILE}; choose a new folder")
             yield
 
     # What is there ---------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
-        """What ``tasks.json`` says: ``backbone``, and of each task its record under ``tasks``; a copy.
+        """What ``tasks.json`` says: ``backbone``, and of each task its record under ``tasks``.
 
         Raises:
             HimalayaError: It is not what was written with the adapter.
         """
-        return copy.deepcopy(self._facts)
-
-    @cached_property
-    def _facts(self) -> dict[str, Any]:
         there = (self.place / TASKS_FILE).is_file()
         return learnt_facts(self.place) if there else {"backbone": {}, "tasks": {}}
 
     def record(self, task: str) -> dict[str, Any]:
         """What is written about a task; nothing, if it was learnt in another way than by `learn`."""
-        return dict(self._facts["tasks"].get(task, {}))
+        return self.facts["tasks"].get(task, {})
+
+    def form(self, task: str | None) -> Form | None:
+        """The form that a task was learnt in; ``None`` if nobody has written it down."""
+        told = self.facts["tasks"].get(task, {}).get("form")
+        return Form(**{**told, "labels": tuple(told["labels"])}) if told else None
 
     @cached_property
     def adapter(self) -> HimalayaAdapter:
@@ -128,11 +129,6 @@ class AdapterStore:
         """Size of the adapter's file."""
         return (self.place / WEIGHTS_FILE).stat().st_size
 
-    @property
-    def weights_hash(self) -> str | None:
-        """SHA-256 of the adapter's file; ``None`` before the first task."""
-        return file_sha256(self.place / WEIGHTS_FILE) if self.exists else None
-
     def kept(self, task: str) -> list[dict[str, Any]] | None:
         """The held-out items that were kept of a task; ``None`` if none were.
 
@@ -155,7 +151,8 @@ class AdapterStore:
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Go on with what a killed process has begun, if it was the same; anything else that is unfinished goes."""
-        begun = self._begun(IDENTITY)
+        before = file_sha256(self.place / WEIGHTS_FILE) if self.exists else None
+        identity, begun = {**identity, "adapter": before}, self._begun()
         if begun == identity:
             logger.info("going on with what was begun before")
             return
@@ -164,26 +161,13 @@ class AdapterStore:
         shutil.rmtree(self.unfinished, ignore_errors=True)
         write_json(self.unfinished / IDENTITY, sealed(identity))
 
-    def scores_before(self) -> dict[str, float]:
-        """The scores before anything is learnt, as far as a killed process had them."""
-        return self._begun(BEFORE)
-
-    def write_scores_before(self, scores: Mapping[str, float]) -> None:
-        """Keep them for the case that this process is killed, too."""
-        write_json(self.unfinished / BEFORE, sealed(scores))
-
-    def _begun(self, name: str) -> dict[str, Any]:
-        """A file of what a killed process has begun; nothing if it is not what was written."""
-        path = self.unfinished / name
+    def _begun(self) -> dict[str, Any]:
+        """What a killed process has begun; nothing if the file is not what was written."""
+        path = self.unfinished / IDENTITY
         try:
             return opened(read_json(path), needs_hash=True) if path.is_file() else {}
         except ValueError:
             return {}
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the Trainer keeps its checkpoints."""
-        return self.unfinished / CHECKPOINTS
 
     def replace(
         self,
@@ -201,10 +185,8 @@ class AdapterStore:
         new = self.unfinished / NEW
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        with tempfile.TemporaryDirectory(dir=self.unfinished) as temporary:
-            save(Path(temporary))
-            for name in (CONFIG_FILE, WEIGHTS_FILE):  # PEFT's card says nothing
-                write_atomic(new / name, (Path(temporary) / name).read_bytes())
+        save(new)
+        (new / CARD_FILE).unlink(missing_ok=True)  # PEFT's says nothing
         for task, items in (kept or {}).items():
             write_json(new / _kept_file(task), sealed({"task": task, "items": items}))
         files = files_identity(new / name for name in (CONFIG_FILE, WEIGHTS_FILE))
@@ -220,20 +202,19 @@ class AdapterStore:
         """
         self.adapter.forget_task(task)
         state = {PREFIX + name: tensor.contiguous() for name, tensor in self.adapter.state_dict().items()}
-        facts = self.facts
-        facts["tasks"].pop(task, None)
+        self.facts["tasks"].pop(task, None)
 
         def save(folder: Path) -> None:
             shutil.copy(self.folder / CONFIG_FILE, folder)
             save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
-        self.replace(save, facts)
+        self.replace(save, self.facts)
 
     def _move(self) -> None:
         new = self.unfinished / NEW
         if not is_complete(new):
             return
-        self.finished = self._begun(IDENTITY)
+        self.finished = self._begun()
         for path in sorted(new.rglob("*")):
             if path.is_file() and path.name != COMPLETE:
                 write_atomic(self.folder / path.relative_to(new), path.read_bytes())
@@ -242,7 +223,7 @@ class AdapterStore:
             if path.name not in known:  # of a task that is forgotten
                 path.unlink()
         shutil.rmtree(self.unfinished)
-        for read in ("adapter", "_facts"):
+        for read in ("adapter", "facts"):
             vars(self).pop(read, None)
 
 
@@ -256,7 +237,7 @@ def room(adapter: HimalayaAdapter) -> int:
     return min(rows, len(adapter.growth.free_slots()) // adapter.config.atoms_per_task)
 
 
-def sized_config(budget_mb: float, width: int, embedding_width: int, seed: int) -> HimalayaConfig:
+def sized_config(budget_mb: float, width: int, embedding_width: int | None, seed: int) -> HimalayaConfig:
     """The config of the adapter with the most room whose file is not larger than a budget.
 
     Args:
@@ -278,14 +259,13 @@ def sized_config(budget_mb: float, width: int, embedding_width: int, seed: int) 
         return HEADER_BYTES + sum(adapter.stored_bytes().values())
 
     smallest, budget = size(1), budget_mb * BYTES_PER_MB
-    if smallest > budget:
+    if not smallest <= budget:
         raise HimalayaError(
             f"--budget-mb {budget_mb:g} has no room for one task: with this backbone it takes "
             f"{smallest / BYTES_PER_MB:g} MB"
         )
     most = (2**15 - HimalayaConfig.core_atoms) // HimalayaConfig.atoms_per_task
-    tasks = 1 + int((budget - smallest) / (size(2) - smallest))
-    tasks = min(tasks, most)
+    tasks = int(min(most, 1 + (budget - smallest) / (size(2) - smallest)))
     while size(tasks) > budget:
         tasks -= max(1, tasks // 100)
     return with_room(tasks)

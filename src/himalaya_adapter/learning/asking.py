@@ -2,28 +2,23 @@
 
 import string
 import sys
-from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from transformers import TextStreamer
 
-from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
+from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
 from himalaya_adapter.deploy.answering import AUTO, answer, check_request, choose_task
-from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.errors import unknown_name
 from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
+from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.streams import Task
 from himalaya_adapter.training.progress import stage
 
 from .adapter_store import AdapterStore
-from .data import UNLIMITED, Form, chat_prompt, read_data, read_rows
+from .data import Form, chat_prompt, context_of
 
 ITEMS_AT_ONCE = 16
-
-
-def form_of(adapter: LoadedAdapter, task: str | None) -> Form | None:
-    """The form that a task was learnt in; ``None`` if nobody has written it down."""
-    told = AdapterStore(adapter.folder).record(task).get("form") if task is not None else None
-    return Form.from_json(told) if told else None
 
 
 def question(form: Form, text: str) -> str:
@@ -54,7 +49,7 @@ class Conversation:
         if task != AUTO and adapter.tasks and task not in adapter.tasks:
             raise unknown_name("task", task, adapter.tasks)
         self.adapter, self.task = adapter, task
-        self.form = form_of(adapter, None if task == AUTO else task)
+        self.form = AdapterStore(adapter.folder).form(None if task == AUTO else task)
         self.spoken: list[tuple[str, str]] = []  # so far, for a task that was learnt from conversations
 
     def ask(self, text: str, max_new_tokens: int) -> str:
@@ -76,53 +71,11 @@ class Conversation:
         return told
 
 
-def score_file(
-    adapter: str,
-    data: str,
-    task: str,
-    backbone: str | None,
-    templates: tuple[str, str] | None,
-    split: str,
-    metric: str | None,
-) -> TaskScore:
-    """Score a task on all items of a file, in the form that it was learnt in.
-
-    Args:
-        adapter: As for `load_adapter`.
-        data: As for `read_rows`.
-        task: The task's name.
-        backbone: Where the backbone lies, if it is not where the adapter says.
-        templates: Of question and answer, in the place of the task's own.
-        split: Which split of a data set.
-        metric: Name of a metric in the place of the task's own.
-
-    Raises:
-        HimalayaError: Anything a user can mend.
-    """
-    rows = read_rows(data, split)
-    loaded = load_adapter(adapter, task=task, backbone=backbone)
-    context = getattr(loaded.model.config, "max_position_embeddings", None)
-    known = form_of(loaded, task)
-    own = read_data(rows, data, loaded.tokenizer, context, known=known, templates=templates, metric=metric)
-    check_labels(own.form.labels, known, data)
-    return score(loaded.model, loaded.tokenizer, own.task(task, own.items, own.items), f"scoring {task}")
-
-
-def score(model: Any, tokenizer: Any, task: Task, what: str) -> TaskScore:
-    """Score a model on a task's test items, as the task that it is switched to; ``what`` is shown meanwhile."""
-    with stage(what) as advance:
+def score(model: Any, tokenizer: Any, task: Task, frozen: bool = False) -> TaskScore:
+    """Score a model on a task's test items, as that task or without its adapter; shows how far it is."""
+    if not frozen:
+        continual(model).set_task(task.name)
+    with stage(f"scoring {task.name}") as advance, model.disable_adapter() if frozen else nullcontext():
         return evaluate_task(
-            model,
-            tokenizer,
-            task,
-            batch_size=ITEMS_AT_ONCE,
-            max_length=getattr(model.config, "max_position_embeddings", None) or UNLIMITED,
-            progress=advance,
+            model, tokenizer, task, batch_size=ITEMS_AT_ONCE, max_length=context_of(model), progress=advance
         )
-
-
-def check_labels(labels: Sequence[str], known: Form | None, data: str) -> None:
-    """Refuse answers that the task has never seen: it cannot be right there."""
-    for label in labels:
-        if known is not None and known.labels and label not in known.labels:
-            raise HimalayaError(f"{data} has the answer '{label}'; the task has learnt: {', '.join(known.labels)}")

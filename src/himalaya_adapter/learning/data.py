@@ -5,16 +5,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from jinja2 import TemplateError
 
 from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
 from himalaya_adapter.evaluation.text_metrics import metric_by_name
 from himalaya_adapter.streams.encoding import encode_prompt, encode_target
-from himalaya_adapter.streams.items import BROKEN, EMPTY, NOT_UTF8, BadItem, fields_of, item_of
-from himalaya_adapter.streams.readers.table import read_table
-from himalaya_adapter.streams.readers.types import BadRow, Row
+from himalaya_adapter.streams.items import BROKEN, EMPTY, NOT_UTF8, fields_of, item_of
+from himalaya_adapter.streams.readers import BadRow, Row, read_file
 from himalaya_adapter.streams.splits import HASH_RANGE, content_hash, cut, stable_hash
 from himalaya_adapter.streams.task import Item, Limits, Source, Task, TaskSpec
 
@@ -54,11 +53,6 @@ class Form:
     labels: tuple[str, ...] = ()
     max_new_tokens: int = LONGEST_ANSWER
 
-    @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Self:
-        """The form that ``dataclasses.asdict`` has turned into JSON."""
-        return cls(**{**told, "labels": tuple(told["labels"])})
-
 
 @dataclass(frozen=True)
 class OwnData:
@@ -93,7 +87,7 @@ def read_rows(data: str, split: str = "train") -> list[Row | BadRow]:
     """
     path, hub = Path(data), HUB_ID.fullmatch(data)
     if path.is_file():
-        rows = list(read_table(path.read_bytes(), path.name, {}))
+        rows = list(read_file(path.read_bytes(), path.name))
     elif path.is_dir():
         on_disk = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
         rows = _of_dataset(data, None, split, on_disk)
@@ -120,16 +114,22 @@ def _of_dataset(name: str, config: str | None, split: str, on_disk: bool) -> lis
     return list(found)
 
 
+def context_of(model: Any) -> int:
+    """The most tokens that a backbone reads."""
+    return getattr(model.config, "max_position_embeddings", None) or UNLIMITED
+
+
 def read_data(
     rows: Sequence[Row | BadRow],
     name: str,
     tokenizer: Any,
-    context: int | None,
+    context: int,
     *,
     known: Form | None = None,
     templates: tuple[str, str] | None = None,
     metric: str | None = None,
     skip_bad_rows: bool = False,
+    new_labels: bool = True,
 ) -> OwnData:
     """Make items of rows.
 
@@ -137,11 +137,12 @@ def read_data(
         rows: What `read_rows` returns.
         name: What the rows come from, for messages.
         tokenizer: The backbone's.
-        context: The most tokens that it reads; ``None`` if nobody knows.
+        context: The most tokens that it reads (`context_of`).
         known: The form of a task that has been learnt before.
         templates: Those of prompt and answer, where the columns do not speak for themselves.
         metric: Name of the metric; by default accuracy where the answers are labels, else chrF.
         skip_bad_rows: Leave out and count a row that gives no item.
+        new_labels: Whether a known classification may get answers that it has never seen: it cannot be right there.
 
     Raises:
         HimalayaError: Unknown columns or metric, or the first row that gives no item.
@@ -162,11 +163,11 @@ def read_data(
         where = f"row {number} of {name}"
         try:
             if isinstance(row, BadRow):
-                raise BadItem(row.reason, f"{where} {row.message}")
+                raise BadRow(row.reason, f"{where} {row}")
             found = [*_conversation(row, tokenizer, where)] if form.chat else [_item(spec, row, where)]
             for item in found:
                 _check_length(item, tokenizer, context, where)
-        except BadItem as error:
+        except BadRow as error:
             if not skip_bad_rows:
                 raise HimalayaError(f"{error} (--skip-bad-rows leaves such rows out)") from error
             left_out[error.reason] += 1
@@ -175,6 +176,10 @@ def read_data(
     if not items:
         raise HimalayaError(f"{name} gives no item: {', '.join(left_out)}")
     form = replace(form, **_scoring(items, known, metric, tokenizer))
+    learnt = known.labels if known is not None and not new_labels else ()
+    for label in form.labels:
+        if learnt and label not in learnt:
+            raise HimalayaError(f"{name} has the answer '{label}'; the task has learnt: {', '.join(learnt)}")
     return OwnData(form, tuple(items), left_out)
 
 
@@ -207,29 +212,22 @@ def hold_out(data: OwnData, name: str, task: str, seed: int) -> Task:
 
 
 def _form(row: Row, name: str, known: Form | None, templates: tuple[str, str] | None) -> Form:
+    """The form that was asked for, or that the task has been learnt in, or that the columns speak for."""
     if templates is not None:
         return Form(*templates)
-    layout = _layout(row)
-    if known is not None and (layout == replace(known, metric="", labels=(), max_new_tokens=LONGEST_ANSWER)):
-        return known
     if known is not None and not known.chat and set(fields_of(_spec(name, known))) <= row.keys():
         return known
-    if layout is None:
-        columns = ", ".join(sorted(str(column) for column in row))
-        raise HimalayaError(
-            f"{name} has the columns {columns}; expected prompt and completion, messages, or instruction and output: "
-            "say how a row becomes a question and its answer: --prompt 'Ticket: {text}\\nTeam:' --target '{team}'"
-        )
-    return layout
-
-
-def _layout(row: Row) -> Form | None:
-    """The form that a row's columns speak for."""
     if "messages" in row or isinstance(row.get("prompt"), list):
         return Form("", "", chat=True)
     if {"prompt", "completion"} <= row.keys():
         return Form(*PROMPT_COMPLETION)
-    return Form(*ALPACA) if {"instruction", "output"} <= row.keys() else None
+    if {"instruction", "output"} <= row.keys():
+        return Form(*ALPACA)
+    columns = ", ".join(sorted(str(column) for column in row))
+    raise HimalayaError(
+        f"{name} has the columns {columns}; expected prompt and completion, messages, or instruction and output: "
+        "say how a row becomes a question and its answer: --prompt 'Ticket: {text}\\nTeam:' --target '{team}'"
+    )
 
 
 def _spec(name: str, form: Form) -> TaskSpec:
@@ -242,7 +240,6 @@ def _spec(name: str, form: Form) -> TaskSpec:
         template=form.prompt,
         target=form.target,
         metric=form.metric,
-        labels=form.labels,
         label_of={label: label for label in form.labels},
         max_new_tokens=form.max_new_tokens,
     )
@@ -264,25 +261,25 @@ def _conversation(row: Row, tokenizer: Any, where: str) -> Iterator[Item]:
         messages = prompt if "messages" in row else prompt + list(row["completion"])
         spoken = [(one["role"].strip(), one["content"].strip()) for one in messages]
     except (KeyError, TypeError, AttributeError) as error:
-        raise BadItem(BAD_CHAT, f"{where} is no list of messages, each with role and content") from error
+        raise BadRow(BAD_CHAT, f"{where} is no list of messages, each with role and content") from error
     special = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
     for role, content in spoken:
         control = next((one.content for one in special if one.content in content), None)
         if control is not None:
-            raise BadItem(BAD_CHAT, f"{where} says '{control}', which is a control token of the backbone")
+            raise BadRow(BAD_CHAT, f"{where} says '{control}', which is a control token of the backbone")
         if NOT_UTF8.search(role + content):
-            raise BadItem(BROKEN, f"{where} has characters that are not UTF-8; save the file as UTF-8")
+            raise BadRow(BROKEN, f"{where} has characters that are not UTF-8; save the file as UTF-8")
         if not content:
-            raise BadItem(EMPTY, f"{where} has an empty message of '{role}'")
+            raise BadRow(EMPTY, f"{where} has an empty message of '{role}'")
     first = 1 if "messages" in row else len(prompt)
     answers = [turn for turn in range(first, len(spoken)) if spoken[turn][0] == "assistant"]
     if not answers:
-        raise BadItem(BAD_CHAT, f"{where} has no answer of role 'assistant' after a question")
+        raise BadRow(BAD_CHAT, f"{where} has no answer of role 'assistant' after a question")
     for turn in answers:
         try:
             asked = chat_prompt(tokenizer, spoken[:turn])
         except TemplateError as error:
-            raise BadItem(BAD_CHAT, f"{where} does not fit the backbone's chat template: {error}") from error
+            raise BadRow(BAD_CHAT, f"{where} does not fit the backbone's chat template: {error}") from error
         yield Item(asked, spoken[turn][1], source=repr(spoken[:first]), chat=True)
 
 
@@ -292,12 +289,11 @@ def chat_prompt(tokenizer: Any, spoken: Sequence[tuple[str, str]]) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
-def _check_length(item: Item, tokenizer: Any, context: int | None, where: str) -> None:
-    longest = len(item.prompt.encode()) + 1  # a token per byte and BOS
-    tokens = len(encode_prompt(tokenizer, item.prompt, longest, chat=item.chat))
+def _check_length(item: Item, tokenizer: Any, context: int, where: str) -> None:
+    tokens = len(encode_prompt(tokenizer, item.prompt, UNLIMITED, chat=item.chat))
     tokens += len(encode_target(tokenizer, item.target, chat=item.chat))
-    if context is not None and tokens > context:
-        raise BadItem(TOO_LONG, f"{where} has {tokens} tokens with its answer; the backbone reads at most {context}")
+    if tokens > context:
+        raise BadRow(TOO_LONG, f"{where} has {tokens} tokens with its answer; the backbone reads at most {context}")
 
 
 def _scoring(items: Sequence[Item], known: Form | None, metric: str | None, tokenizer: Any) -> dict[str, Any]:

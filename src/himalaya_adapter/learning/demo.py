@@ -14,7 +14,8 @@ from himalaya_adapter.deploy.answering import answer
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.construction import adapt, method_config
 from himalaya_adapter.storage import IN_USE, in_use, write_atomic
-from himalaya_adapter.streams import Item, Limits, Task, load_stream
+from himalaya_adapter.streams import Item, Limits, Task
+from himalaya_adapter.streams.catalogue import load_task
 
 from .adapter_store import AdapterStore
 from .data import hold_out, read_data, read_rows
@@ -91,13 +92,11 @@ def run_demo(folder: Path, *, steps: int = STEPS, items: int = ITEMS, backbone: 
 
 def _write_tasks(folder: Path, items: int) -> dict[str, Path]:
     """Each task as a file such as users have."""
-    stream = load_stream(STREAM, limits=Limits(train=items, validation=1, test=1))
-    tasks = {task.name: task for task in stream.tasks}
-    files = {}
-    for task in (tasks[name] for name in TASKS):
+    files = {name: folder / f"{name}.jsonl" for name in TASKS}
+    for name, file in files.items():
+        task = load_task(STREAM, name, limits=Limits(train=items, validation=1, test=1))
         rows = [{"prompt": item.prompt, "completion": item.target} for item in task.train]
-        files[task.name] = folder / f"{task.name}.jsonl"
-        write_atomic(files[task.name], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_atomic(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return files
 
 
@@ -116,7 +115,7 @@ def _rival(
         store.begin({"task": name})
         learner.train(tasks[-1], learner.training(len(tasks[-1].train)))
         shutil.rmtree(store.unfinished)
-        rows.append({task.name: learner.score(task, f"LoRA: scoring {task.name}").score for task in tasks})
+        rows.append({task.name: learner.score(task).score for task in tasks})
         print("LoRA:", " ".join(f"{task} {score:.2f}" for task, score in rows[-1].items()), flush=True)
     return LoadedAdapter(model, loaded.tokenizer, (), loaded.name, folder), tasks
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,31 @@ from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.backbones.shape import sizes_of
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.deploy.answering import AUTO
-from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.errors import HimalayaError, out_of_memory_told, unknown_name
 from himalaya_adapter.evaluation.scoring import TaskScore
-from himalaya_adapter.experiments.run_config import SEEDS, TrainingConfig
+from himalaya_adapter.experiments.run_config import TrainingConfig
+from himalaya_adapter.experiments.schema import parse
 from himalaya_adapter.methods.construction import adapt
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.prompted import embedding_width, hidden_width
 from himalaya_adapter.names import normalised
 from himalaya_adapter.streams import Item, Task
-from himalaya_adapter.training.arguments import training_arguments
-from himalaya_adapter.training.callback import StreamCallback, seconds_of_steps
-from himalaya_adapter.training.encoded_items import EncodedItems
-from himalaya_adapter.training.memory import out_of_memory_told, peak_memory_bytes
+from himalaya_adapter.training.batches import EncodedItems
+from himalaya_adapter.training.environment import peak_memory_bytes
 from himalaya_adapter.training.progress import stage
-from himalaya_adapter.training.task_training import train_task
+from himalaya_adapter.training.task_training import (
+    StreamCallback,
+    seconds_of_steps,
+    train_task,
+    training_arguments,
+)
 
 from .adapter_store import AdapterStore, room, sized_config
-from .asking import check_labels, score
-from .data import MOST_SCORED, UNLIMITED, Form, OwnData, hold_out, read_data, read_rows
+from .asking import score
+from .data import MOST_SCORED, OwnData, context_of, hold_out, read_data, read_rows
 
 DEFAULT_BACKBONE, DEFAULT_BUDGET_MB = "smollm2-135m", 2.5
+CHECKPOINTS = "checkpoints"
 # A task of few items is seen several times, until it has been trained in about so many steps.
 USUAL_STEPS, MOST_EPOCHS = 100, 10
 
@@ -124,7 +128,6 @@ def learn(folder: Path, data: str, name: str, options: LearnOptions | None = Non
         HimalayaError: Anything a user can mend, in one line. The folder is as before.
     """
     options = options or LearnOptions()
-    _check_options(options)
     name, store = normalised(name), AdapterStore(folder)
     rows = read_rows(data, options.split)
     with store.locked():
@@ -150,7 +153,7 @@ class Learner:
         self.store, self.options = store, options
         self.model, self.tokenizer, self.facts = model, tokenizer, facts
         self.method = continual(model)
-        self.context = getattr(model.config, "max_position_embeddings", None)
+        self.context = context_of(model)
 
     def learn(self, rows: list[Any], data: str, name: str) -> Learnt:
         """See the function `learn`."""
@@ -165,18 +168,22 @@ class Learner:
         identity |= {"backbone": self.facts["backbone"], "checks": {one.name: one.hashes for one in checks}}
         if identity.items() <= self.store.finished.items():
             return self._learnt(name)
-        self.store.begin({**identity, "adapter": self.store.weights_hash})
-        before = self._before(task, known, checks)
+        self.store.begin(identity)
+        asked = [task, *checks]
+        before = [self.score(one, frozen=one is task and not known) for one in asked]
         state = self.train(task, training)
-        after = self.score(task, f"scoring {name}")
-        changes = [Change(name, after.metric, after.n, before[name], after.score)]
-        changes += [self._change(one, before[one.name]) for one in checks]
+        scores = [self.score(one) for one in asked]
+        after = scores[0]
+        changes = [
+            Change(one.name, new.metric, new.n, old.score, new.score)
+            for one, old, new in zip(asked, before, scores, strict=True)
+        ]
         self.facts["tasks"][name] = {
             "items": len(task.train) + (self.store.record(name).get("items", 0) if known else 0),
             "held_out": after.n,
             "left_out": dict(task.skipped),
             "metric": after.metric,
-            "score_before": before[name],
+            "score_before": before[0].score,
             "score": after.score,
             "low": after.low,
             "high": after.high,
@@ -198,18 +205,14 @@ class Learner:
     # Items -----------------------------------------------------------------------------------------------------
 
     def _read(self, rows: list[Any], data: str, name: str, **said: Any) -> OwnData:
-        known, skip = self._form(name), self.options.skip_bad_rows
+        known, skip = self.store.form(name), self.options.skip_bad_rows
         return read_data(rows, data, self.tokenizer, self.context, known=known, skip_bad_rows=skip, **said)
-
-    def _form(self, name: str) -> Form | None:
-        form = self.store.record(name).get("form")
-        return Form.from_json(form) if form else None
 
     def _checks(self, learning: str) -> list[Task]:
         """The earlier tasks that are scored before and after, with the items to score them on."""
         checks = {}
         for name in self.method.tasks:
-            kept, form = self.store.kept(name) if name != learning else None, self._form(name)
+            kept, form = self.store.kept(name) if name != learning else None, self.store.form(name)
             if kept is not None and form is not None:
                 items = tuple(Item(**item) for item in kept)
                 own = OwnData(form, items)
@@ -217,35 +220,14 @@ class Learner:
         for name, file in self.options.checks.items():
             if normalised(name) not in self.method.tasks:
                 raise unknown_name("task in --check", name, self.method.tasks)
-            own = self._read(read_rows(file), file, normalised(name))
-            check_labels(own.form.labels, self._form(normalised(name)), file)
+            own = self._read(read_rows(file), file, normalised(name), new_labels=False)
             checks[normalised(name)] = own.task(normalised(name), own.items, own.items[:MOST_SCORED])
         checks.pop(learning, None)
         return list(checks.values())
 
-    # Scores ----------------------------------------------------------------------------------------------------
-
-    def score(self, task: Task, what: str) -> TaskScore:
-        """Score the model on the held-out items of a task, as the task that it is switched to."""
-        return score(self.model, self.tokenizer, task, what)
-
-    def _before(self, task: Task, known: bool, checks: Sequence[Task]) -> dict[str, float]:
-        """The scores before anything is learnt; a process that goes on finds those that are there."""
-        scores = self.store.scores_before()
-        for one in (task, *checks):
-            if one.name not in scores:
-                frozen = one is task and not known
-                if not frozen:
-                    self.method.set_task(one.name)
-                with self.model.disable_adapter() if frozen else nullcontext():
-                    scores[one.name] = self.score(one, f"scoring {one.name} before").score
-                self.store.write_scores_before(scores)
-        return scores
-
-    def _change(self, task: Task, before: float) -> Change:
-        self.method.set_task(task.name)
-        after = self.score(task, f"scoring {task.name} again")
-        return Change(task.name, after.metric, after.n, before, after.score)
+    def score(self, task: Task, frozen: bool = False) -> TaskScore:
+        """Score the model on the held-out items of a task, as that task or without the adapter."""
+        return score(self.model, self.tokenizer, task, frozen)
 
     def _check_room(self, name: str) -> None:
         if name not in self.method.tasks and room(self.model.base_model.himalaya_shared["default"]) == 0:
@@ -260,22 +242,21 @@ class Learner:
         """How so many items are trained on."""
         options = self.options
         a_pass = math.ceil(items / options.batch_size)
-        epochs = options.epochs or max(1, min(MOST_EPOCHS, round(USUAL_STEPS / a_pass)))
-        if options.steps is not None and options.epochs is None:
-            epochs = math.ceil(options.steps / a_pass)
-        return TrainingConfig(
-            task_epochs=epochs,
-            max_updates_per_task=options.steps,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            save_steps=options.save_steps,
-            seed=options.seed,
-        )
+        usual = max(1, min(MOST_EPOCHS, round(USUAL_STEPS / a_pass)))
+        said = {
+            "task_epochs": options.epochs or (math.ceil(options.steps / a_pass) if options.steps else usual),
+            "max_updates_per_task": options.steps,
+            "batch_size": options.batch_size,
+            "learning_rate": options.learning_rate,
+            "save_steps": options.save_steps,
+            "seed": options.seed,
+        }
+        return parse(TrainingConfig, said, "himalaya learn")
 
     def train(self, task: Task, training: TrainingConfig) -> TrainerState:
         """Learn a task from its items, from its start to its end."""
-        examples = EncodedItems(self.tokenizer, [task], self.context or UNLIMITED)
-        arguments = training_arguments(training, task.name, 0, len(examples), self.store.checkpoints)
+        examples = EncodedItems(self.tokenizer, [task], self.context)
+        arguments = training_arguments(training, task.name, 0, len(examples), self.store.unfinished / CHECKPOINTS)
         with stage(f"learning {task.name}") as advance:
             callback = _LearnCallback(task.name, lambda state, _: advance(state.global_step, state.max_steps))
             trained = train_task(self.model, self.tokenizer, task, examples, arguments, callback)
@@ -302,28 +283,13 @@ def open_learner(store: AdapterStore, options: LearnOptions) -> Learner:
         loaded = load_adapter(store.folder, backbone=options.backbone, trainable=True)
         return Learner(store, options, loaded.model, loaded.tokenizer, store.facts)
     backbone = load_backbone(options.backbone or DEFAULT_BACKBONE)
-    width, embedded = hidden_width(backbone.model), embedding_width(backbone.model)
-    if embedded is None:
-        raise HimalayaError(f"{backbone.name} is no language model: it has no input embeddings")
-    config = sized_config(options.budget_mb or DEFAULT_BUDGET_MB, width, embedded, options.seed)
+    widths = hidden_width(backbone.model), embedding_width(backbone.model)
+    budget = DEFAULT_BUDGET_MB if options.budget_mb is None else options.budget_mb
+    config = sized_config(budget, *widths, options.seed)
     model = adapt(backbone.model, config, options.seed)
     place = str(Path(backbone.name).resolve()) if Path(backbone.name).is_dir() else backbone.name
     told = {"name": place, "revision": backbone.revision, **sizes_of(backbone.model.config)}
     return Learner(store, options, model, backbone.tokenizer, {"backbone": told, "tasks": {}})
-
-
-def _check_options(options: LearnOptions) -> None:
-    """Refuse numbers that make no sense.
-
-    Raises:
-        HimalayaError: One does not.
-    """
-    if not 0 < options.learning_rate < math.inf:
-        raise HimalayaError(f"--learning-rate {options.learning_rate:g}: expected a number above 0")
-    if not 0 <= options.seed < SEEDS:
-        raise HimalayaError(f"--seed {options.seed}: expected a whole number from 0 to {SEEDS - 1}")
-    if options.budget_mb is not None and not 0 < options.budget_mb < math.inf:
-        raise HimalayaError(f"--budget-mb {options.budget_mb:g}: expected a number above 0")
 
 
 def _check_name(name: str, known: Sequence[str], new: bool) -> None:

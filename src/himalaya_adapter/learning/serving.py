@@ -22,7 +22,8 @@ from transformers.cli.serving.utils import BaseGenerateManager, GenerationState
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
 from himalaya_adapter.errors import HimalayaError, unknown_name
 
-from .asking import form_of, question
+from .adapter_store import AdapterStore
+from .asking import question
 
 TASK_NAME = "{base}:{task}"
 
@@ -61,7 +62,7 @@ class TaskModels(ModelManager):
         if name not in self.names:
             raise fastapi.HTTPException(404, str(unknown_name("model", name, self.names)))
         task, tokenizer = self.names[name], self.adapter.tokenizer
-        form = form_of(self.adapter, task)
+        form = AdapterStore(self.adapter.folder).form(task)
         if form is not None and not form.chat:
             tokenizer = copy.copy(tokenizer)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from himalaya_adapter.budget import BYTES_PER_MB, TOKENS, Budget
 from himalaya_adapter.experiments.run_config import RunConfig
@@ -18,19 +18,14 @@ def budget_tables(run: RunConfig, budget: Budget) -> list[Table]:
 
 
 def _bytes_table(run: RunConfig, budget: Budget) -> Table:
-    released = budget.released or {}
-    table = Table(title=f"{run.run_id}: stored bytes on {run.model.backbone.name}")
-    table.add_column("part")
-    table.add_column("training file", justify="right")
-    if released:
-        table.add_column("release file", justify="right")
-    parts = sorted(budget.stored.keys() | released.keys(), key=lambda part: (-budget.stored.get(part, 0), part))
+    sizes = (budget.stored, budget.released or {})
+    columns = [Column(name, justify="right") for name in ("training file", "release file")]
+    table = Table("part", *columns, title=f"{run.run_id}: stored bytes on {run.model.backbone.name}")
+    parts = sorted({*sizes[0], *sizes[1]}, key=lambda part: (-budget.stored.get(part, 0), part))
     for part in parts:
-        both = [budget.stored.get(part), released.get(part)]
-        table.add_row(part, *(f"{size:,}" if size is not None else "" for size in both[: len(table.columns) - 1]))
+        table.add_row(part, *(f"{of_file[part]:,}" if part in of_file else "" for of_file in sizes))
     table.add_section()
-    totals = [sum(budget.stored.values()), *([sum(released.values())] if released else [])]
-    table.add_row("total", *(f"{total:,}" for total in totals))
+    table.add_row("total", *(f"{sum(of_file.values()):,}" if of_file else "" for of_file in sizes))
     return table
 
 

@@ -1,7 +1,8 @@
 """What a comparison says before anything is drawn: methods over their seeds, and paired tests against a reference."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,28 +27,33 @@ SEED = 0  # of the resampling, so that the same runs always give the same page
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The reference minus another method, of one measure or of the final score of one task.
+class Difference(PairedTest):
+    """The reference minus another method, with the p-value after Holm's correction over the table it stands in."""
 
-    Attributes:
-        other: The other method.
-        of: Key of the measure or name of the task.
-        seeds: The seeds that both have and that are compared in pairs; empty if they share none, and the mean over
-            the seeds of one is compared with that of the other.
-        test: The difference, its interval and its p-value.
-        adjusted_p: The p-value after Holm's correction over the table that it stands in.
-    """
-
-    other: MethodGroup
-    of: str
-    seeds: tuple[int, ...]
-    test: PairedTest
-    adjusted_p: float
+    p_holm: float
 
     @property
     def significant(self) -> bool:
         """Whether the corrected p-value is at most 0.05."""
-        return self.adjusted_p <= SIGNIFICANT
+        return self.p_holm <= SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A method that the reference is tested against.
+
+    Attributes:
+        group: The method.
+        seeds: The seeds that both have and that are compared in pairs; empty if they share none, and the mean over
+            the seeds of one is compared with that of the other.
+        measures: The difference of each measure of the whole stream, by its key.
+        tasks: The difference of the final score of each task, by its name.
+    """
+
+    group: MethodGroup
+    seeds: tuple[int, ...]
+    measures: dict[str, Difference]
+    tasks: dict[str, Difference]
 
 
 @dataclass(frozen=True)
@@ -58,32 +64,19 @@ class Comparison:
         groups: The methods, in the order in which their runs were given.
         reference: The method that the others are tested against: the first HIMALAYA, else the first
             HIMALAYA_STRICT, else the first.
-        measures: Differences of the measures of the whole stream; none where item scores are missing.
-        tasks: Differences of the final score of each task.
+        rivals: The others, without those of which item scores are missing.
         notes: What could not be tested, and why; a sentence each.
     """
 
     groups: tuple[MethodGroup, ...]
     reference: MethodGroup
-    measures: tuple[Difference, ...]
-    tasks: tuple[Difference, ...]
+    rivals: tuple[Rival, ...]
     notes: tuple[str, ...]
 
     @property
     def runs(self) -> list[RunRecord]:
         """All runs, method by method."""
         return [run for group in self.groups for run in group.runs]
-
-    @property
-    def others(self) -> list[MethodGroup]:
-        """The methods that are tested against the reference, those with a test only."""
-        tested = [difference.other for difference in self.tasks]
-        return [group for group in self.groups if any(group is other for other in tested)]
-
-    def difference(self, other: MethodGroup, of: str) -> Difference | None:
-        """The difference from ``other`` of a measure or a task; None if it was not tested."""
-        found = (d for d in (*self.measures, *self.tasks) if d.other is other and d.of == of)
-        return next(found, None)
 
 
 def compare(runs: Sequence[RunRecord]) -> Comparison:
@@ -93,88 +86,84 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
         HimalayaError: Two runs are the same method with the same seed, or a run's item scores are damaged.
     """
     groups = group_by_method(runs)
-    proposed = [group for method in PROPOSED for group in groups if group.method == method]
-    reference = (proposed or groups)[0]
-    scored = {run.run_id: run.scored_items() for run in runs} if len(groups) > 1 else {}
-    without = [run_id for run_id, found in scored.items() if found is None]
-    kept = {run_id: found for run_id, found in scored.items() if found is not None}
+    reference = next((group for method in PROPOSED for group in groups if group.method == method), groups[0])
+    found = {run.run_id: run.scored_items() for run in runs} if len(groups) > 1 else {}
+    scored = {run_id: one for run_id, one in found.items() if one is not None}
     notes = []
-    if without:
+    if without := [run_id for run_id in found if run_id not in scored]:
         notes.append(f"No item scores are kept of {', '.join(without)}: no paired tests with these runs.")
     earlier = [run.run_id for run in runs if run.environment.get("scoring", 1) < SCORING]
     if 0 < len(earlier) < len(runs):
         notes.append(f"{', '.join(earlier)} chose labels by an earlier rule: classifications compare roughly only.")
-    pairs = [
-        pair
-        for pair in (_pair(reference, other) for other in groups if other is not reference)
-        if all(run.run_id in kept for run in pair.runs)
-    ]
-    names = list(dict.fromkeys(run.run_id for pair in pairs for run in pair.runs))
-    points = {name: {key: measure(kept[name].matrix) for key, measure in MEASURES.items()} for name in names}
-    resampled = dict(zip(names, resampled_measures([kept[n] for n in names], seed=SEED), strict=True)) if names else {}
-    measures = []
-    for pair in pairs:
-        untested: Sequence[str] = ()
-        if pair.ours[0].metrics.get("measured_rows") != pair.theirs[0].metrics.get("measured_rows"):
-            untested = stream_metrics.keys("of measured rows")
-            notes.append(f"{pair.other.label} measured other rows of the matrix: no tests of its AUC and forgetting.")
-        for key in MEASURES:
-            if key not in untested:
-                point = _gap({name: points[name][key] for name in names}, pair.ours, pair.theirs)
-                draws = _gap({name: resampled[name][key] for name in names}, pair.ours, pair.theirs)
-                test = bootstrap_test(float(point), draws)
-                measures.append(Difference(pair.other, key, pair.seeds, test, test.p))
-    return Comparison(
-        groups=tuple(groups),
-        reference=reference,
-        measures=_corrected(measures),
-        tasks=_corrected(_task_differences(pairs, kept)),
-        notes=tuple(notes),
-    )
+    others = [group for group in groups if group is not reference]
+    pairs = [pair for other in others if (pair := _paired(reference, other)).names <= scored.keys()]
+    if not pairs:
+        return Comparison(tuple(groups), reference, (), tuple(notes))
+    rows = reference.first.metrics.get("measured_rows")
+    for label in [pair.other.label for pair in pairs if pair.other.first.metrics.get("measured_rows") != rows]:
+        notes.append(f"{label} measured other rows of the matrix: no tests of its AUC and forgetting.")
+    measures, tasks = _measure_tests(pairs, scored, rows), _task_tests(pairs, scored, reference.first.tasks)
+    tested = zip(pairs, _corrected(measures), _corrected(tasks), strict=True)
+    rivals = tuple(Rival(pair.other, pair.seeds, *differences) for pair, *differences in tested)
+    return Comparison(tuple(groups), reference, rivals, tuple(notes))
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """The runs that are tested against each other: of the seeds that both methods have, else all of both."""
+    """The ids of the runs that are tested against each other: of the seeds that both methods have, or else all."""
 
     other: MethodGroup
-    ours: tuple[RunRecord, ...]
-    theirs: tuple[RunRecord, ...]
     seeds: tuple[int, ...]
+    sides: tuple[tuple[str, ...], ...]
 
     @property
-    def runs(self) -> tuple[RunRecord, ...]:
-        return *self.ours, *self.theirs
+    def names(self) -> set[str]:
+        return {run_id for side in self.sides for run_id in side}
+
+    def gap(self, values: Mapping[str, Any]) -> Array:
+        """Mean over the runs of the reference minus mean over those of the other; ``values`` by run id."""
+        ours, theirs = (np.mean([values[run_id] for run_id in side], axis=0) for side in self.sides)
+        return np.asarray(ours - theirs)
 
 
-def _pair(reference: MethodGroup, other: MethodGroup) -> _Pair:
+def _paired(reference: MethodGroup, other: MethodGroup) -> _Pair:
     shared = tuple(seed for seed in reference.seeds if seed in other.seeds)
-    ours, theirs = (
-        tuple(run for run in group.runs if not shared or run.metrics["seed"] in shared) for group in (reference, other)
+    sides = (
+        tuple(run.run_id for run in group.runs if not shared or run.metrics["seed"] in shared)
+        for group in (reference, other)
     )
-    return _Pair(other, ours, theirs, shared)
+    return _Pair(other, shared, tuple(sides))
 
 
-def _gap(values: Mapping[str, Array | float], ours: Sequence[RunRecord], theirs: Sequence[RunRecord]) -> Array:
-    """Mean over the runs of the reference minus mean over those of the other; ``values`` by run id."""
-    means = [np.mean(np.array([values[run.run_id] for run in runs]), axis=0) for runs in (ours, theirs)]
-    return np.asarray(means[0] - means[1])
-
-
-def _task_differences(pairs: Sequence[_Pair], kept: Mapping[str, ScoredRun]) -> list[Difference]:
-    if not pairs:
-        return []
-    tasks = pairs[0].ours[0].tasks
-    found = []
-    for index, task in enumerate(tasks):
-        # The items' own scores, also where the metric belongs to the whole set: only they can be swapped.
-        items = {run_id: np.asarray(run.item_scores[-1][index], np.float64) for run_id, run in kept.items()}
-        gaps = np.stack([_gap(items, pair.ours, pair.theirs) for pair in pairs])
-        for pair, test in zip(pairs, item_tests(gaps, seed=SEED), strict=True):
-            found.append(Difference(pair.other, task, pair.seeds, test, test.p))
+def _measure_tests(pairs: Sequence[_Pair], scored: Mapping[str, ScoredRun], rows: Any) -> list[dict[str, PairedTest]]:
+    """Of each pair the tests of the measures, where the same ``rows`` of the matrix were measured of all of them."""
+    resampled = dict(zip(scored, resampled_measures([*scored.values()], seed=SEED), strict=True))
+    found: list[dict[str, PairedTest]] = [{} for _ in pairs]
+    for key, measure in MEASURES.items():
+        points = {run_id: measure(one.matrix) for run_id, one in scored.items()}
+        draws = {run_id: of_run[key] for run_id, of_run in resampled.items()}
+        of_rows = key in stream_metrics.keys("of measured rows")
+        for pair, tests in zip(pairs, found, strict=True):
+            if not of_rows or pair.other.first.metrics.get("measured_rows") == rows:
+                tests[key] = bootstrap_test(float(pair.gap(points)), pair.gap(draws))
     return found
 
 
-def _corrected(family: Sequence[Difference]) -> tuple[Difference, ...]:
-    adjusted = holm([difference.test.p for difference in family])
-    return tuple(replace(difference, adjusted_p=p) for difference, p in zip(family, adjusted, strict=True))
+def _task_tests(
+    pairs: Sequence[_Pair], scored: Mapping[str, ScoredRun], tasks: Sequence[str]
+) -> list[dict[str, PairedTest]]:
+    found: list[dict[str, PairedTest]] = [{} for _ in pairs]
+    for index, task in enumerate(tasks):
+        # The items' own scores, also where the metric belongs to the whole set: only they can be swapped.
+        items = {run_id: np.asarray(one.item_scores[-1][index], np.float64) for run_id, one in scored.items()}
+        gaps = np.stack([pair.gap(items) for pair in pairs])
+        for tests, test in zip(found, item_tests(gaps, seed=SEED), strict=True):
+            tests[task] = test
+    return found
+
+
+def _corrected(families: Sequence[Mapping[str, PairedTest]]) -> list[dict[str, Difference]]:
+    adjusted = iter(holm([test.p for of_pair in families for test in of_pair.values()]))
+    return [
+        {key: Difference(**vars(test), p_holm=next(adjusted)) for key, test in of_pair.items()} for of_pair in families
+    ]

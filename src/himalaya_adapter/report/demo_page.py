@@ -1,12 +1,12 @@
-"""The report of the demo: what each method still knows after each task, as a picture, a table and answers."""
+"""The report of the demo: what each method still knows after each task, as a picture and answers."""
 
 from pathlib import Path
 
 from himalaya_adapter.learning.demo import DemoResult
-from himalaya_adapter.report.charts import XY, Axis, drawn, figure
+from himalaya_adapter.report.charts import XY, Axis, Series, figure
 from himalaya_adapter.report.page import Page
 from himalaya_adapter.report.palette import part_looks
-from himalaya_adapter.report.table import Table, Text, numbers, table, words
+from himalaya_adapter.report.table import Table, table, words
 
 
 def write_demo_report(result: DemoResult, folder: Path) -> Path:
@@ -17,7 +17,7 @@ def write_demo_report(result: DemoResult, folder: Path) -> Path:
         title="Demo: three tasks, one after another",
         names=methods,
         facts=[("Tasks", ", ".join(result.tasks))],
-        parts=[figure("demo_scores", *_charts(result)), _scores(result), _answers(result)],
+        parts=[figure("demo_scores", *_charts(result)), _answers(result)],
     )
     return page.write(folder)
 
@@ -28,25 +28,12 @@ def _charts(result: DemoResult) -> list[XY]:
     charts = []
     for method, rows in result.after.items():
         after = [result.frozen, *rows]
-        series = (
-            drawn(look, [(step, after[step][task]) for step in (0, *range(place, len(after)))], line=True)
+        series = [
+            Series(look, [(step, after[step][task]) for step in (0, *range(place, len(after)))], line=True)
             for place, (task, look) in enumerate(zip(result.tasks, looks, strict=True), start=1)
-        )
-        charts.append(XY(tuple(series), x, y, method))
+        ]
+        charts.append(XY(series, x, y, method))
     return charts
-
-
-def _scores(result: DemoResult) -> Table:
-    header = [Text(f"{method}: {task}", metric) for method in result.after for task, metric in result.tasks.items()]
-    steps = [[result.frozen] * len(result.after), *zip(*result.after.values(), strict=True)]
-    rows = [
-        (
-            *words(name),
-            *numbers(*(f"{row[task]:.2f}" if task in row else "" for row in step for task in result.tasks)),
-        )
-        for name, step in zip(("nothing", *result.tasks), steps, strict=True)
-    ]
-    return table("demo_table", (*words("after learning"), *header), rows)
 
 
 def _answers(result: DemoResult) -> Table:

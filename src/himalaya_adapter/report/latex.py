@@ -14,7 +14,7 @@ SPECIAL = {
 }
 MATHS = {
     **{"−": "-", "±": r"\pm", "≤": r"\le", "≥": r"\ge", "×": r"\times", "‖": r"\|", "<": "<", ">": ">", "²": "^2"},
-    **{"★": r"\star", "↑": r"\uparrow", "↓": r"\downarrow", "→": r"\to"},
+    **{"↑": r"\uparrow", "↓": r"\downarrow", "→": r"\to"},
     **{"Δ": r"\Delta", "Σ": r"\sum", "θ": r"\theta", "λ": r"\lambda", "τ": r"\tau"},
 }
 TYPOGRAPHY = {"–": "--", "…": r"\dots{}", "’": "'", "|": r"\textbar{}"}
@@ -32,28 +32,25 @@ def document(tables: Sequence[Table], notes: Sequence[str]) -> str:
 
 
 def _table(table: Table) -> list[str]:
+    rows = [[_cell(cell) for cell in row] for row in (table.header, *table.rows)]
     # By the rows, because the name of a column is a word even where its content is numbers.
-    words = [all(row[column].words for row in table.rows) for column in range(len(table.header))]
-    everything = [table.header, *table.rows]
-    width = sum(max(len(_beside(row[column])) for row in everything) for column in range(len(table.header)))
-    body = [
-        f"\\begin{{tabular}}{{@{{}}{''.join('l' if is_words else 'r' for is_words in words)}@{{}}}}",
-        r"\toprule",
-        _row([_head(cell) for cell in table.header]),
-        r"\midrule",
-        *(_row([_cell(cell) for cell in row]) for row in table.rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    if width > WIDEST_UPRIGHT:
-        body = [r"\resizebox{\linewidth}{!}{%", *body[:-1], body[-1] + "}"]
+    columns = "".join("l" if all(cell.words for cell in column) else "r" for column in zip(*table.rows, strict=True))
+    width = sum(max(len(cell.text + cell.small) for cell in of) for of in zip(table.header, *table.rows, strict=True))
+    upright = width <= WIDEST_UPRIGHT
     return [
         r"\begin{table}",
         r"\centering",
         r"\small",
         f"\\caption{{{escape(table.title)}. {escape(table.legend)}}}",
         f"\\label{{tab:{table.topic.replace('_', '-')}}}",
-        *body,
+        *([] if upright else [r"\resizebox{\linewidth}{!}{%"]),
+        f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
+        r"\toprule",
+        _row(rows[0]),
+        r"\midrule",
+        *map(_row, rows[1:]),
+        r"\bottomrule",
+        r"\end{tabular}" + ("" if upright else "}"),
         r"\end{table}",
     ]
 
@@ -63,19 +60,9 @@ def _row(cells: Sequence[str]) -> str:
     return "{}" + row if row.startswith("[") else row  # the end of the row before would take it for an option
 
 
-def _head(cell: Text) -> str:
-    return escape(_beside(cell))
-
-
-def _beside(cell: Text) -> str:
-    return ", ".join(part for part in (cell.text, cell.small, cell.p) if part)
-
-
 def _cell(cell: Text) -> str:
     text = f"\\textbf{{{escape(cell.text)}}}" if cell.bold else escape(cell.text)
-    star = r"$^\star$" if cell.clear else ""
-    beside = escape(", ".join(part for part in (cell.small, cell.p) if part))
-    return f"{text}{star} {{\\scriptsize {beside}}}" if beside else text + star
+    return f"{text} {{\\scriptsize {escape(cell.small)}}}" if cell.small else text
 
 
 def escape(text: str) -> str:

@@ -10,8 +10,8 @@ def document(comparison: Comparison, tables: Sequence[Table]) -> str:
     """The tables of a comparison: a heading, the table, its legend; then what was not tested."""
     first = comparison.reference.first
     lines = [escape(f"# {first.metrics['stream']} on {first.metrics['backbone']}, {len(first.tasks)} tasks"), ""]
-    for table in tables:
-        if table.topic != "headline":  # the first one stands under the page's title
+    for place, table in enumerate(tables):
+        if place:  # the first one stands under the page's title
             lines += [f"## {escape(table.title)}", ""]
         lines += [*_table(table), "", escape(table.legend), ""]
     for note in comparison.notes:
@@ -20,20 +20,19 @@ def document(comparison: Comparison, tables: Sequence[Table]) -> str:
 
 
 def _table(table: Table) -> list[str]:
-    heads = [escape(", ".join(part for part in (cell.text, cell.small) if part)) for cell in table.header]
-    lines = [heads, ["---"] * len(heads), *([_cell(cell) for cell in row] for row in table.rows)]
+    lines = [[_cell(cell) for cell in table.header], ["---"] * len(table.header)]
+    lines += [[_cell(cell) for cell in row] for row in table.rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def _cell(cell: Text) -> str:
     text = f"**{escape(cell.text)}**" if cell.bold else escape(cell.text)
-    beside = ", ".join(part for part in (cell.small, cell.p) if part)
-    return " ".join(part for part in (text, "★" * cell.clear, escape(beside)) if part)
+    return f"{text} {escape(cell.small)}".strip()
 
 
 def escape(text: str) -> str:
     """Keep a name from ending its cell, being read as HTML, and starting emphasis, code or a link."""
-    signs = {"|": r"\|", "<": "&lt;", "*": r"\*", "`": r"\`", "](": r"]\(", "\n": " "}
+    signs = {"\\": r"\\", "|": r"\|", "<": "&lt;", "*": r"\*", "`": r"\`", "](": r"]\(", "\n": " "}
     for sign, literal in signs.items():
         text = text.replace(sign, literal)
     return text

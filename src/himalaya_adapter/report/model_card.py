@@ -1,7 +1,6 @@
 """The model card of a release: what the adapter knows and what not, and how it is loaded; machines read it, too."""
 
 import json
-import re
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -10,8 +9,9 @@ from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.identity import sealed
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, file_bytes
+from himalaya_adapter.report.markdown import escape
 from himalaya_adapter.report.run_folder import RunRecord
-from himalaya_adapter.report.texts import TEMPLATES
+from himalaya_adapter.report.table import TEMPLATES
 from himalaya_adapter.storage import read_json, write_atomic
 from himalaya_adapter.stream_metrics import ATOM_NORM_BOUND, update_norm_bound
 from himalaya_adapter.streams.catalogue import OWN_DATA, origin_of, read_definition
@@ -20,8 +20,6 @@ TEMPLATE = "model_card.md.j2"
 TAGS = ["continual-learning", "himalaya-adapter", "peft"]
 # Where the hub's list of tasks has no closer word: a model that writes text.
 PIPELINE = "text-generation"
-# What may start code, emphasis, a link or HTML, or end a cell of a table. An underscore inside a word does not.
-SPECIAL = re.compile(r"[\\`*|<>\[\]]|(?<!\w)_|_(?!\w)")
 
 
 def write_model_card(run: RunRecord) -> None:
@@ -35,7 +33,6 @@ def write_model_card(run: RunRecord) -> None:
         "quantisation": run.settings.get("model.backbone.quantisation"),
         **run.environment.get("backbone_sizes", {}),
     }
-    facts = {"method": run.metrics["method"], "backbone": backbone, "tasks": list(run.tasks)}
     data = ModelCardData(
         base_model=backbone["name"],
         library_name="peft",
@@ -44,17 +41,19 @@ def write_model_card(run: RunRecord) -> None:
         model_name=run.run_id,
         eval_results=[_result(run, task) for task in run.metrics["tasks"]],
     )
-    data[CARD_FACTS] = sealed(facts)
+    data[CARD_FACTS] = sealed({"method": run.metrics["method"], "backbone": backbone, "tasks": list(run.tasks)})
+    # Whether the intervals of the scores before and after training do not overlap.
+    learnt = {task["name"]: task["final"]["low"] > task["before"]["high"] for task in run.metrics["tasks"]}
     parts = file_bytes(folder / WEIGHTS_FILE, f"base_model.{run.metrics['method']}_shared.")
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATES / TEMPLATE),
         run=run,
-        clear=[task["name"] for task in run.metrics["tasks"] if _learnt(task)],
-        unclear=[task["name"] for task in run.metrics["tasks"] if not _learnt(task)],
+        clear=[name for name, is_clear in learnt.items() if is_clear],
+        unclear=[name for name, is_clear in learnt.items() if not is_clear],
         backbone=backbone,
-        text=_escaped,
-        code=lambda text: json.dumps(text),  # a string in Python as well
+        text=escape,
+        code=json.dumps,  # a string in Python as well
         bits=read_json(folder / CONFIG_FILE)["quantisation_bits"],
         parts=sorted(parts.items(), key=lambda part: -part[1]),
         total=sum(parts.values()),
@@ -63,16 +62,6 @@ def write_model_card(run: RunRecord) -> None:
         atom_norm_bound=ATOM_NORM_BOUND,
     )
     write_atomic(folder / CARD_FILE, str(card).strip() + "\n")
-
-
-def _learnt(task: dict[str, Any]) -> bool:
-    """Whether the intervals of the scores before and after training do not overlap."""
-    return bool(task["final"]["low"] > task["before"]["high"])
-
-
-def _escaped(text: str) -> str:
-    """A text of one line that Markdown shows as it is."""
-    return SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _result(run: RunRecord, task: dict[str, Any]) -> EvalResult:

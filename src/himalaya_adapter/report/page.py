@@ -7,27 +7,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from himalaya_adapter.report.charts import Figure
+from himalaya_adapter.report.charts import Figure, as_data
 from himalaya_adapter.report.palette import Look
-from himalaya_adapter.report.table import Table
-from himalaya_adapter.report.texts import TEMPLATES
+from himalaya_adapter.report.table import TEMPLATES, Table
 from himalaya_adapter.storage import write_atomic
 
 IN_A_SCRIPT = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})  # so that no text can end the element
-
-
-@dataclass(frozen=True)
-class Card:
-    """A number that is seen first."""
-
-    name: str
-    value: str
-    note: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +29,6 @@ class Page:
         names: Its heading: methods.
         facts: Names and values under the heading.
         parts: Figures and tables in the order in which they are read, each a section; what is None is left out.
-        cards: Numbers that are seen first.
         notes: Sentences under the facts.
         texts: Titles and files, shown at the end as they are.
     """
@@ -50,14 +38,8 @@ class Page:
     names: Sequence[Look]
     facts: Sequence[tuple[str, str]]
     parts: Sequence[Table | Figure | None]
-    cards: Sequence[Card] = ()
     notes: Sequence[str] = ()
     texts: Sequence[tuple[str, str]] = ()
-
-    @property
-    def figures(self) -> list[Figure]:
-        """The figures among the parts."""
-        return [part for part in self.parts if isinstance(part, Figure)]
 
     def write(self, folder: Path, stem: str = "") -> Path:
         """Write ``report.html``, and with a ``stem`` every figure as ``figures/<stem>_<topic>.png`` and ``.pdf``.
@@ -65,15 +47,16 @@ class Page:
         Returns:
             Path of the page.
         """
+        figures = [part for part in self.parts if isinstance(part, Figure)]
         if stem:
             from himalaya_adapter.report import paper  # matplotlib is slow to import
 
-            paper.write(self.figures, folder / "figures", stem)
+            paper.write(figures, folder / "figures", stem)
         path = folder / "report.html"
-        write_atomic(path, self.render())
+        write_atomic(path, self._render(figures))
         return path
 
-    def render(self) -> str:
+    def _render(self, figures: Sequence[Figure]) -> str:
         """The page; every text in it is escaped."""
         environment = Environment(
             loader=PackageLoader("himalaya_adapter.report"),
@@ -83,21 +66,17 @@ class Page:
             lstrip_blocks=True,
         )
         environment.filters["formula"] = _formula
-        script = TEMPLATES.joinpath("report.js").read_text(encoding="utf-8")
+        style, script = (TEMPLATES.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+        charts = {figure.topic: as_data(figure.charts) for figure in figures}
+        data = json.dumps(charts, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return environment.get_template("page.html.j2").render(
             page=self,
             parts=[part for part in self.parts if part is not None],
-            style=Markup(TEMPLATES.joinpath("report.css").read_text(encoding="utf-8")),
+            style=Markup(style),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            figures=in_script({figure.topic: [chart.data for chart in figure.charts] for figure in self.figures}),
+            figures=Markup(data.translate(IN_A_SCRIPT)),
         )
-
-
-def in_script(value: Any) -> Markup:
-    """JSON that stands inside a script element."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return Markup(text.translate(IN_A_SCRIPT))
 
 
 def _formula(text: str) -> Markup:

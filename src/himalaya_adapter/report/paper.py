@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from himalaya_adapter.report.charts import XY, Axis, Figure, Heat, Series
-from himalaya_adapter.report.metric_table import format_value
-from himalaya_adapter.report.palette import BOUND, SHEETS, legible
+from himalaya_adapter.report.formats import format_value
+from himalaya_adapter.report.palette import BOUND
 
 FULL_WIDTH = 9.0  # inches; the same for all figures, so that their type has one size on the page
 TEXT_SIZE, SMALL_TEXT_SIZE = 9.0, 7.5  # points
@@ -25,10 +25,6 @@ LONGEST_NAME, LONGEST_LABEL = 26, 60  # characters of a name on an axis, and of 
 MOST_BANDS = 4  # lines up to which their intervals are drawn
 MANY_CELLS = 30  # columns of a map from which on its cells have no room for their values
 INK, MUTED, GRID = "#1F2933", "#5B6673", "#E4E7EB"
-MARKS = {
-    **{"circle": "o", "square": "s", "up": "^", "diamond": "D", "down": "v", "plus": "P", "cross": "X"},
-    **{"dash": "_", "": ""},
-}
 SCORES, SIGNED = "YlGnBu", "PuOr"  # matplotlib's names of the scales
 
 
@@ -52,18 +48,11 @@ def draw(figure: Figure) -> Sheet:
         _draw_heat(sheet, axes, chart) if isinstance(chart, Heat) else _draw_xy(axes, chart)
     for axes in grid[len(figure.charts) :]:
         axes.set_visible(False)
-    found = [pair for axes in grid for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    handles = {label: handle for handle, label in found if label not in {chart.title for chart in figure.charts}}
-    if len(found) > 1:
-        sheet.legend(
-            list(handles.values()),
-            list(handles),
-            loc="outside lower center",
-            ncols=min(len(handles), 4),
-            frameon=False,
-            fontsize=TEXT_SIZE,
-            labelcolor=INK,
-        )
+    named = {label: line for axes in grid for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    keys = [line for label, line in named.items() if label not in {chart.title for chart in figure.charts}]
+    if len(named) > 1:
+        style: dict[str, Any] = {"ncols": 4, "frameon": False, "fontsize": TEXT_SIZE, "labelcolor": INK}
+        sheet.legend(handles=keys, loc="outside lower center", **style)
     return sheet
 
 
@@ -75,8 +64,9 @@ def new_sheet(height: float) -> Sheet:
     return sheet
 
 
-def style_axes(axes: Axes, *, x: str = "", y: str = "", grid: Literal["x", "y", "both"] = "y") -> None:
+def style_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: Literal["x", "y"] = "y") -> None:
     """Name the axes and take away what carries no information: the frame, ticks, all but a faint grid."""
+    axes.set_title(_plain(title), fontsize=TEXT_SIZE, color=INK, loc="left")
     axes.set_xlabel(_plain(x, LONGEST_LABEL), fontsize=TEXT_SIZE, color=MUTED)
     axes.set_ylabel(_plain(y, LONGEST_LABEL), fontsize=TEXT_SIZE, color=MUTED)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -101,34 +91,28 @@ def _draw_xy(axes: Axes, chart: XY) -> None:
         place = (value, 0.98) if across else (0.99, value)
         coordinates = ("data", "axes fraction") if across else ("axes fraction", "data")
         axes.annotate(label, place, (0, 3), coordinates, "offset points", ha="right", fontsize=SMALL_TEXT_SIZE)
-    style_axes(axes, x=chart.x.label, y=chart.y.label, grid="x" if across else "y")
-    axes.set_title(_plain(chart.title), fontsize=TEXT_SIZE, color=INK, loc="left")
+    style_axes(axes, title=chart.title, x=chart.x.label, y=chart.y.label, grid="x" if across else "y")
     _scale(axes, chart.x, "x")
     _scale(axes, chart.y, "y")
 
 
 def _draw_series(axes: Axes, one: Series, across: bool, bands: bool) -> None:
     look = one.look
-    color = legible(look.color, SHEETS["light"])
-    points = [(math.nan if p[0] is None else p[0], math.nan if p[1] is None else p[1]) for p in one.points]
-    xs, ys = zip(*points, strict=True)
-    values = xs if across else ys
-    if any(len(point) > 2 for point in one.points):
-        low, high = np.array([point[2:] for point in one.points], dtype=float).T
-        if one.line and bands:
-            axes.fill_between(xs, low, high, color=color, alpha=0.14, linewidth=0)
-        elif not one.line:
-            ends = np.clip([np.subtract(values, low), np.subtract(high, values)], 0, None)
-            which = {"xerr": ends} if across else {"yerr": ends}
-            axes.errorbar(xs, ys, **which, ecolor=color, elinewidth=1, fmt="none")
+    xs, ys, *ends = np.array(one.points, dtype=float).T
+    if ends and one.line and bands:
+        axes.fill_between(xs, *ends, color=look.color, alpha=0.14, linewidth=0)
+    elif ends and not one.line:
+        value = xs if across else ys
+        errors = np.clip([value - ends[0], ends[1] - value], 0, None)
+        axes.errorbar(xs, ys, **{"xerr" if across else "yerr": errors}, ecolor=look.color, elinewidth=1, fmt="none")
     axes.plot(
         xs,
         ys,
-        color=color,
-        linestyle=_dashes(look.dash) if one.line else "none",
-        marker=MARKS[look.marker],
+        color=look.color,
+        linestyle=(0, [float(length) for length in look.dash.split()] or None) if one.line else "none",
+        marker=look.marker,
         markersize=5,
-        markerfacecolor="white" if one.hollow else color,
+        markerfacecolor="white" if one.hollow else look.color,
         label=_plain(look.label),
         clip_on=False,
     )
@@ -136,25 +120,23 @@ def _draw_series(axes: Axes, one: Series, across: bool, bands: bool) -> None:
 
 def _scale(axes: Axes, axis: Axis, which: Literal["x", "y"]) -> None:
     of = axes.xaxis if which == "x" else axes.yaxis
-    limits = axes.set_xlim if which == "x" else axes.set_ylim
+    low, high = axis.low if not axis.names else 0.6, axis.high
     if axis.scale == "names":
         of.set_ticks(range(len(axis.names)), [_plain(name) for name in axis.names])
-        limits(*((-0.5, len(axis.names) - 0.5) if which == "x" else (len(axis.names) - 0.5, -0.5)))
-        return
-    if axis.scale == "log":
-        (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+        low, high = -0.5, len(axis.names) - 0.5
+    elif axis.scale == "log":
+        axes.set(**{f"{which}scale": "log"})
     else:
         of.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=bool(axis.names)))
     if axis.kind in ("bytes", "seconds"):
         of.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, axis.kind) if value else "0"))
-    if axis.low is not None or axis.high is not None or axis.names:
-        limits(axis.low if not axis.names else axis.first - 0.4, axis.high)
+    axes.set(**{f"{which}lim": (low, high) if which == "x" or axis.scale != "names" else (high, low)})
 
 
 def _draw_heat(sheet: Sheet, axes: Axes, chart: Heat) -> None:
     values = np.full((len(chart.rows), len(chart.columns)), math.nan)
     for row, cells in enumerate(chart.values):
-        values[row, : len(cells)] = [math.nan if cell is None else cell for cell in cells]
+        values[row, : len(cells)] = np.array(cells, dtype=float)
     widest = max(0.05, float(np.nanmax(np.abs(values)))) if chart.signed else 1.0
     image = axes.imshow(
         values, SIGNED if chart.signed else SCORES, vmin=-widest if chart.signed else 0, vmax=widest, aspect="auto"
@@ -166,17 +148,12 @@ def _draw_heat(sheet: Sheet, axes: Axes, chart: Heat) -> None:
             axes.text(column, row, text, ha="center", va="center", fontsize=6.2, color=color)
     for row, column in chart.framed:
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.2))
-    style_axes(axes, grid="both")
+    style_axes(axes, title=chart.title)
     axes.grid(visible=False)
-    axes.set_title(_plain(chart.title), fontsize=TEXT_SIZE, color=INK, loc="left")
     if len(chart.columns) < MANY_CELLS:
         axes.set_xticks(range(len(chart.columns)), map(_plain, chart.columns), rotation=40, ha="right")
     axes.set_yticks(range(len(chart.rows)), map(_plain, chart.rows))
     sheet.colorbar(image, ax=axes, shrink=0.6, aspect=24, pad=0.02).outline.set_visible(False)
-
-
-def _dashes(dash: str) -> str | tuple[int, tuple[float, ...]]:
-    return (0, tuple(map(float, dash.split()))) if dash else "solid"
 
 
 def _plain(text: str, longest: int = LONGEST_NAME) -> str:

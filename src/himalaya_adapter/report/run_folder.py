@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,11 @@ from himalaya_adapter.experiments.keys import completed
 from himalaya_adapter.identity import opened
 
 FORMAT = 1
+SEQUENTIAL = "sequential"  # the protocol of a stream
 TASK_END = "task_end"
 SAME = 1e-9  # between two ways of adding up the same numbers
-REQUIRED_METRICS = ("method", "method_name", "backbone", "stream", "seed", "retained_accuracy", "tasks")
+REQUIRED_METRICS = {"method", "method_name", "backbone", "stream", "seed", "retained_accuracy", "tasks"}
+WRONG = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)  # what a damaged file raises
 
 Cell = dict[str, Any]  # score, low, high, n, metric, strict, seconds: one entry of the accuracy matrix
 
@@ -29,7 +31,6 @@ class RunRecord:
     """What a finished run left in its folder.
 
     Attributes:
-        run_id: Name of the folder.
         folder: The folder.
         metrics: Content of ``metrics.json``.
         tasks: Task names in the order of the stream.
@@ -41,10 +42,10 @@ class RunRecord:
         environment: Content of ``environment.json``.
         adapter_config: Content of ``adapter/adapter_config.json``, empty if there is none.
         config: Text of ``config.yaml``, empty if there is none.
+        settings: Its values by their dotted names, also of keys that came later; empty if there is none.
         samples: Of each task the first test items with the answers to them: ``samples.json``, empty for older runs.
     """
 
-    run_id: str
     folder: Path
     metrics: dict[str, Any]
     tasks: tuple[str, ...]
@@ -55,7 +56,23 @@ class RunRecord:
     environment: dict[str, Any]
     adapter_config: dict[str, Any]
     config: str
+    settings: dict[str, Any]
     samples: list[dict[str, Any]]
+
+    @property
+    def run_id(self) -> str:
+        """Name of the folder."""
+        return self.folder.name
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is a bound to compare with (frozen, independent, joint) and does not learn the stream."""
+        return bool(self.metrics.get("protocol", SEQUENTIAL) != SEQUENTIAL)
+
+    @property
+    def numbered(self) -> tuple[str, ...]:
+        """``3. name`` of each task: its place in the stream and its name."""
+        return tuple(f"{place}. {name}" for place, name in enumerate(self.tasks, start=1))
 
     @property
     def after_learning(self) -> list[Cell]:
@@ -81,29 +98,15 @@ class RunRecord:
         items = read_item_scores(self.folder, self.rows)
         return None if items is None else ScoredRun(self.scores, items)
 
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """The values of ``config.yaml`` by their dotted names, also of keys that came later; empty if there is none.
-
-        Raises:
-            HimalayaError: It is damaged.
-        """
-        path = self.folder / "config.yaml"
-        written = parse_document(self.config, str(path))
-        if written is None:
-            return {}
-        if not isinstance(written, Mapping):
-            raise HimalayaError(f"{path} is damaged (it holds no keys); run again with overwrite=true")
-        return completed(written)
-
     @property
     def split(self) -> str:
         """The items that the run's tasks were scored on."""
         return str(self.metrics.get("split", "test"))
 
-    def test_hash(self, task: str) -> str | None:
-        """SHA-256 of the items that ``task`` was scored on, None if the run did not record it."""
-        return self.environment.get("data_hashes", {}).get(task, {}).get(self.split)
+    @cached_property
+    def test_hashes(self) -> dict[str, str]:
+        """SHA-256 of the items that each task was scored on."""
+        return {task: self.environment["data_hashes"][task][self.split] for task in self.tasks}
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -114,9 +117,9 @@ def read_run(folder: Path) -> RunRecord:
     """
     try:
         return _read_run(folder.resolve())
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        if isinstance(error, HimalayaError):
-            raise
+    except HimalayaError:
+        raise
+    except WRONG as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise HimalayaError(f"a file of {folder} is damaged ({reason}); restore it, or run again") from error
 
@@ -129,28 +132,17 @@ def _read_run(folder: Path) -> RunRecord:
             f"run '{folder.name}' is not finished: {folder} has no metrics.json; "
             "start the same command again to finish it"
         )
-    metrics = _read_object(folder / "metrics.json")
-    missing = [key for key in REQUIRED_METRICS if key not in metrics]
-    if missing:
-        raise HimalayaError(f"{folder / 'metrics.json'} lacks {', '.join(missing)}; run again with overwrite=true")
     matrix = _read_object(folder / "matrix.json")
-    tasks, rows = matrix.get("tasks", []), matrix.get("rows", [])
-    whole = len(rows) == len(tasks) > 0
-    whole = whole and all(len(row) > index and row[index] is not None for index, row in enumerate(rows))
-    if not whole or None in rows[-1] or len(matrix.get("before", [])) != len(tasks):
-        raise HimalayaError(
-            f"{folder / 'matrix.json'} is incomplete: {len(tasks)} tasks but {len(rows)} rows; "
-            "run again with overwrite=true"
-        )
-    _check_scores(folder, metrics, matrix["before"], rows)
-    config, adapter_config = folder / "config.yaml", folder / "adapter" / "adapter_config.json"
-    samples = folder / "samples.json"
+    tasks, rows = matrix["tasks"], matrix["rows"]
+    if not len(tasks) == len(rows) == len(matrix["before"]):
+        raise ValueError(f"matrix.json is incomplete: {len(tasks)} tasks but {len(rows)} rows")
+    adapter_config, samples = folder / "adapter" / "adapter_config.json", folder / "samples.json"
+    config = read_text(folder / "config.yaml") if (folder / "config.yaml").is_file() else ""
     events = _read_events(folder / "events.jsonl")
     task_ends = {event["index"]: event for event in events if event["event"] == TASK_END}
-    return RunRecord(
-        run_id=folder.name,
+    run = RunRecord(
         folder=folder,
-        metrics=metrics,
+        metrics=_read_object(folder / "metrics.json"),
         tasks=tuple(tasks),
         before=matrix["before"],
         rows=[row[: index + 1] for index, row in enumerate(rows)],
@@ -158,83 +150,62 @@ def _read_run(folder: Path) -> RunRecord:
         events=tuple(event for event in events if event["event"] != TASK_END),
         environment=_read_object(folder / "environment.json"),
         adapter_config=_read_object(adapter_config) if adapter_config.is_file() else {},
-        config=read_text(config) if config.is_file() else "",
+        config=config,
+        settings=completed(dict(parse_document(config, str(folder / "config.yaml")))) if config else {},
         samples=_read_samples(samples) if samples.is_file() else [],
     )
+    if missing := REQUIRED_METRICS - run.metrics.keys():
+        raise ValueError(f"metrics.json lacks {', '.join(sorted(missing))}")
+    _check_scores(run)
+    if not all(run.test_hashes.values()):
+        raise ValueError(f"environment.json lacks hashes of the {run.split} items")
+    return run
 
 
 def read_comparable_runs(results_dir: Path, run_ids: Sequence[str]) -> list[RunRecord]:
     """Read runs that may stand in one table: same backbone, stream, task order, prompt length, split and items of it.
 
     Raises:
-        HimalayaError: No or repeated run ids, an unknown or unfinished run, or runs that differ in one of the above.
+        HimalayaError: No run ids, an unknown or unfinished run, or runs that differ in one of the above.
     """
     if not run_ids:
         raise HimalayaError(f"no runs to compare: {results_dir} holds no finished run, and none is named")
-    repeated = sorted({run_id for run_id in run_ids if list(run_ids).count(run_id) > 1})
-    if repeated:
-        raise HimalayaError(f"run '{repeated[0]}' is named more than once; name every run once")
     for run_id in run_ids:
         if not (results_dir / run_id).is_dir():
             known = [path.parent.name for path in results_dir.glob("*/metrics.json")]
             raise unknown_name(f"run in {results_dir}", run_id, known)
-    runs = [read_run(results_dir / run_id) for run_id in run_ids]
-    for other in runs[1:]:
-        _check_comparable(runs[0], other)
-    return runs
+    first, *others = (read_run(results_dir / run_id) for run_id in run_ids)
+    measured = _measured(first)
+    for other in others:
+        for what, found in _measured(other).items():
+            if found != measured.get(what):
+                raise HimalayaError(
+                    f"runs '{first.run_id}' and '{other.run_id}' cannot be compared: {what} {measured.get(what)!r} "
+                    f"against {found!r}; give runs that were measured alike"
+                )
+    return [first, *others]
 
 
-def _check_comparable(first: RunRecord, other: RunRecord) -> None:
-    pair = f"runs '{first.run_id}' and '{other.run_id}' cannot be compared"
-    for key in ("backbone", "stream"):
-        if first.metrics[key] != other.metrics[key]:
-            raise HimalayaError(
-                f"{pair}: {key} '{first.metrics[key]}' against '{other.metrics[key]}'; give runs of one {key}"
-            )
-    lengths = [run.settings.get("dataset.max_seq_length") for run in (first, other)]
-    if None not in lengths and lengths[0] != lengths[1]:
-        raise HimalayaError(
-            f"{pair}: dataset.max_seq_length {lengths[0]} against {lengths[1]}; give runs whose prompts were cut alike"
-        )
-    if first.split != other.split:
-        raise HimalayaError(
-            f"{pair}: evaluation.split {first.split} against {other.split}; give runs that were scored on one split"
-        )
-    if first.tasks != other.tasks:
-        raise HimalayaError(
-            f"{pair}: their tasks are {', '.join(first.tasks)} against {', '.join(other.tasks)}; "
-            "give runs of the same tasks in the same order"
-        )
-    for task in first.tasks:
-        hashes = first.test_hash(task), other.test_hash(task)
-        if None in hashes:
-            unrecorded = first if hashes[0] is None else other
-            raise HimalayaError(
-                f"{pair}: environment.json of '{unrecorded.run_id}' has no hash of the {first.split} items of "
-                f"'{task}'; run it again with overwrite=true"
-            )
-        if hashes[0] != hashes[1]:
-            raise HimalayaError(
-                f"{pair}: the {first.split} items of '{task}' differ "
-                f"({str(hashes[0])[:12]}… against {str(hashes[1])[:12]}…); run both on the same data and limits"
-            )
+def _measured(run: RunRecord) -> dict[str, Any]:
+    """What has to be the same in runs that are compared."""
+    return {
+        **{key: run.metrics[key] for key in ("backbone", "stream")},
+        "dataset.max_seq_length": run.settings.get("dataset.max_seq_length"),
+        "evaluation.split": run.split,
+        "order of tasks": ", ".join(run.tasks),
+        **{f"hash of the {run.split} items of '{task}'": found for task, found in run.test_hashes.items()},
+    }
 
 
-def _check_scores(folder: Path, metrics: Mapping[str, Any], before: list[Cell], rows: list[list[Cell | None]]) -> None:
+def _check_scores(run: RunRecord) -> None:
     """Refuse scores that cannot be, and measures that do not follow from them."""
-    for cell in [*before, *(cell for row in rows for cell in row if cell)]:
+    for cell in [*run.before, *(cell for row in run.rows for cell in row if cell)]:
         check_score(cell)
-    scores = [[cell["score"] if cell else None for cell in row[: index + 1]] for index, row in enumerate(rows)]
-    told: list[tuple[str, Any, Any]] = [
-        (name, metrics.get(name), measure(scores)) for name, measure in MEASURES.items()
-    ]
-    for task, *cells in zip(metrics["tasks"], before, rows[-1], strict=True):
-        told += [
-            (task["name"], task.get(key, cell), cell) for key, cell in zip(("before", "final"), cells, strict=True)
-        ]
-    for name, said, follows in told:
-        if isinstance(follows, dict):
-            said, follows = said["score"], follows["score"]
+    told = {name: (run.metrics.get(name), measure(run.scores)) for name, measure in MEASURES.items()}
+    for task, before, final in zip(run.metrics["tasks"], run.before, run.final, strict=True):
+        for key, cell in (("before", before), ("final", final)):
+            told[f"{task['name']}, {key}"] = task[key]["score"], cell["score"]
+    for name, (said, follows) in told.items():
         if said is not None and not abs(said - follows) <= SAME:
             raise ValueError(f"metrics.json says {said} for {name}, from matrix.json follows {follows}")
 

@@ -1,29 +1,57 @@
-"""What runs were made with, and what their evaluation cost."""
+"""What a run did and on what: answers, events, machine, and the cost on a CPU."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
 
-from himalaya_adapter.report.metric_table import format_interval, format_seconds, format_value
+from himalaya_adapter.report.formats import format_interval, format_value
 from himalaya_adapter.report.run_folder import RunRecord
 from himalaya_adapter.report.table import LONG, Table, Text, numbers, table, words
 
-HASH_DIGITS = 16  # shown of a SHA-256; enough to tell two data sets apart by eye
-NOT_OF_THE_MACHINE = ("tasks", "data_hashes", "backbone_sizes", "format")  # of environment.json, shown elsewhere
+LONGEST = 240  # characters of a prompt that are shown, its end
+NOT_OF_THE_MACHINE = ("tasks", "data_hashes", "backbone_sizes", "format")  # of environment.json
+Event = dict[str, Any]
+KINDS: dict[str, Callable[[Event], bool]] = {
+    "atom added": lambda event: event["event"] == "promotion" and "evicted" not in event,
+    "own atom replaced": lambda event: event["event"] == "promotion" and "evicted" in event,
+    "slot shared": lambda event: event["event"] == "sharing",
+    "slot of an earlier task evicted": lambda event: event["event"] == "eviction",
+    "step dropped, not finite": lambda event: event["event"] == "skipped_step",
+}
+MEANS = ("similarity", "survives")  # of the events of a task
 
 
-def evaluation_cost(runs: Sequence[RunRecord]) -> list[Table]:
-    """What the evaluation of each run cost; no table if one has not recorded it."""
-    if any("evaluation_cost" not in run.metrics for run in runs):
-        return []
-    rows = []
-    for run in runs:
-        cost, measured = run.metrics["evaluation_cost"], ", ".join(map(str, run.metrics["measured_rows"]))
-        seconds = [format_seconds(cost[key]) for key in ("seconds_per_task", "seconds", "reused_seconds")]
-        share = f"{100 * cost['share_of_run']:.0f} %"
-        values = numbers(str(cost["evaluations"]), *seconds[:2], share, str(cost["reused"]), seconds[2])
-        rows.append((*words(run.run_id), *values, *words(measured)))
-    columns = ("evaluations", "time of one", "time of all", "share of the run", "reused", "time saved")
-    header = (*words("run"), *numbers(*columns), *words("all tasks so far are scored after task"))
-    return [table("cost", header, rows, folded=len(runs) > LONG)]
+def sample_answers(run: RunRecord) -> list[Table]:
+    """The first test items of each task with the answers to them; no table for a run that has not kept them."""
+    rows = [
+        words(
+            f"{place}. {of_task['task']}",
+            "…" * (len(item["prompt"]) > LONGEST) + item["prompt"][-LONGEST:],
+            item["target"],
+            *item["answers"],
+        )
+        for place, of_task in enumerate(run.samples, start=1)
+        for item in of_task["items"]
+    ]
+    header = words("task", "prompt", "expected", "frozen model", "right after learning", "now")
+    return [table("samples", header, rows, folded=len(run.tasks) > LONG)] if rows else []
+
+
+def events(run: RunRecord) -> list[Table]:
+    """What happened in each task; columns without content are left out, and a table without events."""
+    columns: dict[str, list[str]] = {name: [] for name in (*KINDS, *MEANS)}
+    for end in run.task_ends:
+        of_task = [event for event in run.events if event.get("index") == end["index"]]
+        for name, is_kind in KINDS.items():
+            columns[name].append(str(sum(map(is_kind, of_task))))
+        for key in MEANS:
+            values = [event[key] for event in of_task if event.get(key) is not None]
+            columns[key].append(format_value(fmean(values) if values else None, "score"))
+    shown = {name: texts for name, texts in columns.items() if set(texts) - {"0", "–"}}
+    tasks = words(*(f"{end['index'] + 1}. {end['task']}" for end in run.task_ends))
+    rows = [(task, *numbers(*texts)) for task, *texts in zip(tasks, *shown.values(), strict=True)]
+    header = (*words("task"), *numbers(*shown))
+    return [table("events", header, rows, folded=len(rows) > LONG)] if shown else []
 
 
 def cpu_latency(runs: Sequence[RunRecord]) -> list[Table]:
@@ -50,17 +78,8 @@ def environment(runs: Sequence[RunRecord]) -> Table:
         for run in runs:
             value = run.environment.get(key)
             found.setdefault((key, "–" if value is None else str(value)), []).append(run.run_id)
-    rows = tuple(
-        (*words(key), Text(value, "" if len(names) == len(runs) else ", ".join(names), words=True))
-        for (key, value), names in found.items()
-    )
+    rows = [
+        (*words(key), Text(text, "" if len(names) == len(runs) else ", ".join(names), words=True))
+        for (key, text), names in found.items()
+    ]
     return table("environment", words("what", "of the runs" if len(runs) > 1 else "value"), rows)
-
-
-def data_hashes(run: RunRecord, splits: Sequence[str]) -> Table:
-    """SHA-256 of the items of each task."""
-    hashes = run.environment.get("data_hashes", {})
-    rows = tuple(
-        words(task, *(hashes.get(task, {}).get(split, "–")[:HASH_DIGITS] for split in splits)) for task in run.tasks
-    )
-    return table("hashes", words("task", *splits), rows, folded=len(rows) > LONG)

@@ -1,12 +1,15 @@
-"""A table as data, for the page, for Markdown and for LaTeX alike."""
+"""A table as data, for the page, for Markdown and for LaTeX alike; and what stands over figures and under tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 
-from himalaya_adapter.report.method_groups import MethodGroup
+import yaml
+
 from himalaya_adapter.report.palette import Look
-from himalaya_adapter.report.texts import text_of
 
+TEMPLATES = files("himalaya_adapter.report") / "templates"
 LONG = 12  # rows from which on a table of tasks is folded
 
 
@@ -16,10 +19,8 @@ class Text:
 
     Attributes:
         text: What it says.
-        small: An interval or a deviation beside it.
-        p: A p-value beside it.
+        small: An interval, a deviation or a p-value beside it; in a page each has a line.
         bold: The best of a row, or a significant difference.
-        clear: The best, and its interval overlaps no other's.
         warning: Something that is not as it should be.
         look: Of the method that it names or belongs to.
         words: Words and not a number.
@@ -27,9 +28,7 @@ class Text:
 
     text: str
     small: str = ""
-    p: str = ""
     bold: bool = False
-    clear: bool = False
     warning: bool = False
     look: Look | None = None
     words: bool = False
@@ -44,16 +43,18 @@ class Table:
 
     topic: str
     title: str
-    header: tuple[Text, ...]
-    rows: tuple[tuple[Text, ...], ...]
+    header: Sequence[Text]
+    rows: Sequence[Sequence[Text]]
     legend: str = ""
     folded: bool = False
 
 
-def table(topic: str, header: tuple[Text, ...], rows: Sequence[tuple[Text, ...]], *, folded: bool = False) -> Table:
-    """A table whose title and legend are those of its topic."""
-    title, legend = text_of(topic)
-    return Table(topic, title, header, tuple(rows), legend, folded)
+def table(
+    topic: str, header: Sequence[Text], rows: Sequence[Sequence[Text]], *, also: str = "", folded: bool = False
+) -> Table:
+    """A table whose title and legend are those of its topic; ``also`` is said after them."""
+    title, legend = texts()[topic]
+    return Table(topic, title, header, rows, f"{legend} {also}".strip(), folded)
 
 
 def words(*texts: str) -> tuple[Text, ...]:
@@ -66,14 +67,7 @@ def numbers(*texts: str) -> tuple[Text, ...]:
     return tuple(Text(text) for text in texts)
 
 
-def whiskers_legend(groups: Sequence[MethodGroup]) -> str:
-    """What stands beside the numbers of these methods."""
-    legend = "± is the standard deviation over seeds; of norms the largest is shown. " if has_seeds(groups) else ""
-    if any(len(group.runs) == 1 for group in groups):
-        legend += "Brackets are 95 % intervals over test items. "
-    return legend
-
-
-def has_seeds(groups: Sequence[MethodGroup]) -> bool:
-    """Whether a method has several seeds."""
-    return any(len(group.runs) > 1 for group in groups)
+@cache
+def texts() -> dict[str, tuple[str, str]]:
+    """By topic the title of a figure or a table, and how it is read: ``templates/texts.yaml``."""
+    return dict(yaml.safe_load(TEMPLATES.joinpath("texts.yaml").read_text(encoding="utf-8")))

@@ -1,17 +1,15 @@
 """What a search leaves for people and for the next command: ``trials.json`` and ``best.yaml``."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import yaml
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.experiments.search_config import OptunaConfig
+from himalaya_adapter.experiments.validation import with_values
 from himalaya_adapter.identity import sealed
-from himalaya_adapter.search.space import SearchedKey, with_values
 from himalaya_adapter.search.study import REASON, SAME_AS, SharedStudy
 from himalaya_adapter.storage import write_atomic, write_json
 
@@ -20,9 +18,9 @@ TRIALS_FOR_IMPORTANCE = 10  # finished ones that differ; below, what is importan
 BEST_SHARE = 0.25  # importance is that of being among this share of the trials
 
 
-def write_results(shared: SharedStudy, keys: Sequence[SearchedKey]) -> None:
+def write_results(shared: SharedStudy) -> None:
     """Write what is known so far into the search's folder. The caller holds the study's lock."""
-    run, trials = shared.run, shared.study.get_trials(deepcopy=False)
+    run, trials = shared.run, shared.trials()
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     best = shared.study.best_trial if complete else None
     found = sealed(
@@ -37,31 +35,27 @@ def write_results(shared: SharedStudy, keys: Sequence[SearchedKey]) -> None:
             "n_trials": run.optuna.n_trials,
             "seed": run.training.seed,
             "search_space": {
-                one.name: {"key": one.key} | {k: v for k, v in asdict(one.values).items() if v is not None}
-                for one in keys
+                name: {"key": shared.keys[name]} | values.given() for name, values in run.optuna.search_space.items()
             },
             "best": best.number if best else None,
             "importance": _importance(shared, complete),
-            "trials": [_record(trial, keys) for trial in trials],
+            "trials": [_record(shared, trial) for trial in trials],
         }
     )
     write_json(shared.folder / "trials.json", found)
     if best:
-        text = yaml.safe_dump(asdict(_best_run(run, keys, best)), sort_keys=False, allow_unicode=True)
+        # On its own stream, with a name of its own beside the run with the values as written.
+        values = {shared.keys[name]: value for name, value in shared.values(best).items()}
+        chosen = with_values(run, {"run_id": f"{run.run_id}-best", "optuna": {}, **values})
+        text = yaml.safe_dump(asdict(chosen), sort_keys=False, allow_unicode=True)
         write_atomic(shared.folder / "best.yaml", text)
 
 
-def _best_run(run: RunConfig, keys: Sequence[SearchedKey], best: FrozenTrial) -> RunConfig:
-    """The run on its own stream with the best values; a name of its own, beside the run with the values as written."""
-    values = {one.key: one.value(best.params[one.name]) for one in keys}
-    return with_values(replace(run, run_id=f"{run.run_id}-best", optuna=OptunaConfig()), values)
-
-
-def _record(trial: FrozenTrial, keys: Sequence[SearchedKey]) -> dict[str, Any]:
+def _record(shared: SharedStudy, trial: FrozenTrial) -> dict[str, Any]:
     return {
         "number": trial.number,
         "state": trial.state.name.lower(),
-        "parameters": {one.name: one.value(trial.params[one.name]) for one in keys},
+        "parameters": shared.values(trial),
         "value": trial.value if trial.state == TrialState.COMPLETE else None,
         "after_task": {str(step): value for step, value in sorted(trial.intermediate_values.items())},
         # From the first process's start to the last one's end, whatever lies between.

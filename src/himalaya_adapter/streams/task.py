@@ -4,16 +4,22 @@ The specification is also the schema of a task's YAML entry (`experiments.schema
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, Strict
+from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
-from himalaya_adapter.experiments.schema import Count, Section, no_switch
+from himalaya_adapter.experiments.schema import Count, NotNegative, Section, no_switch
 
 SPLITS = ("train", "validation", "test")
-PART = re.compile(r"([1-9]\d*)/([1-9]\d*)")
+FOLDER_NAME = re.compile(r"\w[\w.-]*")
+
+
+def normal_label(text: str) -> str:
+    """What a label is known by: without outer white space, in one Unicode form."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -21,25 +27,58 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _part(value: Any) -> tuple[int, int]:
-    found = PART.fullmatch(str(value))
-    if not found or int(found[1]) > int(found[2]):
+    number, count = map(int, str(value).split("/"))
+    if not 1 <= number <= count:
         raise ValueError("no part")
-    return int(found[1]), int(found[2])
+    return number, count
+
+
+def _task_name(value: str) -> str:
+    name = unicodedata.normalize("NFC", value)
+    # Many scripts write vowels as marks on letters.
+    if not FOLDER_NAME.fullmatch("".join(one for one in name if not unicodedata.category(one).startswith("M"))):
+        raise ValueError("no name of a folder")
+    return name
+
+
+def _by_value(labels: Any) -> Any:
+    """Labels by the source's values, which in a list are the labels themselves."""
+    is_list = isinstance(labels, list) and all(isinstance(one, str) for one in labels)
+    return {one: one for one in labels} if is_list else labels
+
+
+def _normal_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    normal = {normal_label(value): normal_label(label) for value, label in labels.items()}
+    if len(normal) < len(labels) or len({*normal.values()}) == 1:
+        raise ValueError("two values are one, or there is only one label")
+    return normal
+
+
+def _taken(expected: str, **limits: Any) -> Any:
+    """A field with what it takes in words, for messages."""
+    return Field(json_schema_extra={"expected": expected}, **limits)
 
 
 # YAML reads an unquoted `no` (Norwegian) as false, hence the advice.
-TEXT = {"expected": "non-empty text (quote it in YAML)"}
-NAME = {"expected": "the name of a configuration or a split"}
-NAMES = {"expected": "a text, or a list of texts"}
-PATHS = {"expected": "field names, each with a path in a row"}
-WHICH = {"expected": "which of how many parts, such as '1/2'"}
-SHARE = {"expected": "a share of at least 0 and below 1"}
-Text = Annotated[str, Strict(), Field(pattern=r"\S", json_schema_extra=TEXT)]
-Name = Annotated[str, Strict(), Field(pattern=r"^\w[\w.-]*$", json_schema_extra=NAME)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(json_schema_extra=NAMES)]
-Paths = Annotated[Mapping[str, str], Field(min_length=1, json_schema_extra=PATHS)]
-Part = Annotated[tuple[int, int], BeforeValidator(_part), Field(json_schema_extra=WHICH)]
-Share = Annotated[float, Field(ge=0, lt=1, json_schema_extra=SHARE), BeforeValidator(no_switch)]
+Text = Annotated[str, Strict(), _taken("non-empty text (quote it in YAML)", pattern=r"\S")]
+Name = Annotated[str, Strict(), _taken("the name of a configuration or a split", pattern=r"^\w[\w.-]*$")]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), _taken("a text, or a list of texts")]
+TaskName = Annotated[
+    str,
+    Strict(),
+    AfterValidator(_task_name),
+    _taken("the name of a folder: letters, digits and '_', inside it '-' and '.'"),
+]
+Template = Annotated[Text, AfterValidator(str.rstrip)]
+Labels = Annotated[
+    Mapping[Text, Text],
+    BeforeValidator(_by_value),
+    AfterValidator(_normal_labels),
+    _taken("two or more texts (quote them in YAML), or the source's values, each with its label", alias="labels"),
+]
+Paths = Annotated[Mapping[str, str], _taken("field names, each with a path in a row", min_length=1)]
+Part = Annotated[tuple[int, int], BeforeValidator(_part), _taken("which of how many parts, such as '1/2'")]
+Share = Annotated[float, _taken("a share of at least 0 and below 1", ge=0, lt=1), BeforeValidator(no_switch)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +100,16 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Archive(Section):
+    """A pinned package archive: what ``pip`` is asked for, its hash, its size and its licence."""
+
+    requirement: str
+    sha256: str
+    megabytes: NotNegative
+    licence: str
+
+
+@dataclass(frozen=True)
 class Limits(Section):
     """The most items a split may have; ``None`` means no limit."""
 
@@ -70,8 +119,7 @@ class Limits(Section):
 
     def of(self, split: str) -> int | None:
         """The limit of ``split`` (one of ``SPLITS``)."""
-        limit: int | None = getattr(self, split)
-        return limit
+        return getattr(self, split)
 
 
 @dataclass(frozen=True)
@@ -148,8 +196,8 @@ class TaskSpec(Section):
         template: The prompt, with fields of a row in braces; a trailing space is removed.
         target: The target, with fields of a row in braces.
         metric: A name in ``evaluation.text_metrics.METRICS``.
-        labels: Label strings as they appear in a target; empty unless a classification.
-        label_of: Raw value to label string, where the source's values are not the labels themselves.
+        label_of: The source's values, each with its label as it appears in a target, in their normal forms; empty
+            unless a classification. In YAML ``labels``, which is a list if the values are the labels themselves.
         max_new_tokens: How far generation goes.
         caps: The most items per split.
         max_prompt_characters: Items with a longer prompt are left out; ``None`` keeps all.
@@ -161,23 +209,27 @@ class TaskSpec(Section):
             not text, not UTF-8, other number of fields), or ``skip`` and count it.
     """
 
-    name: Text
+    name: TaskName
     language: Text
     kind: Literal["classification", "generation", "extraction", "code"]
     source: Source
-    template: Text
+    template: Template
     target: Text
     metric: Text
     max_new_tokens: Count
-    labels: Names = ()
-    label_of: Mapping[str, str] = field(default_factory=dict)
+    label_of: Labels = field(default_factory=dict)
     caps: Limits = Limits()
     max_prompt_characters: Count | None = None
     max_target_characters: Count | None = None
-    description: str = ""
+    description: Annotated[str, AfterValidator(str.strip)] = ""
     forbidden_words: Names = ()
     label_noise: Share = 0.0
     on_bad_item: Literal["stop", "skip"] = "stop"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels there are."""
+        return tuple(dict.fromkeys(self.label_of.values()))
 
 
 @dataclass(frozen=True)
@@ -209,8 +261,7 @@ class Task:
 
     def split(self, name: str) -> tuple[Item, ...]:
         """The items of a split (one of ``SPLITS``)."""
-        items: tuple[Item, ...] = getattr(self, name)
-        return items
+        return getattr(self, name)
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,71 @@
-"""Batches whose answers end at the same column, so that logits are computed for the answers only."""
+"""Training items as tokens, in batches whose answers end at the same column: logits are computed for them only."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from himalaya_adapter.streams.encoding import IGNORED_LABEL
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.evaluation.batching import Batch, left_padded
+from himalaya_adapter.streams import Item, Task
+from himalaya_adapter.streams.encoding import IGNORED_LABEL, TargetTooLong, encode_item
 
+logger = logging.getLogger(__name__)
 # The seeds of a run's tasks are neighbours, so those of a task's epochs lie far apart.
 EPOCH_STRIDE = 1_000_003
+
+
+class EncodedItems(Dataset[dict[str, list[int]]]):
+    """What ``encode_item`` returns for each training item of some tasks; no tokens are kept, whatever their number.
+
+    An item whose target does not fit into ``max_length`` is skipped, or stops the run, as its task's ``on_bad_item``
+    says.
+
+    Args:
+        tokenizer: The backbone's.
+        tasks: Whose training items.
+        max_length: The most tokens of an item.
+
+    Raises:
+        HimalayaError: A target that does not fit in a task with ``on_bad_item: stop``, or nothing but such targets.
+    """
+
+    def __init__(self, tokenizer: Any, tasks: Sequence[Task], max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.items = [item for task in tasks for item in self._fitting(task)]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return encode_item(self.tokenizer, self.items[index], self.max_length)
+
+    def first(self, count: int) -> list[dict[str, list[int]]]:
+        """The first examples, no more than ``count``."""
+        return [self[index] for index in range(min(count, len(self)))]
+
+    def _fitting(self, task: Task) -> list[Item]:
+        items = []
+        for item in task.train:
+            try:
+                encode_item(self.tokenizer, item, self.max_length)
+            except TargetTooLong as error:
+                if task.spec.on_bad_item == "stop":
+                    raise HimalayaError(f"task '{task.name}': {error}") from error
+            else:
+                items.append(item)
+        if not items:
+            raise HimalayaError(f"task '{task.name}': no target has less than {self.max_length} tokens")
+        if len(items) < len(task.train):
+            logger.warning("task %s: %d items skipped, target too long", task.name, len(task.train) - len(items))
+        return items
 
 
 class AnswerCollator:
@@ -30,19 +83,12 @@ class AnswerCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
         """Collate what ``encode_item`` returns: ids, mask and positions ``(b, s)``, labels ``(b, a + 1)``."""
-        length = max(len(example["input_ids"]) for example in examples)
-        answer = max(sum(label != IGNORED_LABEL for label in example["labels"]) for example in examples)
-
-        def padded(key: str, filler: int) -> Tensor:
-            return torch.tensor([[filler] * (length - len(one[key])) + list(one[key]) for one in examples])
-
-        mask = padded("attention_mask", 0)
-        return {
-            "input_ids": padded("input_ids", self.padding),
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
-            "labels": padded("labels", IGNORED_LABEL)[:, -answer - 1 :],
-        }
+        ids, mask, labels = (
+            left_padded([example[key] for example in examples], filler)
+            for key, filler in (("input_ids", self.padding), ("attention_mask", 0), ("labels", IGNORED_LABEL))
+        )
+        answer = int((labels != IGNORED_LABEL).sum(dim=1).max())
+        return Batch([], ids, mask).inputs | {"labels": labels[:, -answer - 1 :]}
 
 
 class LengthGroupedOrder(LengthGroupedSampler):

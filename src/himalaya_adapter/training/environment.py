@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import platform
+import resource
+import sys
 from typing import Any
 
 import torch
@@ -43,3 +45,11 @@ def processor_name() -> str:
     except OSError:
         models = []
     return models[0] if models else platform.processor() or platform.machine()
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held: on the accelerator if there is one, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -4,14 +4,14 @@ Penalty: Kirkpatrick et al. 2017 (arXiv:1612.00796); one running Fisher: Schwarz
 (arXiv:1805.06370). See the section on EWC in ``docs/methods.md``.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from himalaya_adapter.budget import FISHER_DTYPE
 from himalaya_adapter.errors import HimalayaError
@@ -40,8 +40,9 @@ class OnlineEWC:
 
     def __init__(self, strength: float) -> None:
         self.strength = strength
-        self.fisher: dict[str, Tensor] = {}  # by parameter name, in that parameter's shape; empty in the first task
-        self.anchor: dict[str, Tensor] = {}
+        # Of all trainable numbers, parameter after parameter; ``None`` in the first task.
+        self.fisher: Tensor | None = None
+        self.anchor = torch.zeros(0)
 
     def penalties(self, model: nn.Module) -> list[Callable[[], Tensor]]:
         """The penalty on the model's trainable parameters, a function that returns a scalar; none in the first task.
@@ -49,15 +50,13 @@ class OnlineEWC:
         Raises:
             HimalayaError: They are not those of the task before.
         """
-        if not self.fisher:
+        if self.fisher is None:
             return []
-        parameters = trainable_parameters(model)
-        self._check_same(parameters)
-        weight = self.strength / 2 * torch.cat([self.fisher[name].float().flatten() for name in parameters])
-        anchor = torch.cat([self.anchor[name].flatten() for name in parameters])
+        parameters = self._parameters(model)
+        weight, anchor = self.strength / 2 * self.fisher.float(), self.anchor
 
         def penalty() -> Tensor:
-            now = parameters_to_vector(parameters.values())
+            now = parameters_to_vector(parameters)
             # A resumed run has read both before the Trainer moves the model to its device.
             return (weight.to(now.device) * (now - anchor.to(now.device)).square()).sum()
 
@@ -76,18 +75,21 @@ class OnlineEWC:
         Raises:
             HimalayaError: The trainable parameters are not those of the task before.
         """
-        parameters = trainable_parameters(model)
-        self._check_same(parameters)
+        parameters = self._parameters(model)
         model.eval()
         learnt = broadcast(scaled_to_mean_one(diagonal_fisher(parameters, log_likelihoods)))
-        if self.fisher:
-            learnt = {name: DECAY * self.fisher[name].to(value) + value for name, value in learnt.items()}
-        self.fisher = {name: value.to(FISHER_DTYPE) for name, value in learnt.items()}
-        self._anchor_at(parameters)
+        if self.fisher is not None:
+            learnt = DECAY * self.fisher.to(learnt) + learnt
+        self.fisher = learnt.to(FISHER_DTYPE)
+        self.anchor = parameters_to_vector(parameters).detach()
 
-    def save(self, folder: Path) -> None:
-        """Write ``F`` beside the adapter that was saved in ``folder``."""
-        save_file({name: tensor.contiguous() for name, tensor in self.fisher.items()}, folder / EWC_FILE)
+    def save(self, folder: Path, model: nn.Module) -> None:
+        """Write ``F``, a tensor for each parameter, beside the adapter that was saved in ``folder``."""
+        parameters = trainable_parameters(model)
+        like = {name: torch.zeros_like(parameter, dtype=FISHER_DTYPE) for name, parameter in parameters.items()}
+        if self.fisher is not None:
+            vector_to_parameters(self.fisher, like.values())
+        save_file(like, folder / EWC_FILE)
 
     def load(self, folder: Path, model: nn.Module) -> None:
         """Read what `save` wrote.
@@ -96,27 +98,21 @@ class OnlineEWC:
             folder: The saved adapter.
             model: The adapted model, into which that adapter has been loaded.
         """
-        parameters = trainable_parameters(model)
-        self.fisher = load_file(folder / EWC_FILE)
-        self._check_same(parameters)
-        self._anchor_at(parameters)
+        parameters, stored = trainable_parameters(model), load_file(folder / EWC_FILE)
+        self.fisher = torch.cat([stored[name].flatten() for name in parameters])
+        self.anchor = parameters_to_vector(parameters.values()).detach()
 
-    def _anchor_at(self, parameters: Mapping[str, Tensor]) -> None:
-        self.anchor = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-
-    def _check_same(self, parameters: Mapping[str, Tensor]) -> None:
-        before = {name: tuple(tensor.shape) for name, tensor in self.fisher.items()}
-        now = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
-        changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
-        if before and changed:
+    def _parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        parameters = list(trainable_parameters(model).values())
+        if self.fisher is not None and sum(parameter.numel() for parameter in parameters) != len(self.fisher):
             raise HimalayaError(
                 f"model.adapter.ewc_lambda={self.strength:g}: EWC needs the same trainable parameters in every task, "
-                f"this method's change between tasks ({changed[0]} and {len(changed) - 1} others): "
-                "model.adapter.ewc_lambda=null runs it without"
+                "this method's change between tasks: model.adapter.ewc_lambda=null runs it without"
             )
+        return parameters
 
 
-def diagonal_fisher(parameters: Mapping[str, Tensor], log_likelihoods: Iterable[Tensor]) -> dict[str, Tensor]:
+def diagonal_fisher(parameters: Sequence[Tensor], log_likelihoods: Iterable[Tensor]) -> Tensor:
     """The diagonal of the empirical Fisher information: the mean over items of ``(∂ log p(y | x) / ∂θ_i)²``.
 
     Args:
@@ -125,21 +121,17 @@ def diagonal_fisher(parameters: Mapping[str, Tensor], log_likelihoods: Iterable[
             left out, as a training step with it is.
 
     Returns:
-        A tensor of its shape for each parameter; zeros if no item is left.
+        One number for each of the parameters' numbers; zeros if no item is left.
     """
-    total = {name: torch.zeros(parameter.shape).to(parameter) for name, parameter in parameters.items()}
-    items = 0
+    total, items = torch.zeros_like(parameters_to_vector(parameters)), 0
     for value in log_likelihoods:
-        gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
-        squares = [gradient.square() for gradient in gradients]
-        if torch.stack([square.isfinite().all() for square in squares]).all():
+        square = parameters_to_vector(torch.autograd.grad(value, parameters, materialize_grads=True)).square()
+        if square.isfinite().all():
             items += 1
-            for sum_of_squares, square in zip(total.values(), squares, strict=True):
-                sum_of_squares += square
-    return {name: sum_of_squares / max(items, 1) for name, sum_of_squares in total.items()}
+            total += square
+    return total / max(items, 1)
 
 
-def scaled_to_mean_one(fisher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Divide by the mean over all numbers of all tensors; zeros stay zeros."""
-    mean = sum(float(tensor.double().sum()) for tensor in fisher.values()) / sum(t.numel() for t in fisher.values())
-    return {name: tensor / (mean or 1.0) for name, tensor in fisher.items()}
+def scaled_to_mean_one(fisher: Tensor) -> Tensor:
+    """Divide by the mean over all numbers; zeros stay zeros."""
+    return fisher / (float(fisher.double().mean()) or 1.0)

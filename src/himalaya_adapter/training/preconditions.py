@@ -32,16 +32,15 @@ def check_stream(dataset: DatasetConfig, stream: Stream) -> None:
             f"dataset.num_tasks={expected}: stream {stream.name} has {found} tasks; "
             f"dataset.num_tasks={found} or null runs it"
         )
-    if dataset.languages is None:
-        return
-    declared = set(dataset.languages)
-    there = set().union(*(_languages(task.spec.language) for task in stream.tasks))
-    missing = declared - there - {ANY_LANGUAGE}
-    undeclared = set() if ANY_LANGUAGE in declared else there - declared
-    if missing or undeclared:
+    # ``en-de`` is English and German, ``pt-BR`` Portuguese.
+    parts = {part for task in stream.tasks for part in task.spec.language.split("-") if part.islower()}
+    declared = set(parts if dataset.languages is None else dataset.languages)
+    wanted = declared - {ANY_LANGUAGE}
+    if not (wanted <= parts if ANY_LANGUAGE in declared else wanted == parts):
+        there = ", ".join(sorted(parts))
         raise HimalayaError(
-            f"dataset.languages={_listed(declared)}: the tasks of stream {stream.name} are in "
-            f"{_listed(there)}; dataset.languages={_listed(there)} or null runs it"
+            f"dataset.languages=[{', '.join(sorted(declared))}]: the tasks of stream {stream.name} are in "
+            f"[{there}]; dataset.languages=[{there}] or null runs it"
         )
 
 
@@ -59,18 +58,32 @@ def check_backbone(max_seq_length: int, backbone: Backbone) -> None:
         )
 
 
-def check_packages(tracker: str, quantisation: str | None, *, latency: bool = False) -> None:
-    """Refuse a run that would miss a package after hours: its tracker's, or those for 4-bit weights and latency.
+def check_tracker(tracker: str) -> None:
+    """Refuse a tracker whose package is missing.
 
     Raises:
         HimalayaError: As said; the message says how to install it.
     """
     if tracker != "none" and find_spec(tracker) is None:
         raise HimalayaError(f"training.report_to={tracker} needs the package {tracker}: pip install {tracker}")
-    if quantisation is not None and find_spec("bitsandbytes") is None:
-        raise HimalayaError("model.backbone.quantisation needs bitsandbytes: pip install 'himalaya-adapter[4bit]'")
-    if latency and find_spec("onnxruntime") is None:
+
+
+def check_latency(run: RunConfig, adapter: PeftConfig) -> None:
+    """Refuse a run that would miss what measures latency; say on which machine it is measured, or why it is not.
+
+    Raises:
+        HimalayaError: As said; the message says how to install it.
+    """
+    metric, planned = run.evaluation.secondary_metric, run.evaluation.cpu_latency_device
+    if metric is None:
+        return
+    why = without_latency(run, adapter)
+    if why is not None:
+        logger.warning("%s is not measured: %s", metric, why)
+    elif find_spec("onnxruntime") is None:
         raise HimalayaError("evaluation.secondary_metric needs onnxruntime: pip install 'himalaya-adapter[deploy]'")
+    elif planned is not None:
+        logger.warning("%s is that of this machine (%s), not of %s", metric, processor_name(), planned)
 
 
 def without_latency(run: RunConfig, adapter: PeftConfig) -> str | None:
@@ -84,33 +97,11 @@ def without_latency(run: RunConfig, adapter: PeftConfig) -> str | None:
 
 def announce(hardware: HardwareConfig, *, searches: bool) -> None:
     """Say which keys of the run cannot be followed here: a smaller machine, and what only a search varies."""
-    planned = f"{hardware.gpu_type or 'a GPU'} with {hardware.max_gpu_mem_gb or '?'} GB"
     if hardware.gpu_type is not None or hardware.max_gpu_mem_gb is not None:
-        if not torch.cuda.is_available():
-            logger.warning("planned for %s; there is no CUDA device here, so the run uses the CPU", planned)
-        elif hardware.max_gpu_mem_gb is not None:
-            there = torch.cuda.get_device_properties(0).total_memory / BYTES_PER_GB
-            if there < hardware.max_gpu_mem_gb:
-                name = torch.cuda.get_device_name(0)
-                logger.warning("planned for %s; this machine's %s has %.0f GB, which may not do", planned, name, there)
+        cuda = torch.cuda.is_available()
+        there = torch.cuda.get_device_properties(0).total_memory / BYTES_PER_GB if cuda else 0.0
+        if not cuda or there < (hardware.max_gpu_mem_gb or 0.0):
+            planned = f"{hardware.gpu_type or 'a GPU'} with {hardware.max_gpu_mem_gb or '?'} GB"
+            logger.warning("planned for %s; this machine has %.0f GB of GPU memory, which may not do", planned, there)
     if searches:
         logger.warning("optuna: one run with the values as they are; `himalaya search` varies them")
-
-
-def announce_latency(run: RunConfig, adapter: PeftConfig) -> None:
-    """Say which machine's latency is measured when the run has ended, or why none is."""
-    metric, planned = run.evaluation.secondary_metric, run.evaluation.cpu_latency_device
-    why = without_latency(run, adapter)
-    if metric is not None and why is not None:
-        logger.warning("%s is not measured: %s", metric, why)
-    elif metric is not None and planned is not None:
-        logger.warning("%s is that of this machine (%s), not of %s", metric, processor_name(), planned)
-
-
-def _languages(language: str) -> set[str]:
-    """The languages of a task: ``en-de`` is English and German, ``pt-BR`` Portuguese."""
-    return {part for part in language.split("-") if part.islower()}
-
-
-def _listed(names: set[str]) -> str:
-    return f"[{', '.join(sorted(names))}]"

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import yaml
 from himalaya_adapter.budget import EWC_PART
 from himalaya_adapter.documents import read_document
 from himalaya_adapter.errors import HimalayaError, one_line
-from himalaya_adapter.evaluation.item_scores import check_score
 from himalaya_adapter.experiments.keys import check_same
 from himalaya_adapter.identity import is_complete, mark_complete, opened, sealed
 from himalaya_adapter.methods.packed_adapter import PACKED_FILE
@@ -38,9 +37,8 @@ FIXED_PARTS = {
     "backbone_revision": "other backbone weights",
     "processes": "another number of processes",
     "scoring": "another way of scoring, by another version of himalaya-adapter",
+    "tasks": "tasks that are asked or scored in another way",
 }
-# What a folder was begun with that does not say so.
-EARLIER = {"processes": 1, "scoring": 1}
 
 
 class RunStore:
@@ -83,15 +81,11 @@ class RunStore:
         """
         if self.overwrite:
             delete_folder(self.folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise HimalayaError(f"cannot make the run's folder {self.folder}: {error.strerror}") from error
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "environment.json"
         if path.is_file():
-            found = EARLIER | self._read(path)
+            found = self._read(path, needs_hash=False)
             differences = [what for key, what in FIXED_PARTS.items() if found.get(key) != environment[key]]
-            differences += _changed_tasks(found.get("tasks", {}), environment["tasks"])
             if differences:
                 raise HimalayaError(
                     f"{self.folder} was begun with {differences[0]}: restore it, choose another run_id or "
@@ -109,16 +103,13 @@ class RunStore:
         """Where an adapter is saved before ``write_learned`` makes it final."""
         return self.folder / "checkpoints" / "unfinished_adapter"
 
-    def _read(self, path: Path) -> Any:
+    def _read(self, path: Path, *, needs_hash: bool = True) -> Any:
         try:
-            content = opened(read_json(path))
-            if "item_scores" in content:
-                check_score(content, content["item_scores"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return opened(read_json(path), needs_hash=needs_hash)
+        except (ValueError, AttributeError) as error:
             raise HimalayaError(
                 f"{path} is damaged ({one_line(error)}): delete this file, and the same command computes it again"
             ) from error
-        return content
 
     @property
     def finished(self) -> bool:
@@ -131,6 +122,14 @@ class RunStore:
         """The stored score of ``task`` after training through task ``row``, or at another time that it names."""
         path = self._score_path(row, task)
         return self._read(path) if path.is_file() else None
+
+    def scores(self, row: int | str, tasks: int) -> list[dict[str, Any] | None]:
+        """The stored scores of the first tasks in a row, ``None`` where there is none."""
+        return [self.score(row, task) for task in range(tasks)]
+
+    def matrix(self, rows: int) -> list[list[dict[str, Any] | None]]:
+        """The first rows of the accuracy matrix, each up to the diagonal."""
+        return [self.scores(row, row + 1) for row in range(rows)]
 
     def write_score(self, row: int | str, task: int, score: Mapping[str, Any]) -> None:
         """Store one score with its item scores."""
@@ -210,11 +209,6 @@ def stored_bytes(folder: Path, parts: Mapping[str, int] | None, adapters: int = 
     return {"stored_bytes": (adapter + sum(ewc.values())) * adapters, "stored_bytes_by_part": by_part}
 
 
-def _changed_tasks(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What tasks were that they are no longer; nothing for a folder that does not say what they were."""
-    return [
-        f"{key}={before[task].get(key)!r} of task '{task}', which has {value!r} now"
-        for task, of_task in now.items()
-        for key, value in of_task.items()
-        if task in before and before[task].get(key) != value
-    ]
+def values(matrix: Sequence[Sequence[Mapping[str, Any] | None]], key: str) -> list[list[Any]]:
+    """One value of each stored score, ``None`` where there is no score."""
+    return [[score[key] if score else None for score in row] for row in matrix]

@@ -19,34 +19,27 @@ from transformers import TrainerState, TrainingArguments
 
 from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.budget import check_budget
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, out_of_memory_told
 from himalaya_adapter.evaluation.drift import base_drift
-from himalaya_adapter.evaluation.item_scores import write_item_scores
+from himalaya_adapter.experiments.method_options import method_of
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.validation import check_run
-from himalaya_adapter.identity import is_complete, sealed
+from himalaya_adapter.identity import is_complete
 from himalaya_adapter.methods.construction import adapt, run_method
 from himalaya_adapter.methods.continual import continual
-from himalaya_adapter.methods.events import SkippedStep
 from himalaya_adapter.methods.packed_adapter import PackedAdapter
-from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Stream, Task, load_stream
 from himalaya_adapter.streams.encoding import count_truncated
 from himalaya_adapter.streams.plain_text import held_out_text
-from himalaya_adapter.training.arguments import training_arguments
-from himalaya_adapter.training.batches import AnswerCollator, answer_log_likelihoods
-from himalaya_adapter.training.callback import StreamCallback, loss_curve, seconds_of_steps, step_losses
-from himalaya_adapter.training.encoded_items import EncodedItems
-from himalaya_adapter.training.environment import describe_environment
-from himalaya_adapter.training.memory import out_of_memory_told, peak_memory_bytes
+from himalaya_adapter.training.batches import AnswerCollator, EncodedItems, answer_log_likelihoods
+from himalaya_adapter.training.environment import describe_environment, peak_memory_bytes
 from himalaya_adapter.training.online_ewc import FISHER_ITEMS, OnlineEWC
 from himalaya_adapter.training.preconditions import (
     announce,
-    announce_latency,
     check_backbone,
-    check_packages,
+    check_latency,
     check_stream,
-    without_latency,
+    check_tracker,
 )
 from himalaya_adapter.training.progress import StreamProgress
 from himalaya_adapter.training.protocols import (
@@ -57,10 +50,10 @@ from himalaya_adapter.training.protocols import (
     protocol_of,
     tasks_learnt_at,
 )
-from himalaya_adapter.training.run_store import ADAPTER_FILE, RunStore, stored_bytes
+from himalaya_adapter.training.run_store import ADAPTER_FILE, BEFORE, RunStore, stored_bytes, values
 from himalaya_adapter.training.stream_scores import StreamScores
-from himalaya_adapter.training.summary import summarise
-from himalaya_adapter.training.task_training import train_task
+from himalaya_adapter.training.summary import write_results
+from himalaya_adapter.training.task_training import StreamCallback, train_task, training_arguments
 from himalaya_adapter.training.trackers import Trackers
 
 logger = logging.getLogger(__name__)
@@ -104,8 +97,8 @@ def run_stream(
         logger.warning("%s is finished; nothing to do (overwrite=true starts it anew)", folder)
         return folder
     adapter = run_method(config)
-    latency = config.evaluation.secondary_metric is not None and without_latency(config, adapter) is None
-    check_packages(config.training.report_to, config.model.backbone.quantisation, latency=latency)
+    check_tracker(config.training.report_to)
+    check_latency(config, adapter)
     check_budget(config, adapter)
     scored = config.dataset.max_test_samples_per_task
     limits = Limits(
@@ -120,11 +113,10 @@ def run_stream(
         stream = Stream(stream.name, stream.tasks[::-1])
     check_stream(config.dataset, stream)
     announce(config.hardware, searches=bool(config.optuna.search_space))
-    announce_latency(config, adapter)
-    quantisation = "4-bit" if config.model.backbone.quantisation else None
-    name, dtype = config.model.backbone.name, config.model.backbone.dtype
+    wanted = config.model.backbone
     with processes.local_main_process_first():
-        backbone = load_backbone(name, quantisation=quantisation, dtype=dtype)
+        quantisation = "4-bit" if wanted.quantisation else None
+        backbone = load_backbone(wanted.name, quantisation=quantisation, dtype=wanted.dtype)
     check_backbone(config.dataset.max_seq_length, backbone)
     # Scores are measured before the Trainer would move it.
     model = adapt(backbone.model, adapter, config.training.seed).to(processes.device)
@@ -185,8 +177,8 @@ class StreamRunner:
         self.packed = PackedAdapter(model, bits) if bits is not None else None
         shown = self.processes.is_main_process
         self.trackers = Trackers(config.training.report_to if shown else "none", store.folder)
-        learnt = [tasks_learnt_at(self.protocol, index, stream.tasks) for index in range(len(stream.tasks))]
-        items = [sum(len(task.train) for task in tasks) for tasks in learnt]
+        self.learnt = [tasks_learnt_at(self.protocol, index, stream.tasks) for index in range(len(stream.tasks))]
+        items = [sum(len(task.train) for task in tasks) for tasks in self.learnt]
         self.progress = StreamProgress([task.name for task in stream.tasks], items, shown=shown)
 
     def run(self, after_task: AfterTask | None = None) -> None:
@@ -196,24 +188,24 @@ class StreamRunner:
             self._load_adapter(self.store.adapter_path(learned - 1))
         self.trackers.begin(self._arguments(0, 1), self.model)
         with self.progress.bar:
-            self.scores.score_before()
+            self.scores.score_all(BEFORE)
             for index, task in enumerate(self.stream.tasks):
                 if index >= learned:
                     self._learn(index, task)
                 self.scores.score_after(index)
-                self._tell(index)
-                if after_task is not None:
-                    after_task(self.scores.matrix(index))
+                self._tell(index, after_task)
         self.trackers.end()
         if self.processes.is_main_process:
             self._finish()
 
-    def _tell(self, index: int) -> None:
+    def _tell(self, index: int, after_task: AfterTask | None) -> None:
         """Say what is known after a task, also one that an earlier process has learnt: trackers may have missed it."""
+        matrix = values(self.store.matrix(index + 1), "score")
         if self.processes.is_main_process:
-            matrix = self.scores.matrix(index)
             self.progress.scored(index, matrix[-1])
             self.trackers.log_scores(self.progress.tasks, matrix, self.store.learned()[index]["stored_bytes"])
+        if after_task is not None:
+            after_task(matrix)
 
     # Learning --------------------------------------------------------------------------------------------------
 
@@ -223,13 +215,12 @@ class StreamRunner:
 
     def _learn(self, index: int, task: Task) -> None:
         self.progress.begin(index)
-        learnt = tasks_learnt_at(self.protocol, index, self.stream.tasks)
-        if not learnt:
+        if not self.learnt[index]:
             self._record(index, {"steps": 0, "train_seconds": 0.0})
             return
         if self.protocol == INDEPENDENT:
             set_peft_model_state_dict(self.model, self.fresh)
-        examples = EncodedItems(self.tokenizer, learnt, self.max_length)
+        examples = EncodedItems(self.tokenizer, self.learnt[index], self.max_length)
         before = sum(record["steps"] for record in self.store.learned())
 
         def told(state: TrainerState, logs: Mapping[str, float]) -> None:
@@ -240,31 +231,19 @@ class StreamRunner:
         trained = train_task(self.model, self.tokenizer, task, examples, arguments, callback, self.ewc)
         if self.packed:
             self.packed.round(self.model)
-        seconds = seconds_of_steps(trained.state)
+        record = trained.record()
         if self.ewc:
-            started = time.perf_counter()
-            collator = AnswerCollator(self.tokenizer.pad_token_id)
-            self.ewc.consolidate(
-                self.model, answer_log_likelihoods(self.model, collator, examples.first(FISHER_ITEMS))
-            )
-            seconds += time.perf_counter() - started
-        losses = step_losses(trained.state)
-        self._record(
-            index,
-            {
-                "steps": trained.state.global_step,
-                "resumed": trained.resumed,
-                "train_seconds": seconds,
-                "skipped_steps": sum(event["event"] == SkippedStep.kind for event in trained.events),
-                "loss_first": losses[0] if losses else None,
-                "loss_last": losses[-1] if losses else None,
-                "losses": loss_curve(losses),
-                **self.method.norm_certificate(),
-                **self.method.task_statistics(),
-                "stored_bytes_by_part": self.method.stored_bytes(),
-                "events": [{"index": index, "task": task.name, **event} for event in trained.events],
-            },
-        )
+            started, collator = time.perf_counter(), AnswerCollator(self.tokenizer.pad_token_id)
+            of_items = answer_log_likelihoods(self.model, collator, examples.first(FISHER_ITEMS))
+            self.ewc.consolidate(self.model, of_items)
+            record["train_seconds"] += time.perf_counter() - started
+        of_method = {
+            **self.method.norm_certificate(),
+            **self.method.task_statistics(),
+            "stored_bytes_by_part": self.method.stored_bytes(),
+            "events": [{"index": index, "task": task.name, **event} for event in trained.events],
+        }
+        self._record(index, record | of_method)
 
     def _truncated(self, task: Task) -> dict[str, int]:
         """How many prompts of a task lose their beginning, for it to be known how much of the task is seen."""
@@ -287,7 +266,7 @@ class StreamRunner:
         task = self.stream.tasks[index]
         self.model.save_pretrained(str(self.store.unfinished_adapter))
         if self.ewc:
-            self.ewc.save(self.store.unfinished_adapter)
+            self.ewc.save(self.store.unfinished_adapter, self.model)
         if self.packed:
             self.packed.save(self.store.unfinished_adapter)
         head = {"event": "task_end", "index": index, "task": task.name, "truncated_prompts": self._truncated(task)}
@@ -316,13 +295,21 @@ class StreamRunner:
         released = self.scores.release()
         if self.protocol != FROZEN:
             self.method.set_task(self.stream.tasks[-1].name)
-        drift = base_drift(
-            self.model,
-            self.tokenizer,
-            self.plain_text,
-            batch_size=self.config.evaluation.eval_batch_size,
-            max_length=DRIFT_TOKENS,
-        )
+        config = self.config
+        batch_size = config.evaluation.eval_batch_size
+        drift = base_drift(self.model, self.tokenizer, self.plain_text, batch_size=batch_size, max_length=DRIFT_TOKENS)
+        facts = {
+            "run_id": config.run_id,
+            "method": method_of(config).lower(),
+            "method_name": config.method_name,
+            "backbone": config.model.backbone.name,
+            "stream": self.stream.name,
+            "split": config.evaluation.split,
+            "seed": config.training.seed,
+            "learning_rate": config.training.learning_rate,
+            "protocol": config.training.protocol,
+            "ewc_lambda": config.model.adapter.ewc_lambda,
+        }
         trainable, _ = self.model.get_nb_trainable_parameters()
         measured = {
             "base_drift": drift,
@@ -330,9 +317,4 @@ class StreamRunner:
             "peak_memory_bytes": peak_memory_bytes(),
             "released_bytes": sum(released.values()) if released else None,
         }
-        matrix, metrics = summarise(self.config, self.stream, self.store, measured)
-        write_json(self.store.folder / "matrix.json", sealed(matrix))
-        write_item_scores(self.store.folder, self.scores.item_scores())
-        write_json(self.store.folder / "samples.json", sealed({"tasks": self.scores.samples()}))
-        # Last: its presence says that the run is finished.
-        write_json(self.store.folder / "metrics.json", sealed(metrics))
+        write_results(self.store, self.stream, facts, measured)

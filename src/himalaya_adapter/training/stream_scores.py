@@ -3,7 +3,6 @@
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -22,7 +21,6 @@ from himalaya_adapter.streams import Stream, Task
 from himalaya_adapter.training.protocols import SEQUENTIAL, row_of_score
 from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore
 
-PROMPT_SHOWN = 600  # characters of a sample's prompt, its end
 CACHE = ".scores"  # in the results folder, for all of its runs
 # What environment.json says beside the machine, the versions and the backbone.
 OF_THE_RUN = ("seed", "tasks", "data_hashes")
@@ -64,10 +62,10 @@ class StreamScores:
         }
         self.cache = ScoreCache(self.store.folder.parent / CACHE, settings)
 
-    def score_before(self) -> None:
-        """Score all tasks before training."""
-        for index, _ in enumerate(self.stream.tasks):
-            self.score(BEFORE, index)
+    def score_all(self, row: str) -> None:
+        """Score all tasks: before training, or as released."""
+        for index in range(len(self.stream.tasks)):
+            self.score(row, index)
 
     def score_after(self, row: int) -> None:
         """Score the tasks after training through task ``row``: all so far, or only the one just learnt."""
@@ -93,11 +91,6 @@ class StreamScores:
         self.store.write_score(row, index, score)
         self.cache.write(identity, score)
 
-    def matrix(self, row: int) -> list[list[float | None]]:
-        """The rows of the accuracy matrix up to ``row``, ``None`` where nothing was measured."""
-        found = [[self.store.score(after, task) for task in range(after + 1)] for after in range(row + 1)]
-        return [[score["score"] if score else None for score in scores] for scores in found]
-
     def score_unlabelled(self) -> None:
         """Score all tasks again, a method that can tell tasks from prompts being told nothing but the prompts."""
         if not self.method.recognises_tasks or self.protocol != SEQUENTIAL:
@@ -105,12 +98,10 @@ class StreamScores:
         names = [task.name for task in self.stream.tasks]
         for index, task in enumerate(self.stream.tasks):
             if self.store.score(UNLABELLED, index) is None:
-                started = time.perf_counter()
+                started, items = time.perf_counter(), task.split(self.evaluation.split)
                 found = [
                     name
-                    for batch in prompt_batches(
-                        self.tokenizer, task.split(self.evaluation.split), self.max_length, self.model.device
-                    )
+                    for batch in prompt_batches(self.tokenizer, items, self.max_length, self.model.device)
                     for name, _ in self.method.infer_task(batch.input_ids, names, batch.attention_mask)
                 ]
                 self.method.set_task(None)
@@ -129,70 +120,34 @@ class StreamScores:
         if not has_release(self.model.peft_config["default"]) or self.protocol != SEQUENTIAL:
             return None
         folder = self.store.folder / "release"
-        parts = save_release(
-            self.model,
-            folder,
-            revision=read_json(self.store.folder / "environment.json")["backbone_revision"],
-        )
+        revision = read_json(self.store.folder / "environment.json")["backbone_revision"]
+        parts = save_release(self.model, folder, revision=revision)
         self.model.load_adapter(str(folder), adapter_name=RELEASED)
         self.model.set_adapter(RELEASED)
-        for index, _ in enumerate(self.stream.tasks):
-            self.score(RELEASED, index)
+        self.score_all(RELEASED)
         self.model.set_adapter("default")
         self.model.delete_adapter(RELEASED)
         return parts
 
-    def item_scores(self) -> list[list[list[float] | None]]:
-        """The scores of the test items in the stored part of the matrix, a row after each task."""
-        rows = range(len(self.stream.tasks))
-        stored = [[self.store.score(row, index) for index in range(row + 1)] for row in rows]
-        return [[score["item_scores"] if score else None for score in row] for row in stored]
-
-    def samples(self) -> list[dict[str, Any]]:
-        """The first items of each task with their answers before training, right after it, and at the end."""
-        last, found = len(self.stream.tasks) - 1, []
-        for index, task in enumerate(self.stream.tasks):
-            scores = (self.store.score(row, index) or {} for row in (BEFORE, index, last))
-            answers = zip(*(score.get("answers", ()) for score in scores), strict=False)  # old scores have none
-            items = [
-                {"prompt": item.prompt[-PROMPT_SHOWN:], "target": item.target, "answers": list(of_item)}
-                for item, of_item in zip(task.split(self.evaluation.split), answers, strict=False)
-            ]
-            found.append({"task": task.name, "items": items})
-        return found
-
     def _answers(self, row: int | str, task: Task) -> dict[str, str] | None:
-        """Hashes of what answers a task in a row: of the task alone, where no other task can change its answers."""
-        if row == BEFORE:
-            return None
-        folder = self._adapter(row)
-        task_hash = self.method.task_hash(task.name)
-        return file_hashes(folder) if task_hash is None else {"task": task_hash}
-
-    def _adapter(self, row: int | str) -> Path:
-        """Folder of the adapter that a row is scored with.
+        """Hashes of what answers a task in a row: of the task alone, where no other task can change its answers.
 
         Raises:
-            HimalayaError: It is no longer kept: a score of an earlier row is missing.
+            HimalayaError: The adapter is no longer kept: a score of an earlier row is missing.
         """
-        if row == RELEASED:
-            return self.store.folder / "release"
-        folder = self.store.adapter_path(int(row))
+        if row == BEFORE:
+            return None
+        folder = self.store.folder / "release" if row == RELEASED else self.store.adapter_path(int(row))
         if not folder.is_dir():
             raise HimalayaError(
                 f"a score of {self.store.folder} after task {int(row) + 1} is missing, and the adapter of that time "
                 "is no longer kept: start the run anew with overwrite=true"
             )
-        return folder
+        task_hash = self.method.task_hash(task.name)
+        return file_hashes(folder) if task_hash is None else {"task": task_hash}
 
     def _evaluate(self, task: Task) -> dict[str, Any]:
+        split, batch_size, max_length = self.evaluation.split, self.evaluation.eval_batch_size, self.max_length
         return asdict(
-            evaluate_task(
-                self.model,
-                self.tokenizer,
-                task,
-                split=self.evaluation.split,
-                batch_size=self.evaluation.eval_batch_size,
-                max_length=self.max_length,
-            )
+            evaluate_task(self.model, self.tokenizer, task, split=split, batch_size=batch_size, max_length=max_length)
         )

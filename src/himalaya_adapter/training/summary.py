@@ -1,88 +1,64 @@
-"""From the stored scores of a run to its matrix and its metrics."""
+"""From the stored scores of a run to the files of its results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from himalaya_adapter.evaluation import metrics
-from himalaya_adapter.experiments.method_options import method_of
-from himalaya_adapter.experiments.run_config import RunConfig
+from himalaya_adapter.evaluation.item_scores import write_item_scores
+from himalaya_adapter.identity import sealed
+from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Stream
-from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore
+from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore, values
 
 FORMAT = 1
 KEPT_IN_FILES = ("item_scores", "answers", "reused")  # of a stored score, not in a cell of the matrix
+PROMPT_SHOWN = 600  # characters of a sample's prompt, its end
+NORMS = ("update_norm_max", "atom_norm_max")
 
 
-def summarise(
-    config: RunConfig, stream: Stream, store: RunStore, measured: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``matrix.json`` and ``metrics.json`` of a run whose scores are all stored.
+def write_results(store: RunStore, stream: Stream, facts: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+    """Write the results of a run whose scores are all stored: matrix, scores of the items, samples and metrics.
 
     Args:
-        config: The run.
-        stream: Its tasks.
         store: Its folder.
+        stream: Its tasks.
+        facts: What the run is, as ``metrics.json`` tells it; among it its ``split`` and its ``seed``.
         measured: Numbers that are not derived from the scores (drift, memory, parameters).
     """
     count = len(stream.tasks)
-    before = [_stored(store, BEFORE, task) for task in range(count)]
-    measured_rows = metrics.rows_to_measure(config.evaluation.rows, count)
-    rows = [
-        [_stored(store, row, task) if row in measured_rows or row == task else None for task in range(row + 1)]
-        for row in range(count)
-    ]
-    # Only for a method that can tell the task from the prompt, or has a release file.
-    unlabelled, released = (
-        [score for task in range(count) if (score := store.score(row, task)) is not None]
-        for row in (UNLABELLED, RELEASED)
+    rows, learned = store.matrix(count), store.learned()
+    # Of the last two there are scores only for a method that can tell the task from the prompt, or has a release file.
+    before, unlabelled, released = (
+        [score for score in store.scores(row, count) if score] for row in (BEFORE, UNLABELLED, RELEASED)
     )
-    learned = store.learned()
-    scores = [[cell["score"] if cell else None for cell in row] for row in rows]
-    items = [[cell["item_scores"] if cell else [] for cell in row] for row in rows]
-    intervals = metrics.bootstrap_retained_accuracy(scores, items, seed=config.training.seed)
-    matrix: dict[str, Any] = {
-        "format": FORMAT,
-        "tasks": [task.name for task in stream.tasks],
-        "before": [_cell(cell) for cell in before],
-        "rows": [[_cell(cell) if cell else None for cell in row] for row in rows],
-    }
     everywhere: list[Sequence[dict[str, Any] | None]] = [before, *rows, unlabelled, released]
     of_task = [[score for row in everywhere for score in row[task : task + 1] if score] for task in range(count)]
+    scores, items = values(rows, "score"), values(rows, "item_scores")
+    intervals = metrics.bootstrap_retained_accuracy(scores, items, seed=facts["seed"])
+    answers = values([before, *rows], "answers")
+    after = [row + 1 for row in metrics.measured_rows(scores)]
     train_seconds = sum(record["train_seconds"] for record in learned)
     cost = evaluation_cost([score for one in of_task for score in one], train_seconds)
-    auc_low, auc_high = intervals.auc
+    curve = zip(after, metrics.retained_accuracy(scores), intervals.rows, strict=True)
     summary = {
         "format": FORMAT,
-        "run_id": config.run_id,
-        "method": method_of(config).lower(),
-        "method_name": config.method_name,
-        "backbone": config.model.backbone.name,
-        "stream": stream.name,
-        "split": config.evaluation.split,
-        "seed": config.training.seed,
-        "measured_rows": [row + 1 for row in measured_rows],
-        "learning_rate": config.training.learning_rate,
-        "protocol": config.training.protocol,
-        "ewc_lambda": config.model.adapter.ewc_lambda,
+        **facts,
+        "measured_rows": after,
         **{name: measure(scores) for name, measure in metrics.MEASURES.items()},
-        "retained_accuracy_auc_low": auc_low,
-        "retained_accuracy_auc_high": auc_high,
+        "retained_accuracy_auc_low": intervals.auc[0],
+        "retained_accuracy_auc_high": intervals.auc[1],
         "unlabelled_accuracy": _mean(unlabelled, "score"),
         "tasks_recognised": _mean(unlabelled, "recognised"),
         "released_accuracy": _mean(released, "score"),
-        "frozen_accuracy": sum(cell["score"] for cell in before) / count,
+        "frozen_accuracy": _mean(before, "score"),
         **measured,
         "stored_bytes": learned[-1]["stored_bytes"],
         "train_seconds": train_seconds,
         "eval_seconds": cost["seconds"],
         "evaluation_cost": cost,
-        "update_norm_max": learned[-1].get("update_norm_max"),
-        "atom_norm_max": learned[-1].get("atom_norm_max"),
+        **{name: learned[-1].get(name) for name in NORMS},
         "retained_accuracy": [
-            {"after": row + 1, "mean": mean, "low": low, "high": high}
-            for row, mean, (low, high) in zip(
-                measured_rows, metrics.retained_accuracy(scores), intervals.rows, strict=True
-            )
+            {"after": row, "mean": mean, "low": low, "high": high} for row, mean, (low, high) in curve
         ],
         "tasks": [
             {
@@ -91,17 +67,40 @@ def summarise(
                 "language": task.spec.language,
                 "metric": task.spec.metric,
                 "n": before[index]["n"],
-                "before": matrix["before"][index],
-                "after_learning": matrix["rows"][index][index],
-                "final": matrix["rows"][-1][index],
+                "before": _cell(before[index]),
+                "after_learning": _cell(rows[index][index]),
+                "final": _cell(rows[-1][index]),
                 **({"unlabelled": _cell(unlabelled[index])} if unlabelled else {}),
                 **({"released": _cell(released[index])} if released else {}),
-                "eval_seconds": sum(score["seconds"] for score in of_task[index]) / len(of_task[index]),
+                "eval_seconds": _mean(of_task[index], "seconds"),
             }
             for index, task in enumerate(stream.tasks)
         ],
     }
-    return matrix, summary
+    matrix = {
+        "format": FORMAT,
+        "tasks": [task.name for task in stream.tasks],
+        "before": [_cell(score) for score in before],
+        "rows": [[_cell(score) for score in row] for row in rows],
+    }
+    write_json(store.folder / "matrix.json", sealed(matrix))
+    write_item_scores(store.folder, items)
+    write_json(store.folder / "samples.json", sealed({"tasks": _samples(stream, facts["split"], answers)}))
+    # Last: its presence says that the run is finished.
+    write_json(store.folder / "metrics.json", sealed(summary))
+
+
+def _samples(stream: Stream, split: str, answers: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """The first items of each task with their answers before training, right after it, and at the end."""
+    found = []
+    for index, task in enumerate(stream.tasks):
+        of_items = zip(answers[0][index], answers[index + 1][index], answers[-1][index], strict=True)
+        items = [
+            {"prompt": item.prompt[-PROMPT_SHOWN:], "target": item.target, "answers": list(of_item)}
+            for item, of_item in zip(task.split(split), of_items, strict=False)  # those of the first items are kept
+        ]
+        found.append({"task": task.name, "items": items})
+    return found
 
 
 def evaluation_cost(scores: Sequence[Mapping[str, Any]], train_seconds: float) -> dict[str, Any]:
@@ -133,12 +132,5 @@ def _mean(scores: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return sum(score[key] for score in scores) / len(scores) if scores else None
 
 
-def _stored(store: RunStore, row: int | str, task: int) -> dict[str, Any]:
-    score = store.score(row, task)
-    if score is None:
-        raise RuntimeError(f"score of task {task} after {row} is missing in {store.folder}")
-    return score
-
-
-def _cell(score: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in score.items() if key not in KEPT_IN_FILES}
+def _cell(score: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return {key: value for key, value in score.items() if key not in KEPT_IN_FILES} if score else None

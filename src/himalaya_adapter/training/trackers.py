@@ -9,8 +9,8 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from himalaya_adapter.evaluation.metrics import MEASURES
 
-# Of all measures those that a stream is followed by.
-FOLLOWED = ("forgetting", "retained_accuracy_auc")
+# Of all measures those that a stream is followed by, with what they are called so far.
+FOLLOWED = {"average_accuracy": "retained_accuracy"} | {key: key for key in ("forgetting", "retained_accuracy_auc")}
 OF_SCORES = "eval_"  # which the trackers' callbacks take for what is not of training
 
 
@@ -54,10 +54,8 @@ class Trackers:
         row = matrix[-1]
         values = {f"score/{task}": score for task, score in zip(tasks, row, strict=False) if score is not None}
         values["stored_bytes"] = float(stored_bytes)
-        if len(values) == len(row) + 1:
-            known = [score for score in row if score is not None]
-            values["retained_accuracy"] = sum(known) / len(known)
-            values |= {name: MEASURES[name](matrix) for name in FOLLOWED}
+        if None not in row:
+            values |= {name: MEASURES[key](matrix) for key, name in FOLLOWED.items()}
         self.log({OF_SCORES + name: value for name, value in values.items()}, len(matrix))
 
     def end(self) -> None:

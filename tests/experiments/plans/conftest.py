@@ -1,4 +1,4 @@
-"""A small plan, and what the higher floors know by name."""
+"""A small plan."""
 
 import copy
 from collections.abc import Callable
@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-
-from himalaya_adapter.experiments.plans import Catalogue
 
 SMALL_PLAN: dict[str, Any] = {
     "experimental_design": {
@@ -21,11 +19,6 @@ SMALL_PLAN: dict[str, Any] = {
         "hyperparameters_to_search": {"learning_rate": "1e-3-1e-1"},
     },
 }
-
-
-@pytest.fixture
-def known() -> Catalogue:
-    return Catalogue(("demo_stream_6", "continual_task_stream_25"), ("smollm2-135m", "owner/Llama-7b"))
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from himalaya_adapter.experiments.search_config import SearchRange
         ("kd_tree_fanout", "model.kd_tree.fanout"),
         ("router_temperature_init", "model.adapter.router.temperature_init"),
         ("model.adapter.options.r", "model.adapter.options.r"),
-        ("batch_size", None),
+        ("batch_size", "training.batch_size"),
+        ("quantisation_bits", None),
         ("sgd_weight_decay", None),
         ("dropout_rate", None),
         ("___", None),
@@ -28,7 +29,7 @@ from himalaya_adapter.experiments.search_config import SearchRange
 )
 def test_a_name_means_one_key(name: str, key: str | None) -> None:
     if key is None:
-        with pytest.raises(HimalayaError, match=re.escape(f"search{'.' if name == 'batch_size' else ''}")):
+        with pytest.raises(HimalayaError, match=re.escape(f"search{'.' if name == 'quantisation_bits' else ''}")):
             key_by_name(name, "search")
     else:
         assert key_by_name(name, "search") == key
@@ -57,19 +58,3 @@ def test_a_range_is_read_as_it_is_written(value: Any, key: str, expected: Search
 def test_what_is_no_range_is_refused(value: Any) -> None:
     with pytest.raises(HimalayaError, match="here"):
         read_range(value, "training.learning_rate", "here")
-
-
-@pytest.mark.parametrize(
-    ("values", "value", "expected"),
-    [
-        (SearchRange("uniform", 0.0, 1.0), 0.3, 0.3),
-        (SearchRange("uniform", 0.0, 1.0), 2.0, 0.5),
-        (SearchRange("loguniform", 1e-4, 1e-2), None, 1e-3),
-        (SearchRange("int", 1, 9), None, 5),
-        (SearchRange("int", 4, 64, log=True), 1, 16),
-        (SearchRange("categorical", choices=[2, 4, 8, 16]), 3, 4),
-        (SearchRange("categorical", choices=[2, 4]), 4, 4),
-    ],
-)
-def test_a_value_outside_gives_way_to_the_centre(values: SearchRange, value: Any, expected: Any) -> None:
-    assert values.nearest(value) == pytest.approx(expected)

@@ -19,30 +19,22 @@ def command(
     draft_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model's name there.")] = None,
 ) -> None:
     """Write the run configs of a plan, and say of every key where its value comes from."""
-    from himalaya_adapter.backbones.catalogue import BACKBONES
-    from himalaya_adapter.experiments.plans import (
-        Catalogue,
-        draft_configs,
-        generate_configs,
-        read_plan,
-        write_configs,
-    )
-    from himalaya_adapter.streams import stream_names
+    from himalaya_adapter.experiments import plans
 
     if (draft_url is None) != (draft_model is None):
         raise HimalayaError("a draft takes both --draft-url URL and --draft-model NAME")
-    text, content = read_plan(plan)
-    known = Catalogue(tuple(stream_names()), tuple(BACKBONES))
+    text, content = plans.read_plan(plan)
     try:
         if draft_url is None or draft_model is None:
-            written = generate_configs(content, known, strict=strict)
+            configs = plans.generate_configs(content, strict=strict)
+            contents = [plans.content_of(values) for values in configs]
         else:
-            written = draft_configs(content, text, known, draft_url, draft_model)
+            configs, contents = [], plans.draft_configs(content, text, draft_url, draft_model)
     except HimalayaError as error:
         raise HimalayaError(f"plan {plan}: {error}") from error
-    paths = write_configs(written, output, overwrite=overwrite)
-    for config in written:
-        for key, value, origin in config.origins:
-            print(f"{config.run_id}: {key} = {value}  # {origin}")
+    paths = plans.write_configs(contents, output, overwrite=overwrite)
+    for values in configs:
+        for key, (value, origin) in values.items():
+            print(f"{values['run_id'].value}: {key} = {value}  # {origin}")
     for path in paths:
         print(path)

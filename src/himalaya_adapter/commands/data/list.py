@@ -4,20 +4,15 @@ from typing import Annotated
 
 import typer
 
-from himalaya_adapter.commands.list import What
-from himalaya_adapter.commands.list import command as list_what
 
-
-def command(stream: Annotated[str | None, typer.Argument(help="A stream's name or its YAML file.")] = None) -> None:
-    """The tasks of a stream, and whether its archives are in the cache; without a name, the streams."""
+def command(stream: Annotated[str, typer.Argument(help="A stream's name or its YAML file.")]) -> None:
+    """The tasks of a stream, and whether its archives are in the cache."""
     from rich.console import Console
     from rich.table import Table
 
     from himalaya_adapter.packages import archive_path
     from himalaya_adapter.streams.catalogue import read_definition
 
-    if stream is None:
-        return list_what(What.STREAMS)
     definition = read_definition(stream)
     table = Table("task", "kind", "language", "metric", "what it asks", title=f"{stream}: {definition.description}")
     for spec in definition.tasks:

@@ -1,160 +1,124 @@
 """From a plan to run configs. The origin of every value is given: a field, ``settings``, a range, or a default."""
 
-import contextlib
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 from peft import PeftType
 
 from himalaya_adapter.documents import read_document
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments.composition import CONF
-from himalaya_adapter.experiments.keys import flattened, nested
+from himalaya_adapter.experiments.keys import flattened, put
 from himalaya_adapter.experiments.plans.plan import Design, Plan, PlannedRun
-from himalaya_adapter.experiments.plans.ranges import key_by_name, read_range, searchable_keys
-from himalaya_adapter.experiments.plans.run_files import RunText, canonical, run_of
-from himalaya_adapter.experiments.schema import REQUIRED, Key
-from himalaya_adapter.experiments.search_config import SearchRange, searched_key
+from himalaya_adapter.experiments.plans.ranges import OPTIONS, key_by_name, read_range
+from himalaya_adapter.experiments.plans.run_files import run_of
+from himalaya_adapter.experiments.search_config import SearchRange
 from himalaya_adapter.registry import METHODS, method_row
 
 DEFAULTS = CONF / "plan_defaults.yaml"
-DEFAULT, UNWRITTEN = "default", "default of the schema"
+DEFAULT = "default"
 DESIGN = "experimental_design"
 SETTINGS, SEARCH = f"{DESIGN}.settings", f"{DESIGN}.hyperparameters_to_search"
-OPTIONS = "model.adapter.options."
-EWC = "model.adapter.ewc_lambda"
-NAME = re.compile(r"[\w-]+")
+TYPE, EWC = "model.adapter.type", "model.adapter.ewc_lambda"
 
 
-@dataclass(frozen=True)
-class Catalogue:
-    """What the higher floors know by name.
+class Value(NamedTuple):
+    """A value of a run config, and where it comes from."""
 
-    Args:
-        streams: Names of the packaged streams.
-        backbones: Names of the catalogue's backbones.
-    """
-
-    streams: tuple[str, ...]
-    backbones: tuple[str, ...]
+    value: Any
+    origin: str
 
 
-@dataclass(frozen=True)
-class Fixed:
-    """What a plan's fields and settings say of one run: values by keys, each with its origin."""
-
-    run_id: str
-    method: str
-    values: Mapping[str, Any]
-    origins: Mapping[str, str]
+Values = dict[str, Value]  # by the keys of a run config
+Ranges = Mapping[str, tuple[str, SearchRange]]  # by the names that the plan has for them: the key, and its values
 
 
-def generate_configs(plan: Plan, known: Catalogue, *, strict: bool = False) -> list[RunText]:
-    """One valid run config for every run of a plan; the same plan gives the same texts.
+def generate_configs(plan: Plan, *, strict: bool = False) -> list[Values]:
+    """One valid run config for every run of a plan; the same plan gives the same ones.
 
     Args:
         plan: The plan.
-        known: What the higher floors know by name.
         strict: Refuse a value that the plan does not give.
 
     Raises:
         HimalayaError: What in the plan cannot be read, by its field; with ``strict`` the keys that it leaves open.
     """
-    design = plan.experimental_design
-    ranges: dict[str, tuple[str, SearchRange]] = {}
-    for name, value in design.hyperparameters_to_search.items():
+    ranges = {}
+    for name, value in plan.experimental_design.hyperparameters_to_search.items():
         key = key_by_name(name, SEARCH)
-        if key in ranges:
-            raise HimalayaError(f"{SEARCH}: '{ranges[key][0]}' and '{name}' both stand for {key}")
-        ranges[key] = name, read_range(value, key, f"{SEARCH}.{name}")
-    configs = [_config(fixed, ranges, strict) for fixed in fixed_values(plan, known)]
-    origins = {origin for config in configs for _, _, origin in config.origins}
-    for key, (name, _) in ranges.items():
-        if f"{SEARCH}.{name}" not in origins:
+        ranges[name] = key, read_range(value, key, f"{SEARCH}.{name}")
+    configs = [_config(values, ranges, strict) for values in planned_values(plan)]
+    used = {one.origin for config in configs for one in config.values()}
+    for name, (key, _) in ranges.items():
+        if f"{SEARCH}.{name}" not in used:
             raise HimalayaError(f"{SEARCH}.{name} means {key}, which no run of the plan has: delete it")
     return configs
 
 
-def fixed_values(plan: Plan, known: Catalogue) -> list[Fixed]:
+def content_of(values: Values) -> dict[str, Any]:
+    """The content of a run config with these values."""
+    content: dict[str, Any] = {}
+    for key, one in values.items():
+        put(content, key, one.value)
+    return content
+
+
+def planned_values(plan: Plan) -> list[Values]:
     """What a plan's fields and settings say of each of its runs, in its order.
 
     Raises:
-        HimalayaError: A method, model or dataset that the plan does not list or that nobody knows.
+        HimalayaError: An unknown method, a setting that no run has, or two runs of one name.
     """
     design, runs = plan.experimental_design, plan.experiment_runs
     if runs is None:
-        fixed = [_fixed(design, DESIGN, run, known) for run in _implied_runs(design)]
+        planned = [_values(design, DESIGN, run) for run in _implied_runs(design)]
     else:
-        fixed = [_fixed(design, f"experiment_runs[{number}]", run, known) for number, run in enumerate(runs)]
+        planned = [_values(design, f"experiment_runs[{number}]", run) for number, run in enumerate(runs)]
     for key in flattened(design.settings):
-        if not any(key in run.values for run in fixed):
+        if not any(key in values for values in planned):
             raise HimalayaError(f"{SETTINGS}: no run of the plan has {key}: delete it")
-    return fixed
+    # Two names that differ only in case are one file on some machines.
+    for run_id, count in Counter(str(values["run_id"].value).casefold() for values in planned).items():
+        if count > 1:
+            raise HimalayaError(f"{count} runs have the run_id '{run_id}': give each its own in experiment_runs")
+    return planned
 
 
 def _implied_runs(design: Design) -> list[PlannedRun]:
     """Every method on every model and dataset, named as the source names its runs."""
-    methods = ["proposed", *(f"comparative-{number + 1}" for number in range(len(design.comparative_methods)))]
     runs = []
-    for method in methods:
-        for model in design.models_to_use:
-            for dataset in (*design.datasets_to_use,) or (None,):
-                names = [model] if dataset is None else [model, dataset]
-                safe = (re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-") for name in names)
-                runs.append(PlannedRun("-".join([method, "iter1", *safe]), method, model, dataset))
-    for run_id, count in Counter(run.run_id.casefold() for run in runs).items():
-        if count > 1:
-            raise HimalayaError(f"{DESIGN} gives {count} runs the run_id '{run_id}': name them in experiment_runs")
+    for method, model, dataset in product(design.methods(), design.models_to_use, design.datasets_to_use):
+        safe = (re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-") for name in (model, dataset))
+        runs.append(PlannedRun("-".join([method, "iter1", *safe]), method, model, dataset))
     return runs
 
 
-def _fixed(design: Design, where: str, run: PlannedRun, known: Catalogue) -> Fixed:
-    texts = {"proposed": design.proposed_method}
-    texts |= {f"comparative-{place + 1}": text for place, text in enumerate(design.comparative_methods)}
-    if run.method not in texts:
-        raise unknown_name(f"{where}.method", run.method, texts)
-    if run.model not in design.models_to_use:
-        raise unknown_name(f"{where}.model", run.model, design.models_to_use)
-    if run.dataset is not None and run.dataset not in design.datasets_to_use:
-        raise unknown_name(f"{where}.dataset", run.dataset, design.datasets_to_use)
-    only = design.datasets_to_use[0] if len(design.datasets_to_use) == 1 else None
-    name = NAME.match(texts[run.method])
+def _values(design: Design, where: str, run: PlannedRun) -> Values:
+    methods, models, datasets = design.methods(), design.models_to_use, design.datasets_to_use
+    dataset = run.dataset or (datasets[0] if len(datasets) == 1 else "")
+    wanted = (("method", run.method, methods), ("model", run.model, models), ("dataset", dataset, datasets))
+    for field, name, known in wanted:
+        if name not in known:
+            raise unknown_name(f"{where}.{field}", name, known)
+    name = re.split(r"[^\w-]", methods[run.method], maxsplit=1)[0]
     fields = {
         "run_id": run.run_id,
         "method": run.method.partition("-")[0],
-        "method_name": name[0] if name else run.method,
-        "model.adapter.type": (name[0] if name else "").upper(),
+        "method_name": name,
         "model.backbone.name": run.model,
-        "dataset.name": run.dataset or only,
+        TYPE: name.upper(),
+        "dataset.name": dataset,
     }
-    settable = [*searchable_keys(), "optuna.direction", "optuna.n_trials", "optuna.stream"]
-    values, origins = dict(fields), dict.fromkeys(fields, where)
-    of_all, of_run = flattened(design.settings), flattened(run.settings)
-    method = str({**values, **of_all, **of_run}["model.adapter.type"]).upper()
-    for origin, given in ((SETTINGS, of_all), (f"{where}.settings", of_run)):
-        for key, value in given.items():
-            if key not in settable and not key.startswith(OPTIONS):
-                raise unknown_name(f"key in {origin}", key, settable)
-            if origin != SETTINGS or _takes(method, key):
-                values[key], origins[key] = value, origin
-    methods = [kind.value for kind in PeftType]
-    if method not in methods:
-        raise unknown_name(f"method in {where}", str(values["model.adapter.type"]), methods)
-    stream, backbone = str(values["dataset.name"]), str(values["model.backbone.name"])
-    if stream not in known.streams and not Path(stream).is_file():
-        raise unknown_name(f"stream in {DESIGN}.datasets_to_use of {where}", stream, known.streams)
-    if (
-        backbone not in known.backbones
-        and not re.fullmatch(r"[\w.-]+/[\w.-]+", backbone)
-        and not Path(backbone).is_dir()
-    ):
-        raise unknown_name(f"backbone of {where}", backbone, known.backbones)
-    return Fixed(run.run_id, method, values, origins)
+    values = {key: Value(value, where) for key, value in fields.items()}
+    shared = {key: Value(value, SETTINGS) for key, value in flattened(design.settings).items()}
+    own = {key: Value(value, f"{where}.settings") for key, value in flattened(run.settings).items()}
+    method = str((values | shared | own)[TYPE].value).upper()
+    if method not in PeftType.__members__:
+        raise unknown_name(f"method in {where}", method, PeftType.__members__)
+    return values | {key: one for key, one in shared.items() if _takes(method, key)} | own
 
 
 def _takes(method: str, key: str) -> bool:
@@ -166,51 +130,17 @@ def _takes(method: str, key: str) -> bool:
     return not owners or method in owners or (method == "HIMALAYA" and "HIMALAYA_STRICT" in owners)
 
 
-def _config(fixed: Fixed, ranges: Mapping[str, tuple[str, SearchRange]], strict: bool) -> RunText:
-    defaults = {**flattened(_defaults()["all"]), **flattened(_defaults().get(fixed.method, {}))}
-    values = {key: value for key, value in {**defaults, **fixed.values}.items() if value is not None}
-    origins = {key: fixed.origins.get(key, DEFAULT) for key in values}
-    here = f"run '{fixed.run_id}'"
-    run_of(nested(values), here)
-    space: dict[str, Any] = {}
-    for key, (name, one) in ranges.items():
-        if not _takes(fixed.method, key) or (key.startswith(OPTIONS) and key not in values):
-            continue
-        for end in one.outermost():
-            run_of(nested({**values, key: end}), f"{SEARCH}.{name} holds {end!r}, {here}")
-        if origins.get(key, DEFAULT) == DEFAULT:
-            values[key], origins[key] = one.nearest(values.get(key)), f"{SEARCH}.{name}"
-        written = f"optuna.search_space.{_search_name(name, key, list(dict.fromkeys([*searchable_keys(), *values])))}"
-        space[written] = {entry: value for entry, value in asdict(one).items() if value is not None}
-        origins[written] = f"{SEARCH}.{name}"
-    if not space:  # a plan that does not search gets no search
-        values = {key: value for key, value in values.items() if not key.startswith("optuna.")}
-    left_open = [key for key in values if origins[key] == DEFAULT]
+def _config(planned: Values, ranges: Ranges, strict: bool) -> Values:
+    """A run config: what the plan says, the defaults of the rest, and the ranges that the method has."""
+    method, here = str(planned[TYPE].value).upper(), f"run '{planned['run_id'].value}'"
+    defaults = read_document(DEFAULTS)
+    open_keys = flattened(defaults["all"]) | flattened(defaults.get(method, {}))
+    values = planned | {key: Value(value, DEFAULT) for key, value in open_keys.items() if key not in planned}
+    left_open = [key for key in values if key not in planned]
     if strict and left_open:
         raise HimalayaError(f"{here}: the plan does not give {', '.join(left_open)}: give them in settings")
-    values |= space
-    rows = [(key, value, origins[key]) for key, value in values.items()]
-    rows += [(key, one.default, UNWRITTEN) for key, one in searchable_keys().items() if _is_open(one, values)]
-    return canonical(fixed.run_id, nested(values), rows)
-
-
-def _is_open(key: Key, values: Mapping[str, Any]) -> bool:
-    """Whether a run takes a key's value from the schema."""
-    return key.path not in values and key.default not in (None, {}, REQUIRED)
-
-
-def _search_name(name: str, key: str, keys: list[str]) -> str:
-    """The name under which a search space holds a key: the plan's own if it is an end of the key's path, else the
-    shortest end that stands for this key alone."""
-    parts = key.split(".")
-    ends = ["_".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
-    for end in ([name] if name in ends else []) + ends:
-        with contextlib.suppress(HimalayaError):  # several keys end like this
-            if searched_key(end, keys) == key:
-                return end
-    return key
-
-
-@cache
-def _defaults() -> Mapping[str, Any]:
-    return read_document(DEFAULTS)
+    for name, (key, one) in ranges.items():
+        if _takes(method, key) and (key in values or not key.startswith(OPTIONS)):
+            values[f"optuna.search_space.{name.replace('.', '_')}"] = Value(one.given(), f"{SEARCH}.{name}")
+    run_of(content_of(values), here)
+    return values

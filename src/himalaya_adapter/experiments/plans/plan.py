@@ -1,6 +1,5 @@
 """An experiment plan: its fields, and one clear line for whatever is wrong in them."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,12 +7,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from himalaya_adapter.documents import parse_document, read_text, without_interpolations
-from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.composition import CONF
 from himalaya_adapter.experiments.schema import Section, parse
 
 PLANS = CONF / "plans"
 Text = Annotated[str, Field(pattern=r"\S", json_schema_extra={"expected": "non-empty text"})]
+Texts = Annotated[list[Text], Field(min_length=1)]
 
 
 @dataclass
@@ -24,12 +23,12 @@ class Design(Section):
     """What is done, in prose."""
     proposed_method: Text
     """Text that begins with the name of the method."""
-    models_to_use: Annotated[list[Text], Field(min_length=1)]
+    models_to_use: Texts
     """Backbones: names of the catalogue, hub ids or folders; other names need ``settings`` with the backbone."""
+    datasets_to_use: Texts
+    """Streams: names, or paths of YAML files."""
     comparative_methods: list[Text] = field(default_factory=list)
     """The rivals, each a text that begins with a name."""
-    datasets_to_use: list[Text] = field(default_factory=list)
-    """Streams: names, or paths of YAML files."""
     hyperparameters_to_search: dict[str, Any] = field(default_factory=dict)
     """Ranges: ``low-high``, ``a,b,c``, a list of choices, or an entry of a search space."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -40,6 +39,11 @@ class Design(Section):
     """Kept for people."""
     experiment_code: Any = None
     """Kept for people."""
+
+    def methods(self) -> dict[str, str]:
+        """The texts of the methods by what a planned run calls them."""
+        rivals = {f"comparative-{place}": text for place, text in enumerate(self.comparative_methods, start=1)}
+        return {"proposed": self.proposed_method, **rivals}
 
 
 @dataclass
@@ -74,11 +78,6 @@ class Plan(Section):
     """Kept for people."""
 
 
-def plan_names() -> list[str]:
-    """Names of the plans that come with the package."""
-    return sorted(path.stem for path in PLANS.glob("*.yaml"))
-
-
 def read_plan(name: str) -> tuple[str, Plan]:
     """The text of a plan, and what it says.
 
@@ -86,14 +85,10 @@ def read_plan(name: str) -> tuple[str, Plan]:
         name: The path of a YAML or (``.json``) JSON file, or the name of a packaged plan.
 
     Raises:
-        HimalayaError: An unreadable file, a field that is missing, unknown or of the wrong type, two runs of one name.
+        HimalayaError: An unreadable file, a field that is missing, unknown or of the wrong type.
     """
-    path = PLANS / f"{name}.yaml" if name in plan_names() else Path(name)
+    packaged = PLANS / f"{name}.yaml"
+    path = packaged if packaged.is_file() else Path(name)
     text, here = read_text(path), f"plan {path}"
     content = without_interpolations(parse_document(text, here, json_text=path.suffix.lower() == ".json"), here)
-    plan = parse(Plan, content, here)
-    # Two names that differ only in case are one file on some machines.
-    for run_id, count in Counter(run.run_id.casefold() for run in plan.experiment_runs or ()).items():
-        if count > 1:
-            raise HimalayaError(f"{here}: {count} experiment_runs have the run_id '{run_id}'; a run_id names one run")
-    return text, plan
+    return text, parse(Plan, content, here)

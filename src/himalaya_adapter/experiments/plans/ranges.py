@@ -7,35 +7,24 @@ from typing import Any
 from himalaya_adapter.documents import parse_document
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.experiments.schema import Key, keys_of, parse
+from himalaya_adapter.experiments.schema import keys_of, parse
 from himalaya_adapter.experiments.search_config import SearchRange, searched_key
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"\s*({NUMBER})\s*(?:-|–|to|\.\.)\s*({NUMBER})\s*")
 WIDE = 10.0  # from this quotient of the ends on, a range is drawn on a logarithmic scale
-
-
-def searchable_keys() -> dict[str, Key]:
-    """The keys of a run config that a search may vary."""
-    keys = keys_of(RunConfig).items()
-    return {path: key for path, key in keys if not key.section and not path.startswith("optuna.")}
+OPTIONS = "model.adapter.options."
 
 
 def key_by_name(name: str, where: str) -> str:
     """The one key that a name stands for.
 
-    The key itself or the end of its path, with ``_`` for dots (``kd_tree_fanout``); else a name with all words of the
-    key's last part, and others only of its path or of the choices beside it (``tau_similarity_threshold``;
-    ``adamw_weight_decay``, as adamw is a choice of ``training.optimizer``).
-
     Raises:
         HimalayaError: No key, or several.
     """
-    if name.startswith("model.adapter.options."):
+    if name.startswith(OPTIONS):
         return name
-    keys, words = list(searchable_keys()), _words(name)
-    others = [key for key in keys if _words(key.rpartition(".")[2]) <= words <= _words(key) | _beside(key)]
-    return searched_key(name, keys, where, others)
+    return searched_key(name, [key for key in keys_of(RunConfig) if not key.startswith("optuna.")], where)
 
 
 def read_range(value: Any, key: str, where: str) -> SearchRange:
@@ -56,7 +45,7 @@ def read_range(value: Any, key: str, where: str) -> SearchRange:
     ends = RANGE.fullmatch(value) if isinstance(value, str) else None
     if ends:
         low, high = float(ends[1]), float(ends[2])
-        known, wide = searchable_keys().get(key), low > 0 and high / low >= WIDE
+        known, wide = keys_of(RunConfig).get(key), low > 0 and high / low >= WIDE
         if known and known.expected.startswith("a whole number"):
             return SearchRange("int", low, high, log=True if wide else None)
         return SearchRange("loguniform" if wide else "uniform", low, high)
@@ -67,14 +56,3 @@ def read_range(value: Any, key: str, where: str) -> SearchRange:
             "high; a single value belongs to settings"
         )
     return SearchRange("categorical", choices=choices)
-
-
-def _words(name: str) -> frozenset[str]:
-    return frozenset(re.findall(r"[^\W_]+", name.casefold()))
-
-
-def _beside(path: str) -> frozenset[str]:
-    keys = searchable_keys().items()
-    return frozenset(
-        str(one) for other, key in keys if other.rpartition(".")[0] == path.rpartition(".")[0] for one in key.choices
-    )

@@ -2,7 +2,10 @@
 // Draws the figures of a report from the JSON beside them, and makes its tables sortable. All text is set as text.
 (() => {
   const DATA = JSON.parse(document.getElementById("figures").textContent);
-  for (const axis of Object.values(DATA).flat().flatMap(chart => (chart.x ? [chart.x, chart.y] : []))) axis.kind ??= "count";
+  for (const chart of Object.values(DATA).flat().filter(chart => chart.series)) {
+    for (const axis of [chart.x, chart.y]) axis.kind ??= "count";
+    for (const series of chart.series) Object.assign(series, { marker: "o" }, series.look, { name: series.look.label });
+  }
   const TIP = document.getElementById("tip"), SAID = document.getElementById("said");
   const DARK = matchMedia("(prefers-color-scheme: dark)");
   const ROW = 20, CELL = 20, SLANTED = 160, MOST_BANDS = 4, NEAR = 30; // pixels, but for MOST_BANDS
@@ -33,7 +36,6 @@
     if (text) made.textContent = text;
     return parent.appendChild(made);
   }
-  const color = series => series.color[DARK.matches ? 1 : 0];
   const style = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const ruler = document.createElement("canvas").getContext("2d");
   ruler.font = "11px system-ui, sans-serif";
@@ -114,26 +116,26 @@
     const place = value => from + ((bend(value) - bend(low)) / (bend(high) - bend(low))) * (to - from);
     return { low, high, place };
   }
-  const nameAt = (axis, value) => axis.names && axis.names[Math.round(value) - (axis.first || 0)];
+  const nameAt = (axis, value) => axis.names && axis.names[Math.round(value) - (axis.scale === "names" ? 0 : 1)];
 
   // Marks: every shape as a piece of one path ------------------------------------------------------------------------
   const R = 3.6;
   const polygon = (...corners) => (x, y) => "M" + corners.map(([dx, dy]) => `${(x + R * dx).toFixed(1)},${(y + R * dy).toFixed(1)}`).join("L") + "Z";
   const SHAPES = {
-    circle: (x, y) => `M${(x - R).toFixed(1)},${y.toFixed(1)}a${R},${R} 0 1,0 ${2 * R},0a${R},${R} 0 1,0 ${-2 * R},0`,
-    square: polygon([-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]),
-    up: polygon([-1.1, 0.9], [1.1, 0.9], [0, -1.2]),
-    down: polygon([-1.1, -0.9], [1.1, -0.9], [0, 1.2]),
-    diamond: polygon([-1.2, 0], [0, -1.2], [1.2, 0], [0, 1.2]),
-    plus: polygon([-0.4, -1.2], [0.4, -1.2], [0.4, -0.4], [1.2, -0.4], [1.2, 0.4], [0.4, 0.4], [0.4, 1.2], [-0.4, 1.2], [-0.4, 0.4], [-1.2, 0.4], [-1.2, -0.4], [-0.4, -0.4]),
-    cross: polygon([-1.2, -0.7], [-0.7, -1.2], [0, -0.5], [0.7, -1.2], [1.2, -0.7], [0.5, 0], [1.2, 0.7], [0.7, 1.2], [0, 0.5], [-0.7, 1.2], [-1.2, 0.7], [-0.5, 0]),
-    dash: polygon([-1.4, -0.35], [1.4, -0.35], [1.4, 0.35], [-1.4, 0.35]),
+    o: (x, y) => `M${(x - R).toFixed(1)},${y.toFixed(1)}a${R},${R} 0 1,0 ${2 * R},0a${R},${R} 0 1,0 ${-2 * R},0`,
+    s: polygon([-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]),
+    "^": polygon([-1.1, 0.9], [1.1, 0.9], [0, -1.2]),
+    v: polygon([-1.1, -0.9], [1.1, -0.9], [0, 1.2]),
+    D: polygon([-1.2, 0], [0, -1.2], [1.2, 0], [0, 1.2]),
+    P: polygon([-0.4, -1.2], [0.4, -1.2], [0.4, -0.4], [1.2, -0.4], [1.2, 0.4], [0.4, 0.4], [0.4, 1.2], [-0.4, 1.2], [-0.4, 0.4], [-1.2, 0.4], [-1.2, -0.4], [-0.4, -0.4]),
+    X: polygon([-1.2, -0.7], [-0.7, -1.2], [0, -0.5], [0.7, -1.2], [1.2, -0.7], [0.5, 0], [1.2, 0.7], [0.7, 1.2], [0, 0.5], [-0.7, 1.2], [-1.2, 0.7], [-0.5, 0]),
+    _: polygon([-1.4, -0.35], [1.4, -0.35], [1.4, 0.35], [-1.4, 0.35]),
   };
   function mark(parent, series, spots) {
     const shape = SHAPES[series.marker];
     if (!shape || !spots.length) return;
-    const fill = series.hollow ? style("--sheet") : color(series);
-    add(parent, "path", { d: spots.map(spot => shape(spot.x, spot.y)).join(""), fill, stroke: color(series), "stroke-width": series.hollow ? 1.6 : 0.5 });
+    const fill = series.hollow ? style("--sheet") : series.color;
+    add(parent, "path", { d: spots.map(spot => shape(spot.x, spot.y)).join(""), fill, stroke: series.color, "stroke-width": series.hollow ? 1.6 : 0.5 });
   }
 
   // Points and lines -------------------------------------------------------------------------------------------------
@@ -192,13 +194,13 @@
       const there = mine.filter(Boolean), sure = there.filter(spot => spot.low != null);
       const end = across ? x.place : y.place;
       if (sure.length && series.line && bands)
-        add(group, "path", { d: "M" + sure.map(spot => `${spot.x},${end(spot.high)}`).join("L") + "L" + sure.slice().reverse().map(spot => `${spot.x},${end(spot.low)}`).join("L") + "Z", fill: color(series), opacity: 0.14 });
+        add(group, "path", { d: "M" + sure.map(spot => `${spot.x},${end(spot.high)}`).join("L") + "L" + sure.slice().reverse().map(spot => `${spot.x},${end(spot.low)}`).join("L") + "Z", fill: series.color, opacity: 0.14 });
       if (sure.length && !series.line)
-        add(group, "path", { d: sure.map(spot => (across ? `M${end(spot.low)},${spot.y}H${end(spot.high)}` : `M${spot.x},${end(spot.low)}V${end(spot.high)}`)).join(""), stroke: color(series), "stroke-width": 1.2, fill: "none" });
+        add(group, "path", { d: sure.map(spot => (across ? `M${end(spot.low)},${spot.y}H${end(spot.high)}` : `M${spot.x},${end(spot.low)}V${end(spot.high)}`)).join(""), stroke: series.color, "stroke-width": 1.2, fill: "none" });
       if (series.line) {
         let pen = "M";
         const d = mine.map(spot => { const piece = spot ? `${pen}${spot.x.toFixed(1)},${spot.y.toFixed(1)}` : ""; pen = spot ? "L" : "M"; return piece; }).join("");
-        add(group, "path", { d, fill: "none", stroke: color(series), "stroke-width": 2, "stroke-dasharray": series.dash || "none", "stroke-linejoin": "round" });
+        add(group, "path", { d, fill: "none", stroke: series.color, "stroke-width": 2, "stroke-dasharray": series.dash || "none", "stroke-linejoin": "round" });
       }
       const apart = series.line ? Math.max(1, Math.ceil(there.length / (width / 26))) : 1; // markers of long lines
       mark(group, series, there.filter((_, index) => index % apart === 0));
@@ -293,8 +295,7 @@
     }
     chart.values.forEach((cells, row) => cells.forEach((value, column) => {
       if (value == null) return;
-      const note = chart.notes && chart.notes[row][column] ? ` ${chart.notes[row][column]}` : "";
-      spots.push({ row, column, x: left + (column + 0.5) * cell, y: top + (row + 0.5) * high, text: `${chart.rows[row]}\n${chart.columns[column]}\n${said(value, chart.signed ? "signed" : "score")}${note}` });
+      spots.push({ row, column, x: left + (column + 0.5) * cell, y: top + (row + 0.5) * high, text: `${chart.rows[row]}\n${chart.columns[column]}\n${said(value, chart.signed ? "signed" : "score")}` });
     }));
     const index = new Map(spots.map((spot, place) => [spot.row * columns + spot.column, place]));
     pointing(canvas, spots, (px, py) => {
@@ -341,7 +342,7 @@
       this.names.forEach((series, index) => {
         const button = add(add(this.keys, "li"), "button", { type: "button", "aria-pressed": !this.hidden.has(series.name) });
         const key = add(button, "svg", { width: 26, height: 12, "aria-hidden": "true" });
-        if (series.line) add(key, "line", { x1: 1, x2: 25, y1: 6, y2: 6, stroke: color(series), "stroke-width": 2, "stroke-dasharray": series.dash || "none" });
+        if (series.line) add(key, "line", { x1: 1, x2: 25, y1: 6, y2: 6, stroke: series.color, "stroke-width": 2, "stroke-dasharray": series.dash || "none" });
         mark(key, series, [{ x: 13, y: 6 }]);
         add(button, "span", {}, series.name);
         button.addEventListener("click", () => { if (!this.hidden.delete(series.name)) this.hidden.add(series.name); this.draw(); });

@@ -10,43 +10,44 @@ from functools import lru_cache
 from typing import Any
 
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.schema import Count
 from himalaya_adapter.streams.readers.types import Row
 from himalaya_adapter.streams.splits import stable_hash
 
-OPTIONS = ("sentences_per_intent", "fill", "slot")
-MAX_DEPTH = 30
+BRACKETS = {"(": ")", "[": "]", "<": ">", "{": "}"}
 
 
-def read_assistant_sentences(content: bytes, name: str, options: Mapping[str, Any]) -> Iterator[Row]:
+def read_assistant_sentences(
+    content: bytes,
+    name: str,
+    *,
+    sentences_per_intent: Count,
+    fill: Mapping[str, list[str]] | None = None,
+    slot: str | None = None,
+) -> Iterator[Row]:
     """Yield ``sentence``, ``intent``, ``template`` and one field per slot of the sentence.
 
     Args:
         content: JSON with ``intents``, ``lists`` and ``expansion_rules``.
-        name: File name for error messages.
-        options: ``sentences_per_intent`` (int, spread evenly over an intent's templates); ``fill`` (list name to
-            values, for lists that the file leaves open, such as the names of rooms); ``slot`` (yield only
-            sentences that fill this slot).
+        name: File name.
+        sentences_per_intent: Spread evenly over an intent's templates.
+        fill: List name to values, for lists that the file leaves open, such as the names of rooms.
+        slot: Yield only sentences that fill this slot.
     """
-    per_intent, fill = options.get("sentences_per_intent"), options.get("fill", {})
-    if not isinstance(per_intent, int) or per_intent < 1:
-        raise HimalayaError(f"option 'sentences_per_intent' for {name} is {per_intent!r}; expected a positive number")
-    if not isinstance(fill, Mapping) or not all(isinstance(values, list) for values in fill.values()):
-        raise HimalayaError(f"option 'fill' for {name} is {fill!r}; expected list names, each with a list of values")
-    try:
-        data = json.loads(content)
-        lists = {key: _list_values(value) for key, value in data["lists"].items()}
-        rules, intents = data["expansion_rules"], data["intents"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise HimalayaError(f"{name} is not a file of assistant sentences: {error}") from error
-    lists.update({key: [str(value) for value in values] for key, values in fill.items()})
-    for intent, blocks in intents.items():
+    data = json.loads(content)
+    lists = {key: _list_values(value) for key, value in data["lists"].items()} | dict(fill or {})
+    known = {key: values for key, values in lists.items() if values}
+    for intent, blocks in data["intents"].items():
         templates = sorted({text for block in blocks["data"] for text in block["sentences"]})
-        count = -(-per_intent // len(templates)) if templates else 0
+        count = -(-sentences_per_intent // len(templates)) if templates else 0
         for template in templates:
             for index in range(count):
-                expansion = _Expansion(rules, lists, f"{template} {index}")
-                sentence = expansion.sentence(template)
-                if sentence is not None and ("slot" not in options or options["slot"] in expansion.slots):
+                expansion = _Expansion(data["expansion_rules"], known, f"{template} {index}")
+                try:
+                    sentence = " ".join(expansion.text(template).split())
+                except KeyError:  # it needs a list that has no values
+                    continue
+                if slot is None or slot in expansion.slots:
                     yield {"sentence": sentence, "intent": intent, "template": template, **expansion.slots}
 
 
@@ -60,10 +61,6 @@ def _list_values(entry: Mapping[str, Any]) -> list[str]:
     return []
 
 
-class _Open(Exception):
-    """The sentence needs a list that has no values."""
-
-
 class _Expansion:
     """One random walk through a template; ``slots`` collects what was put into them."""
 
@@ -72,87 +69,60 @@ class _Expansion:
         self.slots: dict[str, str] = {}
         self.choices = 0
 
-    def sentence(self, template: str) -> str | None:
-        """The expanded sentence with single spaces, or ``None`` if it needs a list without values."""
-        try:
-            return " ".join(self._text(template, 0).split())
-        except _Open:
-            return None
+    def text(self, template: str) -> str:
+        """Expand ``one|other`` at the outermost level, then every bracket of the part that was chosen."""
+        permuted = _split(template, ";")
+        if len(permuted) > 1:
+            return " ".join(map(self.text, sorted(permuted, key=lambda part: stable_hash(f"{self.seed} {part}"))))
+        parts = _split(template, "|")
+        return "".join(map(self._expanded, _pieces(parts[self._choose(len(parts))])))
 
     def _choose(self, count: int) -> int:
         self.choices += 1
         return stable_hash(f"{self.seed} {self.choices}") % count
 
-    def _text(self, template: str, depth: int) -> str:
-        """Expand ``one|other`` at the outermost level, then every bracket of the part that was chosen."""
-        if depth > MAX_DEPTH:
-            raise HimalayaError(f"sentence rules refer to themselves in '{template}'")
-        permuted = _split(template, ";")
-        if len(permuted) > 1:
-            order = sorted(permuted, key=lambda part: stable_hash(f"{self.seed} {part}"))
-            return " ".join(self._text(part, depth + 1) for part in order)
-        parts = _split(template, "|")
-        return self._sequence(parts[self._choose(len(parts))], depth)
-
-    def _sequence(self, text: str, depth: int) -> str:
-        out = []
-        for bracket, inner in _pieces(text):
-            if not bracket:
-                out.append(inner)
-            elif bracket == "(" or (bracket == "[" and self._choose(2)):
-                out.append(self._text(inner, depth + 1))
-            elif bracket == "<":
-                if inner not in self.rules:
-                    raise HimalayaError(f"sentence template refers to the unknown rule '<{inner}>'")
-                out.append(self._text(self.rules[inner], depth + 1))
-            elif bracket == "{":
-                out.append(self._value(inner, depth))
-        return "".join(out)
-
-    def _value(self, reference: str, depth: int) -> str:
-        name, _, slot = reference.partition(":")
-        values = self.lists.get(name)
-        if not values:
-            raise _Open(name)
-        value = self._text(values[self._choose(len(values))], depth + 1)
-        self.slots[slot or name] = value
-        return value
-
-
-BRACKETS = {"(": ")", "[": "]", "<": ">", "{": "}"}
-
-
-def _closing(text: str, start: int) -> int:
-    """Index of the bracket that closes the one at ``start``; ``start`` itself if there is none there."""
-    if text[start] not in BRACKETS:
-        return start
-    depth = 0
-    for index in range(start, len(text)):
-        depth += (text[index] == text[start]) - (text[index] == BRACKETS[text[start]])
-        if depth == 0:
-            return index
-    raise HimalayaError(f"unbalanced '{text[start]}' in sentence template '{text}'")
+    def _expanded(self, piece: str) -> str:
+        bracket, inner = piece[0], piece[1:-1]
+        if len(piece) == 1:
+            return piece
+        if bracket == "<":
+            if inner not in self.rules:
+                raise HimalayaError(f"sentence template refers to the unknown rule '<{inner}>'")
+            return self.text(self.rules[inner])
+        if bracket == "{":
+            name, _, slot = inner.partition(":")
+            values = self.lists[name]
+            value = self.text(values[self._choose(len(values))])
+            self.slots[slot or name] = value
+            return value
+        return self.text(inner) if bracket == "(" or self._choose(2) else ""
 
 
 # A template is expanded thousands of times.
 @lru_cache(2**14)
-def _pieces(text: str) -> tuple[tuple[str, str], ...]:
-    """The outermost brackets of a text, each with its inside; the characters between them, each with no bracket."""
-    pieces, at = [], 0
-    while at < len(text):
-        end = _closing(text, at)
-        pieces.append(("", text[at]) if end == at else (text[at], text[at + 1 : end]))
-        at = end + 1
+def _pieces(text: str) -> tuple[str, ...]:
+    """A text cut into characters and outermost brackets, each bracket with its inside."""
+    pieces: list[str] = []
+    opening, depth = "", 0
+    for character in text:
+        if depth:
+            pieces[-1] += character
+            depth += (character == opening) - (character == BRACKETS[opening])
+        else:
+            pieces.append(character)
+            opening, depth = character, int(character in BRACKETS)
+    if depth:
+        raise HimalayaError(f"unbalanced '{opening}' in sentence template '{text}'")
     return tuple(pieces)
 
 
 @lru_cache(2**14)
 def _split(text: str, separator: str) -> tuple[str, ...]:
     """Split at separators that are outside of all brackets."""
-    parts, start, at = [], 0, 0
-    while at < len(text):
-        if text[at] == separator:
-            parts.append(text[start:at])
-            start = at + 1
-        at = _closing(text, at) + 1
-    return (*parts, text[start:])
+    parts = [""]
+    for piece in _pieces(text):
+        if piece == separator:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return tuple(parts)

@@ -2,18 +2,15 @@
 
 import ast
 import textwrap
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.schema import Switch
 from himalaya_adapter.streams.readers.types import Row
 
-OPTIONS = ("documented",)
 PLACEHOLDER = "f"  # stands where the function's name was
-BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")  # fields of nodes that hold statements, in ast's order
 
 
-def read_python_functions(content: bytes, name: str, options: Mapping[str, Any]) -> Iterator[Row]:
+def read_python_functions(content: bytes, name: str, *, documented: Switch | None = None) -> Iterator[Row]:
     """Yield ``name``, ``code`` (docstring removed, name replaced by ``f``), ``signature``, ``body``, ``summary``,
     ``file`` and ``package`` (the first two folders of the file, ``sympy.geometry``).
 
@@ -23,19 +20,12 @@ def read_python_functions(content: bytes, name: str, options: Mapping[str, Any])
     Args:
         content: Python source.
         name: Its path in the archive.
-        options: ``documented``: true for the functions with a docstring only, false for those without one.
+        documented: True for the functions with a docstring only, false for those without one.
     """
-    documented = options.get("documented")
-    if documented not in (None, True, False):
-        raise HimalayaError(f"option 'documented' for {name} is {documented!r}; expected true or false")
-    try:
-        text = content.decode("utf-8")
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError) as error:  # ValueError: null bytes, or not UTF-8
-        raise HimalayaError(f"cannot read Python source {name}: {error}") from error
+    text = content.decode()
     lines = text.split("\n")  # counted as ast counts them, unlike splitlines()
-    for node in _functions(tree):
-        if not node.name.startswith("__"):
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("__"):
             signature, body = _parts(node, lines)
             summary = (ast.get_docstring(node) or "").partition("\n")[0].strip()
             if signature.startswith(f"def {node.name}(") and documented in (None, bool(summary)):
@@ -50,26 +40,15 @@ def read_python_functions(content: bytes, name: str, options: Mapping[str, Any])
                 }
 
 
-def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
-    """The functions of a file in the order of `ast.walk`, which looks into every expression on its way."""
-    level: list[ast.AST] = [tree]
-    while level:
-        yield from (node for node in level if isinstance(node, ast.FunctionDef))
-        level = [inner for node in level for field in BLOCKS for inner in getattr(node, field, ())]
-
-
 def _parts(node: ast.FunctionDef, lines: list[str]) -> tuple[str, str]:
     """The function's text without decorators and docstring, as signature and body; empty if there is no body."""
     body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
-    if not body or all(isinstance(statement, ast.Pass) for statement in body) or _is_ellipsis(body[0]):
+    if not body or all(isinstance(statement, ast.Pass) for statement in body):
         return "", ""
-    if body[0].lineno == node.lineno:  # "def f(): return 1"
+    is_ellipsis = isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
+    if is_ellipsis or body[0].lineno == node.lineno:  # "def f(): return 1"
         return "", ""
     head = lines[node.lineno - 1 : node.body[0].lineno - 1]
     rest = lines[body[0].lineno - 1 : node.end_lineno]
     text = textwrap.dedent("\n".join(head + rest)).split("\n")
     return "\n".join(text[: len(head)]), "\n".join(text[len(head) :])
-
-
-def _is_ellipsis(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

@@ -1,8 +1,9 @@
 """The page of measured latencies: latency-tables.md of the site, from the committed measurements."""
 
 from pathlib import Path
+from typing import Any
 
-from himalaya_adapter.deploy import latency_tables as tables
+from himalaya_adapter.deploy.bundle.runner.latency import BASE
 from himalaya_adapter.storage import read_json
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "latency"
@@ -14,23 +15,33 @@ The whole `smollm2-135m` is measured with **today's update** (graph *adapted*). 
 twice: its overhead is the error of the measurement.
 [Deployment](deployment.md) says how `himalaya latency` measures.
 """
+HEADER = ["weights", "step", "graph", "ms", "overhead", "95 % interval"]
 
 
 def page() -> str:
-    """Of each measurement the overheads, and where the time of the last graph goes in decoding."""
+    """The overheads of each measurement."""
     return "\n".join([ABOUT, *map(_section, sorted(RESULTS.glob("*.json")))])
 
 
 def _section(path: Path) -> str:
     result = read_json(path)
-    shown = [entry for entry in result["measurements"] if (entry["phase"], entry["precision"]) == ("decode", "fp32")]
-    parts = [
-        f"## {path.stem}\n",
-        f"{result['subject']}. Measured on: {tables.device_line(result)}.\n",
-        tables.markdown(tables.OVERHEAD_HEADER, tables.overhead_rows(result)),
-        f"Where the time goes in decoding, graph `{result['graphs'][-1]}`:\n",
-        tables.markdown(
-            tables.OPERATOR_HEADER, tables.operator_rows(result | {"measurements": shown}, result["graphs"][-1])
-        ),
-    ]
-    return "\n".join(parts)
+    device = ", ".join(f"{name} {value}" for name, value in result["device"].items())
+    rows = [row for entry in result["measurements"] for row in _rows(entry)]
+    table = "".join("| " + " | ".join(row) + " |\n" for row in [HEADER, ["---"] * len(HEADER), *rows])
+    return f"## {path.stem}\n\n{result['subject']}. Measured on: {device}.\n\n{table}"
+
+
+def _rows(entry: dict[str, Any]) -> list[list[str]]:
+    """A row for each graph: its median time, and how much longer it takes than the graph without the adapter."""
+    step, rows = f"{entry['phase']}: {entry['tokens']} after {entry['past']}, {entry['threads']} threads", []
+    for name, graph in entry["graphs"].items():
+        overhead = ["", ""]
+        if name != BASE:
+            low, high = graph["interval"]
+            overhead = [_percent(graph["ratio"]), f"{_percent(low)} to {_percent(high)}"]
+        rows.append([entry["precision"], step, name, f"{graph['milliseconds']:.2f}", *overhead])
+    return rows
+
+
+def _percent(ratio: float) -> str:
+    return f"{(ratio - 1) * 100:+.2f} %"

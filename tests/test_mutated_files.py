@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from tiny_runs import write_backbone, write_stream
 
 from himalaya_adapter import HimalayaConfig, save_release
-from himalaya_adapter.deploy.adapter_folder import _alone, load_adapter
+from himalaya_adapter.deploy.adapter_folder import _find, load_adapter
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.score_cache import ScoreCache
 from himalaya_adapter.identity import mark_complete, sealed
@@ -352,21 +352,21 @@ def test_learnt_adapters(changes: list[Mutation], name: str, own: Path) -> None:
     (own / name).write_bytes(mutated(content, changes))
     try:
         found = one_line(lambda: learnt(own))
-        alone = one_line(lambda: _alone(own))
+        alone = one_line(lambda: _find(own))
     finally:
         (own / name).write_bytes(content)
     assert found in (None, wanted)
-    assert alone in (None, _alone(own))
+    assert alone in (None, _find(own))
 
 
 @tries(60)
 @given(changes=one_mutation)
 def test_model_cards(changes: list[Mutation], adapters: Path) -> None:
     card = adapters / "release" / "README.md"
-    content, wanted = card.read_bytes(), _alone(adapters / "release")
+    content, wanted = card.read_bytes(), _find(adapters / "release")
     card.write_bytes(mutated(content, changes))
     try:
-        found = one_line(lambda: _alone(adapters / "release"))
+        found = one_line(lambda: _find(adapters / "release"))
     finally:
         card.write_bytes(content)
     assert found in (None, wanted)

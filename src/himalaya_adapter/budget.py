@@ -154,14 +154,10 @@ def _empty_model(run: RunConfig, adapter: PeftConfig, mode: ShapeMode) -> PeftMo
     try:
         return adapt(backbone, adapter, run.training.seed).eval()
     except RuntimeError as error:  # among them what torch raises when values of a fake tensor are asked for
-        raise _needs_weights(run) from error
-
-
-def _needs_weights(run: RunConfig) -> HimalayaError:
-    return HimalayaError(
-        f"what method {method_of(run)} with these options costs cannot be counted without the backbone's "
-        "weights; a run of it may need model.adapter.total_parameter_budget_mb=null"
-    )
+        raise HimalayaError(
+            f"what method {method_of(run)} with these options costs cannot be counted without the backbone's "
+            "weights; a run of it may need model.adapter.total_parameter_budget_mb=null"
+        ) from error
 
 
 def _training_bytes(run: RunConfig, model: PeftModel) -> dict[str, int]:

@@ -1,9 +1,10 @@
 """YAML and JSON that people write: read once, for runs, plans and streams alike, with one line for what is wrong."""
 
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,14 @@ def parse_document(text: str, where: str, *, json_text: bool = False) -> Any:
     try:
         if json_text:
             content = json.loads(text, object_pairs_hook=_object)
-            _check_depth(content, 0)
+            _check_size(content, 0, itertools.count())
             return content
         loader = Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
                 return None
-            _written_out(node, {}, 0)
+            _check_size(node, 0, itertools.count())
             return loader.construct_document(node)
         finally:
             loader.dispose()
@@ -124,30 +125,22 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _check_depth(content: Any, depth: int) -> None:
+def _check_size(content: Any, depth: int, count: Iterator[int]) -> None:
+    """Refuse what is nested too deeply, or stands for too much: every alias counts as what it stands for.
+
+    Args:
+        content: What was read from JSON, or a node of YAML.
+        depth: Its level.
+        count: Of the nodes that were seen.
+    """
     if depth > DEEPEST:
         raise RecursionError
-    for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
-        _check_depth(value, depth + 1)
-
-
-def _written_out(node: yaml.Node, sizes: dict[int, int | None], depth: int) -> int:
-    """How many nodes there are if every alias is written out."""
-    if depth > DEEPEST:
-        raise RecursionError
-    if id(node) in sizes:
-        size = sizes[id(node)]
-        if size is None:
-            raise ValueError("an anchor holds an alias of itself")
-        return size
-    sizes[id(node)] = None
-    inner: list[yaml.Node] = []
-    if isinstance(node, yaml.MappingNode):
-        inner = [one for pair in node.value for one in pair]
-    elif isinstance(node, yaml.SequenceNode):
-        inner = node.value
-    size = 1 + sum(_written_out(one, sizes, depth + 1) for one in inner)
-    if size > MOST_NODES:
+    if next(count) >= MOST_NODES:
         raise ValueError(f"it stands for more than {MOST_NODES} values")
-    sizes[id(node)] = size
-    return size
+    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    if isinstance(content, yaml.MappingNode):
+        inner = [one for pair in content.value for one in pair]
+    elif isinstance(content, yaml.SequenceNode):
+        inner = content.value
+    for one in inner:
+        _check_size(one, depth + 1, count)

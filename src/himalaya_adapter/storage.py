@@ -96,9 +96,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Its files can be read by whoever may enter it.
 
     Raises:
-        HimalayaError: The folder that is there is no longer empty.
+        HimalayaError: The folder that is there is not, or no longer, empty.
     """
     path = path.resolve()
+    if in_use(path):
+        raise HimalayaError(IN_USE.format(path))
     with beside(path) as hidden:
         folder = hidden / path.name  # what is written may take its name from it
         folder.mkdir(parents=True)

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaForCausalLM, Mis
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
+from himalaya_adapter.deploy.bundle.runner.graph import open_session
 from himalaya_adapter.deploy.onnx.decoder_graph import decoder_graph
-from himalaya_adapter.deploy.onnx.parity import TOLERANCE, check_parity, open_session
+from himalaya_adapter.deploy.onnx.parity import TOLERANCE, check_parity
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig
 from himalaya_adapter.methods.release import save_release
@@ -152,8 +153,8 @@ def test_some_tasks_only_at_another_opset_from_a_release(folder: Path, place: Pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--opset", "17"], "opset 17 is too old for these graphs: the smallest supported is 18"),
-        (["--opset", "99"], "opset 99 is newer than 23"),
+        (["--opset", "17"], "'--opset': Input should be greater than or equal to 18"),
+        (["--opset", "99"], "'--opset': Input should be less than or equal to 23"),
         (["--task", "ecko"], "unknown task 'ecko'; did you mean 'echo'?"),
     ],
 )
@@ -161,8 +162,7 @@ def test_bad_words(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, words: list[str], message: str
 ) -> None:
     assert main(["export", str(folder), "--format", "onnx", "--output", str(tmp_path / "out"), *words]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert message in lines[-1]
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -179,9 +179,9 @@ def test_what_has_no_operator_names_the_way_out(
     lora = get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"]))
     weights = learn(tiny_model(), placement="weights", target_modules=["q_proj"])
     messages = {
-        strict: "an adapter of HIMALAYA_STRICT has no ONNX operator, only one of HIMALAYA has",
-        lora: "an adapter of LORA has no ONNX operator, only one of HIMALAYA has; merge_and_unload() merges",
-        weights: "placement 'weights' has no ONNX operator and needs none: write it as a LoRA (--format lora)",
+        strict: "is of method HIMALAYA_STRICT: only one of HIMALAYA is exported",
+        lora: "is of method LORA: only one of HIMALAYA is exported; merge_and_unload() merges",
+        weights: "has placement='weights': --format lora exports 'weights'",
     }
     for number, (model, message) in enumerate(messages.items()):
         model.save_pretrained(tmp_path / str(number))
@@ -203,10 +203,10 @@ def test_another_attention_is_refused(config: PretrainedConfig, message: str) ->
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(HimalayaError, match=message):
-        decoder_graph(model, None, 18)
+        decoder_graph(model, [], {})
 
 
 def test_a_graph_that_differs_is_not_written() -> None:
     good, bad = {"relative": 1e-7}, {"relative": 2e-3}
     with pytest.raises(HimalayaError, match=r"graph 'model.onnx': output 'logits' differs from PyTorch's by 2.0e-03"):
-        check_parity("model.onnx", {"present.0.key": good, "logits": bad})
+        check_parity({"model.onnx": {"present.0.key": good, "logits": bad}})

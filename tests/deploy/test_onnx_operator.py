@@ -8,9 +8,10 @@ import torch
 from torch.nn.functional import normalize
 
 from himalaya_adapter import HimalayaConfig
-from himalaya_adapter.deploy.onnx.parity import compare, open_session
+from himalaya_adapter.deploy.bundle.runner.graph import open_session
+from himalaya_adapter.deploy.onnx.parity import compare
 from himalaya_adapter.deploy.onnx.update import ExportedUpdate, make_tables, vectors_cases, vectors_graph
-from himalaya_adapter.deploy.onnx.writing import finish, function_free, write_function_free, write_model
+from himalaya_adapter.deploy.onnx.writing import finish, write_function_free, write_model
 from himalaya_adapter.methods.himalaya import HimalayaAdapter
 from himalaya_adapter.methods.himalaya.update import unscaled
 
@@ -42,8 +43,7 @@ def test_parity(form: str, tmp_path: Path) -> None:
     assert (update.numbers.shape[2] > 1) == (form == "evictions"), "more than one term where an atom was evicted"
     path = tmp_path / "adapter.onnx"
     write_model(finish(vectors_graph(update, 18), {"tasks": tasks}), path)
-    write_function_free(path, tmp_path / function_free(path.name))
-    for file in (path, tmp_path / function_free(path.name)):
+    for file in (path, write_function_free(path)):
         found = compare(open_session(file, threads=1), vectors_cases(adapter, tasks))
         assert found.keys() == {"write", "read"}
         assert all(output["largest"] > 0.1 and output["max_abs"] < 1e-6 for output in found.values())

@@ -1,6 +1,5 @@
 """``himalaya export``."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,16 +8,7 @@ import typer
 from himalaya_adapter.commands import Backbone
 from himalaya_adapter.errors import HimalayaError
 
-
-class Graph(StrEnum):
-    """A graph of an ONNX export."""
-
-    ADAPTER = "adapter"
-    MODEL = "model"
-
-
-# The options of each format beside a task.
-OPTIONS = {"bundle": ("backbone", "precision"), "lora": ("backbone",), "onnx": ("backbone", "opset", "graphs")}
+OPTIONS = {"bundle": ("precision",), "lora": (), "onnx": ("opset", "graph")}  # that only one format has
 
 
 def command(
@@ -27,45 +17,33 @@ def command(
     output: Annotated[Path, typer.Option(help="The folder to write.")],
     task: Annotated[list[str] | None, typer.Option(help="A task to export (repeatable; default: all).")] = None,
     backbone: Backbone = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset of the graphs (onnx; default: 18).")] = None,
-    graph: Annotated[list[Graph] | None, typer.Option(help="Only this graph (onnx; repeatable).")] = None,
+    opset: Annotated[
+        int | None, typer.Option(min=18, max=23, help="ONNX opset of the graphs (onnx; default: 18).")
+    ] = None,
+    graph: Annotated[Literal["adapter", "model"] | None, typer.Option(help="Only this graph (onnx).")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Of the base's weights: fp32, int8 or int4 (bundle; default: fp32).")
+        Literal["fp32", "int8", "int4"] | None, typer.Option(help="Of the base's weights (bundle; default: fp32).")
     ] = None,
 ) -> None:
     """Write a run's adapter as ONNX graphs, a bundle or plain LoRAs."""
-    given = {"backbone": backbone, "opset": opset, "graphs": graph, "precision": precision}
-    options = {option: value for option, value in given.items() if value}
+    given = {"opset": opset, "graph": graph, "precision": precision}
+    options: dict[str, Any] = {option: value for option, value in given.items() if value}
     for option in options:
         if option not in OPTIONS[form]:
-            raise HimalayaError(f"--{option.removesuffix('s')} says nothing to --format {form}: leave it out")
-    write = {"bundle": _bundle, "lora": _lora, "onnx": _onnx}[form]
-    write(adapter, output, task or [], options)
+            raise HimalayaError(f"--{option} says nothing to --format {form}: leave it out")
+    options |= {"tasks": task or [], "backbone": backbone}
+    if form == "lora":
+        from himalaya_adapter.deploy.lora_export import export_lora
 
+        print(*export_lora(adapter, output, **options), sep="\n")
+    elif form == "bundle":
+        from himalaya_adapter.deploy.bundle.writer import export_bundle
 
-def _lora(adapter: Path, output: Path, tasks: list[str], options: dict[str, Any]) -> None:
-    from himalaya_adapter.deploy.lora_export import export_lora
+        print(export_bundle(adapter, output, **options))
+    else:
+        from himalaya_adapter.deploy.onnx.export import export_onnx
 
-    for folder in export_lora(adapter, output, tasks, **options):
-        print(folder)
-
-
-def _onnx(adapter: Path, output: Path, tasks: list[str], options: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from himalaya_adapter.deploy.onnx import export_onnx
-
-    parity = export_onnx(adapter, output, tasks=tasks, **options)
-    table = Table("graph", "output", "difference from PyTorch", "of")
-    for name, outputs in parity.items():
-        for of, entry in outputs.items():
-            table.add_row(name, of, f"{entry['max_abs']:.1e}", f"{entry['largest']:.3g}")
-    Console().print(table)
-    print(output)
-
-
-def _bundle(adapter: Path, output: Path, tasks: list[str], options: dict[str, Any]) -> None:
-    from himalaya_adapter.deploy.bundle.writer import export_bundle
-
-    print(export_bundle(adapter, output, tasks=tasks, **options))
+        for name, outputs in export_onnx(adapter, output, **options).items():
+            largest = max(entry["relative"] for entry in outputs.values())
+            print(f"{name}: largest relative difference from PyTorch {largest:.1e}")
+        print(output)

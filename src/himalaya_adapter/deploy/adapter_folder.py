@@ -3,13 +3,12 @@
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
@@ -17,9 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.backbones.shape import SIZES, sizes_of
 from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
-from himalaya_adapter.identity import COMPLETE, SEAL, files_identity, is_complete, opened
+from himalaya_adapter.identity import COMPLETE, files_identity, is_complete, opened
 from himalaya_adapter.methods.construction import quiet_peft
 from himalaya_adapter.methods.continual import continual
+from himalaya_adapter.methods.himalaya import HimalayaConfig
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE
 from himalaya_adapter.storage import read_json
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 TASKS_FORMAT = 1
 NEW = "new"  # folder of a new state, inside of what is not finished
 IN_A_RUN = ("adapter", "release")
+# What reading a damaged file raises.
+DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
 OURS = ("himalaya-adapter", "base_model:adapter:")  # in every model card that this package writes
 
 
@@ -48,33 +50,6 @@ class LoadedAdapter:
     tasks: tuple[str, ...]
     backbone: str
     folder: Path
-
-    def chosen_tasks(self, names: Sequence[str]) -> tuple[str, ...]:
-        """These tasks without repetitions; all that the adapter has learnt if none is named.
-
-        Raises:
-            HimalayaError: A task that it has not learnt, or none is named and nobody wrote down which it has learnt.
-        """
-        for name in names:
-            if self.tasks and name not in self.tasks:
-                raise unknown_name("task", name, self.tasks)
-        chosen = tuple(dict.fromkeys(names)) or self.tasks
-        if not chosen:
-            raise HimalayaError(f"the adapter in {self.folder} does not say what it has learnt: name it with --task")
-        return chosen
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """What is written about an adapter: where it lies, what it has learnt, which model it was trained on."""
-
-    folder: Path
-    tasks: tuple[str, ...]
-    backbone: str | None
-    revision: str | None
-    quantisation: str | None
-    dtype: str = "auto"
-    sizes: dict[str, int] = field(default_factory=dict)
 
 
 def load_adapter(
@@ -98,50 +73,78 @@ def load_adapter(
     Raises:
         HimalayaError: No adapter there, a task that it has not learned, another backbone, or a damaged adapter.
     """
-    saved = _find(folder)
-    if task is not None and saved.tasks and task not in saved.tasks:
-        raise unknown_name("task", task, saved.tasks)  # before the backbone is loaded for nothing
-    quantisation, name = saved.quantisation if dtype is None else None, backbone or saved.backbone
-    if name is None:
-        raise HimalayaError(
-            f"the adapter in {saved.folder} does not say which model it was trained on: name it (--backbone)"
-        )
+    place, facts = _find(folder)
+    if task is not None and facts["tasks"] and task not in facts["tasks"]:
+        raise unknown_name("task", task, facts["tasks"])  # before the backbone is loaded for nothing
+    told = _with_config(place, facts["backbone"])
+    name = backbone or told["name"]
+    if not name:
+        raise HimalayaError(f"the adapter in {place} does not say which model it was trained on: name it (--backbone)")
+    quantisation = "4-bit" if told.get("quantisation") and dtype is None else None
     try:
-        loaded = load_backbone(name, quantisation=quantisation, dtype=dtype or saved.dtype)
+        loaded = load_backbone(name, quantisation=quantisation, dtype=dtype or told.get("dtype", "auto"))
     except HimalayaError as error:
         if backbone is not None:
             raise
         raise HimalayaError(
-            f"the adapter in {saved.folder} was trained on '{saved.backbone}', which is not here: {error}; "
+            f"the adapter in {place} was trained on '{name}', which is not here: {error}; "
             "say with --backbone where it is"
         ) from error
-    _check_backbone(loaded, saved, same_weights=trainable)
+    _check_backbone(loaded, told, place, same_weights=trainable)
     try:
         with quiet_peft():
-            model = PeftModel.from_pretrained(loaded.model, saved.folder, is_trainable=trainable).eval()
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        SafetensorError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        re.error,
-    ) as error:
-        reason = one_line(error)
-        raise HimalayaError(f"the adapter in {saved.folder} could not be loaded: {reason}") from error
+            model = PeftModel.from_pretrained(loaded.model, place, is_trainable=trainable).eval()
+    except (*DAMAGES, RuntimeError, SafetensorError, re.error) as error:
+        raise HimalayaError(f"the adapter in {place} could not be loaded: {one_line(error)}") from error
     method = continual(model)
     if task is not None:
         method.set_task(task)
-    return LoadedAdapter(model, loaded.tokenizer, tuple(method.tasks) or saved.tasks, loaded.name, saved.folder)
+    return LoadedAdapter(model, loaded.tokenizer, tuple(method.tasks) or tuple(facts["tasks"]), loaded.name, place)
 
 
-def _find(folder: str | Path) -> _Saved:
+def load_for_export(
+    folder: Path, tasks: Sequence[str], placement: str, backbone: str | None, dtype: str | None = None
+) -> tuple[LoadedAdapter, list[str]]:
+    """Load an adapter of HIMALAYA that is to become something else, and choose its tasks.
+
+    Args:
+        folder: A run's folder, the ``adapter`` or ``release`` folder in it, or a copy of one of these.
+        tasks: Which tasks; all that it has learnt if none is named.
+        placement: What its config must say.
+        backbone: As for `load_adapter`.
+        dtype: As for `load_adapter`.
+
+    Raises:
+        HimalayaError: As `load_adapter`; an unknown task; another method or placement.
+    """
+    adapter = load_adapter(folder, dtype=dtype, backbone=backbone)
+    config = adapter.model.peft_config["default"]
+    if not isinstance(config, HimalayaConfig):
+        raise HimalayaError(
+            f"the adapter in {adapter.folder} is of method {config.peft_type.value}: only one of HIMALAYA is "
+            "exported; merge_and_unload() merges what can be merged"
+        )
+    if config.placement != placement:
+        raise HimalayaError(
+            f"the adapter in {adapter.folder} has placement='{config.placement}': --format lora exports 'weights', "
+            "the other formats 'residual_stream'"
+        )
+    if not adapter.tasks:
+        raise HimalayaError(f"the adapter in {adapter.folder} has learnt no task")
+    for name in tasks:
+        if name not in adapter.tasks:
+            raise unknown_name("task", name, adapter.tasks)
+    return adapter, [*dict.fromkeys(tasks or adapter.tasks)]
+
+
+def _find(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Where an adapter's files lie; and of it the ``tasks``, and of the ``backbone`` what is written beside it."""
     place = Path(folder)
     run, name = (place.parent, place.name) if place.name in IN_A_RUN else (place, IN_A_RUN[0])
     if (run / "metrics.json").is_file() and (run / "config.yaml").is_file():
-        return _in_run(run, name)
+        if not (run / name).is_dir():
+            raise HimalayaError(f"{run / name} is not a finished run's: it has no {name}/ beside metrics.json")
+        return run / name, _facts_of_run(run, name)
     place = newest_state(place)
     if not (place / CONFIG_FILE).is_file():
         on_hub = isinstance(folder, str) and len(place.parts) == 2 and not place.is_absolute()
@@ -151,7 +154,7 @@ def _find(folder: str | Path) -> _Saved:
                 f"folder: it has no {CONFIG_FILE}"
             )
         place = _from_hub(str(folder))
-    return _alone(place)
+    return place, _facts(place)
 
 
 def unfinished_place(folder: Path) -> Path:
@@ -166,47 +169,38 @@ def newest_state(folder: Path) -> Path:
     return new if is_complete(new) else folder
 
 
-def _in_run(run: Path, name: str) -> _Saved:
-    if not (run / name).is_dir():
-        raise HimalayaError(f"{run / name} is not a finished run's: it has no {name}/ beside metrics.json")
-    _check_weights(run / name)
+def _facts_of_run(run: Path, name: str) -> dict[str, Any]:
+    """The facts of a finished run's adapter or release, as `_facts`."""
     try:
         written = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]["backbone"]
         environment = read_json(run / "environment.json") if (run / "environment.json").is_file() else {}
-        return _Saved(
-            folder=run / name,
-            tasks=tuple(entry["name"] for entry in opened(read_json(run / "metrics.json"))["tasks"]),
-            backbone=written["name"],
-            revision=environment.get("backbone_revision"),
-            quantisation="4-bit" if written["quantisation"] else None,
-            dtype=written["dtype"],
-            sizes=environment.get("backbone_sizes", {}),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        backbone = {
+            **{key: written[key] for key in ("name", "quantisation", "dtype")},
+            "revision": environment.get("backbone_revision"),
+            **environment.get("backbone_sizes", {}),
+        }
+        return {
+            "tasks": [entry["name"] for entry in opened(read_json(run / "metrics.json"))["tasks"]],
+            "backbone": backbone,
+        }
+    except DAMAGES as error:
         raise HimalayaError(
             f"metrics.json, config.yaml or environment.json of the run in {run} is damaged: give {run / name}, copied "
             "out of the run, or repeat the run with overwrite=true"
         ) from error
 
 
-def _alone(folder: Path) -> _Saved:
-    """What the folder says of itself: its list of tasks or model card, else PEFT's config with the backbone only."""
-    _check_weights(folder)
-    facts = _facts(folder)
-    told = facts["backbone"]
+def _with_config(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a backbone, with what PEFT's config says where they say nothing; the adapter's files are there."""
+    if not (folder / WEIGHTS_FILE).is_file():  # PEFT would look for a pickled file next
+        raise HimalayaError(f"the adapter in {folder} has lost its file {WEIGHTS_FILE}")
+    if (folder / COMPLETE).is_file() and not is_complete(folder):
+        raise HimalayaError(f"the adapter in {folder} is damaged: its files are not those of {COMPLETE}")
     try:
         config = read_json(folder / CONFIG_FILE)
-        name = told.get("name") or config["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError) as error:
+        return {"name": config["base_model_name_or_path"], "revision": config.get("revision")} | told
+    except DAMAGES as error:
         raise HimalayaError(f"the adapter in {folder} could not be loaded: {CONFIG_FILE} is damaged") from error
-    return _Saved(
-        folder=folder,
-        tasks=tuple(facts["tasks"]),
-        backbone=name or None,
-        revision=told.get("revision", config.get("revision")),
-        quantisation="4-bit" if told.get("quantisation") else None,
-        sizes={size: told[size] for size in SIZES if size in told},
-    )
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -214,14 +208,16 @@ def _facts(folder: Path) -> dict[str, Any]:
     if (folder / TASKS_FILE).is_file():
         return learnt_facts(folder)
     path = folder / CARD_FILE
+    told: dict[str, Any] = {"tasks": [], "backbone": {}}
     try:
-        facts = _card_facts(path) if path.is_file() else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise HimalayaError(f"{path} is damaged: {one_line(error)}") from error
-    told: dict[str, Any] = {"tasks": [], "backbone": {}} | (facts if isinstance(facts, dict) else {})
-    named = isinstance(told["tasks"], list) and all(isinstance(name, str) for name in told["tasks"])
-    if not named or not isinstance(told["backbone"], dict):
-        raise HimalayaError(f"{path} is damaged: expected tasks and a backbone")
+        told |= _card_facts(path) if path.is_file() else {}
+        if not all(isinstance(name, str) for name in told["tasks"]) or not isinstance(told["backbone"], dict):
+            raise ValueError("expected tasks and a backbone")
+    except DAMAGES as error:
+        raise HimalayaError(
+            f"{path} is damaged: {one_line(error)}; put back what was there, or delete it, and name the backbone "
+            "(--backbone)"
+        ) from error
     return told
 
 
@@ -238,30 +234,21 @@ def learnt_facts(folder: Path) -> dict[str, Any]:
             raise ValueError("it was written by a newer himalaya-adapter: update it")
         if facts["files"] != files_identity(folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)):
             raise ValueError(f"it was not written with the {CONFIG_FILE} and {WEIGHTS_FILE} beside it")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = one_line(error)
+    except DAMAGES as error:
         raise HimalayaError(
-            f"{path} is damaged: {reason}; put back what was there, or delete it: the adapter keeps its tasks, their "
-            "templates and scores are lost"
+            f"{path} is damaged: {one_line(error)}; put back what was there, or delete it: the adapter keeps its "
+            "tasks, their templates and scores are lost"
         ) from error
     return facts
 
 
-def _card_facts(card: Path) -> Any:
-    """What the front matter of a model card says, None if the card is not one of ours."""
-    text = card.read_text(encoding="utf-8")
-    if not text.strip():
-        raise ValueError("it is empty")
+def _card_facts(card: Path) -> dict[str, Any]:
+    """What the front matter of a model card says; nothing if the card is not one of ours."""
     facts = ModelCard.load(card).data.to_dict().get(CARD_FACTS)
-    ours = all(sign in text for sign in OURS) or f"\n{CARD_FACTS}:" in text
-    if ours and not isinstance(facts, dict):
-        raise ValueError(f"'{CARD_FACTS}' is missing")
-    if ours and SEAL not in facts:
-        raise ValueError(
-            "it has no hash of what it says: it was edited, or written by version 0.1; put back what was there, or "
-            "delete it, and name the backbone (--backbone)"
-        )
-    return opened(facts) if isinstance(facts, dict) else facts
+    text = card.read_text(encoding="utf-8")
+    if facts is None and not (all(sign in text for sign in OURS) or f"\n{CARD_FACTS}:" in text):
+        return {}
+    return opened(facts, needs_hash=True)
 
 
 def _from_hub(repository: str) -> Path:
@@ -269,37 +256,29 @@ def _from_hub(repository: str) -> Path:
     wanted = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
     try:
         folder = Path(snapshot_download(repository, allow_patterns=wanted))
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        reason = one_line(error)
+    except (OSError, ValueError) as error:  # what all errors of the hub's client are
         raise HimalayaError(
-            f"{repository} is no folder here, and no adapter of the hub could be had: {reason}"
+            f"{repository} is no folder here, and no adapter of the hub could be had: {one_line(error)}"
         ) from error
     if not (folder / CONFIG_FILE).is_file():
         raise HimalayaError(f"{repository} on the hub holds no adapter: it has no {CONFIG_FILE}")
     return folder
 
 
-def _check_weights(folder: Path) -> None:
-    if not (folder / WEIGHTS_FILE).is_file():  # PEFT would look for a pickled file next
-        raise HimalayaError(f"the adapter in {folder} has lost its file {WEIGHTS_FILE}")
-    if (folder / COMPLETE).is_file() and not is_complete(folder):
-        raise HimalayaError(f"the adapter in {folder} is damaged: its files are not those of {COMPLETE}")
-
-
-def _check_backbone(loaded: Backbone, saved: _Saved, same_weights: bool) -> None:
+def _check_backbone(loaded: Backbone, told: dict[str, Any], folder: Path, same_weights: bool) -> None:
     """Refuse a model of other sizes; say so, or refuse it too, if its weights may be others."""
     found = sizes_of(loaded.model.config)
-    for size, expected in saved.sizes.items():
-        if found.get(size) != expected:
+    for size in SIZES:
+        if size in told and found.get(size) != told[size]:
             raise HimalayaError(
-                f"the adapter in {saved.folder} is for another backbone: it was trained on {saved.backbone} with "
-                f"{size}={expected}, {loaded.name} has {found.get(size)}"
+                f"the adapter in {folder} is for another backbone: it was trained on {told['name']} with "
+                f"{size}={told[size]}, {loaded.name} has {found.get(size)}"
             )
-    if saved.revision is not None and loaded.revision != saved.revision:
-        difference = f"{loaded.revision} now, {saved.revision} then"
+    if told["revision"] is not None and loaded.revision != told["revision"]:
+        difference = f"{loaded.revision} now, {told['revision']} then"
         if same_weights:
             raise HimalayaError(
-                f"the weights of {loaded.name} are not those that the adapter in {saved.folder} has learnt on, and "
+                f"the weights of {loaded.name} are not those that the adapter in {folder} has learnt on, and "
                 f"what it knows needs those: {difference}"
             )
         logger.warning("%s is not what the adapter was trained on: %s", loaded.name, difference)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -95,12 +96,12 @@ def answer(
         HimalayaError: The prompt is empty, or the backbone has no room for so long an answer.
     """
     check_request(prompt, max_new_tokens)
-    positions = getattr(adapter.model.config, "max_position_embeddings", None)
-    if positions is not None and max_new_tokens >= positions:
+    positions = getattr(adapter.model.config, "max_position_embeddings", None) or sys.maxsize
+    if max_new_tokens >= positions:
         raise HimalayaError(
             f"max_new_tokens={max_new_tokens}: the backbone has {positions} positions, prompt included"
         )
-    inputs = _encoded(adapter, prompt, None if positions is None else positions - max_new_tokens, chat)
+    inputs = _encoded(adapter, prompt, positions - max_new_tokens, chat)
     output = adapter.model.generate(
         input_ids=inputs,
         attention_mask=torch.ones_like(inputs),
@@ -126,8 +127,7 @@ def check_request(prompt: str, max_new_tokens: int) -> None:
         raise HimalayaError(f"max_new_tokens={max_new_tokens}: expected a whole number of at least 1")
 
 
-def _encoded(adapter: LoadedAdapter, prompt: str, room: int | None = None, chat: bool = False) -> torch.Tensor:
+def _encoded(adapter: LoadedAdapter, prompt: str, room: int = sys.maxsize, chat: bool = False) -> torch.Tensor:
     """Tokens of a prompt ``(1, length)``, as in training; the last ``room`` of them."""
-    longest = len(prompt.encode()) + 1  # a token per byte and BOS
-    tokens = encode_prompt(adapter.tokenizer, prompt, longest if room is None else room, chat=chat)
+    tokens = encode_prompt(adapter.tokenizer, prompt, room, chat=chat)
     return torch.tensor([tokens], device=adapter.model.device)

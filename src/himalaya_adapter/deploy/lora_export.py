@@ -4,21 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from huggingface_hub import ModelCardData
-from peft import LoraConfig, PeftModel, PeftType, TaskType
+from peft import LoraConfig, PeftModel, TaskType
 from safetensors.torch import save_file
-from torch import nn
 
 from himalaya_adapter.backbones.catalogue import public_name
-from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
-from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.himalaya import HashedLinear, HimalayaConfig
-from himalaya_adapter.methods.himalaya.layer import NO_WEIGHT
+from himalaya_adapter.deploy.adapter_folder import load_for_export
+from himalaya_adapter.methods.himalaya import HashedLinear
 from himalaya_adapter.methods.release import CARD_FILE, WEIGHTS_FILE
-from himalaya_adapter.storage import IN_USE, in_use, whole_folder
+from himalaya_adapter.storage import whole_folder
 
 INNER = "base_model.model."  # what PEFT puts before a module's name
-CARD = """# {task}: a LoRA made from a HIMALAYA adapter
+CARD = """---
+library_name: peft
+tags: [lora, himalaya-adapter]
+---
+
+# {task}: a LoRA made from a HIMALAYA adapter
 
 A LoRA of rank {rank} for `{backbone}`, task `{task}`. It equals the adapter's own update of the weights exactly.
 
@@ -39,35 +40,15 @@ def export_lora(folder: Path, output: Path, tasks: Sequence[str] = (), backbone:
         The folders of the LoRAs.
 
     Raises:
-        HimalayaError: No such adapter or task, an adapter that is no LoRA, a folder that is not empty.
+        HimalayaError: As `load_for_export`; a folder that is not empty.
     """
-    if in_use(output):
-        raise HimalayaError(IN_USE.format(output))
-    adapter = load_adapter(folder, backbone=backbone)
-    _check_placement(adapter)
-    chosen, told = adapter.chosen_tasks(tasks), public_name(adapter.backbone)
-    names = [quote(task, safe=" ") for task in chosen]
     with whole_folder(output) as place:
+        adapter, chosen = load_for_export(folder, tasks, "weights", backbone)
+        names = [quote(task, safe=" ") for task in chosen]
         for task, name in zip(chosen, names, strict=True):
             adapter.model.set_task(task)
-            _write_lora(place / name, adapter.model, task, told)
+            _write_lora(place / name, adapter.model, task, public_name(adapter.backbone))
     return [output / name for name in names]
-
-
-def _check_placement(adapter: LoadedAdapter) -> None:
-    config = adapter.model.peft_config["default"]
-    if config.peft_type == PeftType.LORA:
-        raise HimalayaError(f"the adapter in {adapter.folder} is a LoRA already: that folder is what a server loads")
-    if not isinstance(config, HimalayaConfig):
-        raise HimalayaError(
-            f"the adapter in {adapter.folder} is of method {config.peft_type.value}: only one of HIMALAYA is exported "
-            "as LoRA; merge_and_unload() merges what can be merged"
-        )
-    if config.placement != "weights":
-        raise HimalayaError(
-            f"the adapter in {adapter.folder} is no LoRA: {NO_WEIGHT}; --format onnx and --format bundle export it "
-            "as it is"
-        )
 
 
 def _write_lora(folder: Path, model: PeftModel, task: str, backbone: str) -> None:
@@ -84,7 +65,7 @@ def _write_lora(folder: Path, model: PeftModel, task: str, backbone: str) -> Non
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,  # the factors are the whole update
-        target_modules=_target_modules(model, [*layers]),
+        target_modules=sorted(layers),
         base_model_name_or_path=backbone,
         task_type=TaskType.CAUSAL_LM,
         inference_mode=True,
@@ -92,20 +73,4 @@ def _write_lora(folder: Path, model: PeftModel, task: str, backbone: str) -> Non
     folder.mkdir()
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
-    data = ModelCardData(library_name="peft", tags=["lora", "himalaya-adapter"])
-    if "/" in backbone:  # the hub refuses a card with another name
-        data.base_model = backbone
-    card = CARD.format(task=task, rank=rank, backbone=backbone)
-    (folder / CARD_FILE).write_text(f"---\n{data.to_yaml()}\n---\n\n{card}", encoding="utf-8")
-
-
-def _target_modules(model: PeftModel, adapted: Sequence[str]) -> list[str]:
-    """Names of a LoRA's targets: the last parts, as other servers want them, where those match no other module."""
-    short = {name.rpartition(".")[2] for name in adapted}
-    linear = [
-        name.removeprefix(INNER).replace(".base_layer", "")
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    matched = [name for name in linear if name.rpartition(".")[2] in short]
-    return sorted(short) if sorted(matched) == sorted(adapted) else sorted(adapted)
+    (folder / CARD_FILE).write_text(CARD.format(task=task, rank=rank, backbone=backbone), encoding="utf-8")

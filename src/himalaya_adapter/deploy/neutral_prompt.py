@@ -1,9 +1,6 @@
 """A prompt that belongs to no task and no user: what graphs are compared and timed on."""
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
-
-from himalaya_adapter.deploy.bundle.runner.graph import Array
 
 TOKENS = 128
 TEXT = """\
@@ -17,6 +14,7 @@ after heavy rain, and each time the whole valley took the train.
 """
 
 
-def neutral_prompt(tokenizer: PreTrainedTokenizerBase) -> Array:
-    """Its first tokens, ``(n,)`` with n at most `TOKENS`."""
-    return np.array(tokenizer(TEXT)["input_ids"][:TOKENS], np.int64)
+def neutral_prompt(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Its first tokens, at most `TOKENS`."""
+    tokens: list[int] = tokenizer(TEXT)["input_ids"]
+    return tokens[:TOKENS]

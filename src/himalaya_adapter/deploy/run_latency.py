@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -51,10 +50,5 @@ def measure_secondary_metric(run: RunConfig, folder: Path) -> bool:
     (step,) = (entry["graphs"]["adapted"] for entry in found["measurements"] if entry["phase"] == PHASE)
     low, high = step["interval"]
     metrics |= {KEY: step["ratio"] - 1, f"{KEY}_low": low - 1, f"{KEY}_high": high - 1}
-    write_json(folder / "metrics.json", sealed(metrics | {"cpu_latency": _without_profiles(found)}))
+    write_json(folder / "metrics.json", sealed(metrics | {"cpu_latency": found}))
     return True
-
-
-def _without_profiles(found: dict[str, Any]) -> dict[str, Any]:
-    steps = [{key: value for key, value in entry.items() if key != "profile"} for entry in found["measurements"]]
-    return {"subject": found["subject"], "device": found["device"], "measurements": steps}

@@ -7,8 +7,8 @@ if sys.version_info < (3, 11):  # noqa: UP036  (this file is copied to machines 
     sys.exit("run.py: it needs Python 3.11 or newer; this is Python {}.{}".format(*sys.version_info))
 try:
     from runner.command import main  # type: ignore[import-not-found]
-except (ImportError, SyntaxError) as error:
+
+    sys.exit(main(Path(__file__).resolve().parent))
+except (ImportError, NameError, SyntaxError) as error:
     print(f"run.py: the folder runner/ beside it is damaged ({error}): copy the bundle again", file=sys.stderr)
     sys.exit(2)
-
-sys.exit(main(Path(__file__).resolve().parent))

@@ -1,7 +1,7 @@
-"""A decoder with its cache as a graph: a whole language model, or one layer of it; with the adapter and without."""
+"""A language model with its cache as a graph, with the adapter and without."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import onnx_ir as ir
@@ -11,14 +11,14 @@ from onnxscript.rewriter import RewriteRule, rewrite
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.himalaya import StreamLayer
 
 from .operator import DOMAIN
 from .update import ExportedUpdate
-from .writing import PAST_PREFIX, PRESENT_PREFIX, export_module
+from .writing import DEFAULT_OPSET, PAST_PREFIX, PRESENT_PREFIX, cache_names, finish, silent
 
 # ONNX Runtime has one kernel for a norm in this form.
 NORM = RewriteRule(
@@ -32,45 +32,50 @@ class DecoderGraph(nn.Module):
     """What a graph of a decoder computes, in positional terms of PyTorch.
 
     Args:
-        model: A language model, or the decoder in it whose last hidden states are wanted.
-        update: What stands in for the adapter, if there is one.
+        model: A language model.
+        update: What stands in for the adapter.
     """
 
     def __init__(self, model: PreTrainedModel, update: ExportedUpdate) -> None:
         super().__init__()
         self.model = model
         self.update = update
-        self.argument = "input_ids" if model.get_output_embeddings() is not None else "inputs_embeds"
 
     def forward(
-        self, inputs: Tensor, attention_mask: Tensor, task: Tensor, past: Sequence[Tensor]
+        self, input_ids: Tensor, attention_mask: Tensor, task: Tensor, past: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Logits or hidden states of the new tokens, then keys and values of all tokens, layer by layer.
+        """Logits of the new tokens, then keys and values of all tokens, layer by layer.
 
         Args:
-            inputs: Token ids ``(b, s)``, or embeddings ``(b, s, d)``.
+            input_ids: Tokens, ``(b, s)``.
             attention_mask: 0 at padding, ``(b, t + s)``.
             task: Numbers of the tasks, ``(b,)``.
             past: Keys and values of each layer, ``(b, heads, t, head width)``.
         """
         self.update.begin_run(task)
-        cache = DynamicCache()
-        cache.layers = [_filled(*past[index : index + 2]) for index in range(0, len(past), 2)]
-        cache.layer_class_to_replicate = None
-        length = inputs.shape[1]
+        cache = DynamicCache(zip(past[::2], past[1::2], strict=True))
+        length = input_ids.shape[1]
         positions = (attention_mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
         outputs = self.model(
-            **{self.argument: inputs},
+            input_ids=input_ids,
             attention_mask=_causal_mask(attention_mask, length),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
         )
-        return (outputs[0], *(one for layer in cache.layers for one in (layer.keys, layer.values)))
+        return (outputs.logits, *(one for layer in cache.layers for one in (layer.keys, layer.values)))
 
 
-def decoder_graph(model: PreTrainedModel, update: ExportedUpdate, opset: int) -> ir.Model:
-    """Export a decoder in whose adapted modules ``update`` stands in for the adapter (`standing_in`).
+def decoder_graph(
+    model: PeftModel, tasks: Sequence[str], metadata: Mapping[str, Any], opset: int = DEFAULT_OPSET
+) -> ir.Model:
+    """Export an adapted language model. From now on it computes its attention step by step (``eager``).
+
+    Args:
+        model: The model.
+        tasks: Those that the graph knows, in the order of their numbers.
+        metadata: As for `finish`.
+        opset: Of the graph.
 
     Raises:
         HimalayaError: An architecture whose layers do not attend to all tokens, or whose cache is another one.
@@ -83,35 +88,33 @@ def decoder_graph(model: PreTrainedModel, update: ExportedUpdate, opset: int) ->
         )
     if not hasattr(config, "num_key_value_heads"):
         raise HimalayaError(f"a {config.model_type} cannot be exported: its cache is not that of a Llama's kin")
-    heads, layers = config.num_key_value_heads, config.num_hidden_layers
+    heads, caches = config.num_key_value_heads, cache_names(config.num_hidden_layers)
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    graph = DecoderGraph(model, update)
-    whole = graph.argument == "input_ids"
-    new = torch.zeros(BATCH, LENGTH, dtype=torch.long) if whole else torch.randn(BATCH, LENGTH, config.hidden_size)
-    inputs: dict[str, Tensor | Sequence[Tensor]] = {
-        "inputs": new,
-        "attention_mask": torch.ones(BATCH, PAST + LENGTH, dtype=torch.long),
-        "task": torch.zeros(BATCH, dtype=torch.long),
-        "past": [torch.randn(BATCH, heads, PAST, head_width) for _ in range(2 * layers)],
-    }
-    dynamic = {
-        "inputs": {0: "batch", 1: "sequence"},
-        "attention_mask": {0: "batch", 1: "past + sequence"},
-        "task": {0: "batch"},
-        "past": {0: "batch", 2: "past"},
-    }
-    caches = [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
-    names = (
-        [graph.argument, "attention_mask", "task", *(PAST_PREFIX + one for one in caches)],
-        ["logits" if whole else "hidden_states", *(PRESENT_PREFIX + one for one in caches)],
-    )
-    attention = config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        exported = export_module(graph, inputs, dynamic, names, opset)
-    finally:
-        model.set_attn_implementation(attention)
-    return rewrite(exported, [NORM])
+    update = ExportedUpdate(model.base_model.himalaya_shared["default"], tasks)
+    with _standing_in(model, update) as inner, torch.no_grad(), silent():
+        inner.set_attn_implementation("eager")
+        program = torch.onnx.export(
+            DecoderGraph(inner, update).eval(),
+            kwargs={
+                "input_ids": torch.zeros(BATCH, LENGTH, dtype=torch.long),
+                "attention_mask": torch.ones(BATCH, PAST + LENGTH, dtype=torch.long),
+                "task": torch.zeros(BATCH, dtype=torch.long),
+                "past": [torch.randn(BATCH, heads, PAST, head_width) for _ in caches],
+            },
+            dynamic_shapes={
+                "input_ids": {0: "batch", 1: "sequence"},
+                "attention_mask": {0: "batch", 1: "past + sequence"},
+                "task": {0: "batch"},
+                "past": [{0: "batch", 2: "past"} for _ in caches],
+            },
+            input_names=["input_ids", "attention_mask", "task", *(PAST_PREFIX + one for one in caches)],
+            output_names=["logits", *(PRESENT_PREFIX + one for one in caches)],
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    return finish(rewrite(program.model, [NORM]), metadata)
 
 
 def without_adapter(model: ir.Model) -> ir.Model:
@@ -130,7 +133,7 @@ def without_adapter(model: ir.Model) -> ir.Model:
 
 
 @contextmanager
-def standing_in(model: PeftModel, update: ExportedUpdate) -> Iterator[PreTrainedModel]:
+def _standing_in(model: PeftModel, update: ExportedUpdate) -> Iterator[PreTrainedModel]:
     """The adapted model with ``update`` in the place of its active adapter, as long as the block lasts."""
 
     def edit(layer: Any, _: Any, result: Any) -> Any:
@@ -138,21 +141,11 @@ def standing_in(model: PeftModel, update: ExportedUpdate) -> Iterator[PreTrained
         edited = update.of_layer(layer.number[model.active_adapter], hidden_states)
         return (edited, *result[1:]) if isinstance(result, tuple) else edited
 
-    layers = [module for module in model.modules() if isinstance(module, StreamLayer)]
-    handles = [layer.register_forward_hook(edit) for layer in layers]
-    try:
-        with model.disable_adapter():
-            yield model.base_model.model
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _filled(keys: Tensor, values: Tensor) -> DynamicLayer:
-    layer = DynamicLayer()
-    layer.keys, layer.values, layer.is_initialized = keys, values, True
-    layer.dtype, layer.device = keys.dtype, keys.device
-    return layer
+    with ExitStack() as hooks, model.disable_adapter():
+        for module in model.modules():
+            if isinstance(module, StreamLayer):
+                hooks.enter_context(module.register_forward_hook(edit))
+        yield model.base_model.model
 
 
 def _causal_mask(attention_mask: Tensor, length: int) -> Tensor:

@@ -1,41 +1,26 @@
-"""A run's adapter as ONNX graphs in a folder."""
+"""An adapter as ONNX graphs in a folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import onnx_ir as ir
-import torch
 
 from himalaya_adapter.backbones.catalogue import public_name
-from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
-from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.himalaya import HimalayaAdapter, HimalayaConfig
-from himalaya_adapter.storage import IN_USE, in_use, whole_folder, write_json
+from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_for_export
+from himalaya_adapter.deploy.bundle.runner.graph import open_session
+from himalaya_adapter.deploy.neutral_prompt import neutral_prompt
+from himalaya_adapter.deploy.quantisation import quantise
+from himalaya_adapter.storage import whole_folder, write_json
 
-from .decoder_graph import decoder_graph, standing_in, without_adapter
-from .parity import Case, check_parity, compare, decoder_cases, open_session
+from .decoder_graph import decoder_graph, without_adapter
+from .parity import Differences, check_parity, compare, decoder_cases
 from .update import ExportedUpdate, vectors_cases, vectors_graph
-from .writing import METADATA_PREFIX, check_opset, finish, function_free, write_function_free, write_model
+from .writing import DEFAULT_OPSET, METADATA_PREFIX, finish, write_function_free, write_model
 
-DEFAULT_OPSET = 18
 PARITY_FILE, ADAPTER_FILE = "parity.json", "adapter.onnx"
-PARITY_TOKENS = 64
-
-Graph = Literal["adapter", "model"]
-Parity = dict[str, dict[str, dict[str, float]]]
-
-
-class PairFiles(NamedTuple):
-    """Names of a graph with the adapter, of the same without it, and of the file with the weights of both."""
-
-    adapted: str
-    base: str
-    weights: str
-
-
-FILES = PairFiles("model.onnx", "model_base.onnx", "model_weights.bin")
+ADAPTED_FILE, BASE_FILE, MODEL_WEIGHTS = "model.onnx", "model_base.onnx", "model_weights.bin"
 
 
 @dataclass(frozen=True)
@@ -43,52 +28,48 @@ class OnnxAdapter:
     """A loaded adapter as what its graphs are made of.
 
     Args:
-        loaded: The model.
-        shared: The adapter's shared state.
+        loaded: The model, in 32 bits.
         tasks: The exported tasks, in the order of their numbers.
-        update: What stands in for ``shared`` in a graph.
-        metadata: Of every graph with the adapter.
     """
 
     loaded: LoadedAdapter
-    shared: HimalayaAdapter
-    tasks: tuple[str, ...]
-    update: ExportedUpdate
-    metadata: dict[str, Any]
+    tasks: list[str]
+
+    @property
+    def shared(self) -> Any:
+        """The adapter's shared state."""
+        return self.loaded.model.base_model.himalaya_shared["default"]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What every graph with the adapter says of itself."""
+        return {
+            "tasks": self.tasks,
+            "method": self.loaded.model.active_peft_config.peft_type.value,
+            "backbone": public_name(self.loaded.backbone),
+        }
+
+    def decoder(self, opset: int = DEFAULT_OPSET) -> ir.Model:
+        """The graph of the whole backbone with the adapter."""
+        return decoder_graph(self.loaded.model, self.tasks, self.metadata, opset)
+
+    def decoder_parity(self, adapted: Sequence[Path], base: Path) -> dict[str, Differences]:
+        """How far graphs of the backbone with the adapter, and the one without it, are from PyTorch; by file name."""
+        model, tokens = self.loaded.model, neutral_prompt(self.loaded.tokenizer)
+        model.set_task(self.tasks)  # a row for each
+        cases = decoder_cases(model, tokens, len(self.tasks))
+        found = {path.name: compare(open_session(path), cases) for path in adapted}
+        with model.disable_adapter():
+            return found | {base.name: compare(open_session(base), decoder_cases(model, tokens, 2))}
 
 
 def load_for_onnx(folder: Path, tasks: Sequence[str] = (), backbone: str | None = None) -> OnnxAdapter:
-    """Load an adapter for export, in 32 bits.
-
-    Args:
-        folder: A run's folder, the ``adapter`` or ``release`` folder in it, or a copy of one of these.
-        tasks: The tasks to export; all by default.
-        backbone: As for `load_adapter`.
+    """Load an adapter whose graphs are wanted.
 
     Raises:
-        HimalayaError: As `load_adapter`; an unknown task; a method or placement that has no operator.
+        HimalayaError: As `load_for_export`.
     """
-    loaded = load_adapter(folder, dtype="float32", backbone=backbone)
-    config = loaded.model.peft_config["default"]
-    if not isinstance(config, HimalayaConfig):
-        raise HimalayaError(
-            f"an adapter of {config.peft_type.value} has no ONNX operator, only one of HIMALAYA has; "
-            "merge_and_unload() merges what can be merged"
-        )
-    if config.placement != "residual_stream":
-        raise HimalayaError(
-            f"placement '{config.placement}' has no ONNX operator and needs none: write it as a LoRA "
-            "(--format lora), or merge it into the weights (merge_and_unload)"
-        )
-    chosen = loaded.chosen_tasks(tasks)
-    shared = loaded.model.base_model.himalaya_shared["default"]
-    metadata = {
-        "tasks": list(chosen),
-        "method": config.peft_type.value,
-        "backbone": public_name(loaded.backbone),
-        "width": str(shared.width),
-    }
-    return OnnxAdapter(loaded, shared, chosen, ExportedUpdate(shared, chosen), metadata)
+    return OnnxAdapter(*load_for_export(folder, tasks, "residual_stream", backbone, dtype="float32"))
 
 
 def export_onnx(
@@ -97,74 +78,55 @@ def export_onnx(
     *,
     tasks: Sequence[str] = (),
     opset: int = DEFAULT_OPSET,
-    graphs: Sequence[Graph] = (),
+    graph: Literal["adapter", "model"] | None = None,
     backbone: str | None = None,
-) -> Parity:
+) -> dict[str, Differences]:
     """Write an adapter as ONNX graphs, each compared with PyTorch before the folder appears.
 
     Args:
         folder: A run's folder, the ``adapter`` or ``release`` folder in it, or a copy of one of these.
         output: A new or empty folder.
         tasks: The tasks that the graphs know, numbered in this order; all by default.
-        opset: Of the graphs.
-        graphs: Which graphs; all by default.
+        opset: Of the graphs, 18 to 23.
+        graph: The only one that is written: the adapter alone, or the whole model; both by default.
         backbone: As for `load_adapter`.
 
     Returns:
         How far each graph's outputs are from PyTorch's, by graph and output: what ``parity.json`` holds.
 
     Raises:
-        HimalayaError: As `load_for_onnx`; an opset that is not supported; a folder that is not empty; a graph that
-            computes something else than PyTorch.
+        HimalayaError: As `load_for_export`; a folder that is not empty; a graph that computes something else.
     """
-    check_opset(opset)
-    if in_use(output):
-        raise HimalayaError(IN_USE.format(output))
-    adapter = load_for_onnx(folder, tasks, backbone)
     with whole_folder(output) as place:
-        found: Parity = {}
-        for graph in graphs or GRAPHS:
-            found |= WRITERS[graph](adapter, place, opset)
-        for name, outputs in found.items():
-            check_parity(name, outputs)
+        adapter = load_for_onnx(folder, tasks, backbone)
+        found: dict[str, Differences] = {}
+        if graph != "model":
+            path = place / ADAPTER_FILE
+            vectors = vectors_graph(ExportedUpdate(adapter.shared, adapter.tasks), opset)
+            write_model(finish(vectors, adapter.metadata), path)
+            cases = vectors_cases(adapter.shared, adapter.tasks)
+            found |= {file.name: compare(open_session(file), cases) for file in (path, write_function_free(path))}
+        if graph != "adapter":
+            base, adapted = write_pair(adapter.decoder(opset), place)
+            found |= adapter.decoder_parity([adapted, write_function_free(adapted)], base)
+        check_parity(found)
         write_json(place / PARITY_FILE, found)
     return found
 
 
-def _write_adapter(adapter: OnnxAdapter, place: Path, opset: int) -> Parity:
-    write_model(finish(vectors_graph(adapter.update, opset), adapter.metadata), place / ADAPTER_FILE)
-    return _compared(ADAPTER_FILE, place, vectors_cases(adapter.shared, adapter.tasks))
+def write_pair(adapted: ir.Model, place: Path, precision: str = "fp32") -> tuple[Path, Path]:
+    """Write a graph of a decoder without the adapter, and the same with it, on one file of weights.
 
+    Args:
+        adapted: From `decoder_graph`; it is left as it is.
+        place: The folder.
+        precision: Of the base's weights (`quantise`).
 
-def _write_model(adapter: OnnxAdapter, place: Path, opset: int) -> Parity:
-    model, tasks = adapter.loaded.model, adapter.tasks
-    with standing_in(model, adapter.update) as inner:
-        graph = decoder_graph(inner, adapter.update, opset)
-    write_pair(finish(graph, adapter.metadata), place, FILES)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.config.vocab_size, (1, PARITY_TOKENS), generator=generator)
-    names = ("input_ids", "logits")
-    found = _compared(
-        FILES.adapted, place, decoder_cases(model, len(tasks), tokens, names, lambda row: model.set_task(tasks[row]))
-    )
-    with model.disable_adapter():
-        cases = decoder_cases(model, 2, tokens, names, lambda row: None)
-    return found | {FILES.base: compare(open_session(place / FILES.base), cases)}
-
-
-WRITERS: dict[Graph, Callable[[OnnxAdapter, Path, int], Parity]] = {"adapter": _write_adapter, "model": _write_model}
-GRAPHS: tuple[Graph, ...] = tuple(WRITERS)
-
-
-def write_pair(adapted: ir.Model, place: Path, files: PairFiles) -> None:
-    """Write a finished graph of a decoder with the adapter, and the same without it, on one file of weights."""
-    write_model(adapted, place / files.adapted, files.weights)
-    base = without_adapter(ir.load(place / files.adapted))  # its large tensors stay in the file of weights
+    Returns:
+        The files of the two graphs.
+    """
+    write_model(quantise(adapted, precision), place / ADAPTED_FILE, MODEL_WEIGHTS)
+    base = without_adapter(ir.load(place / ADAPTED_FILE))  # its large tensors stay in the file of weights
     backbone = adapted.metadata_props[f"{METADATA_PREFIX}backbone"]
-    write_model(finish(base, {"backbone": backbone}), place / files.base)
-
-
-def _compared(file: str, place: Path, cases: Sequence[Case]) -> Parity:
-    """The parity of a graph and of its copy without functions, which is written here."""
-    write_function_free(place / file, place / function_free(file))
-    return {name: compare(open_session(place / name), cases) for name in (file, function_free(file))}
+    write_model(finish(base, {"backbone": backbone}), place / BASE_FILE)
+    return place / BASE_FILE, place / ADAPTED_FILE

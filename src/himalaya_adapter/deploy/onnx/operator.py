@@ -12,8 +12,6 @@ from onnxscript import script
 from onnxscript.values import Opset
 
 DOMAIN, VERSION = "ai.himalaya", 1
-# The oldest in which all operators exist as they are used here: reductions that take their axes as an input.
-OLDEST_OPSET = 18
 
 _domain = Opset(DOMAIN, VERSION)
 

@@ -17,11 +17,9 @@ from himalaya_adapter.methods.quantization import unpack_codes
 from .operator import DOMAIN, VERSION
 from .parity import Case
 
-TABLES = ("numbers", "coefficients", "codes", "scale", "minimum", "signs", "layer_codes", "channels")
-
 
 def make_tables(adapter: HimalayaAdapter, tasks: Sequence[str]) -> dict[str, Tensor]:
-    """The tables of `operator.Vectors` by name: of the dictionary the core, and those atoms that these tasks use.
+    """The tables of `operator.Vectors` in its order: of the dictionary the core, and those atoms that these tasks use.
 
     Raises:
         HimalayaError: A task that the adapter does not know.
@@ -72,7 +70,7 @@ class ExportedUpdate(nn.Module):
         """Write vectors ``(b, L, d)`` and read vectors ``(b, d, L)`` for the tasks of the rows ``(b,)``."""
         return torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN}::Vectors",
-            [task, *(getattr(self, name) for name in TABLES)],
+            [task, *self.buffers()],
             self.attributes,
             dtypes=(torch.float32, torch.float32),
             shapes=((task.shape[0], self.layers, self.width), (task.shape[0], self.width, self.layers)),
@@ -98,7 +96,7 @@ class ExportedUpdate(nn.Module):
 def vectors_graph(update: ExportedUpdate, opset: int) -> ir.Model:
     """The adapter alone as a graph: input ``task``, outputs ``write`` and ``read``."""
     task = ir.val("task", ir.DataType.INT64, ["batch"])
-    tables = [ir.val(name, const_value=ir.tensor(getattr(update, name), name=name)) for name in TABLES]
+    tables = [ir.val(name, const_value=ir.tensor(one, name=name)) for name, one in update.named_buffers()]
     outputs = [
         ir.val("write", ir.DataType.FLOAT, ["batch", update.layers, update.width]),
         ir.val("read", ir.DataType.FLOAT, ["batch", update.width, update.layers]),

@@ -1,87 +1,46 @@
-"""From a torch module to an ONNX file: exported, with the operator's functions, and nothing of this machine in it."""
+"""From an exporter's graph to an ONNX file: with the operator's functions, and nothing of this machine in it."""
 
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
-import torch
 from onnx import inliner
 from onnx_ir.passes import common as passes
-from torch import Tensor, nn
 
-from himalaya_adapter.errors import HimalayaError
+from .operator import DOMAIN, FUNCTIONS, VERSION
 
-from .operator import DOMAIN, FUNCTIONS, OLDEST_OPSET, VERSION
-
+DEFAULT_OPSET = 18
 # Smaller tensors stay in the graph file, where shape computations are folded when it is loaded.
 EXTERNAL_FROM_BYTES = 4096
 PAGE = 4096  # bytes; ONNX Runtime maps a weight into memory as it lies in the file
 METADATA_PREFIX = "himalaya."
 PAST_PREFIX, PRESENT_PREFIX = "past_key_values.", "present."
-NEWEST_OPSET = 23
 CLEANING = ir.passes.Sequential(
     passes.RemoveUnusedFunctionsPass(), passes.RemoveUnusedOpsetsPass(), passes.ClearMetadataAndDocStringPass()
 )
 
 
-def check_opset(opset: int) -> None:
-    """Refuse an opset that the graphs cannot be written in.
-
-    Raises:
-        HimalayaError: It is too old, or newer than the exporter knows.
-    """
-    if opset < OLDEST_OPSET:
-        raise HimalayaError(f"opset {opset} is too old for these graphs: the smallest supported is {OLDEST_OPSET}")
-    if opset > NEWEST_OPSET:
-        raise HimalayaError(f"opset {opset} is newer than {NEWEST_OPSET}, the newest that these graphs are written in")
+def cache_names(layers: int) -> list[str]:
+    """What the tensors of a decoder's cache are called, after `PAST_PREFIX` or `PRESENT_PREFIX`."""
+    return [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
 
 
-def export_module(
-    module: nn.Module,
-    inputs: Mapping[str, Tensor | Sequence[Tensor]],
-    dynamic: Mapping[str, Mapping[int, str]],
-    names: tuple[Sequence[str], Sequence[str]],
-    opset: int,
-) -> ir.Model:
-    """Export a module.
-
-    Args:
-        module: Exported in evaluation mode.
-        inputs: An example of each argument.
-        dynamic: The dimensions of each argument, or of each tensor in it, that may differ at run time, with names.
-        names: Of the graph's inputs and outputs.
-        opset: Of the graph.
-    """
-    shapes = {
-        name: dynamic[name] if isinstance(example, Tensor) else [dynamic[name] for _ in example]
-        for name, example in inputs.items()
-    }
-    exporter_log = logging.getLogger("torch.onnx")
-    level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)  # it misses torchvision, which nothing here uses
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module.eval(),
-                (),
-                kwargs=dict(inputs),
-                dynamic_shapes=shapes,
-                input_names=names[0],
-                output_names=names[1],
-                opset_version=opset,
-                dynamo=True,
-                verbose=False,
-            )
-    finally:
-        exporter_log.setLevel(level)
-    assert program is not None
-    return program.model
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep exporters and quantisers from warning of what nobody has to know, such as packages that are not used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def finish(model: ir.Model, metadata: Mapping[str, Any]) -> ir.Model:
@@ -129,15 +88,16 @@ def write_model(model: ir.Model, path: Path, weights: str | None = None) -> None
     )
 
 
-def write_function_free(source: Path, path: Path) -> None:
-    """Write a copy whose functions are inlined, for runtimes without functions; large tensors stay where they are."""
+def write_function_free(source: Path) -> Path:
+    """Write a copy beside a graph with its functions inlined, for runtimes without; large tensors stay where they are.
+
+    Returns:
+        The copy, named ``*_function_free.onnx``.
+    """
     model = inliner.inline_local_functions(onnx.load(source, load_external_data=False))
     standard = [entry for entry in model.opset_import if entry.domain != DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(standard)
+    path = source.with_stem(f"{source.stem}_function_free")
     onnx.save(model, path)
-
-
-def function_free(name: str) -> str:
-    """The name of a graph file's copy without functions."""
-    return name.replace(".onnx", "_function_free.onnx")
+    return path

@@ -1,37 +1,28 @@
 """Whether a bundle computes here what it computed where it was made."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from .graph import Array, CausalGraph, Threads
+from .graph import Array, CausalGraph
 from .manifest import Bundle, BundleError
 
-PROMPT, LOGITS, TEXT = "check/prompt.npy", "check/logits.npy", "check/greedy.npy"
-NO_TOKEN = -1  # after the end of a text
+LOGITS = "logits.npy"  # after the prompt, ``(1 + tasks, vocabulary)``, without the adapter first
+NEW_TOKENS = 16
 
 
-def answers(bundle: Bundle, tokens: Array, most: int, threads: int = 1) -> Iterator[tuple[Array, Array]]:
-    """What the backbone answers without the adapter, and with it as each task.
-
-    Args:
-        bundle: The bundle.
-        tokens: The prompt ``(length,)``.
-        most: Most new tokens ``m``.
-        threads: Threads of one operator.
+def answers(bundle: Bundle, threads: int = 1) -> Iterator[tuple[Array, list[int]]]:
+    """What follows the bundle's prompt without the adapter, and with it as each task.
 
     Yields:
-        The logits after the prompt ``(vocabulary,)`` and the greedy tokens ``(m,)``, ``NO_TOKEN`` after their end.
+        The logits after the prompt ``(vocabulary,)`` and the greedy tokens.
     """
+    prompt = bundle.manifest["prompt"]
     for name, tasks in (("base", 1), ("adapted", len(bundle.tasks))):
-        graph = CausalGraph(bundle.graph(name), Threads(threads))
+        graph = CausalGraph(bundle.graph(name), threads)
         for task in range(tasks):
-            logits, _ = graph.step(tokens[None], graph.empty_cache(), task)
-            greedy = np.full(most, NO_TOKEN, np.int64)
-            found = list(graph.greedy(tokens.tolist(), task, most, bundle.manifest["end_tokens"]))
-            greedy[: len(found)] = found
-            yield logits[0, -1], greedy
+            logits, _ = graph.step(np.array([prompt], np.int64), graph.empty_cache, task)
+            yield logits[0, -1], list(graph.greedy(prompt, task, NEW_TOKENS, bundle.manifest["end_tokens"]))
 
 
 def check(bundle: Bundle, threads: int) -> Iterator[str]:
@@ -40,25 +31,14 @@ def check(bundle: Bundle, threads: int) -> Iterator[str]:
     Raises:
         BundleError: An answer differs.
     """
-    prompt, logits, greedy = (_read(bundle.folder / name) for name in (PROMPT, LOGITS, TEXT))
-    tolerance = bundle.manifest["check"]["tolerance"]
+    wanted, tolerance = np.load(bundle.folder / LOGITS, allow_pickle=False), bundle.manifest["tolerance"]
     names = ["without the adapter", *(f"task {name}" for name in bundle.tasks)]
-    for number, found in enumerate(answers(bundle, prompt, greedy.shape[1], threads)):
-        difference = float(np.abs(found[0] - logits[number]).max())
-        equal = int((found[1] == greedy[number]).sum())
+    for number, (logits, greedy) in enumerate(answers(bundle, threads)):
+        difference, equal = float(np.abs(logits - wanted[number]).max()), greedy == bundle.manifest["greedy"][number]
         line = (
             f"{names[number]}: largest difference of a logit {difference:.1e} (allowed {tolerance:.1e}), "
-            f"{equal} of {greedy.shape[1]} greedy tokens equal"
+            f"greedy tokens {'equal' if equal else 'differ'}"
         )
-        if not difference <= tolerance or equal < greedy.shape[1]:
+        if not difference <= tolerance or not equal:
             raise BundleError(f"this machine computes something else: {line}")
         yield line
-
-
-def stored_prompt(bundle: Bundle) -> Array:
-    """The prompt ``(n,)`` that the answers follow."""
-    return _read(bundle.folder / PROMPT)
-
-
-def _read(path: Path) -> Array:
-    return np.asarray(np.load(path, allow_pickle=False))

@@ -1,39 +1,34 @@
 """The commands of a bundle: ``python run.py check|generate|latency``."""
 
 import argparse
-import importlib.util
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .manifest import Bundle, BundleError, open_bundle
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 USER_ERROR = 2
-INTERRUPTED = 130
-NEEDED = ("numpy", "onnxruntime")
 
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     """Run one command on the bundle in ``folder``; returns the exit status, 2 after a mistake."""
     chosen = _parser().parse_args(arguments)
     try:
-        for name in NEEDED:
-            if importlib.util.find_spec(name) is None:
-                raise BundleError(f"{name} is not installed: pip install {' '.join(NEEDED)}")
-        if chosen.threads < 1:
-            raise BundleError(f"--threads {chosen.threads}: expected a whole number of at least 1")
         chosen.command(open_bundle(folder), chosen)
-    except BundleError as error:
+    except ImportError as error:
+        mend = "pip install numpy onnxruntime; a prompt as text needs tokenizers too, --tokens does not"
+        print(f"run.py: {error.name} is not installed: {mend}", file=sys.stderr)
+        return USER_ERROR
+    except (BundleError, OSError) as error:
         print(f"run.py: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        return INTERRUPTED
     return 0
+
+
+def token_ids(words: str) -> list[int]:
+    """Token ids out of a text such as ``1,2,3``."""
+    return [int(word) for word in words.split(",")]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,9 +37,10 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="does this machine compute what the exporting one did?")
     check.set_defaults(command=_check)
     generate = commands.add_parser("generate", help="answer a prompt as one of the tasks")
-    generate.add_argument("text", nargs="?", help="the prompt (needs the package tokenizers)")
     generate.add_argument("--task", required=True, help="the task whose answer is wanted")
-    generate.add_argument("--tokens", metavar="ID,ID,…", help="the prompt as token ids, in place of a text")
+    prompt = generate.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("text", nargs="?", help="the prompt (needs the package tokenizers)")
+    prompt.add_argument("--tokens", type=token_ids, metavar="ID,ID,…", help="the prompt as token ids")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.set_defaults(command=_generate)
     latency = commands.add_parser("latency", help="the adapter's overhead on this machine")
@@ -56,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# Imports stand inside the commands: a missing package is reported before it is imported.
+# Imports of packages stand inside the commands: a damaged bundle is told first, and a missing package in one line.
 
 
 def _check(bundle: Bundle, chosen: argparse.Namespace) -> None:
@@ -67,74 +63,43 @@ def _check(bundle: Bundle, chosen: argparse.Namespace) -> None:
 
 
 def _generate(bundle: Bundle, chosen: argparse.Namespace) -> None:
-    from .graph import CausalGraph, Threads
-
-    task = bundle.task_index(chosen.task)
-    if (chosen.text is None) == (chosen.tokens is None):
-        raise BundleError("give either a text or --tokens ID,ID,…")
-    if chosen.max_new_tokens < 1:
-        raise BundleError(f"--max-new-tokens {chosen.max_new_tokens}: expected a whole number of at least 1")
+    if chosen.task not in bundle.tasks:
+        raise BundleError(f"unknown task '{chosen.task}' (known: {', '.join(bundle.tasks)})")
+    vocabulary, positions = bundle.manifest["vocabulary"], bundle.manifest["positions"]
     if chosen.tokens is not None:
-        try:
-            prompt = [int(word) for word in chosen.tokens.split(",")]
-        except ValueError as error:
-            raise BundleError(f"--tokens {chosen.tokens} is not a list of token ids such as 1,2,3") from error
-        largest = bundle.manifest["vocabulary"] - 1
-        if not all(0 <= token <= largest for token in prompt):
-            raise BundleError(f"--tokens {chosen.tokens}: token ids go from 0 to {largest}")
-    elif importlib.util.find_spec("tokenizers") is None:
-        raise BundleError("a text needs the package tokenizers (pip install tokenizers); --tokens takes token ids")
+        prompt = chosen.tokens
+        if not all(0 <= token < vocabulary for token in prompt):
+            raise BundleError(f"--tokens: token ids go from 0 to {vocabulary - 1}")
+    elif not chosen.text.strip():
+        raise BundleError("the prompt is empty: give the text that is to be answered")
     else:
-        if not chosen.text.strip():
-            raise BundleError("the prompt is empty: give the text that is to be answered")
-        prompt = bundle.manifest["start_tokens"] + _tokenizer(bundle).encode(chosen.text, add_special_tokens=False).ids
-    positions = bundle.manifest["positions"]
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(bundle.folder / "tokenizer.json"))
+        tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text, as in training
+        prompt = bundle.manifest["start_tokens"] + tokenizer.encode(chosen.text, add_special_tokens=False).ids
     if positions is not None and len(prompt) + chosen.max_new_tokens > positions:
         raise BundleError(
             f"{len(prompt)} tokens of prompt and --max-new-tokens {chosen.max_new_tokens}: the backbone has "
             f"{positions} positions for both"
         )
-    graph = CausalGraph(bundle.graph("adapted"), Threads(chosen.threads))
-    found = graph.greedy(prompt, task, chosen.max_new_tokens, bundle.manifest["end_tokens"])
-    for piece in map(str, found) if chosen.tokens is not None else _pieces(bundle, found):
-        print(piece, end=" " if chosen.tokens is not None else "", flush=True)
-    print()
+    from .graph import CausalGraph
 
-
-def _tokenizer(bundle: Bundle) -> "Tokenizer":
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(bundle.folder / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text, as in training
-    return tokenizer
-
-
-def _pieces(bundle: Bundle, tokens: Iterable[int]) -> Iterator[str]:
-    """The text token by token; a character of several tokens comes with its last one."""
-    tokenizer, seen, text, told = _tokenizer(bundle), [], "", 0
-    for token in tokens:
-        seen.append(token)
-        text = tokenizer.decode(seen)
-        if not text.endswith("�"):
-            yield text[told:]
-            told = len(text)
-    yield text[told:]
+    graph = CausalGraph(bundle.graph("adapted"), chosen.threads)
+    task, ends = bundle.tasks.index(chosen.task), bundle.manifest["end_tokens"]
+    found = list(graph.greedy(prompt, task, chosen.max_new_tokens, ends))
+    print(*found) if chosen.tokens is not None else print(tokenizer.decode(found))
 
 
 def _latency(bundle: Bundle, chosen: argparse.Namespace) -> None:
-    from .check import stored_prompt
-    from .latency import measure, summary
+    from .latency import measure, told
     from .measure import device
 
-    if not chosen.seconds > 0:
-        raise BundleError(f"--seconds {chosen.seconds:g}: expected a number above 0")
-    if chosen.output is not None and (chosen.output.is_dir() or not chosen.output.parent.is_dir()):
-        raise BundleError(f"--output {chosen.output}: expected a file in a folder that is there")
-    graphs = {name: bundle.graph(name) for name in ("base", "adapted")}
-    measured = {"device": device(), "precision": bundle.manifest["precision"]}
-    print(", ".join(f"{name} {value}" for name, value in measured["device"].items()))
-    measured["measurements"] = measure(graphs, stored_prompt(bundle), chosen.threads, chosen.seconds)
-    for line in summary(measured["measurements"]):
+    graphs, here = (bundle.graph("base"), bundle.graph("adapted")), device()
+    precision, prompt = bundle.manifest["precision"], bundle.manifest["prompt"]
+    measured = measure(*graphs, precision, prompt, chosen.threads, chosen.seconds)
+    for line in told(here, measured):
         print(line)
     if chosen.output is not None:
-        chosen.output.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+        content = json.dumps({"device": here, "measurements": measured}, indent=2)
+        chosen.output.write_text(content + "\n", encoding="utf-8")

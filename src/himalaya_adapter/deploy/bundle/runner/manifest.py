@@ -1,15 +1,12 @@
 """What a bundle says of itself, and whether its files are those it was made with."""
 
-import difflib
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
 MANIFEST, DIGEST = "manifest.json", "digest"
-BLOCK = 2**20
 
 
 class BundleError(Exception):
@@ -37,42 +34,26 @@ class Bundle:
         """The file of the graph ``base`` or ``adapted``."""
         return self.folder / self.manifest["graphs"][name]
 
-    def task_index(self, name: str) -> int:
-        """The index of a task.
-
-        Raises:
-            BundleError: The adapter has not learnt such a task.
-        """
-        if name in self.tasks:
-            return self.tasks.index(name)
-        near = difflib.get_close_matches(name, self.tasks, n=1, cutoff=0.0)
-        suggestion = f"; did you mean '{near[0]}'?" if near else ""
-        raise BundleError(f"unknown task '{name}'{suggestion} (known: {', '.join(self.tasks)})")
-
 
 def open_bundle(folder: Path) -> Bundle:
     """Read a bundle's manifest and compare it and every file with their hashes.
 
     Raises:
-        BundleError: No bundle there, one of a newer format, a file that is missing or has other content.
+        BundleError: No bundle there, or a file that is missing or has other content.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        written = manifest["format"]
-        whole = written != FORMAT or manifest[DIGEST] == digest(manifest)
+        whole = manifest[DIGEST] == digest(manifest)
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{folder / MANIFEST} is damaged: copy the bundle again") from error
     if not whole:
         raise BundleError(f"{folder / MANIFEST} is damaged (its hash differs): copy the bundle again")
-    if written != FORMAT:
-        raise BundleError(f"the bundle has format {written}, this runner reads format {FORMAT}: export it again")
     for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
+        if not (folder / name).is_file():
             raise BundleError(f"the bundle has lost its file {name}: copy the bundle again")
-        if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
+        if sha256(folder / name) != expected:
             raise BundleError(f"the bundle's file {name} is damaged (its hash differs): copy the bundle again")
     return Bundle(folder, manifest)
 
@@ -85,8 +66,5 @@ def digest(manifest: dict[str, Any]) -> str:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,20 +26,17 @@ CPU_INFO = Path("/proc/cpuinfo")
 @contextlib.contextmanager
 def pinned(threads: int) -> Iterator[list[int] | None]:
     """Keep this process on its first ``threads`` CPUs (``None`` where the system cannot), and collect no garbage."""
-    set_affinity = getattr(os, "sched_setaffinity", None)
-    allowed = os.sched_getaffinity(0) if set_affinity is not None else set()
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
+    chosen = sorted(allowed)[:threads] if allowed else None
     gc.collect()
     gc.disable()
     try:
-        if set_affinity is None:
-            yield None
-        else:
-            chosen = sorted(allowed)[:threads]
-            set_affinity(0, chosen)
-            yield chosen
+        if chosen:
+            os.sched_setaffinity(0, chosen)
+        yield chosen
     finally:
-        if set_affinity is not None:
-            set_affinity(0, allowed)
+        if allowed:
+            os.sched_setaffinity(0, allowed)
         gc.enable()
 
 
@@ -117,8 +114,7 @@ def device() -> dict[str, Any]:
 
 def cpus() -> int:
     """How many CPUs this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_model() -> str:

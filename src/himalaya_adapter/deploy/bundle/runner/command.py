@@ -74,6 +74,7 @@ def _generate(bundle: Bundle, chosen: argparse.Namespace) -> None:
         raise BundleError("the prompt is empty: give the text that is to be answered")
     else:
         from tokenizers import Tokenizer
+        from tokenizers.decoders import DecodeStream
 
         tokenizer = Tokenizer.from_file(str(bundle.folder / "tokenizer.json"))
         tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text, as in training
@@ -87,8 +88,14 @@ def _generate(bundle: Bundle, chosen: argparse.Namespace) -> None:
 
     graph = CausalGraph(bundle.graph("adapted"), chosen.threads)
     task, ends = bundle.tasks.index(chosen.task), bundle.manifest["end_tokens"]
-    found = list(graph.greedy(prompt, task, chosen.max_new_tokens, ends))
-    print(*found) if chosen.tokens is not None else print(tokenizer.decode(found))
+    answer = graph.greedy(prompt, task, chosen.max_new_tokens, ends)
+    if chosen.tokens is not None:
+        print(*answer)
+        return
+    text = DecodeStream()
+    for token in answer:  # each word as soon as it is there: a small machine takes its time
+        print(text.step(tokenizer, token) or "", end="", flush=True)
+    print()
 
 
 def _latency(bundle: Bundle, chosen: argparse.Namespace) -> None:

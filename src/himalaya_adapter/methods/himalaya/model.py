@@ -1,6 +1,5 @@
 """HIMALAYA as a PEFT tuner."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,23 +15,19 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.prompted import PromptedModel, embedding_width, hidden_width
+from himalaya_adapter.methods.release import check_finite
 from himalaya_adapter.names import normalised
 
 from .adapter import HimalayaAdapter
 from .channels import measure
 from .config import HimalayaConfig
-from .layer import HimalayaLayer, StreamLayer
-from .release import pack
-from .tasks import FROZEN
-from .weights import HashedLinear
+from .dictionary import FROZEN
+from .layer import HashedLinear, HimalayaLayer, StreamLayer
 
 # The names that transformers gives to a decoder's list of layers.
 DECODER_LAYERS = r"(.*\.)?(layers|h|blocks)\.\d+"
-ALL_LINEAR = "all-linear"
-NO_LAYERS = (
-    "{} has no list of decoder layers of the usual names (layers, h, blocks): name the modules whose output is to be "
-    "edited in target_modules, or use placement='weights'"
-)
+# What a release leaves out: the task being learnt, what growth and consolidation remember, its prompts.
+TRAINING = ("atoms", "fisher.", "router.task_moment")
 
 
 class HimalayaModel(PromptedModel):
@@ -44,7 +39,6 @@ class HimalayaModel(PromptedModel):
 
     prefix = "himalaya_"
     tuner_layer_cls = HimalayaLayer
-    _pack = staticmethod(pack)
 
     # The life of a task ----------------------------------------------------------------------------------------
 
@@ -173,12 +167,8 @@ class HimalayaModel(PromptedModel):
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: Any) -> PeftConfig:
-        if peft_config.target_modules is None and peft_config.placement == "weights":
-            peft_config.target_modules = ALL_LINEAR
-        elif peft_config.target_modules is None:
-            if not any(re.fullmatch(DECODER_LAYERS, name) for name, _ in self.model.named_modules()):
-                raise ValueError(NO_LAYERS.format(type(self.model).__name__))
-            peft_config.target_modules = DECODER_LAYERS
+        if peft_config.target_modules is None:
+            peft_config.target_modules = "all-linear" if peft_config.placement == "weights" else DECODER_LAYERS
         return peft_config
 
     def _new_shared_state(
@@ -199,7 +189,7 @@ class HimalayaModel(PromptedModel):
                 "stream has one width, so name modules whose output is added to the stream"
             )
         adapter = HimalayaAdapter(config, width, embedding_width(model))
-        adapter.entries = sum(config.rank * sum(one.weight.shape) for one in linear)
+        adapter.entries = sum(config.rank * (one.in_features + one.out_features) for one in linear)
         return adapter
 
     def _new_layer(self, base: Any, config: PeftConfig) -> Any:
@@ -216,12 +206,26 @@ class HimalayaModel(PromptedModel):
         """Before the first step of an adapter; a model without tokens has none."""
         for name, adapter in zip(self.active_adapters, self._active(), strict=True):
             if adapter.config.placement == "residual_stream" and adapter.is_blank and embedding_width(model):
-                layers = [one for one in model.modules() if isinstance(one, StreamLayer) and name in one.number]
+                layers = [one for one in model.modules() if isinstance(one, StreamLayer) and name in one.shared]
                 adapter.channels.copy_(measure(model, layers, adapter.config.seed))
 
     def _add_adapter(self, layer: Any, name: str, config: PeftConfig) -> None:
         super()._add_adapter(layer, name, config)
-        layer.number[name] = sum(isinstance(one, HimalayaLayer) and name in one.number for one in self.model.modules())
+        adapter = layer.shared[name]
+        layer.number[name] = adapter.attached
+        adapter.attached += 1
         if isinstance(layer, HashedLinear):
             layer.add_adapter(name, config)
             layer._move_adapter_to_device_of_base_layer(name)
+
+    @staticmethod
+    def _pack(state: Mapping[str, Tensor], config: HimalayaConfig) -> dict[str, Tensor]:
+        """All that answers, as it is: atoms are stored in few bits anyway.
+
+        Raises:
+            HimalayaError: A value is not finite, or a task is being learnt.
+        """
+        check_finite(state)
+        if not state["atoms"].is_meta and state["atoms"].any():
+            raise HimalayaError("what is being learnt is not stored yet: call model.end_task() before save_release")
+        return {name: tensor.detach().clone() for name, tensor in state.items() if not name.startswith(TRAINING)}

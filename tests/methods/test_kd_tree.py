@@ -238,16 +238,3 @@ def test_sixteen_atoms_in_leaves_of_four_take_one_node() -> None:
             "spread": (1,),
             "path": (16, 1),
         }
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"fanout": 5}, "fanout=5 is not possible: it must be 4, 8 or 16"),
-        ({"leaf_size": 0}, "leaf_size=0 is not possible: a tree needs at least 1"),
-        ({"atoms": 0}, "atoms=0 is not possible: a tree needs at least 1"),
-    ],
-)
-def test_a_tree_that_cannot_exist_is_refused(wrong: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        KDTree(**({"atoms": 16, "dimensions": 6, "fanout": 4, "leaf_size": 4} | wrong))

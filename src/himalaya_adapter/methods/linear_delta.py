@@ -24,7 +24,7 @@ ATTENTION = {model_type: ["q_proj", "k_proj", "v_proj", "o_proj"] for model_type
 SCALING = 2.0
 
 
-class LinearDeltaLayer(nn.Module, MergeableLayer):
+class LinearDeltaLayer(MergeableLayer):
     r"""Adds to the output of a linear module the low-rank update of every active adapter, or to its weight.
 
     The layer of a method says with `factors` which products :math:`\Delta W = s \sum B A` consists of. It does not
@@ -34,15 +34,12 @@ class LinearDeltaLayer(nn.Module, MergeableLayer):
     extra_repr = quantization_extra_repr
 
     def __init__(self, base_layer: nn.Linear, **quantization: Any) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.quantization_backend = resolve_quantization_backend(base_layer, **quantization)
         self.in_features = base_layer.in_features
         self.out_features = base_layer.out_features
         self._disable_adapters = False
-        self.merged_adapters: list[str] = []
-        # What a `SharedStateModel` puts in. Plain, so that torch does not register shared modules once per layer.
-        self.shared: dict[str, Any] = {}
+        self.merged_adapters = []
 
     @abstractmethod
     def add_adapter(self, name: str, config: Any) -> None:

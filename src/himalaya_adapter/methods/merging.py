@@ -2,32 +2,21 @@ r"""Merging a static update into the weight of the linear module that it belongs
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from himalaya_adapter.errors import HimalayaError
 
+from .targets import TargetLayer
 
-class MergeableLayer(BaseTunerLayer):
+
+class MergeableLayer(TargetLayer):
     """A layer whose adapters, each an update of its weight, can become part of that weight.
 
     The layer of a method says with `get_delta_weight` what that update is.
     """
-
-    if TYPE_CHECKING:  # what PEFT's mix-in brings
-        active_adapters: list[str]
-        disable_adapters: bool
-        merged: bool
-        merged_adapters: list[str]
-        adapter_layer_names: tuple[str, ...]
-        other_param_names: tuple[str, ...]
-        get_base_layer: Callable[[], nn.Module]
-        set_adapter: Callable[[list[str]], None]
-        _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
 
     @abstractmethod
     def get_delta_weight(self, name: str) -> Tensor:

@@ -1,15 +1,16 @@
 """What stands in for a module whose output is edited, as decoder layers' hidden states are."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from .targets import TargetLayer
 
-class OutputLayer(nn.Module, BaseTunerLayer):
+
+class OutputLayer(TargetLayer):
     """Runs ``base_layer`` and edits what it returns, for every active adapter; of a tuple the first element.
 
     Hidden states that transformers records (``output_hidden_states``) are those before the edit of their layer. There
@@ -17,16 +18,9 @@ class OutputLayer(nn.Module, BaseTunerLayer):
     """
 
     no_weight: str  # what can be done instead of merging
-    if TYPE_CHECKING:  # what PEFT's mix-in brings
-        active_adapters: list[str]
-        adapter_layer_names: tuple[str, ...]
-        disable_adapters: bool
-        get_base_layer: Callable[[], nn.Module]
-        _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
 
     def __init__(self, base_layer: nn.Module, **_: Any) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
 
     def __getattr__(self, name: str) -> Any:
         # Models ask their layers what kind they are ("attention_type").

@@ -1,14 +1,15 @@
 """The modules that a method adapts: how a configuration names them, and how a layer takes the place of each."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.quantization_utils import get_quantization_kwargs
-from torch import nn
+from torch import Tensor, nn
 
 from himalaya_adapter.backbones.catalogue import name_of, place_of
 from himalaya_adapter.errors import HimalayaError
@@ -86,6 +87,28 @@ def refuse_newer(format_version: int, newest: int) -> None:
             f"format_version={format_version} is newer than {newest}, the newest that this himalaya-adapter reads: "
             "update it"
         )
+
+
+class TargetLayer(nn.Module, BaseTunerLayer):
+    """What takes the place of a target, ``base_layer``."""
+
+    if TYPE_CHECKING:  # what PEFT's mix-in brings
+        active_adapters: list[str]
+        adapter_layer_names: tuple[str, ...]
+        other_param_names: tuple[str, ...]
+        disable_adapters: bool
+        merged: bool
+        quantization_backend: Any
+        merged_adapters: list[str]
+        get_base_layer: Callable[[], nn.Module]
+        set_adapter: Callable[[list[str]], None]
+        _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        # What a `SharedStateModel` puts in. Plain, so that torch does not register shared modules once per layer.
+        self.shared: dict[str, Any] = {}
 
 
 class TargetsModel(ContinualModel, BaseTuner):

@@ -153,7 +153,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a fourth active atom": ({"active_atoms": 4}, "active_atoms=4 must be at most 3: 3, and atoms_per_task"),
     "more active than there are": ({"atoms_per_task": 2}, "active_atoms=3 must be at most 2"),
     "less than one task": ({"elastic_atoms": 11}, "atoms_per_task=12 must be at most 11: the slots, elastic_atoms=11"),
-    "more than can be numbered": ({"elastic_atoms": 40_000}, "elastic_atoms=40000 must be at most 32744: with core_atoms"),
+    "more than can be numbered": (
+        {"elastic_atoms": 40_000},
+        "elastic_atoms=40000 must be at most 32744: with",
+    ),
     "no task": ({"max_tasks": 0}, "max_tasks=0 must be at least 1"),
     "no bound": ({"norm_bound": 0.0}, "norm_bound=0.0 must be above 0 and at most 2.0"),
     "a larger bound": ({"norm_bound": 2.5}, "norm_bound=2.5 must be above 0 and at most 2.0"),

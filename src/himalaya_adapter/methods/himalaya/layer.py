@@ -35,7 +35,6 @@ class HimalayaLayer(BaseTunerLayer):
 
     adapter_layer_names: tuple[str, ...] = ("shared",)
     other_param_names: tuple[str, ...] = ("number",)
-    # Plain dictionaries, so that torch does not register the shared state once per layer.
     shared: dict[str, HimalayaAdapter]
     number: dict[str, int]  # of the layer, in each adapter
 
@@ -50,7 +49,7 @@ class StreamLayer(OutputLayer, HimalayaLayer):
 
     def __init__(self, base_layer: nn.Module, **_: Any) -> None:
         super().__init__(base_layer)
-        self.shared, self.number = {}, {}
+        self.number = {}
 
     def edited(
         self, name: str, output: Tensor, original: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]

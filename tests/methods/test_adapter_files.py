@@ -82,7 +82,11 @@ def added(name: str) -> Callable[[Tensors], Tensors]:
 MISFITS = {
     "missing": ("adapter", without("fisher.seen"), r"'fisher\.seen' is nothing, expected int64 \["),
     "unknown": ("adapter", added(f"{PREFIX}surprise"), r"'surprise' is float32 \[3\], expected nothing"),
-    "elsewhere": ("adapter", added("base_model.model.surprise"), r"model\.surprise' is \[3\], expected nothing"),
+    "elsewhere": (
+        "adapter",
+        added("base_model.model.surprise"),
+        r"model\.surprise' is float32 \[3\], expected",
+    ),
     "shape": (
         "adapter",
         changed("dictionary.elastic", lambda tensor: tensor[:, :16].contiguous()),

@@ -81,7 +81,7 @@ def test_the_users_of_an_atom_are_those_of_learnt_tasks() -> None:
     assert made.used(but=0).nonzero().tolist() == [[1, 0, 0]]
     made.set_atom(0, 1, [9], torch.tensor([0.001]))  # rounds to nothing
     assert made.used().nonzero().tolist() == [[1, 0, 0]]
-    made.clear(1)
+    made.empty(1)
     assert made.known() == ["a"]
     assert (made.numbers[1] == NOTHING).all()
 

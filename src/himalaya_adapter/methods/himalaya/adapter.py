@@ -196,17 +196,11 @@ class HimalayaAdapter(GrowingState):
             raise HimalayaError(f"task '{self.open_task}' is being learnt: end it before you forget task '{name}'")
         self.remove(row)
         self.router.remove(self.tasks.code(row))
-        self.fisher.forget()
         none_left = not self.tasks.learnt.any()
         if self.rows is not None:
             self.rows = tuple(FROZEN if one == row else one for one in self.rows)
         if none_left or self.tasks.answering == row:
             self.tasks.answers.fill_(NO_ROW if none_left else FROZEN)
-
-    @property
-    def is_blank(self) -> bool:
-        """Whether nothing is known of the channels' sizes, and nothing has been learnt without them."""
-        return not (self.channels.any() or self.atoms.any() or self.tasks.learnt.any())
 
     def _close(self) -> None:
         """No task is being learnt any more; an optimiser's step that comes late finds no gradient."""
@@ -290,7 +284,18 @@ class HimalayaAdapter(GrowingState):
         """
         if first and self.trains:
             self.check_training()
-        rows, tasks, dictionary = self._rows_of(batch), self.tasks, self.dictionary
+        tasks, dictionary = self.tasks, self.dictionary
+        rows = (tasks.answering,) if self.rows is None else self.rows
+        each, left = divmod(batch, len(rows))  # beams of a row lie side by side
+        if len({*rows}) == 1:
+            rows = rows[:1]
+        elif left or not each:
+            raise HimalayaError(
+                f"set_task was given {len(rows)} tasks, the batch has {batch} rows; one task is needed for a merge, "
+                "and for a module that is given tokens without their rows"
+            )
+        else:
+            rows = tuple(row for row in rows for _ in range(each))
 
         def stacked() -> Tensor:
             each = {row: self.task_atoms(row) for row in {*rows}}
@@ -301,16 +306,6 @@ class HimalayaAdapter(GrowingState):
         sources = self.atoms, dictionary.core, dictionary.elastic, tasks.numbers, tasks.coefficients, tasks.open_row
         return self._atoms.get(stacked, *sources, given=rows)
 
-    def _rows_of(self, batch: int) -> tuple[int, ...]:
-        """Which row of the table answers each row of a batch; a single one where it is the same for all."""
-        rows = (self.tasks.answering,) if self.rows is None else self.rows
-        if len({*rows}) == 1:
-            return rows[:1]
-        each, left = divmod(batch, len(rows))  # beams of a row lie side by side
-        if left or not each:
-            raise HimalayaError(f"set_task was given {len(rows)} tasks, the batch has {batch} rows")
-        return tuple(row for row in rows for _ in range(each))
-
     # The layers' vectors ---------------------------------------------------------------------------------------
 
     @property
@@ -318,16 +313,17 @@ class HimalayaAdapter(GrowingState):
         """The layers' anchors, ``(L, d)``, in float32."""
         return layer_anchors(self.dictionary.core_atoms(), self.layers, self.config.seed)
 
-    def unit_vectors(self, atoms: Tensor) -> tuple[Tensor, Tensor]:
-        """As `vectors`, for channels of size 1."""
-        with full_precision(atoms):
-            return update_vectors(self.anchors, self.codes.to(atoms), atoms, self.config.norm_bound)
+    def vectors(self, atoms: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Write and read vectors of all layers, each ``(..., L, d)``.
 
-    def vectors(self, atoms: Tensor) -> tuple[Tensor, Tensor]:
-        """Write and read vectors of all layers, each ``(..., L, d)``, for atoms ``(..., k, d)``."""
-        write, read = self.unit_vectors(atoms)
-        sizes = sizes_of(self.channels)
-        return write * sizes, read / sizes
+        Args:
+            atoms: ``(..., k, d)``.
+            sizes: Of the channels; by default as measured.
+        """
+        with full_precision(atoms):
+            write, read = update_vectors(self.anchors, self.codes.to(atoms), atoms, self.config.norm_bound)
+            sizes = sizes_of(self.channels) if sizes is None else sizes
+            return write * sizes, read / sizes
 
     def of_layer(self, number: int, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Write and read vector of a layer, as `edited` takes them. A pass's first layer makes those of all layers."""
@@ -362,7 +358,7 @@ class HimalayaAdapter(GrowingState):
         atoms = torch.stack([self.task_atoms(row) for row in rows])
         norms = {"atom_norm_max": atoms.norm(dim=-1).max().item()}
         if self.config.placement == "residual_stream":
-            write, read = self.unit_vectors(atoms)
+            write, read = self.vectors(atoms, sizes=torch.ones_like(atoms[0, 0]))
             norms["update_norm_max"] = (write.norm(dim=-1) * read.norm(dim=-1)).max().item()
         return norms
 

@@ -97,11 +97,11 @@ class TaskTable(nn.Module):
 
     def known(self) -> list[str]:
         """Names of the tasks that have been learnt, in the order of their rows."""
-        return [_text(row) for row in self.names[self.learnt].tolist()]
+        return [self.name(row) for row in self.learnt.nonzero().flatten().tolist()]
 
     def name(self, row: int) -> str:
         """The name in a row."""
-        return _text(self.names[row].tolist())
+        return bytes(self.names[row].tolist()).rstrip(b"\0").decode()
 
     def find(self, name: str) -> int | None:
         """The row of a task that has been learnt or is being learnt.
@@ -146,11 +146,6 @@ class TaskTable(nn.Module):
         content = normalised(name).encode().ljust(TASK_NAME_BYTES, b"\0")
         return torch.tensor(list(content), dtype=torch.uint8, device=self.names.device)
 
-    def clear(self, row: int) -> None:
-        """Make a row free, name and all."""
-        self.names[row] = 0
-        self.empty(row)
-
     def empty(self, row: int) -> None:
         """Take from a row what its task has learnt."""
         self.numbers[row] = NOTHING
@@ -182,7 +177,3 @@ def rounded(coefficients: Tensor) -> Tensor:
     """Coefficients as they can be stored."""
     steps = (coefficients / COEFFICIENT_STEP).round()
     return steps.clamp(-LARGEST_COEFFICIENT, LARGEST_COEFFICIENT) * COEFFICIENT_STEP
-
-
-def _text(row: list[int]) -> str:
-    return bytes(row).rstrip(b"\0").decode()

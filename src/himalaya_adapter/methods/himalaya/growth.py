@@ -57,12 +57,6 @@ class FisherMemory(Residuals):
             self.remember(normalize(gradient[steepest], dim=0))
             self.energy += squared / squared.sum()
 
-    @torch.no_grad()
-    def forget(self) -> None:
-        """Empty the buffer: which task a direction is from is not kept."""
-        for buffer in (self.residuals, self.seen, self.energy):
-            buffer.zero_()
-
     def share(self, atom: Tensor, other: Tensor) -> float:
         """The share of an atom's energy that another one in its place has, below 0 if it is worse than nothing."""
         both = torch.stack([atom - other, atom]).double()
@@ -168,13 +162,17 @@ class GrowingState(SharedState):
     def remove(self, row: int) -> None:
         """Forget a row of the table: slots that only its task uses become zero, those of other tasks stay."""
         shared = self.tasks.numbers[row][self.tasks.coefficients[row] != 0] - self.first_slot
-        self.tasks.clear(row)
+        self.tasks.names[row] = 0
+        self.tasks.empty(row)
         free = self.free_slots()
         self.dictionary.elastic[free] = 0
         self.fisher.importance[free] = 0
         # What the others have of a shared slot: as much as if each of their atoms mattered alike.
         shared = shared[shared >= 0].long()
         self.fisher.importance[shared] = self.slot_uses()[shared] / self.config.atoms_per_task
+        # Which task a past gradient is from is not kept, so all of them go.
+        for buffer in (self.fisher.residuals, self.fisher.seen, self.fisher.energy):
+            buffer.zero_()
 
     def _slot_atoms(self, slots: list[int]) -> Tensor:
         return self.dictionary.atoms(torch.tensor(slots, device=self.fisher.energy.device) + self.first_slot)

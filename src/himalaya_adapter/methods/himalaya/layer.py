@@ -13,7 +13,6 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
 from himalaya_adapter.methods.output_layer import OutputLayer
 
@@ -104,12 +103,8 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
             HimalayaError: They are, and there is no ``x`` with rows.
         """
         adapter = self.shared[name]
-        if adapter.rows is not None and len({*adapter.rows}) > 1 and (x is None or x.dim() != 3):
-            raise HimalayaError(
-                "rows of a batch are answered as different tasks: for a merge, or for a module that is given tokens "
-                "without their rows, set one task"
-            )
-        atoms = adapter.answering_atoms(1 if x is None else len(x), first=self.number[name] == 0)
+        batch = len(x) if x is not None and x.dim() == 3 else 1
+        atoms = adapter.answering_atoms(batch, first=self.number[name] == 0)
 
         def pick() -> list[tuple[Tensor, Tensor]]:
             # As numbers of size 1 from a vector of norm sqrt(d), and then an isometry.

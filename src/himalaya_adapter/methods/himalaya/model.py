@@ -94,8 +94,7 @@ class HimalayaModel(PromptedModel):
         with ExitStack() as block:
             for adapter in self._active():
                 block.enter_context(adapter.unchanged_by_errors())
-            watch = register_optimizer_step_pre_hook(lambda optimizer, *_: self._before_step(optimizer))
-            block.callback(watch.remove)
+            block.callback(register_optimizer_step_pre_hook(self._before_step).remove)
             block.callback(setattr, self, "_watches", False)
             self.start_task(name)
             self.watch_prompts()
@@ -114,9 +113,9 @@ class HimalayaModel(PromptedModel):
         Returns:
             Handles; ``remove()`` them to stop.
         """
-        return [optimizer.register_step_pre_hook(lambda *_: self._before_step(optimizer))]
+        return [optimizer.register_step_pre_hook(self._before_step)]
 
-    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         steps = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for adapter in self._active():
             gradient = adapter.atoms.grad
@@ -205,7 +204,8 @@ class HimalayaModel(PromptedModel):
     def _measure_channels(self, model: nn.Module) -> None:
         """Before the first step of an adapter; a model without tokens has none."""
         for name, adapter in zip(self.active_adapters, self._active(), strict=True):
-            if adapter.config.placement == "residual_stream" and adapter.is_blank and embedding_width(model):
+            begun = adapter.channels.any() or adapter.atoms.any() or adapter.tasks.learnt.any()
+            if adapter.config.placement == "residual_stream" and not begun and embedding_width(model):
                 layers = [one for one in model.modules() if isinstance(one, StreamLayer) and name in one.shared]
                 adapter.channels.copy_(measure(model, layers, adapter.config.seed))
 

@@ -140,10 +140,6 @@ class KDTree(nn.Module):
             node = node * self.fanout + 1 + child
         return Leaves(len(self.path), tuple(levels))
 
-    def log_membership(self, queries: Tensor) -> Tensor:
-        """As `Leaves.log_membership`, with the thresholds as they are now."""
-        return self.as_leaves().log_membership(queries)
-
     def nearest(self, queries: Tensor, keys: Tensor) -> Tensor:
         """The index ``(n,)`` of the key ``(k, p)`` nearest to each query ``(n, p)``, the smallest among equals.
 

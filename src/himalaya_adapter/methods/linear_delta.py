@@ -39,7 +39,7 @@ class LinearDeltaLayer(MergeableLayer):
         self.in_features = base_layer.in_features
         self.out_features = base_layer.out_features
         self._disable_adapters = False
-        self.merged_adapters = []
+        self.merged_adapters: list[str] = []
 
     @abstractmethod
     def add_adapter(self, name: str, config: Any) -> None:

@@ -19,9 +19,6 @@ class OutputLayer(TargetLayer):
 
     no_weight: str  # what can be done instead of merging
 
-    def __init__(self, base_layer: nn.Module, **_: Any) -> None:
-        super().__init__(base_layer)
-
     def __getattr__(self, name: str) -> Any:
         # Models ask their layers what kind they are ("attention_type").
         try:

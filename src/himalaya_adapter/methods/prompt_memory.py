@@ -122,11 +122,6 @@ class PromptMemory(nn.Module):
             for buffer in (self.covariance, self.closed):
                 buffer.zero_()
 
-    def known_codes(self) -> Tensor:
-        """The codes ``(n, e)`` of the tasks that have a slot."""
-        slots, width = self.codes.shape
-        return (self.codes[: min(int(self.tasks), slots)].float() * 2 - 1) / width**0.5
-
     @torch.no_grad()
     def infer(self, features: Tensor) -> tuple[Tensor, Tensor]:
         r"""The codes of the tasks that prompts come from.
@@ -136,9 +131,10 @@ class PromptMemory(nn.Module):
             Mahalanobis distance to the task's mean: below 1 the prompt looks like no task. All are 0 as long as no
             task has been learnt.
         """
-        known = self.known_codes().to(features.dtype)
+        slots, width = self.codes.shape
+        known = ((self.codes[: min(int(self.tasks), slots)].float() * 2 - 1) / width**0.5).to(features.dtype)
         if len(known) == 0:
-            return features.new_zeros(len(features), known.shape[1]), features.new_zeros(len(features))
+            return features.new_zeros(len(features), width), features.new_zeros(len(features))
         variances, directions = torch.linalg.eigh(self.covariance.double() / self.closed)
         whitening = directions / (variances.clamp_min(0) + RIDGE).sqrt()  # clamped: rounding can make them negative
         gaps = features.double()[:, None] - self.means[: len(known)].double()

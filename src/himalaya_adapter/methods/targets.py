@@ -1,15 +1,14 @@
 """The modules that a method adapts: how a configuration names them, and how a layer takes the place of each."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.quantization_utils import get_quantization_kwargs
-from torch import Tensor, nn
+from torch import nn
 
 from himalaya_adapter.backbones.catalogue import name_of, place_of
 from himalaya_adapter.errors import HimalayaError
@@ -52,23 +51,20 @@ class TargetsConfig(PeftConfig):
         super().__post_init__()
         backbone: str | None = vars(self)["base_model_name_or_path"]
         self.base_model_name_or_path = backbone if backbone is None else place_of(backbone)
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), list):
+                setattr(self, name, set(getattr(self, name)))
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("`layers_pattern` needs `layers_to_transform`, the indices to pick from that list")
-        for name, hint in get_type_hints(type(self)).items():
-            value: Any = getattr(self, name, None)
-            choices = get_args(hint) if get_origin(hint) is Literal else ()
-            if choices and value not in choices:
-                raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}")
+        hints = get_type_hints(type(self))
+        for one in fields(self):
+            name, hint, value, most = one.name, hints[one.name], getattr(self, one.name), one.metadata.get("most")
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, get_args(hint)))}")
             if hint is int and name != "seed" and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        for one in fields(self):
-            value, most = getattr(self, one.name), one.metadata.get("most")
             if most is not None and not 0 < value <= most:
-                raise ValueError(f"{one.name}={value} must be above 0 and at most {most}")
+                raise ValueError(f"{name}={value} must be above 0 and at most {most}")
 
     def to_dict(self) -> dict[str, Any]:
         """As it is written to a file."""
@@ -92,19 +88,11 @@ def refuse_newer(format_version: int, newest: int) -> None:
 class TargetLayer(nn.Module, BaseTunerLayer):
     """What takes the place of a target, ``base_layer``."""
 
-    if TYPE_CHECKING:  # what PEFT's mix-in brings
-        active_adapters: list[str]
-        adapter_layer_names: tuple[str, ...]
-        other_param_names: tuple[str, ...]
-        disable_adapters: bool
-        merged: bool
-        quantization_backend: Any
-        merged_adapters: list[str]
-        get_base_layer: Callable[[], nn.Module]
-        set_adapter: Callable[[list[str]], None]
-        _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
+    if TYPE_CHECKING:  # what PEFT's mix-in brings has no types
 
-    def __init__(self, base_layer: nn.Module) -> None:
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init__(self, base_layer: nn.Module, **_: Any) -> None:
         super().__init__()
         self.base_layer = base_layer
         # What a `SharedStateModel` puts in. Plain, so that torch does not register shared modules once per layer.

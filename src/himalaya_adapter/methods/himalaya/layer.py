@@ -5,6 +5,7 @@ arXiv:2506.00799): every entry of a factor is one of the task's numbers, chosen 
 root of how many entries are expected to choose it, so that the map is near an isometry.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,18 +74,18 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
         # Made from the seed again wherever the adapter is loaded, so in no file.
         self.anchors = BufferDict({}, persistent=False)
         self.picks = BufferDict({}, persistent=False)
-        self.kept: dict[str, Kept[list[tuple[Tensor, Tensor]]]] = {}
+        self.kept: defaultdict[str, Kept[list[tuple[Tensor, Tensor]]]] = defaultdict(Kept)
 
     def add_adapter(self, name: str, config: HimalayaConfig) -> None:
         """Draw the module's part of the map: ``A_0`` ``(R, in)``, and which number each entry is ``(R, in + out)``."""
         generator = torch.Generator().manual_seed(config.seed * MODULES + self.number[name])
         entries = config.rank, self.in_features + self.out_features
-        atoms = self.shared[name].atoms
-        self.picks[name] = torch.randint(atoms.numel(), entries, generator=generator, dtype=torch.int32)
+        adapter = self.shared[name]
+        adapter.entries += config.rank * (self.in_features + self.out_features)
+        self.picks[name] = torch.randint(adapter.atoms.numel(), entries, generator=generator, dtype=torch.int32)
         # Signs, as whole numbers: no cast of the model touches them.
         signs = torch.randint(0, 2, (config.rank, self.in_features), generator=generator, dtype=torch.int8)
         self.anchors[name] = signs * 2 - 1
-        self.kept[name] = Kept()
 
     def scale(self, name: str) -> float:
         """1: the factors are the whole update."""

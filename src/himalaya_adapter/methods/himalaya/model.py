@@ -187,9 +187,7 @@ class HimalayaModel(PromptedModel):
                 f"a target returns {min(outputs - {width})} features, others {width}: the update of the residual "
                 "stream has one width, so name modules whose output is added to the stream"
             )
-        adapter = HimalayaAdapter(config, width, embedding_width(model))
-        adapter.entries = sum(config.rank * (one.in_features + one.out_features) for one in linear)
-        return adapter
+        return HimalayaAdapter(config, width, embedding_width(model))
 
     def _new_layer(self, base: Any, config: PeftConfig) -> Any:
         kind = HashedLinear if config.placement == "weights" else StreamLayer

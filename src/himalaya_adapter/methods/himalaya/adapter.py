@@ -89,11 +89,6 @@ class HimalayaAdapter(GrowingState):
         return None if row == NO_ROW else self.tasks.name(row)
 
     @property
-    def learns(self) -> bool:
-        """Whether what answers is what is being learnt."""
-        return self.rows is None and not self.infers_task and self.tasks.answering == self.tasks.being_learnt
-
-    @property
     def trains(self) -> bool:
         """Whether the pass that runs is one of training."""
         return self.training and self.atoms.requires_grad and torch.is_grad_enabled()
@@ -218,12 +213,13 @@ class HimalayaAdapter(GrowingState):
         """
         self.refuse_if_released()
         name = self.open_task
-        if name is not None and not self.learns:
+        learns = self.rows is None and not self.infers_task and self.tasks.answering == self.tasks.being_learnt
+        if name is not None and not learns:
             raise HimalayaError(
                 f"task '{name}' is being learnt, but the adapter answers as another one: before you train on, "
                 f"call model.set_task('{name}')"
             )
-        if name is None and (not self.learns or self.tasks.learnt.any()):
+        if name is None and (not learns or self.tasks.learnt.any()):
             raise HimalayaError(f"no task is being learnt: train {HOW_TO_TRAIN}")
         if name is None and not self._warned:
             self._warned = True
@@ -362,6 +358,7 @@ class HimalayaAdapter(GrowingState):
             norms["update_norm_max"] = (write.norm(dim=-1) * read.norm(dim=-1)).max().item()
         return norms
 
+    @torch.no_grad()
     def task_hash(self, name: str) -> str:
         """SHA-256 of all that a task's answers depend on beside the frozen model: the same as long as they are."""
         atoms = self.task_atoms(self.tasks.row_of(name))

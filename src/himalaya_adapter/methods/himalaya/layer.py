@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
 from himalaya_adapter.methods.output_layer import OutputLayer
+from himalaya_adapter.methods.targets import TargetLayer
 
 from .adapter import HimalayaAdapter
 from .config import HimalayaConfig
@@ -30,13 +30,16 @@ NO_WEIGHT = (
 MODULES = 1_000_003
 
 
-class HimalayaLayer(BaseTunerLayer):
+class HimalayaLayer(TargetLayer):
     """What the layers of both placements have in common."""
 
     adapter_layer_names: tuple[str, ...] = ("shared",)
     other_param_names: tuple[str, ...] = ("number",)
     shared: dict[str, HimalayaAdapter]
-    number: dict[str, int]  # of the layer, in each adapter
+
+    def __init__(self, base_layer: nn.Module, **options: Any) -> None:
+        super().__init__(base_layer, **options)
+        self.number: dict[str, int] = {}  # of the layer, in each adapter
 
 
 class StreamLayer(OutputLayer, HimalayaLayer):
@@ -46,10 +49,6 @@ class StreamLayer(OutputLayer, HimalayaLayer):
     """
 
     no_weight = NO_WEIGHT
-
-    def __init__(self, base_layer: nn.Module, **_: Any) -> None:
-        super().__init__(base_layer)
-        self.number = {}
 
     def edited(
         self, name: str, output: Tensor, original: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -65,12 +64,10 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
     derivative is not.
     """
 
-    adapter_layer_names = ("shared",)
     other_param_names = ("number", "anchors", "picks", "kept")
 
     def __init__(self, base_layer: nn.Linear, **quantization: Any) -> None:
         super().__init__(base_layer, **quantization)
-        self.number = {}
         # Made from the seed again wherever the adapter is loaded, so in no file.
         self.anchors = BufferDict({}, persistent=False)
         self.picks = BufferDict({}, persistent=False)

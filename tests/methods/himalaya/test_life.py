@@ -154,6 +154,18 @@ def test_a_task_whose_atoms_are_not_finite_is_not_stored_and_can_be_started_agai
     assert torch.equal(answers(model, "a"), a)
 
 
+@each_placement
+def test_what_is_being_learnt_answers_alike_in_inference_mode(placement: str) -> None:
+    model = attached(placement=placement)
+    learn(model, "a", end=False)
+    wanted = logits_of(model)
+    for _ in range(2):
+        with torch.inference_mode():
+            assert torch.equal(model(input_ids=random_tokens()).logits, wanted)
+    learn(model, "a")
+    assert not torch.equal(logits_of(model), wanted)
+
+
 # Without a task ------------------------------------------------------------------------------------------------
 
 

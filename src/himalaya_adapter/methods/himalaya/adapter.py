@@ -341,9 +341,7 @@ class HimalayaAdapter(GrowingState):
             write, read = (one.to(dtype) for one in self.vectors(atoms))
             return list(zip(write[..., None, :].unbind(-3), read[..., None].unbind(-3), strict=True))
 
-        return (
-            each_layer() if atoms.requires_grad else self._vectors.get(each_layer, atoms, self.channels, given=dtype)
-        )
+        return self._vectors.get(each_layer, atoms, self.channels, given=dtype)
 
     # What is reported ------------------------------------------------------------------------------------------
 

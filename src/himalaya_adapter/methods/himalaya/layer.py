@@ -111,7 +111,7 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
             down, up = picked.split([self.in_features, self.out_features], dim=-1)
             return [(self.anchors[name] / self.in_features**0.5 + down, up.mT)]
 
-        return pick() if atoms.requires_grad else self.kept[name].get(pick, atoms)
+        return self.kept[name].get(pick, atoms)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT's ``convert_to_lora`` can write the adapter: exactly, at the adapter's rank."""

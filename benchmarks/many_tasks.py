@@ -278,7 +278,7 @@ def one_round(model: PeftModel, count: int, folder: Path) -> dict[str, float]:
         timed("infer_task", lambda: model.infer_task(prompt))
     for index, word in (("learnable_kd_tree", "tree"), ("scan", "scan")):
         before = copy.deepcopy(adapter.state_dict())
-        adapter.growth.config.index = index
+        adapter.config.index = index
         timed("start", lambda: model.start_task(last.name))  # it is learnt further, and stored again
         timed(f"end, {word}", model.end_task)
         adapter.load_state_dict(before)

@@ -77,6 +77,11 @@ def train_save_load(place: Path, method: str) -> None:
     loaded = PeftModel.from_pretrained(fresh.model, place / "adapter")
     assert loaded.get_base_model().is_loaded_in_4bit
     assert answers(loaded, fresh.tokenizer) == trained
+    if method == "HIMALAYA in the weights":  # the map from atoms to factors is that of the whole modules
+        whole = load_backbone(str(place / "backbone"), dtype="float32").model
+        whole = PeftModel.from_pretrained(whole, place / "adapter")
+        entries = {one.base_model.himalaya_shared["default"].entries for one in (loaded, whole)}
+        assert len(entries) == 1
     with torch.no_grad():
         assert torch.equal(loaded.eval()(**batch).logits, model.eval()(**batch).logits)
 

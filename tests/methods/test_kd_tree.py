@@ -140,7 +140,7 @@ def test_the_memberships_of_the_leaves_sum_to_one(seed, layout, trained, atoms, 
     queries = random_queries(generator, keys)
     leaf = leaves_of(tree)
     one_of_each = torch.tensor([leaf.tolist().index(number) for number in leaf.unique()])
-    memberships = tree.log_membership(queries).exp()
+    memberships = tree.as_leaves().log_membership(queries).exp()
     total = memberships[:, one_of_each].sum(-1)
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-4)
     torch.testing.assert_close(memberships, memberships[:, one_of_each][:, torch.unique(leaf, return_inverse=True)[1]])
@@ -161,7 +161,7 @@ def test_the_membership_is_the_ordered_logistic_of_the_definition() -> None:
             lower, upper = ((position - borders[child + side]) / spread for side in (0, 1))
             expected[:, atom] *= torch.sigmoid(lower) - torch.sigmoid(upper)
             node = node * 4 + 1 + child
-    torch.testing.assert_close(tree.log_membership(queries), expected.log())
+    torch.testing.assert_close(tree.as_leaves().log_membership(queries), expected.log())
 
 
 @pytest.mark.parametrize(("fanout", "leaf_size"), [(4, 1), (8, 2), (4, 4)])
@@ -171,7 +171,7 @@ def test_the_gradient_of_the_membership_in_thresholds_and_queries(fanout: int, l
     tree.build(torch.randn(16, 3, generator=generator, dtype=torch.float64))
     thresholds = tree.thresholds.detach().flip(1).contiguous().requires_grad_()  # crossed: the wrong way round
     queries = torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    tree.forward = tree.log_membership
+    tree.forward = lambda queries: tree.as_leaves().log_membership(queries)
 
     def membership(thresholds: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         return torch.func.functional_call(tree, {"thresholds": thresholds}, (queries,))
@@ -188,7 +188,7 @@ def test_memberships_and_their_gradients_are_finite_everywhere(
     tree = KDTree(atoms, dimensions, fanout, leaf_size)
     tree.build(keys)
     queries = random_queries(generator, keys).requires_grad_()
-    logs = tree.log_membership(queries)
+    logs = tree.as_leaves().log_membership(queries)
     assert logs.shape == (len(queries), atoms)
     assert logs.isfinite().all()
     assert (logs <= 1e-6).all()
@@ -204,13 +204,13 @@ def test_training_the_thresholds_draws_a_leaf_over_its_queries() -> None:
     tree = KDTree(atoms=4, dimensions=1, fanout=4, leaf_size=1)
     tree.build(keys)
     query = torch.tensor([[2.4]])
-    before = tree.log_membership(query)[0, 1].item()
+    before = tree.as_leaves().log_membership(query)[0, 1].item()
     optimizer = torch.optim.Adam(tree.parameters(), lr=0.1)
     for _ in range(30):
         optimizer.zero_grad()
-        (-tree.log_membership(query)[0, 1]).backward()
+        (-tree.as_leaves().log_membership(query)[0, 1]).backward()
         optimizer.step()
-    assert tree.log_membership(query)[0, 1].item() > before + 0.5
+    assert tree.as_leaves().log_membership(query)[0, 1].item() > before + 0.5
     assert tree.nearest(query, keys).tolist() == [2]  # and yet the nearest key is the nearest key
 
 
@@ -224,7 +224,7 @@ def test_a_loaded_tree_answers_like_the_saved_one(seed, atoms, dimensions, fanou
     assert {name: tensor.shape for name, tensor in saved.state_dict().items()} == shapes
     loaded.load_state_dict(saved.state_dict())
     queries = random_queries(generator, keys)
-    assert torch.equal(loaded.log_membership(queries), saved.log_membership(queries))
+    assert torch.equal(loaded.as_leaves().log_membership(queries), saved.as_leaves().log_membership(queries))
     assert torch.equal(loaded.nearest(queries, keys), saved.nearest(queries, keys))
     assert torch.equal(loaded.bounds(keys).low, saved.bounds(keys).low)
 
@@ -238,16 +238,3 @@ def test_sixteen_atoms_in_leaves_of_four_take_one_node() -> None:
             "spread": (1,),
             "path": (16, 1),
         }
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"fanout": 5}, "fanout=5 is not possible: it must be 4, 8 or 16"),
-        ({"leaf_size": 0}, "leaf_size=0 is not possible: a tree needs at least 1"),
-        ({"atoms": 0}, "atoms=0 is not possible: a tree needs at least 1"),
-    ],
-)
-def test_a_tree_that_cannot_exist_is_refused(wrong: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        KDTree(**({"atoms": 16, "dimensions": 6, "fanout": 4, "leaf_size": 4} | wrong))

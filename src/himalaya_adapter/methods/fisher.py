@@ -17,13 +17,10 @@ class Residuals(nn.Module):
         width: Width ``d`` of a direction.
     """
 
-    residuals: Tensor
-    seen: Tensor
-
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("residuals", torch.zeros(RESIDUALS, width, dtype=torch.int8))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.residuals: Tensor = nn.Buffer(torch.zeros(RESIDUALS, width, dtype=torch.int8))
+        self.seen: Tensor = nn.Buffer(torch.zeros((), dtype=torch.int64))
 
     def remember(self, direction: Tensor) -> None:
         """Keep a direction ``(d,)``, whose entries are of magnitude up to 1, in the place of the oldest."""

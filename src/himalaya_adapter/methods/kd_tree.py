@@ -28,13 +28,10 @@ class Bounds(NamedTuple):
     members: Tensor
 
 
-class Level(NamedTuple):
-    """One level of the tree as the ``k`` atoms see it: their child's lower border, then its upper one."""
-
-    slopes: Tensor  # (2k, p) 1/s, then -1/s, on the node's axis
-    shifts: Tensor  # (2k,) -t_c / s, then t_{c+1} / s
-    both: Tensor  # (k, 2k) adds the two of each atom
-    log_widths: Tensor  # (k,)
+# One level of the tree as the k atoms see it, by the borders of the child that each is in, the lower ones first:
+# slopes (2k, p), 1/s, then -1/s, on the node's axis; shifts (2k,), -t_c / s, then t_{c+1} / s; (k, 2k), which adds the
+# two of each atom; and the logarithms of the children's widths (k,).
+Level = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Leaves(NamedTuple):
@@ -78,31 +75,19 @@ class KDTree(nn.Module):
         dimensions: Their width ``p``.
         fanout: Children of a node: 4, 8 or 16.
         leaf_size: Most atoms in a leaf.
-
-    Raises:
-        ValueError: If the tree cannot exist.
     """
-
-    axes: Tensor
-    path: Tensor
-    spread: Tensor
 
     def __init__(self, atoms: int, dimensions: int, fanout: int, leaf_size: int) -> None:
         super().__init__()
-        if fanout not in FANOUTS:
-            raise ValueError(f"fanout={fanout} is not possible: it must be 4, 8 or 16")
-        for name, value in {"atoms": atoms, "dimensions": dimensions, "leaf_size": leaf_size}.items():
-            if value < 1:
-                raise ValueError(f"{name}={value} is not possible: a tree needs at least 1")
         self.dimensions, self.fanout, self.leaf_size, depth = dimensions, fanout, leaf_size, 0
         while fanout**depth * leaf_size < atoms:
             depth += 1
         self.leaves, nodes = fanout**depth, (fanout**depth - 1) // (fanout - 1)
         self.thresholds = nn.Parameter(torch.zeros(nodes, fanout - 1))
-        self.register_buffer("axes", torch.zeros(nodes, dtype=torch.long))
-        self.register_buffer("spread", torch.ones(nodes))
+        self.axes: Tensor = nn.Buffer(torch.zeros(nodes, dtype=torch.long))
+        self.spread: Tensor = nn.Buffer(torch.ones(nodes))
         leaf = torch.arange(atoms) * self.leaves // atoms
-        self.register_buffer("path", leaf[:, None] // fanout ** torch.arange(depth - 1, -1, -1) % fanout)
+        self.path: Tensor = nn.Buffer(leaf[:, None] // fanout ** torch.arange(depth - 1, -1, -1) % fanout)
 
     @torch.no_grad()
     def build(self, keys: Tensor) -> None:
@@ -136,7 +121,7 @@ class KDTree(nn.Module):
             self.path[:, level] = rank * parts[node] // count[node]
             node = node * self.fanout + self.path[:, level]
 
-    def as_leaves(self) -> "Leaves":
+    def as_leaves(self) -> Leaves:
         """What the atoms' memberships follow from, level by level: made once for any number of queries."""
         wide = torch.promote_types(self.thresholds.dtype, torch.float32)  # 1/s and t/s are rounded by themselves
         thresholds, spread = self.thresholds.to(wide), self.spread.to(wide)
@@ -151,20 +136,9 @@ class KDTree(nn.Module):
             slopes = 1 / spread[node]
             axes = F.one_hot(self.axes[node], self.dimensions) * slopes[:, None]
             shifts = torch.stack([-borders[node, child] * slopes, borders[node, child + 1] * slopes])
-            levels.append(
-                Level(
-                    slopes=torch.cat([axes, -axes]),
-                    shifts=shifts.flatten(),
-                    both=both,
-                    log_widths=log_widths[node, child],
-                )
-            )
+            levels.append((torch.cat([axes, -axes]), shifts.flatten(), both, log_widths[node, child]))
             node = node * self.fanout + 1 + child
         return Leaves(len(self.path), tuple(levels))
-
-    def log_membership(self, queries: Tensor) -> Tensor:
-        """As `Leaves.log_membership`, with the thresholds as they are now."""
-        return self.as_leaves().log_membership(queries)
 
     def nearest(self, queries: Tensor, keys: Tensor) -> Tensor:
         """The index ``(n,)`` of the key ``(k, p)`` nearest to each query ``(n, p)``, the smallest among equals.

@@ -1,5 +1,6 @@
 r"""What methods have in common that add a static low-rank matrix to linear modules: :math:`W + \Delta W`."""
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,12 +8,12 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftType
 from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .merging import MergeableLayer
-from .targets import TargetsModel
+from .targets import TargetLayer, TargetsModel
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2")
 # By a model's type, the projections of its attention.
@@ -24,7 +25,7 @@ ATTENTION = {model_type: ["q_proj", "k_proj", "v_proj", "o_proj"] for model_type
 SCALING = 2.0
 
 
-class LinearDeltaLayer(nn.Module, MergeableLayer):
+class LinearDeltaLayer(TargetLayer):
     r"""Adds to the output of a linear module the low-rank update of every active adapter, or to its weight.
 
     The layer of a method says with `factors` which products :math:`\Delta W = s \sum B A` consists of. It does not
@@ -34,15 +35,12 @@ class LinearDeltaLayer(nn.Module, MergeableLayer):
     extra_repr = quantization_extra_repr
 
     def __init__(self, base_layer: nn.Linear, **quantization: Any) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.quantization_backend = resolve_quantization_backend(base_layer, **quantization)
         self.in_features = base_layer.in_features
         self.out_features = base_layer.out_features
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
-        # What a `SharedStateModel` puts in. Plain, so that torch does not register shared modules once per layer.
-        self.shared: dict[str, Any] = {}
         for parameters in self.adapter_layer_names:
             if parameters != "shared":
                 setattr(self, parameters, nn.ParameterDict())
@@ -67,6 +65,50 @@ class LinearDeltaLayer(nn.Module, MergeableLayer):
         """The update of the weight, ``(out, in)``."""
         first, *others = (up @ down for down, up in self.factors(name))
         return self.scale(name) * sum(others, first)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the adapters' updates to the base layer's weight.
+
+        Args:
+            safe_merge: First check that the merged weight is finite.
+            adapter_names: Which adapters; the active ones by default.
+
+        Raises:
+            NotImplementedError: The weight is quantised.
+            ValueError: With ``safe_merge``, a merged weight would not be finite; the weight is as it was.
+        """
+        if self.quantization_backend is not None:
+            raise NotImplementedError(
+                f"merging into a quantised weight ({self.quantization_backend.backend_name}) would round the update "
+                "away: keep the adapter attached, or merge it into the model loaded without quantisation"
+            )
+        for name in check_adapters_to_merge(self, adapter_names):
+            if self._has(name):
+                merged = self._delta(name) + self._weight()
+                if safe_merge and not merged.isfinite().all():
+                    # In PEFT's words.
+                    raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+                self._weight().copy_(merged)
+                self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Take the merged updates out of the base layer's weight, to rounding."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        while self.merged_adapters:
+            self._weight().sub_(self._delta(self.merged_adapters.pop()))
+
+    def _has(self, name: str) -> bool:
+        return name in getattr(self, self.adapter_layer_names[0])
+
+    def _weight(self) -> Tensor:
+        weight = self.get_base_layer().weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    @torch.no_grad()
+    def _delta(self, name: str) -> Tensor:
+        return self.get_delta_weight(name).to(self._weight())
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the base layer and add the updates."""

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from .targets import TargetLayer
 
-class OutputLayer(nn.Module, BaseTunerLayer):
+
+class OutputLayer(TargetLayer):
     """Runs ``base_layer`` and edits what it returns, for every active adapter; of a tuple the first element.
 
     Hidden states that transformers records (``output_hidden_states``) are those before the edit of their layer. There
@@ -17,12 +18,6 @@ class OutputLayer(nn.Module, BaseTunerLayer):
     """
 
     no_weight: str  # what can be done instead of merging
-
-    def __init__(self, base_layer: nn.Module, **_: Any) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        # What a `SharedStateModel` puts in. Plain, so that torch does not register shared modules once per layer.
-        self.shared: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         # Models ask their layers what kind they are ("attention_type").

@@ -33,27 +33,19 @@ class PromptMemory(nn.Module):
         slots: How many tasks can be told apart; one more takes the place of the oldest.
     """
 
-    signs: Tensor
-    covariance: Tensor
-    means: Tensor
-    codes: Tensor
-    tasks: Tensor
-    closed: Tensor
-    task_moment: Tensor
-
     def __init__(self, width: int, code_width: int, projections: int = 18, slots: int = 64) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         # Random signs: integers are the same on every machine, and exact in every precision.
         signs = torch.randint(0, 2, (POOLS, projections, width), generator=generator) * 2.0 - 1.0
-        self.register_buffer("signs", signs, persistent=False)
+        self.signs: Tensor = nn.Buffer(signs, persistent=False)
         features = POOLS * projections + 1
-        self.register_buffer("covariance", torch.zeros(features, features))  # summed over the tasks
-        self.register_buffer("means", torch.zeros(slots, features))
-        self.register_buffer("codes", torch.zeros(slots, code_width, dtype=torch.bool))  # where a code is positive
-        self.register_buffer("tasks", torch.zeros((), dtype=torch.int64))  # different codes seen
-        self.register_buffer("closed", torch.zeros((), dtype=torch.int64))  # terms of the covariance's sum
-        self.register_buffer("task_moment", torch.zeros(features, features))  # of the task being learnt
+        self.covariance: Tensor = nn.Buffer(torch.zeros(features, features))  # summed over the tasks
+        self.means: Tensor = nn.Buffer(torch.zeros(slots, features))
+        self.codes: Tensor = nn.Buffer(torch.zeros(slots, code_width, dtype=torch.bool))  # where a code is positive
+        self.tasks: Tensor = nn.Buffer(torch.zeros((), dtype=torch.int64))  # different codes seen
+        self.closed: Tensor = nn.Buffer(torch.zeros((), dtype=torch.int64))  # terms of the covariance's sum
+        self.task_moment: Tensor = nn.Buffer(torch.zeros(features, features))  # of the task being learnt
 
     @torch.no_grad()
     def features(self, embeddings: Tensor, mask: Tensor) -> Tensor:
@@ -130,11 +122,6 @@ class PromptMemory(nn.Module):
             for buffer in (self.covariance, self.closed):
                 buffer.zero_()
 
-    def known_codes(self) -> Tensor:
-        """The codes ``(n, e)`` of the tasks that have a slot."""
-        slots, width = self.codes.shape
-        return (self.codes[: min(int(self.tasks), slots)].float() * 2 - 1) / width**0.5
-
     @torch.no_grad()
     def infer(self, features: Tensor) -> tuple[Tensor, Tensor]:
         r"""The codes of the tasks that prompts come from.
@@ -144,9 +131,10 @@ class PromptMemory(nn.Module):
             Mahalanobis distance to the task's mean: below 1 the prompt looks like no task. All are 0 as long as no
             task has been learnt.
         """
-        known = self.known_codes().to(features.dtype)
+        slots, width = self.codes.shape
+        known = ((self.codes[: min(int(self.tasks), slots)].float() * 2 - 1) / width**0.5).to(features.dtype)
         if len(known) == 0:
-            return features.new_zeros(len(features), known.shape[1]), features.new_zeros(len(features))
+            return features.new_zeros(len(features), width), features.new_zeros(len(features))
         variances, directions = torch.linalg.eigh(self.covariance.double() / self.closed)
         whitening = directions / (variances.clamp_min(0) + RIDGE).sqrt()  # clamped: rounding can make them negative
         gaps = features.double()[:, None] - self.means[: len(known)].double()

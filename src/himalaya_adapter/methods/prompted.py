@@ -34,7 +34,9 @@ class PromptedModel(SharedStateModel):
     ``prompt_memory``. All verbs act on the active adapters and can be called on the `PeftModel` itself.
     """
 
-    _seen: set[int]  # the prompts of the task that is being learnt, for as long as it is
+    _watches = False  # whether training passes show the prompts of the task that is being learnt
+    _seen: set[int]  # those prompts
+    _generates: bool | None = False  # None: the prompts of this generation have been read
 
     separates_tasks = True
     switches_tasks = True
@@ -115,12 +117,11 @@ class PromptedModel(SharedStateModel):
 
     def stored_bytes(self) -> dict[str, int]:
         """Bytes of every stored tensor, by name."""
-        return {name: size for adapter in self._active() for name, size in adapter.stored_bytes().items()}
+        return self._active()[0].stored_bytes()
 
     def norm_certificate(self) -> dict[str, float]:
         """The largest norms: ``atom_norm_max``, and where the update's is bounded ``update_norm_max``."""
-        norms = [adapter.norm_certificate() for adapter in self._active()]
-        return {name: max(norm.get(name, 0.0) for norm in norms) for name in norms[0]}
+        return self._active()[0].norm_certificate()
 
     def task_statistics(self) -> dict[str, Any]:
         """What is worth knowing of the current task, and of the room that is left."""
@@ -133,9 +134,6 @@ class PromptedModel(SharedStateModel):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         if not hasattr(self, "_hook"):
             self._hook = model.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
-            self._watches = False
-            self._seen = set()
-            self._generates: bool | None = False  # None: the prompts of this generation have been read
             if hasattr(model, "generate"):
                 vars(model)["generate"] = partial(self._generate, cast(Any, model).generate)
 
@@ -145,15 +143,11 @@ class PromptedModel(SharedStateModel):
 
     def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
         """Let the prompts choose the task, at the first pass of a generation; observe those of a training pass."""
-        waiting = [adapter for adapter in self._active() if adapter.infers_task]
-        observes = self._watches and model.training
-        if waiting or observes:
-            self._read_pass(model, args, inputs, waiting, observes)
+        if (self._watches and model.training) or any(adapter.infers_task for adapter in self._active()):
+            self._read_pass(model, args, inputs)
 
     @torch.compiler.disable
-    def _read_pass(
-        self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any], waiting: list[Any], observes: bool
-    ) -> None:
+    def _read_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
         given = inspect.signature(model.forward).bind_partial(*args, **inputs).arguments
         given |= given.pop("kwargs", {})
         cache = given.get("past_key_values")
@@ -161,9 +155,10 @@ class PromptedModel(SharedStateModel):
             return
         if self._generates:
             self._generates = None  # the passes to come are of the same prompts
-        for adapter in waiting:
-            adapter.read_prompts(*self._prompts(given))
-        if observes and given.get("labels") is not None:
+        for adapter in self._active():
+            if adapter.infers_task:
+                adapter.read_prompts(*self._prompts(given))
+        if self._watches and model.training and given.get("labels") is not None:
             given = _unpacked(given)
             embeddings, mask = self._prompts(given)
             mask = mask * self._new_prompts(given.get("input_ids"), mask)

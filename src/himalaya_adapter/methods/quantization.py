@@ -27,29 +27,15 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
 
     Returns:
         uint8, ``ceil(n / 8) * bits`` long.
-
-    Raises:
-        ValueError: ``bits`` out of range, or a code that does not fit.
     """
-    _check_bits(bits)
     flat = codes.flatten().long()
-    if not flat.is_meta and len(flat) and int(flat.max()) >= 1 << bits:
-        raise ValueError(f"code {int(flat.max())} does not fit into {bits} bits")
     words = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
     words = (words << bits * torch.arange(8, device=codes.device)).sum(1, keepdim=True)
     return (words >> 8 * torch.arange(bits, device=codes.device) & 0xFF).to(torch.uint8).flatten()
 
 
 def unpack_codes(packed: Tensor, count: int, bits: int) -> Tensor:
-    """The first ``count`` codes, uint8 ``(count,)``, out of what `pack_codes` returned.
-
-    Raises:
-        ValueError: ``bits`` out of range, or ``packed`` is not as long as ``count`` codes are.
-    """
-    _check_bits(bits)
-    expected = -(-count // 8) * bits
-    if len(packed) != expected:
-        raise ValueError(f"{count} codes of {bits} bits take {expected} bytes, found {len(packed)}")
+    """The first ``count`` codes, uint8 ``(count,)``, out of what `pack_codes` returned."""
     words = packed.long().view(-1, bits) << 8 * torch.arange(bits, device=packed.device)
     words = words.sum(1, keepdim=True)
     codes = words >> bits * torch.arange(8, device=packed.device) & (1 << bits) - 1
@@ -79,11 +65,7 @@ def quantise_matrix(
 
     Returns:
         uint8 ``codes``, packed; float16 ``smoothing`` ``(d,)``, ``scale`` and ``minimum`` ``(k, ceil(d / group))``.
-
-    Raises:
-        ValueError: ``bits`` out of range.
     """
-    _check_bits(bits)
     smoothing = column_smoothing(matrix) if smoothing is None else smoothing
     groups = _grouped(matrix.float() / smoothing, group)
     # The codes are computed from the rounded minimum and step, which are those that the reader has.
@@ -121,8 +103,3 @@ def _grouped(matrix: Tensor, group: int) -> Tensor:
     """``(k, d)`` as ``(k, ceil(d / group), group)``; the last column is repeated, which changes no group's range."""
     padding = matrix[:, -1:].expand(-1, -matrix.shape[1] % group)
     return torch.cat([matrix, padding], dim=1).view(len(matrix), -1, group)
-
-
-def _check_bits(bits: int) -> None:
-    if bits not in BITS:
-        raise ValueError(f"bits={bits!r} must be a whole number from {BITS[0]} to {BITS[-1]}")

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,8 @@ def save_release(
 
 def file_bytes(path: Path, prefix: str) -> dict[str, int]:
     """The bytes of an adapter's safetensors file: of each tensor, by name without ``prefix``, and the ``header``."""
-    with open(path, "rb") as file:
-        header = 8 + int.from_bytes(file.read(8), "little")
-    return {"header": header} | {name.removeprefix(prefix): one.nbytes for name, one in load_file(path).items()}
+    parts = {name.removeprefix(prefix): one.nbytes for name, one in load_file(path).items()}
+    return {"header": path.stat().st_size - sum(parts.values())} | parts
 
 
 def seal(packed: Tensors, config: PeftConfig | None = None) -> dict[str, Tensor]:
@@ -111,44 +110,12 @@ def seal(packed: Tensors, config: PeftConfig | None = None) -> dict[str, Tensor]
     return {**packed, CHECKSUM: torch.tensor(list(found.digest()), dtype=torch.uint8)}
 
 
-def open_training_file(found: Tensors, state: Tensors, values: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
-    """The content of a file that can be trained on, checked name by name before anything is changed.
-
-    Args:
-        found: The file's tensors, by their names inside the adapter.
-        state: The state of the adapter to load into.
-        values: Beginnings of the names whose values must be finite.
+def unseal(found: Tensors, config: PeftConfig) -> dict[str, Tensor]:
+    """The content of a release file without its checksum.
 
     Raises:
-        HimalayaError: The first difference: a tensor's name, what was found and what is expected; or damaged content.
+        HimalayaError: Content and config do not match the checksum.
     """
-    _check_layout(found, state)
-    check_finite(found, values)
-    return {name: tensor.to(state[name].dtype) for name, tensor in found.items()}
-
-
-def open_release_file(
-    found: Tensors,
-    state: Tensors,
-    config: PeftConfig,
-    pack: Callable[[Tensors], Tensors],
-    unpack: Callable[[Tensors, Tensors], Tensors],
-) -> dict[str, Tensor]:
-    """The whole state that a release file stands for, checked as in `open_training_file`.
-
-    Args:
-        found: The file's tensors, by their names inside the adapter.
-        state: The state of the adapter to load into. What a release leaves out stays as it is there, or becomes zero
-            where it was never made (the meta device).
-        config: The adapter's, which the checksum covers, too.
-        pack: From a state to what a release holds, the checksum apart; on the meta device shapes and types only.
-        unpack: The way back, given the content and ``state``. Every tensor gets the precision that it has there.
-
-    Raises:
-        HimalayaError: As `open_training_file`; or content and config do not match the checksum.
-    """
-    layout = pack({name: tensor.to("meta") for name, tensor in state.items()})
-    _check_layout(found, {**layout, CHECKSUM: torch.empty(32, dtype=torch.uint8, device="meta")})
     content = {name: tensor for name, tensor in found.items() if name != CHECKSUM}
     checksum = found[CHECKSUM].cpu()
     if torch.equal(seal(content)[CHECKSUM], checksum):
@@ -158,21 +125,7 @@ def open_release_file(
             f"the release file is damaged: its content does not match its checksum, which covers {CONFIG_FILE}, too; "
             "save it anew"
         )
-    device = found[CHECKSUM].device
-    untrained = {name: torch.zeros_like(one, device=device) if one.is_meta else one for name, one in state.items()}
-    return untrained | {name: tensor.to(state[name].dtype) for name, tensor in unpack(content, state).items()}
-
-
-def check_other_modules(found: Tensors, state: Tensors) -> None:
-    """Refuse what a file holds beside the adapter (`modules_to_save`, embeddings) if the model has no place for it.
-
-    Raises:
-        HimalayaError: The first tensor that is unknown or of another shape.
-    """
-    for name, tensor in found.items():
-        there, wanted = list(tensor.shape), list(state[name].shape) if name in state else "nothing"
-        if there != wanted:
-            raise HimalayaError(f"the adapter file does not fit: '{name}' is {there}, expected {wanted}")
+    return content
 
 
 def check_finite(state: Tensors, beginnings: tuple[str, ...] = ("",)) -> None:
@@ -190,30 +143,28 @@ def check_finite(state: Tensors, beginnings: tuple[str, ...] = ("",)) -> None:
             raise HimalayaError(f"'{name}' holds values that are not finite: the adapter is damaged")
 
 
-def _check_layout(found: Tensors, expected: Tensors) -> None:
+def check_layout(found: Tensors, expected: Tensors) -> None:
+    """Compare what a file holds with what the model has a place for, name by name.
+
+    Raises:
+        HimalayaError: The first difference: a tensor's name, what was found and what is expected.
+    """
     for name in sorted(expected.keys() | found.keys()):
-        there = _kind(found[name]) if name in found else "nothing"
-        wanted = _kind(expected[name]) if name in expected else "nothing"
-        if there != wanted and not _differ_in_precision(found.get(name), expected.get(name)):
+        there, wanted = found.get(name), expected.get(name)
+        if there is None or wanted is None or _layout(there) != _layout(wanted):
             raise HimalayaError(
-                f"the adapter file does not fit: '{name}' is {there}, expected {wanted}; it was written with another "
-                "configuration, base model or version of himalaya-adapter"
+                f"the adapter file does not fit: '{name}' is {_told(there)}, expected {_told(wanted)}; it was written "
+                "with another configuration, base model or version of himalaya-adapter"
             )
 
 
-def _differ_in_precision(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether nothing else distinguishes them: a model cast to another precision takes its adapter along."""
-    return (
-        one is not None
-        and other is not None
-        and one.shape == other.shape
-        and one.is_floating_point()
-        and other.is_floating_point()
-    )
+def _layout(tensor: Tensor) -> tuple[torch.Size, torch.dtype | None]:
+    """Shape and type; all precisions are alike: a model cast to another one takes its adapter along."""
+    return tensor.shape, None if tensor.is_floating_point() else tensor.dtype
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+def _told(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def prefixed(prefix: str, parts: Tensors) -> dict[str, Tensor]:

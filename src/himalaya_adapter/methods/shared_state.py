@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import (
     _filter_state_dict_by_key_prefixes,
@@ -14,16 +15,7 @@ from torch import Tensor, nn
 
 from himalaya_adapter.errors import HimalayaError
 
-from .release import (
-    INFERENCE_ONLY,
-    Tensors,
-    check_other_modules,
-    has_release,
-    open_release_file,
-    open_training_file,
-    prefixed,
-    seal,
-)
+from .release import CHECKSUM, INFERENCE_ONLY, Tensors, check_finite, check_layout, has_release, prefixed, seal, unseal
 from .targets import TargetsModel
 
 
@@ -181,24 +173,28 @@ class SharedStateModel(TargetsModel):
         found = cls._find_shared(model, adapter_name)
         if found is None:
             return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        _, shared = found
         there = model.state_dict()
         keys = _filter_state_dict_by_key_prefixes(there, _get_tuner_state_dict_key_prefixes(model, adapter_name))
         place = {cls._inside(cls._remove_adapter_name_from_key(key, adapter_name)): key for key in keys}
-        inside = {key: cls._inside(key) for key in state_dict}
-        own = {inside[key]: one for key, one in state_dict.items() if inside[key] != key or key in place}
-        others = {key: one for key, one in state_dict.items() if inside[key] == key and key not in place}
+        own_keys = [key for key in state_dict if cls._inside(key) != key or key in place]
+        own = {cls._inside(key): state_dict[key] for key in own_keys}
+        others = {key: one for key, one in state_dict.items() if key not in own_keys}
         others = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, others)
-        check_other_modules(others, there)
-        state = {name: there[key] for name, key in place.items()}
+        check_layout(others, {key: there[key] for key in others if key in there})
+        state, content = {name: there[key] for name, key in place.items()}, own
         released = has_release(config) and config.released
         if released:
-            content = open_release_file(
-                *(own, state, config),
-                *(lambda one: cls._pack(one, config), lambda one, into: cls._unpack(one, config, into)),
-            )
+            layout = cls._pack({name: tensor.to("meta") for name, tensor in state.items()}, config)
+            check_layout(own, {**layout, CHECKSUM: torch.empty(32, dtype=torch.uint8, device="meta")})
+            content = state | cls._unpack(unseal(own, config), config, state)
+            # What a release leaves out becomes zero where it was never made.
+            device = own[CHECKSUM].device
+            content = {k: torch.zeros_like(one, device=device) if one.is_meta else one for k, one in content.items()}
         else:
-            content = open_training_file(own, state, cls.finite_values)
+            check_layout(own, state)
+            check_finite(own, cls.finite_values)
+        content = {name: tensor.to(state[name].dtype) for name, tensor in content.items()}
+        _, shared = found
         shared.check_replacement(content)
         shared.packed = own if released else None
         return others | {place[name]: tensor for name, tensor in content.items()}

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import nn
 
@@ -51,23 +51,20 @@ class TargetsConfig(PeftConfig):
         super().__post_init__()
         backbone: str | None = vars(self)["base_model_name_or_path"]
         self.base_model_name_or_path = backbone if backbone is None else place_of(backbone)
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), list):
+                setattr(self, name, set(getattr(self, name)))
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("`layers_pattern` needs `layers_to_transform`, the indices to pick from that list")
-        for name, hint in get_type_hints(type(self)).items():
-            value: Any = getattr(self, name, None)
-            choices = get_args(hint) if get_origin(hint) is Literal else ()
-            if choices and value not in choices:
-                raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}")
+        hints = get_type_hints(type(self))
+        for one in fields(self):
+            name, hint, value, most = one.name, hints[one.name], getattr(self, one.name), one.metadata.get("most")
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, get_args(hint)))}")
             if hint is int and name != "seed" and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        for one in fields(self):
-            value, most = getattr(self, one.name), one.metadata.get("most")
             if most is not None and not 0 < value <= most:
-                raise ValueError(f"{one.name}={value} must be above 0 and at most {most}")
+                raise ValueError(f"{name}={value} must be above 0 and at most {most}")
 
     def to_dict(self) -> dict[str, Any]:
         """As it is written to a file."""
@@ -86,6 +83,20 @@ def refuse_newer(format_version: int, newest: int) -> None:
             f"format_version={format_version} is newer than {newest}, the newest that this himalaya-adapter reads: "
             "update it"
         )
+
+
+class TargetLayer(nn.Module, BaseTunerLayer):
+    """What takes the place of a target, ``base_layer``."""
+
+    if TYPE_CHECKING:  # what PEFT's mix-in brings has no types
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init__(self, base_layer: nn.Module, **_: Any) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        # What a `SharedStateModel` puts in. Plain, so that torch does not register shared modules once per layer.
+        self.shared: dict[str, Any] = {}
 
 
 class TargetsModel(ContinualModel, BaseTuner):

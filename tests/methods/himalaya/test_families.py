@@ -92,7 +92,7 @@ class Plain(nn.Module):
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
-    "no decoder layers": (Plain, {}, "Plain has no list of decoder layers of the usual names"),
+    "no decoder layers": (Plain, {}, "layers.* not found in the base model"),
     "nothing of the name": (llama, {"target_modules": ["nanga_parbat"]}, "nanga_parbat.* not found in the base model"),
     "not linear": (
         llama,
@@ -152,8 +152,11 @@ def test_a_target_inside_of_a_checkpoint_gets_the_same_gradient(reentrant: bool)
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a fourth active atom": ({"active_atoms": 4}, "active_atoms=4 must be at most 3: 3, and atoms_per_task"),
     "more active than there are": ({"atoms_per_task": 2}, "active_atoms=3 must be at most 2"),
-    "less than one task": ({"elastic_atoms": 11}, "elastic_atoms=11 must be at least atoms_per_task=12"),
-    "more than can be numbered": ({"elastic_atoms": 40_000}, "elastic_atoms=40000 must be at most 32768 together"),
+    "less than one task": ({"elastic_atoms": 11}, "atoms_per_task=12 must be at most 11: the slots, elastic_atoms=11"),
+    "more than can be numbered": (
+        {"elastic_atoms": 40_000},
+        "elastic_atoms=40000 must be at most 32744: with",
+    ),
     "no task": ({"max_tasks": 0}, "max_tasks=0 must be at least 1"),
     "no bound": ({"norm_bound": 0.0}, "norm_bound=0.0 must be above 0 and at most 2.0"),
     "a larger bound": ({"norm_bound": 2.5}, "norm_bound=2.5 must be above 0 and at most 2.0"),
@@ -172,6 +175,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD.keys())
 def test_a_value_out_of_range_is_one_clear_line(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^(core_atoms=24 and )?{message}") as caught:
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
         HimalayaConfig(**options)
     assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ from himalaya_adapter import HimalayaConfig
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.himalaya import HimalayaAdapter
-from himalaya_adapter.methods.himalaya.growth import Directions
+from himalaya_adapter.methods.himalaya.growth import nearest
 
 SEEDS = st.integers(0, 2**31)
 # The source's dictionary: 24 atoms of the core, 16 elastic ones, of which a task takes 3.
@@ -28,7 +28,7 @@ def atoms_of(adapter: HimalayaAdapter, name: str) -> torch.Tensor:
 
 def slots_of(adapter: HimalayaAdapter, name: str) -> list[int]:
     numbers = adapter.tasks.numbers[adapter.tasks.row_of(name)]
-    return sorted(number - adapter.growth.first_slot for number in numbers.flatten().tolist() if number >= 0)
+    return sorted(number - adapter.first_slot for number in numbers.flatten().tolist() if number >= 0)
 
 
 def test_a_task_takes_free_slots_and_an_atom_that_never_moved_takes_none() -> None:
@@ -41,7 +41,7 @@ def test_a_task_takes_free_slots_and_an_atom_that_never_moved_takes_none() -> No
     stored = atoms_of(adapter, "a")
     assert not stored[1].any()
     assert (torch.cosine_similarity(stored[[0, 2]], atoms[[0, 2]]) > 0.97).all()
-    assert len(adapter.growth.free_slots()) == 3
+    assert len(adapter.free_slots()) == 3
 
 
 def test_a_task_that_is_learnt_again_leaves_its_slots_to_itself() -> None:
@@ -97,11 +97,11 @@ def test_an_atom_too_short_to_be_a_share_of_another_keeps_a_slot_of_its_own() ->
 
 @given(seed=SEEDS, count=st.integers(1, 60), width=st.integers(2, 20), fanout=st.sampled_from([4, 8, 16]))
 def test_the_tree_finds_what_a_scan_finds(seed: int, count: int, width: int, fanout: int) -> None:
-    atoms, vector = random_atoms(seed, count, width), random_atoms(seed + 1, 1, width)[0]
-    cosines = (normalize(atoms, dim=1) @ vector).abs()
+    atoms, vectors = random_atoms(seed, count, width), random_atoms(seed + 1, 3, width)
+    cosines = (normalize(atoms, dim=1) @ vectors.T).abs()
     for index in ("scan", "learnable_kd_tree"):
-        found = Directions(atoms, HimalayaConfig(index=index, fanout=fanout)).nearest(vector)
-        assert cosines[found] == pytest.approx(cosines.max().item(), abs=1e-5)
+        found = nearest(vectors, atoms, HimalayaConfig(index=index, fanout=fanout))
+        torch.testing.assert_close(cosines.gather(0, found[None])[0], cosines.amax(0), rtol=0, atol=1e-5)
 
 
 def test_without_eviction_a_task_that_does_not_fit_is_refused_before_anything_changes() -> None:
@@ -190,7 +190,7 @@ def test_the_source_s_dictionary_over_twelve_tasks(index: str) -> None:
     assert kinds(events).count("eviction") == 36 - 2 - 16
     assert all(event.survives > 0.02 for event in events if event.kind == "eviction")
     assert all(size == sizes[0] for size in sizes)
-    assert adapter.growth.free_slots() == []
+    assert adapter.free_slots() == []
     assert len(adapter.tasks.known()) == 12
     assert all(atoms_of(adapter, name).any() for name in adapter.tasks.known())
     certificate = adapter.norm_certificate()

@@ -154,6 +154,18 @@ def test_a_task_whose_atoms_are_not_finite_is_not_stored_and_can_be_started_agai
     assert torch.equal(answers(model, "a"), a)
 
 
+@each_placement
+def test_what_is_being_learnt_answers_alike_in_inference_mode(placement: str) -> None:
+    model = attached(placement=placement)
+    learn(model, "a", end=False)
+    wanted = logits_of(model)
+    for _ in range(2):
+        with torch.inference_mode():
+            assert torch.equal(model(input_ids=random_tokens()).logits, wanted)
+    learn(model, "a")
+    assert not torch.equal(logits_of(model), wanted)
+
+
 # Without a task ------------------------------------------------------------------------------------------------
 
 
@@ -346,7 +358,7 @@ def test_what_has_no_rows_cannot_have_a_task_for_each() -> None:
     model.set_task(["a", "b"])
     layer = next(one for one in model.modules() if isinstance(one, HashedLinear))
     for call in (model.merge_adapter, lambda: layer(torch.zeros(2, layer.in_features))):
-        with pytest.raises(HimalayaError, match="rows of a batch are answered as different tasks: for a merge, or"):
+        with pytest.raises(HimalayaError, match="the batch has 1 rows; one task is needed for a merge"):
             call()
     model.set_task(["b", "b"])
     assert torch.equal(logits_of(model), b)

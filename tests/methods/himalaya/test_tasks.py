@@ -5,7 +5,7 @@ import torch
 from learning import alone, put, random_atoms
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.himalaya.tasks import NOTHING, TaskTable
+from himalaya_adapter.methods.himalaya.dictionary import NOTHING, TaskTable
 from himalaya_adapter.names import TASK_NAME_BYTES, normalised
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
@@ -74,19 +74,19 @@ def test_a_full_table_is_noticed_before_anything_changes() -> None:
 
 def test_the_users_of_an_atom_are_those_of_learnt_tasks() -> None:
     made = table("a", "b")
-    made.set_atom(0, 1, [7, 9], [1.0, -0.5])
-    made.set_atom(1, 0, [9], [0.25])
-    made.set_atom(2, 0, [9], [1.0])  # not learnt
-    assert made.users(9) == [(0, 1), (1, 0)]
-    assert made.uses(12).tolist() == [0] * 7 + [1, 0, 2, 0, 0]
-    made.set_atom(0, 1, [9], [0.001])  # rounds to nothing
-    assert made.users(9) == [(1, 0)]
-    made.clear(1)
+    made.set_atom(0, 1, [7, 9], torch.tensor([1.0, -0.5]))
+    made.set_atom(1, 0, [9], torch.tensor([0.25]))
+    made.set_atom(2, 0, [9], torch.tensor([1.0]))  # not learnt
+    assert made.used().nonzero().tolist() == [[0, 1, 0], [0, 1, 1], [1, 0, 0]]
+    assert made.used(but=0).nonzero().tolist() == [[1, 0, 0]]
+    made.set_atom(0, 1, [9], torch.tensor([0.001]))  # rounds to nothing
+    assert made.used().nonzero().tolist() == [[1, 0, 0]]
+    made.empty(1)
     assert made.known() == ["a"]
     assert (made.numbers[1] == NOTHING).all()
 
 
 def test_a_coefficient_is_rounded_to_a_64th_and_ends_below_2() -> None:
     made = table("a")
-    made.set_atom(0, 0, [1, 2, 3, 4], [1.0, -0.3, 5.0, -5.0])
+    made.set_atom(0, 0, [1, 2, 3, 4], torch.tensor([1.0, -0.3, 5.0, -5.0]))
     assert made.coefficients[0, 0, :4].tolist() == [64, -19, 127, -127]

@@ -1,34 +1,42 @@
-"""One adapter through its life: what it is learning, what it has learnt, and what it forgets."""
+"""One adapter: whose atoms answer, the vectors that layers make of them, and what it learns, keeps and forgets."""
 
 import copy
+import hashlib
+import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
+from himalaya_adapter.methods.prompt_memory import PromptMemory
 
-from .answering import Answering
+from .channels import sizes_of
 from .config import HimalayaConfig
-from .consolidation import FisherMemory
-from .growth import Growth
-from .kept import Kept
-from .tasks import FROZEN, NO_ROW
-from .update import bounded, scaled, unscaled
+from .dictionary import FROZEN, NO_ROW
+from .growth import GrowingState
+from .kept import Kept, full_precision
+from .update import bounded, layer_anchors, layer_codes, scaled, unscaled, update_vectors
 
 logger = logging.getLogger(__name__)
 UNNAMED = "unnamed"
 HOW_TO_TRAIN = "inside of `with model.learning(name):`, or give a Trainer callbacks=[TaskCallback(name)]"
+# A random adapter, for tests: its atoms are about so long.
+RANDOM_NORM = {"residual_stream": 0.5, "weights": 0.1}
+# Of the config, beside the core and the atoms.
+ANSWERS_DEPEND_ON = ("placement", "rank", "active_atoms", "norm_bound", "seed", "layers", "layers_to_transform")
+Vectors = list[tuple[Tensor, Tensor]]
 
 
-class HimalayaAdapter(Answering):
-    """Everything that a HIMALAYA adapter stores: what answers, and what only learning needs.
+class HimalayaAdapter(GrowingState):
+    """Everything that a HIMALAYA adapter stores. Its size depends neither on the layers nor on the tasks.
 
-    Its size depends neither on the layers nor on the tasks.
+    The one parameter, ``atoms``, is that of the task being learnt. What earlier tasks have learnt is no parameter:
+    nothing that trains can move it.
 
     Args:
         config: The adapter's, with the number of layers.
@@ -37,17 +45,91 @@ class HimalayaAdapter(Answering):
     """
 
     def __init__(self, config: HimalayaConfig, width: int, embedding_width: int | None) -> None:
-        super().__init__(config, width, embedding_width)
-        self.fisher = FisherMemory(config.elastic_atoms, config.atoms_per_task, width)
-        self.growth = Growth(config, self.dictionary, self.tasks, self.fisher)
+        super().__init__(config, width)
+        self.width = width
+        self.layers = config.layers or 1
+        self.attached = 0  # layers so far
+        self.entries = 0  # of all factors together, with placement="weights"
+        self.atoms = nn.Parameter(torch.zeros(config.atoms_per_task, width))
+        if not config.init_weights:
+            random = torch.randn(self.atoms.shape, generator=torch.Generator().manual_seed(config.seed + 2))
+            self.atoms = nn.Parameter(unscaled(random * RANDOM_NORM[config.placement] / width**0.5))
+        self.channels: Tensor = nn.Buffer(torch.zeros(width, dtype=torch.int8))
+        self.router = PromptMemory(embedding_width or width, self.tasks.row_bits, slots=config.max_tasks)
+        self.codes = layer_codes(self.layers, config.atoms_per_task, config.active_atoms, config.seed)
+        # Which row of the table answers each row of a batch; None: the one that `tasks.answers` names, for all.
+        self.rows: tuple[int, ...] | None = None
+        self.infers_task = False
         self._warned = False
-        self._knows_channels: Kept[bool] = Kept()
+        self._atoms: Kept[Tensor] = Kept()
+        self._vectors: Kept[Vectors] = Kept()
+        self._pass: Vectors | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pass": None}  # the vectors of the last pass belong to its graph
+
+    @contextmanager
+    def unchanged_by_errors(self) -> Iterator[None]:
+        """A block after whose exception the adapter is as before it."""
+        before, rows, infers_task = copy.deepcopy(self.state_dict()), self.rows, self.infers_task
+        try:
+            yield
+        except BaseException:
+            self.load_state_dict(before)
+            self.rows, self.infers_task = rows, infers_task
+            self.atoms.grad = None
+            raise
+
+    # Which task ------------------------------------------------------------------------------------------------
 
     @property
-    def is_blank(self) -> bool:
-        """Whether nothing is known of the channels' sizes, and nothing has been learnt without them."""
-        known = self._knows_channels.get(lambda: bool(self.channels.any()), self.channels)
-        return not (known or self.atoms.any() or self.tasks.learnt.any())
+    def open_task(self) -> str | None:
+        """Name of the task that is being learnt."""
+        row = self.tasks.being_learnt
+        return None if row == NO_ROW else self.tasks.name(row)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the pass that runs is one of training."""
+        return self.training and self.atoms.requires_grad and torch.is_grad_enabled()
+
+    def answer_as(self, row: int) -> None:
+        """Answer all prompts as the task of a row."""
+        self.tasks.answers.fill_(row)
+        self.rows, self.infers_task = None, False
+
+    def set_task(self, name: str | Sequence[str | None] | None) -> None:
+        """Answer as one task; as one for each row of a batch; or as the one that each prompt looks like (``None``).
+
+        Raises:
+            HimalayaError: A task that is not known.
+        """
+        if isinstance(name, str):
+            self.answer_as(self.tasks.row_of(name))
+        elif name is None:
+            self.infers_task, self.rows = True, None
+        else:
+            rows = tuple(FROZEN if one is None else self.tasks.row_of(one) for one in name)
+            if not rows:
+                raise HimalayaError("set_task was given no task: name one, or one for each row of the batch")
+            self.infers_task, self.rows = False, rows
+
+    @property
+    def prompt_memory(self) -> PromptMemory:
+        """What tells a prompt's task."""
+        return self.router
+
+    def recognise(self, embeddings: Tensor, mask: Tensor) -> tuple[list[int], list[float]]:
+        """Row of the task that each prompt looks like, and a confidence; below 1 it looks like none, `FROZEN`."""
+        codes, confidences = self.router.infer(self.router.features(embeddings, mask))
+        confidences = confidences.where(mask.any(1), 0.0)
+        return self.tasks.rows_of(codes).where(confidences == 1, FROZEN).tolist(), confidences.tolist()
+
+    def read_prompts(self, embeddings: Tensor, mask: Tensor) -> None:
+        """Answer each row, until the next prompts, as the task that its prompt looks like."""
+        self.rows = tuple(self.recognise(embeddings, mask)[0])
+
+    # The life of a task ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def start_task(self, name: str) -> list[Event]:
@@ -67,7 +149,7 @@ class HimalayaAdapter(Answering):
             # What cannot be stored can only begin anew.
             events = [] if broken and ending in (row, NO_ROW) else self.end_task()
             row = self.tasks.open(name)
-            self.growth.check_room(row)
+            self.check_room(row)
             self.atoms.copy_(unscaled(bounded(self.tasks.atoms(row, self.dictionary))))
             self.answer_as(row)
             self.fisher.energy.zero_()
@@ -88,7 +170,7 @@ class HimalayaAdapter(Answering):
         if not atoms.isfinite().all():
             raise HimalayaError("the task's atoms are not finite: start it again with a lower learning rate")
         row = self.tasks.open(UNNAMED) if row == NO_ROW else row
-        events = self.growth.store(row, atoms)
+        events = self.store(row, atoms)
         self.router.learn(self.tasks.code(row))
         self._close()
         self.answer_as(row)
@@ -107,39 +189,13 @@ class HimalayaAdapter(Answering):
             self._close()
         elif self.open_task is not None:
             raise HimalayaError(f"task '{self.open_task}' is being learnt: end it before you forget task '{name}'")
-        self.growth.remove(row)
+        self.remove(row)
         self.router.remove(self.tasks.code(row))
-        self.fisher.forget()
         none_left = not self.tasks.learnt.any()
         if self.rows is not None:
             self.rows = tuple(FROZEN if one == row else one for one in self.rows)
         if none_left or self.tasks.answering == row:
             self.tasks.answers.fill_(NO_ROW if none_left else FROZEN)
-
-    def check_training(self) -> None:
-        """Make sure that what is trained is the open task, and that its atoms are in the unit ball.
-
-        Raises:
-            HimalayaError: Another task answers, none is open but some are learnt, or the adapter is a release.
-        """
-        self.refuse_if_released()
-        is_open = self.tasks.being_learnt != NO_ROW
-        if is_open and not self.learns:
-            raise HimalayaError(
-                f"task '{self.open_task}' is being learnt, but the adapter answers as another one: before you train "
-                f"on, call model.set_task('{self.open_task}')"
-            )
-        if not is_open and (not self.learns or self.tasks.learnt.any()):
-            raise HimalayaError(f"no task is being learnt: train {HOW_TO_TRAIN}")
-        if not is_open and not self._warned:
-            self._warned = True
-            message = "the adapter is trained outside of a task, and what it learns is stored as '%s': train %s"
-            logger.warning(message, UNNAMED, HOW_TO_TRAIN)
-        # Whoever takes the optimiser's steps: atoms that have left the ball are put back before they are used again.
-        with torch.no_grad():
-            inside = unscaled(scaled(self.atoms))
-            if (self.atoms - inside).abs().max() > 1e-6 * self.atoms.abs().max():
-                self.atoms.copy_(inside)
 
     def _close(self) -> None:
         """No task is being learnt any more; an optimiser's step that comes late finds no gradient."""
@@ -149,17 +205,31 @@ class HimalayaAdapter(Answering):
         self.router.task_moment.zero_()
         self._warned = False
 
-    @contextmanager
-    def unchanged_by_errors(self) -> Iterator[None]:
-        """A block after whose exception the adapter is as before it."""
-        before, rows, infers_task = copy.deepcopy(self.state_dict()), self.rows, self.infers_task
-        try:
-            yield
-        except BaseException:
-            self.load_state_dict(before)
-            self.rows, self.infers_task = rows, infers_task
-            self.atoms.grad = None
-            raise
+    def check_training(self) -> None:
+        """Make sure that what is trained is the open task, and that its atoms are in the unit ball.
+
+        Raises:
+            HimalayaError: Another task answers, none is open but some are learnt, or the adapter is a release.
+        """
+        self.refuse_if_released()
+        name = self.open_task
+        learns = self.rows is None and not self.infers_task and self.tasks.answering == self.tasks.being_learnt
+        if name is not None and not learns:
+            raise HimalayaError(
+                f"task '{name}' is being learnt, but the adapter answers as another one: before you train on, "
+                f"call model.set_task('{name}')"
+            )
+        if name is None and (not learns or self.tasks.learnt.any()):
+            raise HimalayaError(f"no task is being learnt: train {HOW_TO_TRAIN}")
+        if name is None and not self._warned:
+            self._warned = True
+            message = "the adapter is trained outside of a task, and what it learns is stored as '%s': train %s"
+            logger.warning(message, UNNAMED, HOW_TO_TRAIN)
+        # Whoever takes the optimiser's steps: atoms that have left the ball are put back before they are used again.
+        with torch.no_grad():
+            inside = unscaled(scaled(self.atoms))
+            if (self.atoms - inside).abs().max() > 1e-6 * self.atoms.abs().max():
+                self.atoms.copy_(inside)
 
     def check_replacement(self, state: Mapping[str, Tensor]) -> None:
         """Refuse to load what lacks a task that this adapter has learnt, or holds another version of it.
@@ -173,19 +243,131 @@ class HimalayaAdapter(Answering):
             return
         other = copy.deepcopy(self)
         other.load_state_dict(state)
-        theirs, mine = (
-            {name: one.tasks.atoms(one.tasks.row_of(name), one.dictionary) for name in one.tasks.known()}
-            for one in (other, self)
-        )
-        if not theirs and other.open_task is None:
+        if other.open_task is None and not other.tasks.learnt.any():
             return
-        for name, atoms in mine.items():
-            if name != other.open_task and not (name in theirs and torch.equal(theirs[name], atoms)):
+        theirs = {name: other.tasks.atoms(other.tasks.row_of(name), other.dictionary) for name in other.tasks.known()}
+        for name in self.tasks.known():
+            mine = self.tasks.atoms(self.tasks.row_of(name), self.dictionary)
+            if name != other.open_task and not (name in theirs and torch.equal(theirs[name], mine)):
                 raise HimalayaError(
                     f"task '{name}', which this adapter has learnt, is not in the file as it is here: load the file "
                     "as an adapter of another name, or delete this one first"
                 )
 
+    # Its atoms -------------------------------------------------------------------------------------------------
+
+    def task_atoms(self, row: int) -> Tensor:
+        """The atoms ``(k, d)`` of a row of the table: of the task being learnt its parameter, else what is stored."""
+        if row == FROZEN:
+            return torch.zeros_like(self.atoms, dtype=torch.float32)
+        if row == self.tasks.being_learnt:
+            return scaled(self.atoms.float())
+        return bounded(self.tasks.atoms(row, self.dictionary))
+
+    def answering_atoms(self, batch: int, first: bool = True) -> Tensor:
+        """The atoms that answer now; the same tensor as long as they are the same, unless they are trained.
+
+        Args:
+            batch: Rows of the batch.
+            first: Whether a pass begins, which is when it is checked that training is allowed.
+
+        Returns:
+            ``(k, d)``; ``(batch, k, d)`` where rows are answered as different tasks.
+
+        Raises:
+            HimalayaError: The adapter is trained outside of a task, or as a release; or `set_task` was given another
+                number of tasks.
+        """
+        if first and self.trains:
+            self.check_training()
+        tasks, dictionary = self.tasks, self.dictionary
+        rows = (tasks.answering,) if self.rows is None else self.rows
+        each, left = divmod(batch, len(rows))  # beams of a row lie side by side
+        if len({*rows}) == 1:
+            rows = rows[:1]
+        elif left or not each:
+            raise HimalayaError(
+                f"set_task was given {len(rows)} tasks, the batch has {batch} rows; one task is needed for a merge, "
+                "and for a module that is given tokens without their rows"
+            )
+        else:
+            rows = tuple(row for row in rows for _ in range(each))
+
+        def stacked() -> Tensor:
+            each = {row: self.task_atoms(row) for row in {*rows}}
+            return torch.stack([each[row] for row in rows]) if len(rows) > 1 else each[rows[0]]
+
+        if self.atoms.requires_grad and tasks.being_learnt in rows:
+            return stacked()  # some optimisers' steps do not count as changes of a tensor
+        sources = self.atoms, dictionary.core, dictionary.elastic, tasks.numbers, tasks.coefficients, tasks.open_row
+        return self._atoms.get(stacked, *sources, given=rows)
+
+    # The layers' vectors ---------------------------------------------------------------------------------------
+
+    @property
+    def anchors(self) -> Tensor:
+        """The layers' anchors, ``(L, d)``, in float32."""
+        return layer_anchors(self.dictionary.core_atoms(), self.layers, self.config.seed)
+
+    def vectors(self, atoms: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Write and read vectors of all layers, each ``(..., L, d)``.
+
+        Args:
+            atoms: ``(..., k, d)``.
+            sizes: Of the channels; by default as measured.
+        """
+        with full_precision(atoms):
+            write, read = update_vectors(self.anchors, self.codes.to(atoms), atoms, self.config.norm_bound)
+            sizes = sizes_of(self.channels) if sizes is None else sizes
+            return write * sizes, read / sizes
+
+    def of_layer(self, number: int, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Write and read vector of a layer, as `edited` takes them. A pass's first layer makes those of all layers."""
+        if number == 0 or self._pass is None:
+            self._pass = self.of_pass(hidden_states)
+        found = self._pass[number]
+        if self.trains and not found[0].requires_grad:
+            # A layer inside of a reentrant checkpoint runs again, now with a graph, which must be its own.
+            return self.of_pass(hidden_states)[number]
+        return found
+
+    @torch.compiler.disable
+    def of_pass(self, hidden_states: Tensor) -> Vectors:
+        """Those of each layer, for the pass that begins with these hidden states ``(b, s, d)``."""
+        atoms, dtype = self.answering_atoms(len(hidden_states)), hidden_states.dtype
+
+        def each_layer() -> Vectors:
+            # Beside L and d there is perhaps a row, and now a token.
+            write, read = (one.to(dtype) for one in self.vectors(atoms))
+            return list(zip(write[..., None, :].unbind(-3), read[..., None].unbind(-3), strict=True))
+
+        return self._vectors.get(each_layer, atoms, self.channels, given=dtype)
+
+    # What is reported ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def norm_certificate(self) -> dict[str, float]:
+        """The largest norms over all tasks: of an atom, and of a layer's update in units of the channels' sizes."""
+        rows = {self.tasks.being_learnt, *self.tasks.learnt.nonzero().flatten().tolist()}
+        atoms = torch.stack([self.task_atoms(row) for row in rows])
+        norms = {"atom_norm_max": atoms.norm(dim=-1).max().item()}
+        if self.config.placement == "residual_stream":
+            write, read = self.vectors(atoms, sizes=torch.ones_like(atoms[0, 0]))
+            norms["update_norm_max"] = (write.norm(dim=-1) * read.norm(dim=-1)).max().item()
+        return norms
+
+    @torch.no_grad()
+    def task_hash(self, name: str) -> str:
+        """SHA-256 of all that a task's answers depend on beside the frozen model: the same as long as they are."""
+        atoms = self.task_atoms(self.tasks.row_of(name))
+        config = {field: getattr(self.config, field) for field in ANSWERS_DEPEND_ON}
+        targets = self.config.target_modules
+        config["target_modules"] = sorted(targets) if isinstance(targets, set) else targets
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for tensor in (self.anchors, self.channels, atoms):
+            digest.update(tensor.float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
     def task_statistics(self) -> dict[str, Any]:
         """How much room is left."""
-        return {"free_atoms": len(self.growth.free_slots()), "active_atoms": self.config.active_atoms}
+        return {"free_atoms": len(self.free_slots()), "active_atoms": self.config.active_atoms}

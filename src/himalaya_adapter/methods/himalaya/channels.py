@@ -4,8 +4,8 @@ A few channels of a language model can be hundreds of times as large as the othe
 2024, arXiv:2402.17762). An update that takes all channels alike changes little but those.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -50,28 +50,16 @@ def measure(model: nn.Module, layers: Sequence[nn.Module], seed: int) -> Tensor:
         mean = states[:, 1:].double().square().mean((0, 1))
         squares.append(mean / mean.mean())
 
-    with evaluated(model):
-        hooks = [layer.register_forward_hook(look) for layer in layers]
-        try:
-            model.base_model(tokens.to(embeddings.weight.device))  # type: ignore[operator]
-        finally:
-            for hook in hooks:
-                hook.remove()
+    with ExitStack() as afterwards:
+        for module in model.modules():
+            afterwards.callback(setattr, module, "training", module.training)
+        model.eval()
+        for layer in layers:
+            afterwards.callback(layer.register_forward_hook(look).remove)
+        model.base_model(tokens.to(embeddings.weight.device))  # type: ignore[operator]
     mean = torch.stack([one.to(squares[0].device) for one in squares]).mean(0)
     logarithms = mean.clamp_min(SMALLEST_SQUARE).log2() * EXPONENT / 2
     codes = ((logarithms - logarithms.mean()) * STEPS).round().clamp(-LARGEST, LARGEST).to(torch.int8)
     if distributed.is_available() and distributed.is_initialized():
         distributed.broadcast(codes, 0)
     return codes
-
-
-@contextmanager
-def evaluated(model: nn.Module) -> Iterator[None]:
-    """A block in which all modules are in evaluation mode, and afterwards again as they were."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

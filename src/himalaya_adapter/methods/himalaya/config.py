@@ -13,10 +13,6 @@ MOST_ACTIVE_ATOMS = 3
 MOST_ATOMS = 2**15
 # Version of the adapter files that this code writes and reads. Those of 0.1 had versions 1 and 2.
 FORMAT_VERSION = 3
-WRITTEN_BY_0_1 = (
-    "this adapter was written by himalaya-adapter 0.1, whose update was another one: load it with "
-    "himalaya-adapter 0.1, or learn its tasks again"
-)
 
 
 @dataclass
@@ -86,20 +82,18 @@ class HimalayaConfig(TargetsConfig):
 
     def __post_init__(self) -> None:
         if self.format_version < FORMAT_VERSION:
-            raise HimalayaError(WRITTEN_BY_0_1)
+            raise HimalayaError(
+                "this adapter was written by himalaya-adapter 0.1, whose update was another one: load it with "
+                "himalaya-adapter 0.1, or learn its tasks again"
+            )
         refuse_newer(self.format_version, FORMAT_VERSION)
         super().__post_init__()
         self.peft_type = PeftType.HIMALAYA
-        most = min(MOST_ACTIVE_ATOMS, self.atoms_per_task)
-        if self.active_atoms > most:
-            raise ValueError(f"active_atoms={self.active_atoms} must be at most {most}: 3, and atoms_per_task")
-        if self.elastic_atoms < self.atoms_per_task:
-            raise ValueError(
-                f"elastic_atoms={self.elastic_atoms} must be at least atoms_per_task={self.atoms_per_task}: "
-                "one task needs so many slots"
-            )
-        if self.core_atoms + self.elastic_atoms > MOST_ATOMS:
-            raise ValueError(
-                f"core_atoms={self.core_atoms} and elastic_atoms={self.elastic_atoms} must be at most {MOST_ATOMS} "
-                "together: the table of tasks numbers atoms in 16 bits"
-            )
+        limits = (
+            ("active_atoms", min(MOST_ACTIVE_ATOMS, self.atoms_per_task), "3, and atoms_per_task"),
+            ("atoms_per_task", self.elastic_atoms, f"the slots, elastic_atoms={self.elastic_atoms}"),
+            ("elastic_atoms", MOST_ATOMS - self.core_atoms, "with core_atoms, what 16 bits can number"),
+        )
+        for name, most, what in limits:
+            if getattr(self, name) > most:
+                raise ValueError(f"{name}={getattr(self, name)} must be at most {most}: {what}")

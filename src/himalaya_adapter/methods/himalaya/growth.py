@@ -1,72 +1,111 @@
-"""Where a learnt task's atoms go: a shared slot, a free one, or the least-used one (docs/method.md, "Growth")."""
+"""Where a learnt task's atoms go: a shared slot, a free one, or the least-used one (docs/method.md, "Growth").
+
+What an evicted atom lives on as: replay-free consolidation (docs/method.md, "Eviction and consolidation").
+"""
+
+import sys
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event, Eviction, Sharing
+from himalaya_adapter.methods.fisher import Residuals, fisher_metric_product, fisher_projection
 from himalaya_adapter.methods.kd_tree import KDTree
+from himalaya_adapter.methods.packed_rows import RowFormat
+from himalaya_adapter.methods.shared_state import SharedState
 
 from .config import HimalayaConfig
-from .consolidation import FisherMemory
-from .dictionary import Dictionary
-from .tasks import TERMS, TaskTable, rounded
+from .dictionary import TERMS, Dictionary, TaskTable, rounded
 
 ROUNDING = 1e-6
 
 
-class Directions:
-    """Atoms that are found by their direction. The index over them is made once, for all that is looked for.
+def nearest(vectors: Tensor, atoms: Tensor, config: HimalayaConfig) -> Tensor:
+    """Which of the atoms ``(n, d)`` has the largest cosine with each vector ``(m, d)`` or its opposite, ``(m,)``."""
+    keys, queries = normalize(atoms, dim=1), normalize(vectors, dim=1)
+    if config.index == "scan":
+        return (queries @ keys.T).abs().argmax(1)
+    tree = KDTree(len(atoms), atoms.shape[1], config.fanout, config.leaf_size).to(atoms.device)
+    tree.build(keys)
+    both = tree.nearest(torch.cat([queries, -queries]), keys).view(2, -1)
+    closer = (keys[both] * queries).sum(-1).abs().argmax(0)
+    return both.gather(0, closer[None])[0]
+
+
+class FisherMemory(Residuals):
+    """Directions in which past losses were steep, and how much each slot matters: gradients only, no data.
 
     Args:
-        atoms: ``(n, d)``, at least one.
-        config: Which index, and its sizes.
+        slots: Number of elastic atoms.
+        atoms: Atoms of a task ``k``.
+        width: Width of an atom.
     """
 
-    def __init__(self, atoms: Tensor, config: HimalayaConfig) -> None:
-        self.atoms = atoms
-        self.keys = normalize(atoms, dim=1)
-        self.tree: KDTree | None = None
-        if config.index != "scan":
-            self.tree = KDTree(len(atoms), atoms.shape[1], config.fanout, config.leaf_size).to(atoms.device)
-            self.tree.build(self.keys)
-            self.bounds = self.tree.bounds(self.keys)
+    def __init__(self, slots: int, atoms: int, width: int) -> None:
+        super().__init__(width)
+        self.importance: Tensor = nn.Buffer(torch.zeros(slots))  # in shares of a task
+        self.energy: Tensor = nn.Buffer(torch.zeros(atoms))  # of the open task's atoms
 
-    def nearest(self, vector: Tensor) -> int:
-        """Which atom has the largest cosine with a vector ``(d,)`` or its opposite."""
-        query = normalize(vector[None], dim=1)
-        if self.tree is None:
-            return int((self.keys @ query[0]).abs().argmax())
-        both = self.tree.search(torch.cat([query, -query]), self.keys, self.bounds)
-        return int(both[int((self.keys[both] @ query[0]).abs().argmax())])
+    @torch.no_grad()
+    def observe(self, gradient: Tensor) -> None:
+        """Take note of the loss's gradient by a task's atoms ``(k, d)``; its steepest row joins the ring buffer."""
+        squared = gradient.square().sum(1)
+        steepest = int(squared.argmax())
+        if squared[steepest] > 0:
+            self.remember(normalize(gradient[steepest], dim=0))
+            self.energy += squared / squared.sum()
+
+    def share(self, atom: Tensor, other: Tensor) -> float:
+        """The share of an atom's energy that another one in its place has, below 0 if it is worse than nothing."""
+        both = torch.stack([atom - other, atom]).double()
+        error, energy = (both * fisher_metric_product(both, self.unit_residuals().double())).sum(1).tolist()
+        return 1 - error / max(energy, sys.float_info.min)  # an atom may be all zero
+
+    def stand_in(self, atom: Tensor, candidates: Tensor, most: int, steps: int) -> tuple[Tensor, Tensor]:
+        """The combination of at most ``most`` of the candidates ``(n, d)`` that is closest to an atom ``(d,)``.
+
+        Candidates are chosen by how much of the atom each has alone; their weights are found together, by at most
+        ``steps`` conjugate-gradient steps in the Fisher metric.
+
+        Returns:
+            Which of the candidates, ``(m,)``, and how much of each, ``(m,)``.
+        """
+        atom, candidates, residuals = atom.double(), candidates.double(), self.unit_residuals().double()
+        weighted = fisher_metric_product(candidates, residuals)
+        energy = (weighted * candidates).sum(1).clamp_min(torch.finfo(torch.float64).tiny)
+        numbers = ((weighted @ atom).square() / energy).topk(min(most, len(candidates))).indices
+        return numbers, fisher_projection(atom, candidates[numbers], residuals, steps)[0]
 
 
-class Growth:
-    """Puts tasks into the slots of the dictionary. It owns no state: what is free follows from the table.
+class GrowingState(SharedState):
+    """All that an adapter has learnt: the dictionary, who uses which of its slots, and what matters.
+
+    Which slots are free follows from the table.
 
     Args:
         config: The adapter's.
-        dictionary: Core and slots.
-        tasks: Who uses which slot.
-        fisher: What matters.
+        width: Width ``d`` of the atoms.
     """
 
-    def __init__(self, config: HimalayaConfig, dictionary: Dictionary, tasks: TaskTable, fisher: FisherMemory) -> None:
+    def __init__(self, config: HimalayaConfig, width: int) -> None:
+        super().__init__()
         self.config = config
-        self.dictionary = dictionary
-        self.tasks = tasks
-        self.fisher = fisher
-        self.slots = len(dictionary.elastic)
-        self.first_slot = len(dictionary.core)  # the number of the first elastic atom
+        row_format = RowFormat(width, config.quantisation_bits)
+        self.dictionary = Dictionary(config.core_atoms, config.elastic_atoms, row_format, config.seed)
+        self.tasks = TaskTable(config.max_tasks, config.atoms_per_task)
+        self.fisher = FisherMemory(config.elastic_atoms, config.atoms_per_task, width)
+        self.first_slot = config.core_atoms  # the number of the first elastic atom
 
-    def uses(self, but: int | None = None) -> Tensor:
+    def slot_uses(self, but: int | None = None) -> Tensor:
         """How many atoms of tasks, ``but`` those of one row, use each slot, ``(slots,)``."""
-        return self.tasks.uses(self.first_slot + self.slots, but)[self.first_slot :]
+        slots = self.tasks.numbers[self.tasks.used(but)] - self.first_slot
+        return torch.bincount(slots[slots >= 0].long(), minlength=self.config.elastic_atoms)
 
     def free_slots(self, but: int | None = None) -> list[int]:
         """The slots that no task, ``but`` perhaps that of one row, uses."""
-        return (self.uses(but) == 0).nonzero().flatten().tolist()
+        return (self.slot_uses(but) == 0).nonzero().flatten().tolist()
 
     def check_room(self, row: int) -> None:
         """Make sure that the task of a row can be stored once it is learnt.
@@ -77,7 +116,7 @@ class Growth:
         room, need = len(self.free_slots(but=row)), self.config.atoms_per_task
         if room < need and not self.config.evict:
             raise HimalayaError(
-                f"no room for another task: {room} of {self.slots} slots are free, a task needs {need} "
+                f"no room for another task: {room} of {self.config.elastic_atoms} slots are free, a task needs {need} "
                 "(atoms_per_task); attach an adapter with more elastic_atoms, or allow evictions with evict=True, "
                 "which forget part of what was learnt"
             )
@@ -91,30 +130,29 @@ class Growth:
         """
         self.tasks.empty(row)  # what only this task used is free
         events: list[Event] = []
-        free, kept = self.free_slots(), list[int]()
-        occupied = sorted({*range(self.slots)} - {*free})
-        there = self._directions(occupied)
+        free, mine = self.free_slots(), list[int]()
+        occupied = sorted({*range(self.config.elastic_atoms)} - {*free})
+        near = self._nearest_slots(atoms, occupied)
         shares = self.fisher.energy / self.fisher.energy.sum().clamp_min(1e-12)
         self.fisher.importance[free] = 0
         for number, atom in enumerate(atoms):
             if not atom.any():  # never moved
                 continue
-            shared = self._similar(atom, there)
+            shared = self._shared(atom, near[number]) if occupied else None
             if shared is not None:
-                nearest, coefficient, cosine = shared
-                slot = occupied[nearest]
+                slot, coefficient, cosine = near[number], *shared
                 events.append(Sharing(slot, cosine))
             else:
                 if not free:
-                    eviction = self._evict(kept)
+                    eviction = self._evict(mine)
                     events.append(eviction)
                     free = [eviction.slot]
                     occupied.remove(eviction.slot)
-                    there = self._directions(occupied)
-                slot, coefficient = free.pop(0), 1.0
-                self.dictionary.write(slot, atom)
-            kept.append(slot)
-            self.tasks.set_atom(row, number, [self.first_slot + slot], [coefficient])
+                    near = self._nearest_slots(atoms, occupied)
+                slot, coefficient = free.pop(0), torch.tensor(1.0)
+                self.dictionary.elastic[slot] = self.dictionary.row_format.pack(atom[None])[0]
+            mine.append(slot)
+            self.tasks.set_atom(row, number, [self.first_slot + slot], coefficient[None])
             self.fisher.importance[slot] += shares[number]
         self.tasks.learnt[row] = True
         self.fisher.energy.zero_()
@@ -124,54 +162,57 @@ class Growth:
     def remove(self, row: int) -> None:
         """Forget a row of the table: slots that only its task uses become zero, those of other tasks stay."""
         shared = self.tasks.numbers[row][self.tasks.coefficients[row] != 0] - self.first_slot
-        self.tasks.clear(row)
+        self.tasks.names[row] = 0
+        self.tasks.empty(row)
         free = self.free_slots()
         self.dictionary.elastic[free] = 0
         self.fisher.importance[free] = 0
         # What the others have of a shared slot: as much as if each of their atoms mattered alike.
         shared = shared[shared >= 0].long()
-        self.fisher.importance[shared] = self.uses()[shared] / self.config.atoms_per_task
+        self.fisher.importance[shared] = self.slot_uses()[shared] / self.config.atoms_per_task
+        # Which task a past gradient is from is not kept, so all of them go.
+        for buffer in (self.fisher.residuals, self.fisher.seen, self.fisher.energy):
+            buffer.zero_()
 
-    def _directions(self, slots: list[int]) -> Directions | None:
-        """The atoms of these slots, to look for directions among; none if there are none."""
-        if not slots:
-            return None
-        numbers = torch.tensor(slots, device=self.tasks.numbers.device) + self.first_slot
-        return Directions(self.dictionary.atoms(numbers), self.config)
+    def _slot_atoms(self, slots: list[int]) -> Tensor:
+        return self.dictionary.atoms(torch.tensor(slots, device=self.fisher.energy.device) + self.first_slot)
 
-    def _similar(self, atom: Tensor, there: Directions | None) -> tuple[int, float, float] | None:
-        """Which of the atoms there can serve, how much of it, and the cosine; none if none is close enough."""
-        if there is None:
-            return None
-        nearest = there.nearest(atom)
-        other = there.atoms[nearest]
+    def _nearest_slots(self, atoms: Tensor, slots: list[int]) -> list[int]:
+        """The slot of these whose atom points most nearly where each of the atoms ``(k, d)`` does, or away from it."""
+        found = nearest(atoms, self._slot_atoms(slots), self.config).tolist() if slots else []
+        return [slots[one] for one in found]
+
+    def _shared(self, atom: Tensor, slot: int) -> tuple[Tensor, float] | None:
+        """How much of a slot's atom can serve as another atom, and their cosine; none if it is not close enough."""
+        other = self._slot_atoms([slot])[0]
         cosine = float(normalize(atom, dim=0) @ normalize(other, dim=0))
-        coefficient = rounded(float(atom @ other / other.square().sum()))
+        coefficient = rounded(atom @ other / other.square().sum())
         missed = float((atom - coefficient * other).square().sum() / atom.square().sum())
         tau = self.config.similarity_threshold_tau
         if abs(cosine) < tau or missed > 2 * (1 - tau**2) + ROUNDING:  # half for the angle, half for the coefficient
             return None
-        return nearest, coefficient, cosine
+        return coefficient, cosine
 
     def _evict(self, keep: list[int]) -> Eviction:
         """Free the least important slot; what it held lives on as a combination of other atoms."""
-        missed = self.uses() * self.fisher.importance
+        missed = self.slot_uses() * self.fisher.importance
         missed[keep] = torch.inf
         slot = int(missed.argmin())
         # A stand-in cannot rest on what is not there, nor on itself.
         absent = {self.first_slot + one for one in (slot, *self.free_slots())}
-        usable = [number for number in range(self.first_slot + self.slots) if number not in absent]
+        usable = [number for number in range(self.first_slot + self.config.elastic_atoms) if number not in absent]
         candidates = self.dictionary.atoms(torch.tensor(usable, device=missed.device))
-        users = self.tasks.users(self.first_slot + slot)
+        uses_it = self.tasks.used() & (self.tasks.numbers == self.first_slot + slot)
+        users: list[list[int]] = uses_it.any(-1).nonzero().tolist()
         survives = []
         for user, atom in users:
             held = self.tasks.atoms(user, self.dictionary)[atom]
-            stand_in = self.fisher.stand_in(held, candidates, TERMS, self.config.fisher_projection_steps)
-            weights = [rounded(one) for one in stand_in.weights.tolist()]
-            share = self.fisher.share(held, torch.tensor(weights).to(held) @ candidates[stand_in.numbers])
-            numbers = [usable[one] for one in stand_in.numbers.tolist()]
-            # Rounded, it may be worse than nothing.
-            self.tasks.set_atom(user, atom, numbers if share > 0 else [], weights if share > 0 else [])
+            chosen, weights = self.fisher.stand_in(held, candidates, TERMS, self.config.fisher_projection_steps)
+            weights = rounded(weights).to(held)
+            share = self.fisher.share(held, weights @ candidates[chosen])
+            if share <= 0:  # rounded, it may be worse than nothing
+                chosen, weights = chosen[:0], weights[:0]
+            self.tasks.set_atom(user, atom, [usable[one] for one in chosen.tolist()], weights)
             survives.append(max(0.0, share))
         self.fisher.importance[slot] = 0
         share = sum(survives) / len(survives) if survives else 1.0

@@ -25,10 +25,12 @@ class Kept(Generic[T]):
         """The value.
 
         Args:
-            make: Makes it, without gradients and in full precision.
+            make: Makes it, in full precision; without gradients, unless a source has a graph.
             sources: The tensors that it follows from.
             given: What else it follows from.
         """
+        if any(one.grad_fn is not None or one.is_inference() for one in sources):
+            return make()  # they are of this pass alone
         state = given, [one._version for one in sources]
         if state != self._state or any(one is not other for one, other in zip(sources, self._sources, strict=True)):
             with torch.inference_mode(False), torch.no_grad(), full_precision(sources[0]):

@@ -1,6 +1,5 @@
 """HIMALAYA as a PEFT tuner."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,23 +15,19 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.prompted import PromptedModel, embedding_width, hidden_width
+from himalaya_adapter.methods.release import check_finite
 from himalaya_adapter.names import normalised
 
 from .adapter import HimalayaAdapter
 from .channels import measure
 from .config import HimalayaConfig
-from .layer import HimalayaLayer, StreamLayer
-from .release import pack
-from .tasks import FROZEN
-from .weights import HashedLinear
+from .dictionary import FROZEN
+from .layer import HashedLinear, HimalayaLayer, StreamLayer
 
 # The names that transformers gives to a decoder's list of layers.
 DECODER_LAYERS = r"(.*\.)?(layers|h|blocks)\.\d+"
-ALL_LINEAR = "all-linear"
-NO_LAYERS = (
-    "{} has no list of decoder layers of the usual names (layers, h, blocks): name the modules whose output is to be "
-    "edited in target_modules, or use placement='weights'"
-)
+# What a release leaves out: the task being learnt, what growth and consolidation remember, its prompts.
+TRAINING = ("atoms", "fisher.", "router.task_moment")
 
 
 class HimalayaModel(PromptedModel):
@@ -44,7 +39,6 @@ class HimalayaModel(PromptedModel):
 
     prefix = "himalaya_"
     tuner_layer_cls = HimalayaLayer
-    _pack = staticmethod(pack)
 
     # The life of a task ----------------------------------------------------------------------------------------
 
@@ -100,8 +94,7 @@ class HimalayaModel(PromptedModel):
         with ExitStack() as block:
             for adapter in self._active():
                 block.enter_context(adapter.unchanged_by_errors())
-            watch = register_optimizer_step_pre_hook(lambda optimizer, *_: self._before_step(optimizer))
-            block.callback(watch.remove)
+            block.callback(register_optimizer_step_pre_hook(self._before_step).remove)
             block.callback(setattr, self, "_watches", False)
             self.start_task(name)
             self.watch_prompts()
@@ -120,9 +113,9 @@ class HimalayaModel(PromptedModel):
         Returns:
             Handles; ``remove()`` them to stop.
         """
-        return [optimizer.register_step_pre_hook(lambda *_: self._before_step(optimizer))]
+        return [optimizer.register_step_pre_hook(self._before_step)]
 
-    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         steps = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for adapter in self._active():
             gradient = adapter.atoms.grad
@@ -173,12 +166,8 @@ class HimalayaModel(PromptedModel):
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: Any) -> PeftConfig:
-        if peft_config.target_modules is None and peft_config.placement == "weights":
-            peft_config.target_modules = ALL_LINEAR
-        elif peft_config.target_modules is None:
-            if not any(re.fullmatch(DECODER_LAYERS, name) for name, _ in self.model.named_modules()):
-                raise ValueError(NO_LAYERS.format(type(self.model).__name__))
-            peft_config.target_modules = DECODER_LAYERS
+        if peft_config.target_modules is None:
+            peft_config.target_modules = "all-linear" if peft_config.placement == "weights" else DECODER_LAYERS
         return peft_config
 
     def _new_shared_state(
@@ -198,9 +187,7 @@ class HimalayaModel(PromptedModel):
                 f"a target returns {min(outputs - {width})} features, others {width}: the update of the residual "
                 "stream has one width, so name modules whose output is added to the stream"
             )
-        adapter = HimalayaAdapter(config, width, embedding_width(model))
-        adapter.entries = sum(config.rank * sum(one.weight.shape) for one in linear)
-        return adapter
+        return HimalayaAdapter(config, width, embedding_width(model))
 
     def _new_layer(self, base: Any, config: PeftConfig) -> Any:
         kind = HashedLinear if config.placement == "weights" else StreamLayer
@@ -215,13 +202,28 @@ class HimalayaModel(PromptedModel):
     def _measure_channels(self, model: nn.Module) -> None:
         """Before the first step of an adapter; a model without tokens has none."""
         for name, adapter in zip(self.active_adapters, self._active(), strict=True):
-            if adapter.config.placement == "residual_stream" and adapter.is_blank and embedding_width(model):
-                layers = [one for one in model.modules() if isinstance(one, StreamLayer) and name in one.number]
+            begun = adapter.channels.any() or adapter.atoms.any() or adapter.tasks.learnt.any()
+            if adapter.config.placement == "residual_stream" and not begun and embedding_width(model):
+                layers = [one for one in model.modules() if isinstance(one, StreamLayer) and name in one.shared]
                 adapter.channels.copy_(measure(model, layers, adapter.config.seed))
 
     def _add_adapter(self, layer: Any, name: str, config: PeftConfig) -> None:
         super()._add_adapter(layer, name, config)
-        layer.number[name] = sum(isinstance(one, HimalayaLayer) and name in one.number for one in self.model.modules())
+        adapter = layer.shared[name]
+        layer.number[name] = adapter.attached
+        adapter.attached += 1
         if isinstance(layer, HashedLinear):
             layer.add_adapter(name, config)
             layer._move_adapter_to_device_of_base_layer(name)
+
+    @staticmethod
+    def _pack(state: Mapping[str, Tensor], config: HimalayaConfig) -> dict[str, Tensor]:
+        """All that answers, as it is: atoms are stored in few bits anyway.
+
+        Raises:
+            HimalayaError: A value is not finite, or a task is being learnt.
+        """
+        check_finite(state)
+        if not state["atoms"].is_meta and state["atoms"].any():
+            raise HimalayaError("what is being learnt is not stored yet: call model.end_task() before save_release")
+        return {name: tensor.detach().clone() for name, tensor in state.items() if not name.startswith(TRAINING)}

@@ -234,7 +234,7 @@ def _kept_file(task: str) -> Path:
 def room(adapter: HimalayaAdapter) -> int:
     """How many more tasks fit that share nothing with those that are there."""
     rows = int((~adapter.tasks.learnt).sum())
-    return min(rows, len(adapter.free_slots()) // adapter.config.atoms_per_task)
+    return min(rows, len(adapter.growth.free_slots()) // adapter.config.atoms_per_task)
 
 
 def sized_config(budget_mb: float, width: int, embedding_width: int | None, seed: int) -> HimalayaConfig:

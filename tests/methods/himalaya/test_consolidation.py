@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from learning import random_atoms
 
 from himalaya_adapter.methods.fisher import RESIDUALS
-from himalaya_adapter.methods.himalaya.growth import FisherMemory
+from himalaya_adapter.methods.himalaya.consolidation import FisherMemory
 
 SEEDS = st.integers(0, 2**31)
 

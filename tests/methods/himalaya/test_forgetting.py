@@ -21,7 +21,7 @@ from peft import PeftModel
 
 from himalaya_adapter import save_release
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.himalaya.dictionary import FROZEN
+from himalaya_adapter.methods.himalaya.tasks import FROZEN
 
 each_placement = pytest.mark.parametrize("placement", PLACEMENTS)
 

@@ -28,7 +28,7 @@ def atoms_of(adapter: HimalayaAdapter, name: str) -> torch.Tensor:
 
 def slots_of(adapter: HimalayaAdapter, name: str) -> list[int]:
     numbers = adapter.tasks.numbers[adapter.tasks.row_of(name)]
-    return sorted(number - adapter.first_slot for number in numbers.flatten().tolist() if number >= 0)
+    return sorted(number - adapter.growth.first_slot for number in numbers.flatten().tolist() if number >= 0)
 
 
 def test_a_task_takes_free_slots_and_an_atom_that_never_moved_takes_none() -> None:
@@ -41,7 +41,7 @@ def test_a_task_takes_free_slots_and_an_atom_that_never_moved_takes_none() -> No
     stored = atoms_of(adapter, "a")
     assert not stored[1].any()
     assert (torch.cosine_similarity(stored[[0, 2]], atoms[[0, 2]]) > 0.97).all()
-    assert len(adapter.free_slots()) == 3
+    assert len(adapter.growth.free_slots()) == 3
 
 
 def test_a_task_that_is_learnt_again_leaves_its_slots_to_itself() -> None:
@@ -190,7 +190,7 @@ def test_the_source_s_dictionary_over_twelve_tasks(index: str) -> None:
     assert kinds(events).count("eviction") == 36 - 2 - 16
     assert all(event.survives > 0.02 for event in events if event.kind == "eviction")
     assert all(size == sizes[0] for size in sizes)
-    assert adapter.free_slots() == []
+    assert adapter.growth.free_slots() == []
     assert len(adapter.tasks.known()) == 12
     assert all(atoms_of(adapter, name).any() for name in adapter.tasks.known())
     certificate = adapter.norm_certificate()

@@ -5,7 +5,7 @@ import torch
 from learning import alone, put, random_atoms
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.himalaya.dictionary import NOTHING, TaskTable
+from himalaya_adapter.methods.himalaya.tasks import NOTHING, TaskTable
 from himalaya_adapter.names import TASK_NAME_BYTES, normalised
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"

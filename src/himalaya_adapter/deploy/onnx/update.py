@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from himalaya_adapter.methods.himalaya import HimalayaAdapter
 from himalaya_adapter.methods.himalaya.channels import sizes_of
-from himalaya_adapter.methods.himalaya.dictionary import COEFFICIENT_STEP
+from himalaya_adapter.methods.himalaya.tasks import COEFFICIENT_STEP
 from himalaya_adapter.methods.himalaya.update import layer_anchors
 from himalaya_adapter.methods.quantization import unpack_codes
 

@@ -2,7 +2,8 @@
 
 from .adapter import HimalayaAdapter
 from .config import HimalayaConfig
-from .layer import HashedLinear, HimalayaLayer, StreamLayer
+from .layer import HimalayaLayer, StreamLayer
 from .model import HimalayaModel
+from .weights import HashedLinear
 
 __all__ = ["HashedLinear", "HimalayaAdapter", "HimalayaConfig", "HimalayaLayer", "HimalayaModel", "StreamLayer"]

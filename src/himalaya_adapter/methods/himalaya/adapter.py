@@ -13,13 +13,17 @@ from torch import Tensor, nn
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
+from himalaya_adapter.methods.packed_rows import RowFormat
 from himalaya_adapter.methods.prompt_memory import PromptMemory
+from himalaya_adapter.methods.shared_state import SharedState
 
 from .channels import sizes_of
 from .config import HimalayaConfig
-from .dictionary import FROZEN, NO_ROW
-from .growth import GrowingState
+from .consolidation import FisherMemory
+from .dictionary import Dictionary
+from .growth import Growth
 from .kept import Kept, full_precision
+from .tasks import FROZEN, NO_ROW, TaskTable
 from .update import bounded, layer_anchors, layer_codes, scaled, unscaled, update_vectors
 
 logger = logging.getLogger(__name__)
@@ -32,7 +36,7 @@ ANSWERS_DEPEND_ON = ("placement", "rank", "active_atoms", "norm_bound", "seed", 
 Vectors = list[tuple[Tensor, Tensor]]
 
 
-class HimalayaAdapter(GrowingState):
+class HimalayaAdapter(SharedState):
     """Everything that a HIMALAYA adapter stores. Its size depends neither on the layers nor on the tasks.
 
     The one parameter, ``atoms``, is that of the task being learnt. What earlier tasks have learnt is no parameter:
@@ -45,7 +49,8 @@ class HimalayaAdapter(GrowingState):
     """
 
     def __init__(self, config: HimalayaConfig, width: int, embedding_width: int | None) -> None:
-        super().__init__(config, width)
+        super().__init__()
+        self.config = config
         self.width = width
         self.layers = config.layers or 1
         self.attached = 0  # layers so far
@@ -55,6 +60,11 @@ class HimalayaAdapter(GrowingState):
             random = torch.randn(self.atoms.shape, generator=torch.Generator().manual_seed(config.seed + 2))
             self.atoms = nn.Parameter(unscaled(random * RANDOM_NORM[config.placement] / width**0.5))
         self.channels: Tensor = nn.Buffer(torch.zeros(width, dtype=torch.int8))
+        row_format = RowFormat(width, config.quantisation_bits)
+        self.dictionary = Dictionary(config.core_atoms, config.elastic_atoms, row_format, config.seed)
+        self.tasks = TaskTable(config.max_tasks, config.atoms_per_task)
+        self.fisher = FisherMemory(config.elastic_atoms, config.atoms_per_task, width)
+        self.growth = Growth(config, self.dictionary, self.tasks, self.fisher)
         self.router = PromptMemory(embedding_width or width, self.tasks.row_bits, slots=config.max_tasks)
         self.codes = layer_codes(self.layers, config.atoms_per_task, config.active_atoms, config.seed)
         # Which row of the table answers each row of a batch; None: the one that `tasks.answers` names, for all.
@@ -62,6 +72,7 @@ class HimalayaAdapter(GrowingState):
         self.infers_task = False
         self._warned = False
         self._atoms: Kept[Tensor] = Kept()
+        self._anchors: Kept[Tensor] = Kept()
         self._vectors: Kept[Vectors] = Kept()
         self._pass: Vectors | None = None
 
@@ -149,7 +160,7 @@ class HimalayaAdapter(GrowingState):
             # What cannot be stored can only begin anew.
             events = [] if broken and ending in (row, NO_ROW) else self.end_task()
             row = self.tasks.open(name)
-            self.check_room(row)
+            self.growth.check_room(row)
             self.atoms.copy_(unscaled(bounded(self.tasks.atoms(row, self.dictionary))))
             self.answer_as(row)
             self.fisher.energy.zero_()
@@ -170,7 +181,7 @@ class HimalayaAdapter(GrowingState):
         if not atoms.isfinite().all():
             raise HimalayaError("the task's atoms are not finite: start it again with a lower learning rate")
         row = self.tasks.open(UNNAMED) if row == NO_ROW else row
-        events = self.store(row, atoms)
+        events = self.growth.store(row, atoms)
         self.router.learn(self.tasks.code(row))
         self._close()
         self.answer_as(row)
@@ -189,7 +200,7 @@ class HimalayaAdapter(GrowingState):
             self._close()
         elif self.open_task is not None:
             raise HimalayaError(f"task '{self.open_task}' is being learnt: end it before you forget task '{name}'")
-        self.remove(row)
+        self.growth.remove(row)
         self.router.remove(self.tasks.code(row))
         none_left = not self.tasks.learnt.any()
         if self.rows is not None:
@@ -307,7 +318,8 @@ class HimalayaAdapter(GrowingState):
     @property
     def anchors(self) -> Tensor:
         """The layers' anchors, ``(L, d)``, in float32."""
-        return layer_anchors(self.dictionary.core_atoms(), self.layers, self.config.seed)
+        core = self.dictionary.core_atoms
+        return self._anchors.get(lambda: layer_anchors(core(), self.layers, self.config.seed), self.dictionary.core)
 
     def vectors(self, atoms: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Write and read vectors of all layers, each ``(..., L, d)``.
@@ -370,4 +382,4 @@ class HimalayaAdapter(GrowingState):
 
     def task_statistics(self) -> dict[str, Any]:
         """How much room is left."""
-        return {"free_atoms": len(self.free_slots()), "active_atoms": self.config.active_atoms}
+        return {"free_atoms": len(self.growth.free_slots()), "active_atoms": self.config.active_atoms}

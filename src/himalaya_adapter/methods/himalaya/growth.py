@@ -1,23 +1,17 @@
-"""Where a learnt task's atoms go: a shared slot, a free one, or the least-used one (docs/method.md, "Growth").
-
-What an evicted atom lives on as: replay-free consolidation (docs/method.md, "Eviction and consolidation").
-"""
-
-import sys
+"""Where a learnt task's atoms go: a shared slot, a free one, or the least-used one (docs/method.md, "Growth")."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event, Eviction, Sharing
-from himalaya_adapter.methods.fisher import Residuals, fisher_metric_product, fisher_projection
 from himalaya_adapter.methods.kd_tree import KDTree
-from himalaya_adapter.methods.packed_rows import RowFormat
-from himalaya_adapter.methods.shared_state import SharedState
 
 from .config import HimalayaConfig
-from .dictionary import TERMS, Dictionary, TaskTable, rounded
+from .consolidation import FisherMemory
+from .dictionary import Dictionary
+from .tasks import TERMS, TaskTable, rounded
 
 ROUNDING = 1e-6
 
@@ -34,68 +28,19 @@ def nearest(vectors: Tensor, atoms: Tensor, config: HimalayaConfig) -> Tensor:
     return both.gather(0, closer[None])[0]
 
 
-class FisherMemory(Residuals):
-    """Directions in which past losses were steep, and how much each slot matters: gradients only, no data.
-
-    Args:
-        slots: Number of elastic atoms.
-        atoms: Atoms of a task ``k``.
-        width: Width of an atom.
-    """
-
-    def __init__(self, slots: int, atoms: int, width: int) -> None:
-        super().__init__(width)
-        self.importance: Tensor = nn.Buffer(torch.zeros(slots))  # in shares of a task
-        self.energy: Tensor = nn.Buffer(torch.zeros(atoms))  # of the open task's atoms
-
-    @torch.no_grad()
-    def observe(self, gradient: Tensor) -> None:
-        """Take note of the loss's gradient by a task's atoms ``(k, d)``; its steepest row joins the ring buffer."""
-        squared = gradient.square().sum(1)
-        steepest = int(squared.argmax())
-        if squared[steepest] > 0:
-            self.remember(normalize(gradient[steepest], dim=0))
-            self.energy += squared / squared.sum()
-
-    def share(self, atom: Tensor, other: Tensor) -> float:
-        """The share of an atom's energy that another one in its place has, below 0 if it is worse than nothing."""
-        both = torch.stack([atom - other, atom]).double()
-        error, energy = (both * fisher_metric_product(both, self.unit_residuals().double())).sum(1).tolist()
-        return 1 - error / max(energy, sys.float_info.min)  # an atom may be all zero
-
-    def stand_in(self, atom: Tensor, candidates: Tensor, most: int, steps: int) -> tuple[Tensor, Tensor]:
-        """The combination of at most ``most`` of the candidates ``(n, d)`` that is closest to an atom ``(d,)``.
-
-        Candidates are chosen by how much of the atom each has alone; their weights are found together, by at most
-        ``steps`` conjugate-gradient steps in the Fisher metric.
-
-        Returns:
-            Which of the candidates, ``(m,)``, and how much of each, ``(m,)``.
-        """
-        atom, candidates, residuals = atom.double(), candidates.double(), self.unit_residuals().double()
-        weighted = fisher_metric_product(candidates, residuals)
-        energy = (weighted * candidates).sum(1).clamp_min(torch.finfo(torch.float64).tiny)
-        numbers = ((weighted @ atom).square() / energy).topk(min(most, len(candidates))).indices
-        return numbers, fisher_projection(atom, candidates[numbers], residuals, steps)[0]
-
-
-class GrowingState(SharedState):
-    """All that an adapter has learnt: the dictionary, who uses which of its slots, and what matters.
-
-    Which slots are free follows from the table.
+class Growth:
+    """Fills and frees the slots of an adapter. It stores nothing: which slots are free follows from the table.
 
     Args:
         config: The adapter's.
-        width: Width ``d`` of the atoms.
+        dictionary: Its atoms.
+        tasks: Its table of tasks.
+        fisher: What matters in it.
     """
 
-    def __init__(self, config: HimalayaConfig, width: int) -> None:
-        super().__init__()
+    def __init__(self, config: HimalayaConfig, dictionary: Dictionary, tasks: TaskTable, fisher: FisherMemory) -> None:
         self.config = config
-        row_format = RowFormat(width, config.quantisation_bits)
-        self.dictionary = Dictionary(config.core_atoms, config.elastic_atoms, row_format, config.seed)
-        self.tasks = TaskTable(config.max_tasks, config.atoms_per_task)
-        self.fisher = FisherMemory(config.elastic_atoms, config.atoms_per_task, width)
+        self.dictionary, self.tasks, self.fisher = dictionary, tasks, fisher
         self.first_slot = config.core_atoms  # the number of the first elastic atom
 
     def slot_uses(self, but: int | None = None) -> Tensor:

@@ -21,8 +21,9 @@ from himalaya_adapter.names import normalised
 from .adapter import HimalayaAdapter
 from .channels import measure
 from .config import HimalayaConfig
-from .dictionary import FROZEN
-from .layer import HashedLinear, HimalayaLayer, StreamLayer
+from .layer import HimalayaLayer, StreamLayer
+from .tasks import FROZEN
+from .weights import HashedLinear
 
 # The names that transformers gives to a decoder's list of layers.
 DECODER_LAYERS = r"(.*\.)?(layers|h|blocks)\.\d+"

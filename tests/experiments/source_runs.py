@@ -140,7 +140,7 @@ HIMALAYA = SourceRun(
         "model.adapter.coeff_precision_bits": (4, "coeff_precision_bits=4 of run '{name}': expected 8"),
         "model.norm_rescaling": (False, "model.norm_rescaling=false of run '{name}': expected true; the bound on"),
         "training.router_temperature_anneal": ("cosine", "expected linear; the gates' temperature falls linearly"),
-        "optuna.search_space.kd_tree_fanout.type": ("int", "got an unexpected keyword argument 'choices'"),
+        "optuna.search_space.kd_tree_fanout.type": ("int", "'int' takes low and high"),
     },
 )
 LILAC = SourceRun(
@@ -165,7 +165,7 @@ LILAC = SourceRun(
     refused=REFUSED
     | {
         "model.adapter.type": ("LORA", "is a key of LILAC, model.adapter.type is LORA"),
-        "optuna.search_space.lora_rank.type": ("int", "got an unexpected keyword argument 'choices'"),
+        "optuna.search_space.lora_rank.type": ("int", "'int' takes low and high"),
     },
 )
 SOURCES = (HIMALAYA, LILAC)

@@ -172,7 +172,7 @@ MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [
     ("echo.jsonl", "x", {"metric": "chr"}, "unknown metric 'chr'"),
     ("echo.jsonl", "x", {"learning_rate": math.inf}, "himalaya learn: found Infinity, expected a number above 0"),
     ("echo.jsonl", "x", {"learning_rate": 0.0}, "himalaya learn: found 0.0, expected a number above 0"),
-    ("echo.jsonl", "x", {"seed": -1}, "'seed' of himalaya learn: found -1, expected a whole number from 0 to"),
+    ("echo.jsonl", "x", {"seed": -1}, "'seed' of himalaya learn: found -1, expected a whole number of at least 0"),
 ]
 
 

@@ -106,7 +106,7 @@ def _mistake(kind: type, error: ValidationError, where: str) -> HimalayaError:
     mistakes = error.errors(include_url=False)
     unknown = [one for one in mistakes if one["type"] in ("unexpected_keyword_argument", "invalid_key")]
     first = (unknown or mistakes)[0]
-    parts = [str(part) for part in first["loc"]]
+    parts = [str(part) for part in first["loc"] if part != "[key]"]  # so pydantic marks that a name is wrong
     path, known = ".".join(parts), {_named(key.path, parts): key for key in keys_of(kind).values()}
     if unknown:
         inner = first["input"]

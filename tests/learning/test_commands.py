@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_runs import in_own_process, write_backbone
 
 from himalaya_adapter.cli import main
+from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.learning.adapter_store import AdapterStore
 from himalaya_adapter.storage import read_json
 
@@ -59,6 +62,22 @@ def test_learning_says_what_it_has_come_to(mine: Path, files: Path, tmp_path: Pa
     check = f"parity={files / 'parity.jsonl'}"
     out = printed(capsys, "learn", tmp_path / "new", files / "echo.jsonl", "--task", "echo", *SHORT, "--check", check)
     assert "nothing lost" in out
+
+
+def test_what_is_learnt_in_the_weights_is_exported_as_a_plain_lora_a_task(
+    files: Path, tiny_model: Callable[..., Any], tmp_path: Path, capsys
+) -> None:
+    words = ["learn", tmp_path / "new", files / "echo.jsonl", *SHORT]
+    printed(capsys, *words, "--task", "echo", "--backbone", files / "base", "--placement", "weights")
+    printed(capsys, *words, "--task", "again")
+    printed(capsys, "export", tmp_path / "new", "--format", "lora", "--output", tmp_path / "lora")
+    tokens = torch.tensor([[1, 2, 3]])
+    for task in ("echo", "again"):
+        learnt = load_adapter(tmp_path / "new", task=task).model
+        lora = PeftModel.from_pretrained(tiny_model(), tmp_path / "lora" / task).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(lora(tokens).logits, learnt(tokens).logits, atol=1e-5, rtol=0)
+            assert not torch.equal(lora(tokens).logits, tiny_model()(tokens).logits)
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,8 @@ MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [
     ("long.jsonl", "x", {}, "row 10 of .* has .* tokens .* reads at most 512"),
     ("echo.jsonl", "x", {"backbone": "wide"}, "is for another backbone: .* hidden_size=64"),
     ("echo.jsonl", "x", {"backbone": "other"}, "are not those that the adapter in .* has learnt on"),
-    ("echo.jsonl", "x", {"budget_mb": 1.0}, "its room was decided when it was made"),
+    ("echo.jsonl", "x", {"budget_mb": 1.0}, "room and placement were decided when it was made"),
+    ("echo.jsonl", "x", {"placement": "weights"}, "room and placement were decided when it was made"),
     (
         "echo.jsonl",
         "x",

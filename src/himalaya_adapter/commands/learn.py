@@ -1,7 +1,7 @@
 """``himalaya learn``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -35,6 +35,10 @@ def command(
         int, typer.Option(min=1, help="Steps between two points that a killed process goes on at.")
     ] = 25,
     budget_mb: Annotated[float | None, typer.Option(help="Largest file of a new adapter; default: 2.5.")] = None,
+    placement: Annotated[
+        Literal["residual_stream", "weights"] | None,
+        typer.Option(help="Of a new adapter; 'weights' can be exported as plain LoRAs. Default: residual_stream."),
+    ] = None,
     check: Annotated[list[str] | None, typer.Option(metavar="TASK=FILE", help="See what this task loses.")] = None,
     keep_check: Annotated[bool, typer.Option("--keep-check", help="Keep the held-out items for that.")] = False,
     new: Annotated[bool, typer.Option("--new", help="Another task has almost this name, and that is meant.")] = False,
@@ -56,6 +60,7 @@ def command(
     options = LearnOptions(
         backbone=backbone,
         budget_mb=budget_mb,
+        placement=placement,
         new=new,
         templates=templates_of(prompt, target),
         split=split,

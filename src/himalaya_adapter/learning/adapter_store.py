@@ -24,6 +24,7 @@ from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.identity import COMPLETE, files_identity, is_complete, mark_complete, opened, sealed
 from himalaya_adapter.methods import HimalayaConfig, HimalayaModel
 from himalaya_adapter.methods.himalaya.adapter import HimalayaAdapter
+from himalaya_adapter.methods.himalaya.config import Placement
 from himalaya_adapter.methods.release import CARD_FILE, CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE, split_by_prefix
 from himalaya_adapter.packages import file_sha256
 from himalaya_adapter.storage import in_use, one_process, read_json, write_atomic, write_json
@@ -237,13 +238,16 @@ def room(adapter: HimalayaAdapter) -> int:
     return min(rows, len(adapter.growth.free_slots()) // adapter.config.atoms_per_task)
 
 
-def sized_config(budget_mb: float, width: int, embedding_width: int | None, seed: int) -> HimalayaConfig:
+def sized_config(
+    budget_mb: float, width: int, embedding_width: int | None, placement: Placement, seed: int
+) -> HimalayaConfig:
     """The config of the adapter with the most room whose file is not larger than a budget.
 
     Args:
         budget_mb: In 10^6 bytes.
         width: Of the hidden states.
         embedding_width: Of the input embeddings.
+        placement: Of the update.
         seed: Of the adapter.
 
     Raises:
@@ -252,7 +256,9 @@ def sized_config(budget_mb: float, width: int, embedding_width: int | None, seed
 
     def with_room(tasks: int) -> HimalayaConfig:
         slots = tasks * HimalayaConfig.atoms_per_task
-        return HimalayaConfig(task_type="CAUSAL_LM", max_tasks=tasks, elastic_atoms=slots, seed=seed)
+        return HimalayaConfig(
+            task_type="CAUSAL_LM", placement=placement, max_tasks=tasks, elastic_atoms=slots, seed=seed
+        )
 
     def size(tasks: int) -> int:
         adapter = HimalayaAdapter(with_room(tasks), width, embedding_width)

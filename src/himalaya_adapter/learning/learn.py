@@ -20,6 +20,7 @@ from himalaya_adapter.experiments.run_config import TrainingConfig
 from himalaya_adapter.experiments.schema import parse
 from himalaya_adapter.methods.construction import adapt
 from himalaya_adapter.methods.continual import continual
+from himalaya_adapter.methods.himalaya.config import Placement
 from himalaya_adapter.methods.prompted import embedding_width, hidden_width
 from himalaya_adapter.names import normalised
 from himalaya_adapter.streams import Item, Task
@@ -50,6 +51,7 @@ class LearnOptions:
     Args:
         backbone: Name or folder of the frozen model, for a new adapter; later only where it lies elsewhere now.
         budget_mb: Largest file of a new adapter, which decides how many tasks it has room for.
+        placement: Where the update of a new adapter acts: after the decoder layers, or in the weights, as a LoRA.
         new: Whether the name is meant, though another task has almost the same.
         templates: Of prompt and answer, where the columns do not speak for themselves.
         split: Which split of a data set.
@@ -67,6 +69,7 @@ class LearnOptions:
 
     backbone: str | None = None
     budget_mb: float | None = None
+    placement: Placement | None = None
     new: bool = False
     templates: tuple[str, str] | None = None
     split: str = "train"
@@ -277,15 +280,15 @@ def open_learner(store: AdapterStore, options: LearnOptions) -> Learner:
         HimalayaError: It cannot be loaded, or cannot learn more; a new one has no room for a task.
     """
     if store.exists:
-        if options.budget_mb is not None and not store.finished:
-            raise HimalayaError(f"{store.folder} is there already: its room was decided when it was made")
+        if (options.budget_mb is not None or options.placement is not None) and not store.finished:
+            raise HimalayaError(f"{store.folder} is there already: room and placement were decided when it was made")
         _ = store.adapter  # refuses another method's, before a backbone is loaded for nothing
         loaded = load_adapter(store.folder, backbone=options.backbone, trainable=True)
         return Learner(store, options, loaded.model, loaded.tokenizer, store.facts)
     backbone = load_backbone(options.backbone or DEFAULT_BACKBONE)
     widths = hidden_width(backbone.model), embedding_width(backbone.model)
     budget = DEFAULT_BUDGET_MB if options.budget_mb is None else options.budget_mb
-    config = sized_config(budget, *widths, options.seed)
+    config = sized_config(budget, *widths, options.placement or "residual_stream", options.seed)
     model = adapt(backbone.model, config, options.seed)
     place = str(Path(backbone.name).resolve()) if Path(backbone.name).is_dir() else backbone.name
     told = {"name": place, "revision": backbone.revision, **sizes_of(backbone.model.config)}

@@ -14,6 +14,8 @@ MOST_ATOMS = 2**15
 # Version of the adapter files that this code writes and reads. Those of 0.1 had versions 1 and 2.
 FORMAT_VERSION = 3
 
+Placement = Literal["residual_stream", "weights"]
+
 
 @dataclass
 class HimalayaConfig(TargetsConfig):
@@ -60,7 +62,7 @@ class HimalayaConfig(TargetsConfig):
         ValueError: If a value is outside the range named above; the message names field, value and range.
     """
 
-    placement: Literal["residual_stream", "weights"] = "residual_stream"
+    placement: Placement = "residual_stream"
     rank: int = 1
     core_atoms: int = 24
     elastic_atoms: int = 768

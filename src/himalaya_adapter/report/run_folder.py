@@ -17,7 +17,7 @@ from himalaya_adapter.experiments.keys import completed
 from himalaya_adapter.identity import opened
 
 FORMAT = 1
-SEQUENTIAL = "sequential"  # the protocol of a stream
+SEQUENTIAL, UNRANKED = "sequential", ("frozen", "joint")  # protocols of a run
 TASK_END = "task_end"
 SAME = 1e-9  # between two ways of adding up the same numbers
 REQUIRED_METRICS = {"method", "method_name", "backbone", "stream", "seed", "retained_accuracy", "tasks"}
@@ -68,6 +68,11 @@ class RunRecord:
     def is_bound(self) -> bool:
         """Whether it is a bound to compare with (frozen, independent, joint) and does not learn the stream."""
         return bool(self.metrics.get("protocol", SEQUENTIAL) != SEQUENTIAL)
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether it may be the best of a comparison: the frozen model and joint training learn no stream."""
+        return self.metrics.get("protocol", SEQUENTIAL) not in UNRANKED
 
     @property
     def numbered(self) -> tuple[str, ...]:

@@ -71,8 +71,8 @@ def _value(group: MethodGroup, metric: Metric) -> float | None:
 
 
 def _are_best(better: str, groups: Sequence[MethodGroup], values: Sequence[float | None]) -> list[bool]:
-    """Of each method that learns the stream whether no other is better; none is, if they are all the same."""
-    ranked = [None if group.first.is_bound else value for group, value in zip(groups, values, strict=True)]
+    """Of each method whether no other is better; none is, if they are all the same."""
+    ranked = [value if group.first.is_ranked else None for group, value in zip(groups, values, strict=True)]
     known = {value for value in ranked if value is not None}
     best = max(known, key=GOODNESS[better]) if len(known) > 1 else math.nan
     return [value == best for value in ranked]

@@ -10,9 +10,8 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "latency"
 ABOUT = """\
 # Latency in ONNX Runtime
 
-The whole `smollm2-135m` is measured with **today's update** (graph *adapted*). The layer of Llama-2-7B is of
-**version 0.1's update**, with two forms of its operator. *base again* is the graph without the adapter, opened
-twice: its overhead is the error of the measurement.
+The whole `smollm2-135m`, and one layer of Llama-2-7B with random weights, with HIMALAYA (graph *adapted*) and without.
+*base again* is the graph without the adapter, opened twice: its overhead is the error of the measurement.
 [Deployment](deployment.md) says how `himalaya latency` measures.
 """
 HEADER = ["weights", "step", "graph", "ms", "overhead", "95 % interval"]

@@ -57,13 +57,13 @@ def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("before", "now", "told"),
     [
-        ("metric: accuracy", "metric: macro_f1", "tasks that are asked or scored in another way"),
-        ("- 'yes'\n  - 'no'", "- 'no'\n  - 'yes'", "tasks that are asked or scored in another way"),
-        ("max_new_tokens: 6", "max_new_tokens: 5", "tasks that are asked or scored in another way"),
+        ("metric: accuracy", "metric: macro_f1", "metric='accuracy' of task 'parity', which has 'macro_f1' now"),
+        ("- 'yes'\n  - 'no'", "- 'no'\n  - 'yes'", r"labels=\['yes', 'no'\] of task 'parity'"),
+        ("max_new_tokens: 6", "max_new_tokens: 5", "max_new_tokens=6 of task 'echo', which has 5 now"),
         ("Answer:", "Answer now:", "other training or test data"),
     ],
 )
-def test_a_task_that_is_asked_or_scored_otherwise_now_is_refused(
+def test_a_task_that_is_asked_or_scored_otherwise_now_is_refused_by_name(
     before: str, now: str, told: str, place: Path, words: list[str], copied: Path
 ) -> None:
     stream = place / "stream.yaml"

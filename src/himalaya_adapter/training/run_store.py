@@ -41,6 +41,16 @@ FIXED_PARTS = {
 }
 
 
+def _of_tasks(before: Any, now: Mapping[str, Mapping[str, Any]]) -> str:
+    """In what a task differs from what was written before."""
+    for name in now if isinstance(before, dict) else ():
+        for key, value in now[name].items():
+            written = (before.get(name) or {}).get(key)
+            if written != value:
+                return f"{key}={written!r} of task '{name}', which has {value!r} now"
+    return FIXED_PARTS["tasks"]
+
+
 class RunStore:
     """Reads and writes the parts of one run. Nothing is written before ``begin``.
 
@@ -85,10 +95,12 @@ class RunStore:
         path = self.folder / "environment.json"
         if path.is_file():
             found = self._read(path, needs_hash=False)
-            differences = [what for key, what in FIXED_PARTS.items() if found.get(key) != environment[key]]
+            differences = [key for key in FIXED_PARTS if found.get(key) != environment[key]]
             if differences:
+                first = differences[0]
+                told = _of_tasks(found.get(first), environment[first]) if first == "tasks" else FIXED_PARTS[first]
                 raise HimalayaError(
-                    f"{self.folder} was begun with {differences[0]}: restore it, choose another run_id or "
+                    f"{self.folder} was begun with {told}: restore it, choose another run_id or "
                     "results_dir, or start anew with overwrite=true"
                 )
         if not (self.folder / "config.yaml").is_file():

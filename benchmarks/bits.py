@@ -132,7 +132,9 @@ class Scored:
         """Bytes of a task in HIMALAYA's file: its slots, its row of the table, and the mean of its prompts."""
         config, state = self.model.peft_config["default"], self.model.base_model.stored_bytes()
         rows = {
-            name: size for name, size in state.items() if name.startswith(("tasks.", "router.means", "router.codes"))
+            name: size
+            for name, size in state.items()
+            if name.startswith(("tasks.", "router.means", "router.spreads", "router.counts"))
         }
         return config.atoms_per_task * state["dictionary.elastic"] // config.elastic_atoms + round(
             sum(rows.values()) / config.max_tasks

@@ -4,118 +4,138 @@ Some tasks of package_stream_25 are learnt from their prompts, the others are fo
 own; one for every five tasks; or one for all (``Text: …\nAnswer:``), where only the wording of the contents is left.
 The limit of the memory of prompts was chosen on the validation items; the test items are what is reported.
 
-Run: python benchmarks/unknown_prompts.py   (writes benchmarks/results/unknown_prompts.json)
+Run: python benchmarks/unknown_prompts.py   (writes benchmarks/results/unknown_prompts.json; features of prompts are
+kept in outputs/unknown_prompts/, so that a second run only compares them)
 """
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from himalaya_adapter.backbones import load_backbone
-from himalaya_adapter.methods.prompt_memory import RIDGE, TYPICAL, PromptMemory
+from himalaya_adapter.methods.himalaya.frozen import middle_states
+from himalaya_adapter.methods.himalaya.prompt_memory import ENOUGH, LIMIT, PromptMemory
 from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Task, load_stream
+from himalaya_adapter.streams.catalogue import read_definition
 
 RESULTS = Path(__file__).with_name("results") / "unknown_prompts.json"
+KEPT = Path("outputs/unknown_prompts")
 STREAM, BACKBONE = "package_stream_25", "smollm2-135m"
-TRAIN, SCORED = 400, 200
-LEARNT, PROMPTS = (2, 6, 12, 25), (10, 400)  # of 25 tasks: with all learnt no prompt is foreign
-CODE = 5  # signs that number 25 tasks
+SCORED, TOKENS, BATCH = 60, 192, 16
+LEARNT, PROMPTS = (1, 2, 6, 12, 25), (10, 30, ENOUGH)  # of 25 tasks: with all learnt no prompt is foreign
 CHOICES = 8  # of the tasks that are learnt, from a seed
 SHARED = ("Text: {}\nAnswer:", "Input: {}\nOutput:", "Question: {}\nReply:", "### {}\n->", "Item: {}\nResult:")
-TEMPLATES: dict[str, Callable[[Task, int], str | None]] = {
-    "own": lambda task, number: None,
-    "five tasks share one": lambda task, number: SHARED[number % len(SHARED)],
-    "all tasks share one": lambda task, number: SHARED[0],
+TEMPLATES: dict[str, Callable[[int], str | None]] = {
+    "own": lambda number: None,
+    "five tasks share one": lambda number: SHARED[number % len(SHARED)],
+    "all tasks share one": lambda number: SHARED[0],
 }
+SPLITS = ("train", "validation", "test")
+# Tasks whose contents are of one kind: texts of interfaces in English, texts of one manual.
+KIN = ({"interface_german", "interface_swahili", "interface_finnish"}, {"cloud_command", "example_title"})
+Found = list[dict[str, Tensor]]  # of each task, by split, features (n, q)
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    stream = load_stream(STREAM, limits=Limits(TRAIN, SCORED, SCORED))
-    backbone = load_backbone(BACKBONE)
     rows = []
-    for kind, template in TEMPLATES.items():
-        found = [features(task, template(task, number), backbone) for number, task in enumerate(stream.tasks)]
+    for kind in TEMPLATES:
+        found = kept(kind)
         for learnt in LEARNT:
             for prompts in PROMPTS:
                 row = {"templates": kind, "learnt": learnt, "prompts": prompts}
                 rows.append(row | shares(found, learnt, prompts))
                 print(rows[-1], flush=True)
-    about = {"stream": STREAM, "backbone": BACKBONE, "choices": CHOICES, "ridge": RIDGE, "limit": TYPICAL}
-    write_json(RESULTS, about | {"rows": rows})
+    about = {"stream": STREAM, "backbone": BACKBONE, "choices": CHOICES, "limit": LIMIT}
+    write_json(RESULTS, about | {"scored": SCORED, "rows": rows})
 
 
-def features(task: Task, template: str | None, backbone: Any) -> dict[str, Tensor]:
-    """The features of a task's prompts by split, ``(n, q)``."""
+def kept(kind: str) -> Found:
+    file = KEPT / f"{kind.replace(' ', '_')}.safetensors"
+    if not file.is_file():
+        stream, backbone = load_stream(STREAM, limits=Limits(ENOUGH, SCORED, SCORED)), load_backbone(BACKBONE)
+        memory = PromptMemory(backbone.model.config.hidden_size, 1)
+        tensors = {
+            f"{number}/{split}": features(texts(task, split, TEMPLATES[kind](number)), memory, backbone)
+            for number, task in enumerate(stream.tasks)
+            for split in SPLITS
+        }
+        KEPT.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, file)
+    tensors = load_file(file)
+    return [{split: tensors[f"{number}/{split}"] for split in SPLITS} for number in range(len(tensors) // len(SPLITS))]
+
+
+def texts(task: Task, split: str, template: str | None) -> list[str]:
+    """A task's prompts, their contents perhaps in another template."""
     before, after = task.spec.template.partition("{")[0], task.spec.template.rpartition("}")[2]
-    memory, embeddings = PromptMemory(backbone.model.config.hidden_size, CODE), backbone.model.get_input_embeddings()
-    found = {}
-    for split in ("train", "validation", "test"):
-        texts = [item.prompt for item in task.split(split)]
-        if template is not None:
-            texts = [template.format(text.removeprefix(before).removesuffix(after)) for text in texts]
-        ids = [torch.tensor([backbone.tokenizer(text)["input_ids"]]) for text in texts]
-        found[split] = torch.cat([memory.features(embeddings(one), torch.ones_like(one)).detach() for one in ids])
-    return found
+    prompts = [item.prompt for item in task.split(split)]
+    if template is None:
+        return prompts
+    return [template.format(prompt.removeprefix(before).removesuffix(after)) for prompt in prompts]
 
 
-def shares(found: Sequence[dict[str, Tensor]], learnt: int, prompts: int) -> dict[str, Any]:
+def features(prompts: list[str], memory: PromptMemory, backbone: Any) -> Tensor:
+    """Features of prompts, ``(n, q)``, of which too long ones lose their beginning."""
+    ids = [torch.tensor(backbone.tokenizer(prompt)["input_ids"][-TOKENS:]) for prompt in prompts]
+    order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
+    parts = []
+    for begin in range(0, len(order), BATCH):
+        batch = [ids[place] for place in order[begin : begin + BATCH]]
+        mask = pad_sequence([torch.ones(len(one)) for one in batch], batch_first=True)
+        embeddings = backbone.model.get_input_embeddings()(pad_sequence(batch, batch_first=True)).detach()
+        parts.append(memory.features(middle_states(backbone.model, embeddings, mask), mask))
+    return torch.cat(parts)[torch.tensor(order).argsort()]
+
+
+def shares(found: Found, learnt: int, prompts: int) -> dict[str, Any]:
     """Of learnt tasks' prompts those that do not fall back, and that find their task; of others those that do.
 
-    Beside it, what a limit of this cell's own would do: one that keeps 95 % of the learnt tasks' validation prompts.
+    Beside it the others without those that have kin among the learnt; and what a limit of this cell's own would do:
+    one that keeps 95 % of the learnt tasks' validation prompts.
     """
-    generator = torch.Generator().manual_seed(0)
-    own: dict[str, list[Tensor]] = {"validation": [], "test": []}
-    right, foreign = copy.deepcopy(own), copy.deepcopy(own)
+    generator, names = torch.Generator().manual_seed(0), [task.name for task in read_definition(STREAM).tasks]
+    kinds = ("own", "right", "foreign", "strange")
+    confidences: dict[str, dict[str, list[Tensor]]] = {split: {kind: [] for kind in kinds} for split in SPLITS[1:]}
     for _ in range(CHOICES):
         order = torch.randperm(len(found), generator=generator).tolist()
-        memory = PromptMemory(1, CODE, slots=len(found))
+        memory = PromptMemory(1, len(found))
         for task in order[:learnt]:
             train = found[task]["train"]
             chosen = train[torch.randperm(len(train), generator=generator)[:prompts]]
-            memory.observe(chosen.T @ chosen)
-            memory.learn(code_of(task))
-        for task in range(len(found)):
-            for split in own:
-                codes, confidences = memory.infer(found[task][split])
-                distances = distances_of(memory, found[task][split])
-                assert torch.equal(confidences == 1, distances <= TYPICAL)
-                if task in order[:learnt]:
-                    own[split].append(distances)
-                    right[split].append((confidences == 1) & ((codes > 0) == (code_of(task) > 0)).all(1))
+            chosen = torch.cat([chosen, torch.ones_like(chosen[:, :1])], 1)
+            memory.task_moment += chosen.T @ chosen
+            memory.learn(task)
+        known = {names[task] for task in order[:learnt]}
+        kin = {name for group in KIN if group & known for name in group}
+        for task, name in enumerate(names):
+            for split, parts in confidences.items():
+                rows, confidence = memory.infer(found[task][split])
+                if name in known:
+                    parts["own"].append(confidence)
+                    parts["right"].append(confidence.where(rows == task, 0.0))
                 else:
-                    foreign[split].append(distances)
-    limit = torch.cat(own["validation"]).quantile(0.95)
-    return {
-        split: {
-            "own_kept": share(torch.cat(own[split]) <= TYPICAL),
-            "own_right": share(torch.cat(right[split])),
-            **({"foreign_fall_back": share(torch.cat(foreign[split]) > TYPICAL)} if foreign[split] else {}),
-            **({"foreign_fall_back_at_best": share(torch.cat(foreign[split]) > limit)} if foreign[split] else {}),
-        }
-        for split in own
-    } | {"limit_at_best": round(limit.item(), 3)}
-
-
-def distances_of(memory: PromptMemory, features: Tensor) -> Tensor:
-    """The mean squared distance to the nearest task, by the dense formula, ``(n,)``."""
-    width = features.shape[1]
-    within = memory.covariance.double() / memory.closed + RIDGE * torch.eye(width)
-    gaps = features.double()[:, None] - memory.means[: int(memory.tasks)].double()
-    return torch.einsum("btq,qr,btr->bt", gaps, torch.linalg.inv(within), gaps).div(width).amin(1)
+                    parts["foreign"].append(confidence)
+                    parts["strange"] += [confidence] if name not in kin else []
+    limit = torch.cat(confidences["validation"]["own"]).quantile(0.05)
+    cell: dict[str, Any] = {"limit_at_best": round(LIMIT / limit.item(), 3)}
+    for split, parts in confidences.items():
+        cell[split] = {f"{kind}_kept": share(torch.cat(parts[kind]) == 1) for kind in ("own", "right")}
+        for kind in ("foreign", "strange") if parts["foreign"] else ():
+            fallen = torch.cat(parts[kind])
+            cell[split] |= {f"{kind}_fall_back": share(fallen < 1)}
+            cell[split] |= {f"{kind}_fall_back_at_best": share(fallen < limit)}
+    return cell
 
 
 def share(which: Tensor) -> float:
     return round(which.float().mean().item(), 4)
-
-
-def code_of(task: int) -> Tensor:
-    return ((task >> torch.arange(CODE)) & 1) * 2.0 - 1.0
 
 
 if __name__ == "__main__":

@@ -233,16 +233,3 @@ def test_what_evaluation_saves_is_what_was_measured() -> None:
     medians = [statistics.median(task["ratios"]) for task in tasks]
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert f"{min(medians):.1f} to {max(medians):.1f} times as fast" in page
-
-
-def test_the_table_of_foreign_prompts_is_that_of_the_benchmark() -> None:
-    rows = read_json(ROOT / "benchmarks" / "results" / "prompt_layers.json")["rows"]
-    found: dict[tuple[str, str, str], list[str]] = {}
-    for row in rows:
-        if row["prompts"] != 10:  # the columns' order is that of the file
-            key = f"{row['layer']}", row["pools"], row["statistic"]
-            found.setdefault(key, []).append(f"{100 * row['foreign_fall_back']:.0f} %")
-    text = (ROOT / "docs" / "tried.md").read_text(encoding="utf-8").split("## Unknown prompts")[1].split("\n## ")[0]
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    assert len(table) > 10
-    assert all(cells[3:] == found[tuple(cells[:3])] for cells in table[2:])

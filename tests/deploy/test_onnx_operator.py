@@ -24,7 +24,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def learnt(width: int = 64, tasks: int = 4, **config: Any) -> HimalayaAdapter:
-    adapter = HimalayaAdapter(HimalayaConfig(**{"layers": 5} | config), width, None).eval()
+    adapter = HimalayaAdapter(HimalayaConfig(**{"layers": 5} | config), width).eval()
     generator = torch.Generator().manual_seed(0)
     for number in range(tasks):
         adapter.start_task(f"task {number}")

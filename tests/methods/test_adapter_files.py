@@ -94,13 +94,13 @@ MISFITS = {
     ),
     "dtype": (
         "adapter",
-        changed("router.means", torch.Tensor.int),
-        r"'router\.means' is int32 \[64, 55\], expected float32 \[64, 55\]",
+        changed("router.task_moment", torch.Tensor.int),
+        r"'router\.task_moment' is int32 \[121, 121\], expected float32 \[121, 121\]",
     ),
     "nan": (
         "adapter",
-        changed("router.means", lambda tensor: tensor / 0),
-        r"'router\.means' holds values .* not finite",
+        changed("router.task_moment", lambda tensor: tensor / 0),
+        r"'router\.task_moment' holds values .* not finite",
     ),
     "no tensors": ("adapter", lambda _: {}, "is nothing, expected"),
     "missing in a release": (

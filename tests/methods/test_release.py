@@ -137,8 +137,8 @@ def test_what_cannot_be_released_is_refused_in_one_line(tmp_path: Path) -> None:
         save_release(model, tmp_path / "adapter")
     assert (tmp_path / "adapter" / WEIGHTS).read_bytes() == saved
     with torch.no_grad():
-        model.base_model.himalaya_shared["default"].router.means[0, 3] = torch.nan
-    with pytest.raises(HimalayaError, match=r"^'router\.means' holds values that are not finite"):
+        model.base_model.himalaya_shared["default"].router.task_moment[0, 3] = torch.nan
+    with pytest.raises(HimalayaError, match=r"^'router\.task_moment' holds values that are not finite"):
         save_release(model, tmp_path / "release")
     assert not (tmp_path / "release").exists()
 

@@ -118,7 +118,7 @@ class AdapterStore:
         try:
             own, _ = split_by_prefix(load_file(self.place / WEIGHTS_FILE), PREFIX)
             width = own["atoms"].shape[1]
-            adapter = HimalayaAdapter(config, width, width)
+            adapter = HimalayaAdapter(config, width)
             adapter.load_state_dict(own)
         except (SafetensorError, KeyError, IndexError, RuntimeError) as error:
             reason = one_line(error)
@@ -238,15 +238,12 @@ def room(adapter: HimalayaAdapter) -> int:
     return min(rows, len(adapter.growth.free_slots()) // adapter.config.atoms_per_task)
 
 
-def sized_config(
-    budget_mb: float, width: int, embedding_width: int | None, placement: Placement, seed: int
-) -> HimalayaConfig:
+def sized_config(budget_mb: float, width: int, placement: Placement, seed: int) -> HimalayaConfig:
     """The config of the adapter with the most room whose file is not larger than a budget.
 
     Args:
         budget_mb: In 10^6 bytes.
         width: Of the hidden states.
-        embedding_width: Of the input embeddings.
         placement: Of the update.
         seed: Of the adapter.
 
@@ -261,7 +258,7 @@ def sized_config(
         )
 
     def size(tasks: int) -> int:
-        adapter = HimalayaAdapter(with_room(tasks), width, embedding_width)
+        adapter = HimalayaAdapter(with_room(tasks), width)
         return HEADER_BYTES + sum(adapter.stored_bytes().values())
 
     smallest, budget = size(1), budget_mb * BYTES_PER_MB

@@ -21,7 +21,7 @@ from himalaya_adapter.experiments.schema import parse
 from himalaya_adapter.methods.construction import adapt
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.himalaya.config import Placement
-from himalaya_adapter.methods.prompted import embedding_width, hidden_width
+from himalaya_adapter.methods.prompted import hidden_width
 from himalaya_adapter.names import normalised
 from himalaya_adapter.streams import Item, Task
 from himalaya_adapter.training.batches import EncodedItems
@@ -286,9 +286,8 @@ def open_learner(store: AdapterStore, options: LearnOptions) -> Learner:
         loaded = load_adapter(store.folder, backbone=options.backbone, trainable=True)
         return Learner(store, options, loaded.model, loaded.tokenizer, store.facts)
     backbone = load_backbone(options.backbone or DEFAULT_BACKBONE)
-    widths = hidden_width(backbone.model), embedding_width(backbone.model)
     budget = DEFAULT_BUDGET_MB if options.budget_mb is None else options.budget_mb
-    config = sized_config(budget, *widths, options.placement or "residual_stream", options.seed)
+    config = sized_config(budget, hidden_width(backbone.model), options.placement or "residual_stream", options.seed)
     model = adapt(backbone.model, config, options.seed)
     place = str(Path(backbone.name).resolve()) if Path(backbone.name).is_dir() else backbone.name
     told = {"name": place, "revision": backbone.revision, **sizes_of(backbone.model.config)}

@@ -95,8 +95,7 @@ class PromptedModel(SharedStateModel):
             attention_mask: 0 at padding; without it all tokens count.
         """
         self._watches = False  # who says what the prompts are need not have them found
-        for adapter in self._active():
-            adapter.prompt_memory.observe_prompts(*self._embedded(input_ids, attention_mask))
+        self._observe(*self._embedded(input_ids, attention_mask))
 
     def watch_prompts(self) -> None:
         """Observe the prompts of all training passes until the task ends: the tokens before a row's first label.
@@ -157,13 +156,25 @@ class PromptedModel(SharedStateModel):
             self._generates = None  # the passes to come are of the same prompts
         for adapter in self._active():
             if adapter.infers_task:
-                adapter.read_prompts(*self._prompts(given))
+                adapter.read_prompts(*self._read(*self._prompts(given)))
         if self._watches and model.training and given.get("labels") is not None:
             given = _unpacked(given)
             embeddings, mask = self._prompts(given)
-            mask = mask * self._new_prompts(given.get("input_ids"), mask)
-            for adapter in self._active():
-                adapter.prompt_memory.observe_prompts(embeddings, mask)
+            self._observe(embeddings, mask * self._new_prompts(given.get("input_ids"), mask))
+
+    def _observe(self, embeddings: Tensor, mask: Tensor) -> None:
+        """Let the memories that have not seen enough see the rows that have a token."""
+        rows = mask.any(1)
+        memories = [one.prompt_memory for one in self._active() if not one.prompt_memory.has_enough]
+        if memories and rows.any():
+            columns = mask.any(0)  # others, as those of the answers, are no part of a prompt
+            seen = self._read(embeddings[rows][:, columns], mask[rows][:, columns])
+            for memory in memories:
+                memory.observe_prompts(*seen)
+
+    def _read(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What a memory of prompts is given of prompts: by default their input embeddings, and the mask."""
+        return embeddings, mask
 
     def _new_prompts(self, ids: Tensor | None, mask: Tensor) -> Tensor:
         """Which rows hold a prompt that this process has not seen in the task, ``(b, 1)``: epochs add nothing."""

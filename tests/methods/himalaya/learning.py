@@ -24,7 +24,7 @@ def attached(family: Callable[..., Any] = llama, **changes: Any) -> PeftModel:
 
 def alone(width: int = 64, **changes: Any) -> HimalayaAdapter:
     """An adapter of two layers without a model."""
-    return HimalayaAdapter(HimalayaConfig(layers=2, **{**SMALL, **changes}), width, width)
+    return HimalayaAdapter(HimalayaConfig(layers=2, **{**SMALL, **changes}), width)
 
 
 def adapter_of(model: PeftModel, name: str = "default") -> HimalayaAdapter:

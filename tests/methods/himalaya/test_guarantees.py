@@ -29,11 +29,9 @@ SCHEMA = {
     "fisher.seen": torch.int64,
     "fisher.importance": torch.float32,
     "fisher.energy": torch.float32,
-    "router.covariance": torch.float32,
-    "router.means": torch.float32,
-    "router.codes": torch.bool,
-    "router.tasks": torch.int64,
-    "router.closed": torch.int64,
+    "router.means": torch.uint8,
+    "router.spreads": torch.uint8,
+    "router.counts": torch.uint8,
     "router.task_moment": torch.float32,
 }
 LARGEST_FILE = 2_500_000
@@ -125,6 +123,6 @@ def test_a_file_holds_the_tensors_of_its_schema_and_no_data(tmp_path: Path) -> N
 
 
 def test_the_file_is_small_at_the_shape_of_llama_2_7b() -> None:
-    adapter = HimalayaAdapter(HimalayaConfig(layers=32), 4096, 4096)
+    adapter = HimalayaAdapter(HimalayaConfig(layers=32), 4096)
     assert sum(adapter.stored_bytes().values()) < LARGEST_FILE
     assert adapter.atoms.numel() == 12 * 4096

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.packed_rows import RowFormat
-from himalaya_adapter.methods.prompt_memory import PromptMemory
 from himalaya_adapter.methods.shared_state import SharedState
 
 from .channels import sizes_of
@@ -23,6 +22,7 @@ from .consolidation import FisherMemory
 from .dictionary import Dictionary
 from .growth import Growth
 from .kept import Kept, full_precision
+from .prompt_memory import PromptMemory
 from .tasks import FROZEN, NO_ROW, TaskTable
 from .update import bounded, layer_anchors, layer_codes, scaled, unscaled, update_vectors
 
@@ -45,10 +45,9 @@ class HimalayaAdapter(SharedState):
     Args:
         config: The adapter's, with the number of layers.
         width: Width ``d`` of the atoms.
-        embedding_width: Width of the input embeddings; ``None``: the model has none.
     """
 
-    def __init__(self, config: HimalayaConfig, width: int, embedding_width: int | None) -> None:
+    def __init__(self, config: HimalayaConfig, width: int) -> None:
         super().__init__()
         self.config = config
         self.width = width
@@ -65,7 +64,7 @@ class HimalayaAdapter(SharedState):
         self.tasks = TaskTable(config.max_tasks, config.atoms_per_task)
         self.fisher = FisherMemory(config.elastic_atoms, config.atoms_per_task, width)
         self.growth = Growth(config, self.dictionary, self.tasks, self.fisher)
-        self.router = PromptMemory(embedding_width or width, self.tasks.row_bits, slots=config.max_tasks)
+        self.router = PromptMemory(width, config.max_tasks)
         self.codes = layer_codes(self.layers, config.atoms_per_task, config.active_atoms, config.seed)
         # Which row of the table answers each row of a batch; None: the one that `tasks.answers` names, for all.
         self.rows: tuple[int, ...] | None = None
@@ -130,15 +129,15 @@ class HimalayaAdapter(SharedState):
         """What tells a prompt's task."""
         return self.router
 
-    def recognise(self, embeddings: Tensor, mask: Tensor) -> tuple[list[int], list[float]]:
+    def recognise(self, states: Tensor, mask: Tensor) -> tuple[list[int], list[float]]:
         """Row of the task that each prompt looks like, and a confidence; below 1 it looks like none, `FROZEN`."""
-        codes, confidences = self.router.infer(self.router.features(embeddings, mask))
+        rows, confidences = self.router.infer(self.router.features(states, mask))
         confidences = confidences.where(mask.any(1), 0.0)
-        return self.tasks.rows_of(codes).where(confidences == 1, FROZEN).tolist(), confidences.tolist()
+        return rows.where(confidences == 1, FROZEN).tolist(), confidences.tolist()
 
-    def read_prompts(self, embeddings: Tensor, mask: Tensor) -> None:
+    def read_prompts(self, states: Tensor, mask: Tensor) -> None:
         """Answer each row, until the next prompts, as the task that its prompt looks like."""
-        self.rows = tuple(self.recognise(embeddings, mask)[0])
+        self.rows = tuple(self.recognise(states, mask)[0])
 
     # The life of a task ----------------------------------------------------------------------------------------
 
@@ -182,7 +181,7 @@ class HimalayaAdapter(SharedState):
             raise HimalayaError("the task's atoms are not finite: start it again with a lower learning rate")
         row = self.tasks.open(UNNAMED) if row == NO_ROW else row
         events = self.growth.store(row, atoms)
-        self.router.learn(self.tasks.code(row))
+        self.router.learn(row)
         self._close()
         self.answer_as(row)
         return events
@@ -201,7 +200,7 @@ class HimalayaAdapter(SharedState):
         elif self.open_task is not None:
             raise HimalayaError(f"task '{self.open_task}' is being learnt: end it before you forget task '{name}'")
         self.growth.remove(row)
-        self.router.remove(self.tasks.code(row))
+        self.router.remove(row)
         none_left = not self.tasks.learnt.any()
         if self.rows is not None:
             self.rows = tuple(FROZEN if one == row else one for one in self.rows)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from .frozen import as_frozen
+
 # Random tokens that the sizes are measured on; the first of a row, on which attention rests, is left out.
 ROWS, LENGTH = 4, 33
 # A size is stored as an int8 logarithm, in steps of an eighth of an octave.
@@ -51,9 +53,7 @@ def measure(model: nn.Module, layers: Sequence[nn.Module], seed: int) -> Tensor:
         squares.append(mean / mean.mean())
 
     with ExitStack() as afterwards:
-        for module in model.modules():
-            afterwards.callback(setattr, module, "training", module.training)
-        model.eval()
+        afterwards.enter_context(as_frozen(model))
         for layer in layers:
             afterwards.callback(layer.register_forward_hook(look).remove)
         model.base_model(tokens.to(embeddings.weight.device))  # type: ignore[operator]

@@ -21,12 +21,11 @@ from himalaya_adapter.names import normalised
 from .adapter import HimalayaAdapter
 from .channels import measure
 from .config import HimalayaConfig
+from .frozen import DECODER_LAYERS, middle_states
 from .layer import HimalayaLayer, StreamLayer
 from .tasks import FROZEN
 from .weights import HashedLinear
 
-# The names that transformers gives to a decoder's list of layers.
-DECODER_LAYERS = r"(.*\.)?(layers|h|blocks)\.\d+"
 # What a release leaves out: the task being learnt, what growth and consolidation remember, its prompts.
 TRAINING = ("atoms", "fisher.", "router.task_moment")
 
@@ -47,10 +46,9 @@ class HimalayaModel(PromptedModel):
         """Remove a task: the adapter no longer knows its name, and all other tasks answer bit for bit as before.
 
         Its atoms become zero and their slots free, but for those that another task shares. Its row of coefficients,
-        the mean of its prompts and all directions of past gradients are deleted too. In the file then still depend on
-        the task's data: atoms that another task shares; with ``evict=True`` the combinations that stand in for what
-        was evicted while the task was there; and the spread of prompts, which is one sum over all tasks, until the
-        last one is forgotten.
+        the moments of its prompts and all directions of past gradients are deleted too. In the file then still depend
+        on the task's data: atoms that another task shares, and with ``evict=True`` the combinations that stand in for
+        what was evicted while the task was there.
 
         Raises:
             HimalayaError: The task is not known, another one is being learnt, or the adapter is merged or a release.
@@ -149,7 +147,7 @@ class HimalayaModel(PromptedModel):
             For each prompt the name, or ``None`` if it is not among the names, and a confidence in [0, 1].
         """
         adapter = self._active()[0]
-        rows, confidences = adapter.recognise(*self._embedded(input_ids, attention_mask))
+        rows, confidences = adapter.recognise(*self._read(*self._embedded(input_ids, attention_mask)))
         found = ["" if row == FROZEN else adapter.tasks.name(row) for row in rows]
         allowed = {normalised(name): name for name in (self.tasks if names is None else names)}
         return [(allowed.get(name), one) for name, one in zip(found, confidences, strict=True)]
@@ -188,11 +186,14 @@ class HimalayaModel(PromptedModel):
                 f"a target returns {min(outputs - {width})} features, others {width}: the update of the residual "
                 "stream has one width, so name modules whose output is added to the stream"
             )
-        return HimalayaAdapter(config, width, embedding_width(model))
+        return HimalayaAdapter(config, width)
 
     def _new_layer(self, base: Any, config: PeftConfig) -> Any:
         kind = HashedLinear if config.placement == "weights" else StreamLayer
         return kind(base, **get_quantization_kwargs(self))
+
+    def _read(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return middle_states(self.model, embeddings, mask), mask
 
     def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
         if model.training and torch.is_grad_enabled():

@@ -52,19 +52,6 @@ class TaskTable(nn.Module):
         """The row that answers, `FROZEN`, or `NO_ROW`."""
         return self._answering.get(lambda: int(self.answers), self.answers)
 
-    @property
-    def row_bits(self) -> int:
-        """Bits of a row's number."""
-        return max(1, (len(self.learnt) - 1).bit_length())
-
-    def code(self, row: int) -> Tensor:
-        """A row's number in binary as signs, ``(row_bits,)``: the memory of prompts tells rows apart by it."""
-        return ((row >> torch.arange(self.row_bits, device=self.learnt.device)) & 1) * 2.0 - 1.0
-
-    def rows_of(self, codes: Tensor) -> Tensor:
-        """The rows ``(n,)`` that have these codes ``(n, row_bits)``."""
-        return ((codes > 0) * 2 ** torch.arange(self.row_bits, device=codes.device)).sum(1)
-
     def known(self) -> list[str]:
         """Names of the tasks that have been learnt, in the order of their rows."""
         return [self.name(row) for row in self.learnt.nonzero().flatten().tolist()]

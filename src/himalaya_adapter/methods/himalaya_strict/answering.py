@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from himalaya_adapter.methods.kd_tree import KDTree, Leaves
-from himalaya_adapter.methods.prompt_memory import PromptMemory
 from himalaya_adapter.methods.shared_state import SharedState
 
 from .config import HimalayaStrictConfig
 from .dictionary import TINY, Dictionary, gram, rank_one_update, unit_coefficients
+from .prompt_memory import PromptMemory
 from .router import FINAL_TEMPERATURE_SHARE, HyperRouter, final_gates, latent_width, relaxed_gates, task_code
 from .statistics import TaskStatistics
 

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from himalaya_adapter.methods.prompt_memory import PRIOR_PROMPTS, PRIOR_VARIANCE, RIDGE, TYPICAL, PromptMemory
+from himalaya_adapter.methods.himalaya_strict.prompt_memory import (
+    PRIOR_PROMPTS,
+    PRIOR_VARIANCE,
+    RIDGE,
+    TYPICAL,
+    PromptMemory,
+)
 
 WIDTH, CODE_WIDTH, VOCABULARY = 48, 32, 500
 SEEDS = st.integers(0, 2**32 - 1)

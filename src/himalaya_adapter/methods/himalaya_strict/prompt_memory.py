@@ -14,7 +14,7 @@ RIDGE = 0.1
 # distances mean the same after five prompts and after hundreds.
 PRIOR_PROMPTS, PRIOR_VARIANCE = 3, 0.3
 # A prompt farther from every task than this looks like none of them. Chosen on validation items, so that 95 % of the
-# learnt tasks' own prompts lie nearer (benchmarks/unknown_prompts.py).
+# learnt tasks' own prompts lie nearer.
 TYPICAL = 0.9
 
 
@@ -32,6 +32,8 @@ class PromptMemory(nn.Module):
         projections: Random projections of each of the three pooled vectors: ``q = 3 projections + 1`` features.
         slots: How many tasks can be told apart; one more takes the place of the oldest.
     """
+
+    has_enough = False  # more prompts are always welcome
 
     def __init__(self, width: int, code_width: int, projections: int = 18, slots: int = 64) -> None:
         super().__init__()

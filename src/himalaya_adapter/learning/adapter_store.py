@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -268,7 +269,5 @@ def sized_config(budget_mb: float, width: int, placement: Placement, seed: int) 
             f"{smallest / BYTES_PER_MB:g} MB"
         )
     most = (2**15 - HimalayaConfig.core_atoms) // HimalayaConfig.atoms_per_task
-    tasks = int(min(most, 1 + (budget - smallest) / (size(2) - smallest)))
-    while size(tasks) > budget:
-        tasks -= max(1, tasks // 100)
+    tasks = bisect_right(range(most + 1), budget, lo=1, key=size) - 1
     return with_room(tasks)

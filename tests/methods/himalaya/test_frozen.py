@@ -7,8 +7,11 @@ import pytest
 import torch
 from families import Case, llama, opt, qwen2, random_tokens
 from learning import PLACEMENTS, adapter_of, attached, learn, logits_of, prompts
+from peft import get_peft_model
 from torch import Tensor, nn
 
+from himalaya_adapter import HimalayaConfig
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.himalaya.frozen import as_frozen, middle_layer, middle_states
 
 
@@ -42,7 +45,26 @@ def test_the_middle_of_three_layers_is_the_second_and_the_pass_ends_there() -> N
         layer.register_forward_hook(lambda *_, number=number: ran.append(number))
     states_of(model, random_tokens())
     assert ran == [0, 1]
-    assert middle_layer(nn.Sequential(nn.Linear(2, 2))) is None
+
+
+def test_a_model_whose_layers_have_unusual_names_learns_but_needs_the_task_s_name() -> None:
+    base = Case(llama).base()
+    base.model.stages = base.model.layers
+    del base.model.layers
+    type(base.model).layers = property(lambda model: model.stages)
+    try:
+        config = HimalayaConfig(task_type="CAUSAL_LM", placement="weights", target_modules=["q_proj"])
+        model = get_peft_model(base, config).eval()
+        labels = random_tokens()
+        labels[:, :4] = -100
+        with model.learning("a"):
+            model.train()
+            model(input_ids=random_tokens(), labels=labels).loss.backward()
+        assert model.tasks == ["a"]
+        with pytest.raises(HimalayaError, match=r"^LlamaForCausalLM has no decoder layers by a usual name"):
+            model.infer_task(random_tokens())
+    finally:
+        del type(base.model).layers
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

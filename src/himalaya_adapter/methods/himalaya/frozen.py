@@ -10,6 +10,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from himalaya_adapter.errors import HimalayaError
+
 # The names that transformers gives to a decoder's list of layers.
 DECODER_LAYERS = r"(.*\.)?(layers|h|blocks)\.\d+"
 
@@ -45,8 +47,17 @@ def middle_states(model: nn.Module, embeddings: Tensor, mask: Tensor) -> Tensor:
         model: A language model of transformers, with a `middle_layer`.
         embeddings: Input embeddings ``(b, s, d)``.
         mask: 1 at the tokens, 0 at padding, ``(b, s)``.
+
+    Raises:
+        HimalayaError: It has none.
     """
     decoder: Any = model.base_model
+    middle = middle_layer(model)
+    if middle is None:
+        raise HimalayaError(
+            f"{type(model).__name__} has no decoder layers by a usual name (layers, h, blocks), so tasks cannot be "
+            "told from prompts: name the task"
+        )
     given = {"inputs_embeds": embeddings, "attention_mask": mask.long(), "use_cache": False}
     if "position_ids" in inspect.signature(decoder.forward).parameters:
         given["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0)
@@ -57,7 +68,7 @@ def middle_states(model: nn.Module, embeddings: Tensor, mask: Tensor) -> Tensor:
         raise _Reached
 
     with ExitStack() as afterwards:
-        afterwards.callback(middle_layer(model).register_forward_hook(stop).remove)  # type: ignore[union-attr]
+        afterwards.callback(middle.register_forward_hook(stop).remove)
         afterwards.enter_context(as_frozen(model))
         with suppress(_Reached):
             decoder(**given)

@@ -21,7 +21,7 @@ from himalaya_adapter.names import normalised
 from .adapter import HimalayaAdapter
 from .channels import measure
 from .config import HimalayaConfig
-from .frozen import DECODER_LAYERS, middle_states
+from .frozen import DECODER_LAYERS, middle_layer, middle_states
 from .layer import HimalayaLayer, StreamLayer
 from .tasks import FROZEN
 from .weights import HashedLinear
@@ -191,6 +191,10 @@ class HimalayaModel(PromptedModel):
     def _new_layer(self, base: Any, config: PeftConfig) -> Any:
         kind = HashedLinear if config.placement == "weights" else StreamLayer
         return kind(base, **get_quantization_kwargs(self))
+
+    def _observe(self, embeddings: Tensor, mask: Tensor) -> None:
+        if middle_layer(self.model) is not None:
+            super()._observe(embeddings, mask)
 
     def _read(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return middle_states(self.model, embeddings, mask), mask

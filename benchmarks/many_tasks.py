@@ -275,6 +275,7 @@ def one_round(model: PeftModel, count: int, folder: Path) -> dict[str, float]:
         model(input_ids=prompt)
         timed("pass", lambda: model(input_ids=prompt))
         timed("set_task and pass", lambda: (model.set_task(last.name), model(input_ids=prompt)))
+        timed("infer_task after a change", lambda: model.infer_task(prompt))
         timed("infer_task", lambda: model.infer_task(prompt))
     for index, word in (("learnable_kd_tree", "tree"), ("scan", "scan")):
         before = copy.deepcopy(adapter.state_dict())

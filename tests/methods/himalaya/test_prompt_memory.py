@@ -214,3 +214,12 @@ def test_its_size_depends_on_the_number_of_rows_alone() -> None:
     memory = PromptMemory(WIDTH, 2)
     observe(memory, cloud(0, ENOUGH))
     assert memory.has_enough
+
+
+def test_mixed_precision_changes_no_answer() -> None:
+    memory, prompts = filled([0, 1, 2]), torch.cat([cloud(task, 5, seed=3) for task in range(4)])
+    states, mask = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0)), torch.ones(2, 5)
+    wanted, features = memory.infer(prompts), memory.features(states, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(memory.features(states, mask), features)
+        assert all(torch.equal(*pair) for pair in zip(memory.infer(prompts), wanted, strict=True))

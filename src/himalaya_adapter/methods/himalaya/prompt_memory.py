@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from himalaya_adapter.methods.packed_rows import RowFormat
 
-from .kept import Kept
+from .kept import Kept, full_precision
 from .tasks import FROZEN
 
 # A prompt is pooled twice: over all of its tokens, and around its end, where the weight of a token falls by this
@@ -86,7 +86,7 @@ class PromptMemory(nn.Module):
         on = mask.float()
         from_end = on.sum(1, keepdim=True) - on.cumsum(1)
         weights = torch.stack([on, on * DECAY**from_end], dim=1)
-        with torch.autocast(states.device.type, enabled=False):
+        with full_precision(states):
             pooled = normalize(weights @ normalize(states.float(), dim=-1), dim=-1)
             return pooled.flatten(1) @ self.signs.float().T / (POOLS * FEATURES**0.5)
 
@@ -148,11 +148,12 @@ class PromptMemory(nn.Module):
         if not self.counts.any():
             return torch.full_like(features[:, 0], FROZEN, dtype=torch.int64), features.new_zeros(len(features))
         known = self._gaussians.get(self._fit, self.means, self.spreads, self.counts)
-        gaps = features.float()[:, None] - known.means
-        explained = torch.einsum("tkq,btq->btk", known.directions, gaps).square().sum(-1)
-        distance, nearest = ((gaps.square().sum(-1) - explained) / known.variances / FEATURES).min(1)
-        gap, allowed = features.float() - known.centre, known.allowed[nearest]
-        excess = distance - ((gap @ known.precision) * gap).mean(1) - known.expected
+        with full_precision(features):
+            gaps = features.float()[:, None] - known.means
+            explained = torch.einsum("tkq,btq->btk", known.directions, gaps).square().sum(-1)
+            distance, nearest = ((gaps.square().sum(-1) - explained) / known.variances / FEATURES).min(1)
+            gap, allowed = features.float() - known.centre, known.allowed[nearest]
+            excess = distance - ((gap @ known.precision) * gap).mean(1) - known.expected
         return known.rows[nearest], allowed / excess.maximum(allowed)
 
     def _fit(self) -> Gaussians:

@@ -108,23 +108,6 @@ class PromptMemory(nn.Module):
         self.task_moment.zero_()
 
     @torch.no_grad()
-    def remove(self, code: Tensor) -> None:
-        """Forget the mean of the task with this code ``(e,)``, if there is one.
-
-        Its prompts' spread stays part of the sum over all tasks, until none is left.
-        """
-        same = (self.codes[: self.tasks] == (code > 0)).all(1).nonzero().flatten().tolist()
-        for slot in same:
-            last = min(int(self.tasks), len(self.codes)) - 1
-            for rows in (self.means, self.codes):
-                rows[slot] = rows[last].clone()
-                rows[last] = 0
-            self.tasks -= 1
-        if int(self.tasks) == 0:
-            for buffer in (self.covariance, self.closed):
-                buffer.zero_()
-
-    @torch.no_grad()
     def infer(self, features: Tensor) -> tuple[Tensor, Tensor]:
         r"""The codes of the tasks that prompts come from.
 

@@ -36,7 +36,9 @@ class ChosenTask:
 
     def __str__(self) -> str:
         if self.frozen:
-            return "the prompt looks like no task that is known: the frozen model answers"
+            return (
+                f"the prompt looks like no task that is known ({self.confidence:.2f} of 1): the frozen model answers"
+            )
         return f"task {self.name or 'without a name'}, confidence {self.confidence:.2f}"
 
 

@@ -151,7 +151,7 @@ def methods() -> str:
     lines.append("|---|---|---|---|---|---|---|---|---|---|")
     for one in compared():
         pairs = sorted(one.trials.keys() & own.trials.keys())
-        if pairs:
+        if len(pairs) > 1:
             bits = one.bits_kept(pairs)
             gap = paired_change(*([setting.trials[pair] for pair in pairs] for setting in (one, own)))
             gap = "" if one.fields == own.fields else gap

@@ -57,6 +57,7 @@ GROUP, GROUP_BYTES = 32, 4  # numbers that share a scale and a minimum in half p
 KEEPS = 0.02  # of NLL: the fewest bits that lose no more
 BITS = (2, 3, 4)
 FEWEST_SHOWN = 6  # tasks and seeds of a method in the picture
+MARKS = "oXsP^D*v><phd8"
 Pair = tuple[str, int]
 
 
@@ -208,14 +209,13 @@ def draw() -> None:
     """Write the picture: loss against bytes, a mark a method."""
     figure = paper.new_sheet(4.2)
     axes = figure.subplots()
-    for place, (name, size, gap) in enumerate(sorted(points(), key=lambda point: point[2])):
-        own = name.startswith("HIMALAYA")
-        axes.scatter([size], [gap], s=60, color=OWN if own else BOUND, zorder=3)
-        side, align = ((7, 4), "left") if place % 2 else ((-7, 4), "right")  # neighbours do not meet
-        axes.annotate(name, (size, gap), side, textcoords="offset points", fontsize=paper.SMALL_TEXT_SIZE, ha=align)
+    for mark, (name, size, gap) in zip(MARKS, sorted(points(), key=lambda point: -point[2]), strict=False):
+        color = OWN if name.startswith("HIMALAYA") else BOUND
+        axes.scatter([size], [gap], s=60, color=color, marker=mark, label=name, zorder=3)
     axes.set_xscale("log")
     axes.axhline(0, color=paper.GRID, linewidth=1.2)
-    axes.margins(x=0.6, y=0.1)
+    axes.legend(loc="upper right", fontsize=paper.SMALL_TEXT_SIZE, frameon=False)  # from the highest to the lowest
+    axes.margins(x=0.1, y=0.1)
     paper.style_axes(
         axes, x="bytes of a task, at the fewest bits that keep its loss", y="NLL less HIMALAYA's (lower is better)"
     )

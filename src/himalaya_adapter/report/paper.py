@@ -86,14 +86,17 @@ def _draw_xy(axes: Axes, chart: XY) -> None:
     bands = sum(one.line for one in chart.series) <= MOST_BANDS
     for one in chart.series:
         _draw_series(axes, one, across, bands)
-    for value, label in chart.bounds:
+    for value, _ in chart.bounds:
         (axes.axvline if across else axes.axhline)(value, color=BOUND, linestyle="dashed", linewidth=1.2)
-        place = (value, 0.98) if across else (0.99, value)
-        coordinates = ("data", "axes fraction") if across else ("axes fraction", "data")
-        axes.annotate(label, place, (0, 3), coordinates, "offset points", ha="right", fontsize=SMALL_TEXT_SIZE)
     style_axes(axes, title=chart.title, x=chart.x.label, y=chart.y.label, grid="x" if across else "y")
     _scale(axes, chart.x, "x")
     _scale(axes, chart.y, "y")
+    for value, label in chart.bounds:
+        place = (value, 0.0) if across else (0.99, value)
+        coordinates = ("data", "axes fraction") if across else ("axes fraction", "data")
+        side = "left" if across and value < sum(axes.get_xlim()) / 2 else "right"  # where there is more room
+        offset = (4 if side == "left" else -4 if across else 0, 3)
+        axes.annotate(label, place, offset, coordinates, "offset points", ha=side, fontsize=SMALL_TEXT_SIZE)
 
 
 def _draw_series(axes: Axes, one: Series, across: bool, bands: bool) -> None:

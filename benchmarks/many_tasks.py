@@ -169,7 +169,7 @@ def learnt(
             continue
         place = folder / str(number + 1)
         changed = sum(answers(model, task) != before for task, before in zip(tasks, right_after, strict=True))
-        fact = {"changed": changed, "recognised": recognised(model, tasks)}
+        fact = {"changed": changed} | recognised(model, tasks)
         model.save_pretrained(place / "adapter")
         save_release(model, place / "release")
         chosen = range(0, len(tasks), -(-len(tasks) // FROM_FILE))
@@ -205,12 +205,13 @@ def answers(model: PeftModel, task: Task) -> str:
     return hashlib.sha256(model(input_ids=task.held_out()).logits.numpy().tobytes()).hexdigest()
 
 
-def recognised(model: PeftModel, tasks: Sequence[Task]) -> float:
-    """The share of held-out prompts whose task is found."""
+def recognised(model: PeftModel, tasks: Sequence[Task]) -> dict[str, float]:
+    """The shares of held-out prompts whose task is found, and that are taken for another task's."""
     prompts = torch.cat([task.held_out() for task in tasks])
     found = [name for part in prompts.split(AT_ONCE) for name, _ in model.infer_task(part)]
     wanted = [task.name for task in tasks for _ in range(HELD_OUT)]
-    return sum(one == name for one, name in zip(found, wanted, strict=True)) / len(wanted)
+    right = sum(one == name for one, name in zip(found, wanted, strict=True))
+    return {"recognised": right / len(wanted), "mistaken": (len(wanted) - right - found.count(None)) / len(wanted)}
 
 
 @contextmanager

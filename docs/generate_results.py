@@ -235,9 +235,10 @@ def many_tasks() -> str:
     if not settings:
         return NOT_YET
     lines = [
-        "| d | layers | atoms a task | tasks | changed since learnt | found by the prompt | `set_task` and pass, ms "
+        "| d | layers | atoms a task | tasks | changed since learnt | found by the prompt "
+        "| taken for another | `set_task` and pass, ms "
         "| `infer_task` | end of a task: tree | scan | save | load |",
-        f"|---|{'---|' * 11}",
+        f"|---|{'---|' * 12}",
     ]
     for setting in settings:
         for row in (setting["counts"][0], setting["counts"][-1]):
@@ -247,7 +248,8 @@ def many_tasks() -> str:
                 for name in ("set_task and pass", "infer_task", "end, tree", "end, scan", "save", "load")
             ]
             facts = [setting["width"], setting["layers"], setting["atoms"], f"{row['tasks']:,}", changed]
-            cells = [*map(str, facts), f"{100 * row['recognised']:.1f} %", *times]
+            shares = [f"{100 * row[key]:.1f} %" for key in ("recognised", "mistaken")]
+            cells = [*map(str, facts), *shares, *times]
             lines.append(f"| {' | '.join(cells)} |")
     machines = sorted(
         {f"{one['rounds']} rounds, one thread of {one['cpu']}, torch {one['torch']}" for one in settings}

@@ -166,11 +166,16 @@ class PromptedModel(SharedStateModel):
         """Let the memories that have not seen enough see the rows that have a token."""
         rows = mask.any(1)
         memories = [one.prompt_memory for one in self._active() if not one.prompt_memory.has_enough]
-        if memories and rows.any():
+        if memories and rows.any() and self._reads_prompts:
             columns = mask.any(0)  # others, as those of the answers, are no part of a prompt
             seen = self._read(embeddings[rows][:, columns], mask[rows][:, columns])
             for memory in memories:
                 memory.observe_prompts(*seen)
+
+    @property
+    def _reads_prompts(self) -> bool:
+        """Whether `_read` can be called on this model."""
+        return True
 
     def _read(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """What a memory of prompts is given of prompts: by default their input embeddings, and the mask."""

@@ -6,10 +6,10 @@ import pytest
 import torch
 from families import llama, random_tokens
 from learning import PLACEMENTS, adapter_of, attached, learn, logits_of
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 
-from himalaya_adapter import HimalayaConfig
+from himalaya_adapter import HimalayaConfig, save_release
 from himalaya_adapter.methods.himalaya import HimalayaAdapter
 
 WEIGHTS = "adapter_model.safetensors"
@@ -126,3 +126,14 @@ def test_the_file_is_small_at_the_shape_of_llama_2_7b() -> None:
     adapter = HimalayaAdapter(HimalayaConfig(layers=32), 4096)
     assert sum(adapter.stored_bytes().values()) < LARGEST_FILE
     assert adapter.atoms.numel() == 12 * 4096
+
+
+def test_the_sizes_of_files_are_those_that_the_page_of_deployment_names(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.split("| part | bytes at d = 576 |")[1].split("\n\n")[0].splitlines()]
+    *parts, release, training = [int(row[2].strip(" *").replace(",", "")) for row in rows[2:]]
+    base = llama(1, hidden_size=576, intermediate_size=64)
+    model = get_peft_model(base, HimalayaConfig(task_type="CAUSAL_LM"))
+    assert file_size(model, tmp_path / "adapter") == training
+    save_release(model, tmp_path / "release")
+    assert (tmp_path / "release" / WEIGHTS).stat().st_size == release == sum(parts)

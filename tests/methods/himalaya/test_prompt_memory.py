@@ -1,11 +1,10 @@
 """The memory that tells a prompt's task: what it recognises, what it does not, and what it depends on."""
 
-import io
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 from torch import Tensor
 
 from himalaya_adapter.methods.himalaya.prompt_memory import (
@@ -39,16 +38,11 @@ def cloud(task: int, prompts: int, seed: int = 0, spread: float = 0.02) -> Tenso
     return mean + spread * within
 
 
-def observe(memory: PromptMemory, features: Tensor) -> None:
-    features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
-    memory.task_moment += features.T @ features
-
-
 def filled(tasks: list[int], prompts: int = 100, rows: int = 16) -> PromptMemory:
     """A memory that has learnt tasks, each in the row of its number."""
     memory = PromptMemory(WIDTH, rows)
     for task in tasks:
-        observe(memory, cloud(task, prompts))
+        memory.observe(cloud(task, prompts))
         memory.learn(task)
     return memory
 
@@ -120,7 +114,7 @@ def test_a_task_that_is_removed_leaves_nothing(seed: int) -> None:
     memory.remove(task)
     for name, tensor in other.state_dict().items():
         assert torch.equal(tensor, memory.state_dict()[name]), name
-    observe(memory, cloud(task, 100))
+    memory.observe(cloud(task, 100))
     memory.learn(task)
     again = filled([0, 1, 2, 3]).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in memory.state_dict().items())
@@ -128,10 +122,10 @@ def test_a_task_that_is_removed_leaves_nothing(seed: int) -> None:
 
 def test_a_task_that_is_learnt_again_has_its_new_prompts_only() -> None:
     memory, other = filled([0, 1]), PromptMemory(WIDTH, 16)
-    observe(memory, cloud(7, 50))
+    memory.observe(cloud(7, 50))
     memory.learn(1)
     for row, points in ((0, cloud(0, 100)), (1, cloud(7, 50))):
-        observe(other, points)
+        other.observe(points)
         other.learn(row)
     assert all(torch.equal(tensor, memory.state_dict()[name]) for name, tensor in other.state_dict().items())
 
@@ -139,7 +133,7 @@ def test_a_task_that_is_learnt_again_has_its_new_prompts_only() -> None:
 @pytest.mark.parametrize("prompts", [1, 2, 300])
 def test_one_prompt_or_hundreds_make_a_task(prompts: int) -> None:
     memory = filled([0, 1])
-    observe(memory, cloud(2, prompts))
+    memory.observe(cloud(2, prompts))
     memory.learn(2)
     rows, confidences = memory.infer(torch.cat([cloud(task, 1) for task in range(3)]))
     assert rows.tolist() == [0, 1, 2]
@@ -149,7 +143,7 @@ def test_one_prompt_or_hundreds_make_a_task(prompts: int) -> None:
 
 def test_prompts_that_are_all_the_same_are_recognised() -> None:
     memory, prompt = PromptMemory(WIDTH, 2), cloud(0, 1)
-    observe(memory, prompt.repeat(20, 1))
+    memory.observe(prompt.repeat(20, 1))
     memory.learn(0)
     rows, confidences = memory.infer(torch.cat([prompt, cloud(1, 1)]))
     assert rows[0] == 0
@@ -195,11 +189,8 @@ def test_what_is_not_finite_or_has_no_token_does_not_count() -> None:
 def test_a_cast_of_the_model_and_a_file_change_no_answer() -> None:
     memory, prompts = filled([0, 1, 2]), torch.cat([cloud(task, 5, seed=3) for task in range(4)])
     rows, confidences = memory.infer(prompts)
-    file = io.BytesIO()
-    torch.save(memory.state_dict(), file)
-    file.seek(0)
     loaded = PromptMemory(WIDTH, 16)
-    loaded.load_state_dict(torch.load(file, weights_only=True))
+    loaded.load_state_dict(load(save(memory.state_dict())))
     for other in (loaded, memory.half()):
         assert torch.equal(other.infer(prompts)[0], rows)
         assert torch.equal(other.infer(prompts)[1], confidences)
@@ -212,7 +203,7 @@ def test_its_size_depends_on_the_number_of_rows_alone() -> None:
     assert more - sizes[0] == MEAN.row_bytes + (DIRECTIONS + 1) * SPREAD.row_bytes + 1
     assert filled([0]).has_enough is False
     memory = PromptMemory(WIDTH, 2)
-    observe(memory, cloud(0, ENOUGH))
+    memory.observe(cloud(0, ENOUGH))
     assert memory.has_enough
 
 

@@ -28,7 +28,7 @@ def as_frozen(model: nn.Module) -> Iterator[None]:
             afterwards.callback(setattr, module, "training", module.training)
             if isinstance(module, BaseTunerLayer):
                 afterwards.callback(setattr, module, "_disable_adapters", module.disable_adapters)
-                module._disable_adapters = True
+                module._disable_adapters = True  # PEFT's own switch also decides what is trained
         model.eval()
         yield
 

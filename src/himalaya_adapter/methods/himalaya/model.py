@@ -192,9 +192,9 @@ class HimalayaModel(PromptedModel):
         kind = HashedLinear if config.placement == "weights" else StreamLayer
         return kind(base, **get_quantization_kwargs(self))
 
-    def _observe(self, embeddings: Tensor, mask: Tensor) -> None:
-        if middle_layer(self.model) is not None:
-            super()._observe(embeddings, mask)
+    @property
+    def _reads_prompts(self) -> bool:
+        return middle_layer(self.model) is not None
 
     def _read(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return middle_states(self.model, embeddings, mask), mask

@@ -97,9 +97,13 @@ class PromptMemory(nn.Module):
 
     @torch.no_grad()
     def observe_prompts(self, states: Tensor, mask: Tensor) -> None:
-        """Add prompts of the task being learnt, as `features` takes them; what is not finite does not count."""
+        """`observe` prompts as `features` takes them; those without a token, or that are not finite, do not count."""
         features = self.features(states, mask)
-        features = features[features.isfinite().all(1) & mask.any(1)]
+        self.observe(features[features.isfinite().all(1) & mask.any(1)])
+
+    @torch.no_grad()
+    def observe(self, features: Tensor) -> None:
+        """Add prompts of the task being learnt, by their features ``(n, q)``."""
         features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
         self.task_moment += features.T @ features
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from himalaya_adapter.backbones import load_backbone
-from himalaya_adapter.methods.himalaya.frozen import middle_states
-from himalaya_adapter.methods.himalaya.prompt_memory import ENOUGH, LIMIT, PromptMemory
+from himalaya_adapter.methods.task_inference.frozen import middle_states
+from himalaya_adapter.methods.task_inference.gaussians import ENOUGH, LIMIT, GaussianMemory
 from himalaya_adapter.storage import write_json
 from himalaya_adapter.streams import Limits, Task, load_stream
 from himalaya_adapter.streams.catalogue import read_definition
@@ -60,7 +60,7 @@ def kept(kind: str) -> Found:
     file = KEPT / f"{kind.replace(' ', '_')}.safetensors"
     if not file.is_file():
         stream, backbone = load_stream(STREAM, limits=Limits(ENOUGH, SCORED, SCORED)), load_backbone(BACKBONE)
-        memory = PromptMemory(backbone.model.config.hidden_size, 1)
+        memory = GaussianMemory(backbone.model.config.hidden_size, 1)
         tensors = {
             f"{number}/{split}": features(texts(task, split, TEMPLATES[kind](number)), memory, backbone)
             for number, task in enumerate(stream.tasks)
@@ -81,7 +81,7 @@ def texts(task: Task, split: str, template: str | None) -> list[str]:
     return [template.format(prompt.removeprefix(before).removesuffix(after)) for prompt in prompts]
 
 
-def features(prompts: list[str], memory: PromptMemory, backbone: Any) -> Tensor:
+def features(prompts: list[str], memory: GaussianMemory, backbone: Any) -> Tensor:
     """Features of prompts, ``(n, q)``, of which too long ones lose their beginning."""
     ids = [torch.tensor(backbone.tokenizer(prompt)["input_ids"][-TOKENS:]) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
@@ -104,7 +104,7 @@ def shares(found: Found, learnt: int, prompts: int) -> dict[str, Any]:
     confidences: dict[str, dict[str, list[Tensor]]] = {split: {kind: [] for kind in kinds} for split in SPLITS[1:]}
     for _ in range(CHOICES):
         order = torch.randperm(len(found), generator=generator).tolist()
-        memory = PromptMemory(1, len(found))
+        memory = GaussianMemory(1, len(found))
         for task in order[:learnt]:
             train = found[task]["train"]
             memory.observe(train[torch.randperm(len(train), generator=generator)[:prompts]])

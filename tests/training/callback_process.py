@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from himalaya_adapter import HimalayaConfig, TaskCallback
-from himalaya_adapter.methods.himalaya.prompt_memory import PromptMemory
+from himalaya_adapter.methods.task_inference.prompt_memory import PromptMemory
 
 ITEMS = {
     "colours": [

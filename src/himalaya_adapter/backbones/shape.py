@@ -1,9 +1,10 @@
-"""A backbone's architecture without its weights: enough to count what an adapter on it would cost."""
+"""A backbone's sizes, and its architecture without weights: enough to count what an adapter on it would cost."""
 
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -17,6 +18,30 @@ SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 def sizes_of(config: PretrainedConfig) -> dict[str, int]:
     """The sizes of a model by which an adapter can tell another model."""
     return {size: getattr(config, size) for size in SIZES if hasattr(config, size)}
+
+
+def hidden_width(model: nn.Module, default: int | None = None) -> int:
+    """Width of a language model's hidden states.
+
+    Args:
+        model: The model.
+        default: What it is for a model whose config names none.
+
+    Raises:
+        HimalayaError: Neither is given.
+    """
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else None
+    width = getattr(text, "hidden_size", default)
+    if width is None:
+        raise HimalayaError(f"the width of {type(model).__name__} is not known: its config has no hidden_size")
+    return width
+
+
+def embedding_width(model: nn.Module) -> int | None:
+    """Width of a language model's input embeddings; a model without any cannot infer tasks from prompts."""
+    lookup: Any = getattr(model, "get_input_embeddings", lambda: None)
+    return getattr(lookup(), "embedding_dim", None)
 
 
 def backbone_shape(name: str) -> PretrainedConfig:

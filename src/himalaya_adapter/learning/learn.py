@@ -11,7 +11,7 @@ from rapidfuzz.distance import OSA
 from transformers import TrainerState
 
 from himalaya_adapter.backbones import load_backbone
-from himalaya_adapter.backbones.shape import sizes_of
+from himalaya_adapter.backbones.shape import hidden_width, sizes_of
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.deploy.answering import AUTO
 from himalaya_adapter.errors import HimalayaError, out_of_memory_told, unknown_name
@@ -21,7 +21,6 @@ from himalaya_adapter.experiments.schema import parse
 from himalaya_adapter.methods.construction import adapt
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.himalaya.config import Placement
-from himalaya_adapter.methods.prompted import hidden_width
 from himalaya_adapter.names import normalised
 from himalaya_adapter.streams import Item, Task
 from himalaya_adapter.training.batches import EncodedItems

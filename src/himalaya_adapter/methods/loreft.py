@@ -9,9 +9,10 @@ from peft import PeftConfig, PeftType
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from himalaya_adapter.backbones.shape import hidden_width
+
 from .linear_delta import LLAMA_LIKE
 from .output_layer import OutputLayer
-from .prompted import hidden_width
 from .targets import TargetsConfig, TargetsModel
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from himalaya_adapter import HimalayaConfig
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.himalaya.frozen import as_frozen, middle_layer, middle_states
+from himalaya_adapter.methods.task_inference.frozen import as_frozen, middle_layer, middle_states
 
 
 def states_of(model: nn.Module, tokens: Tensor, mask: Tensor | None = None) -> Tensor:

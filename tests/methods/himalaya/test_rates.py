@@ -41,7 +41,7 @@ def test_a_step_moves_an_atom_by_the_same_at_every_width_and_the_loss_falls(widt
         optimizer.zero_grad()
         moves.append((scaled(atoms.detach()) - before).norm(dim=1))
     # Adam's first step is the rate in every entry: from nothing, that is the rate times sqrt(REFERENCE_WIDTH).
-    acting = adapter_of(model).codes.any(0) if placement == "residual_stream" else slice(None)
+    acting = adapter_of(model).update.codes.any(0) if placement == "residual_stream" else slice(None)
     wanted = RATE * REFERENCE_WIDTH**0.5
     torch.testing.assert_close(moves[0][acting], torch.full_like(moves[0][acting], wanted), rtol=0.01, atol=0)
     assert losses[-1] < losses[0] - 0.1, losses

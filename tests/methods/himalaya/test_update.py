@@ -166,7 +166,7 @@ def test_a_stream_layer_edits_what_its_layer_returns(as_tuple: bool) -> None:
     if as_tuple:
         output, rest = output
         assert rest == "rest"
-    matrix = dense(adapter.anchors[0], adapter.codes[0], scaled(adapter.atoms.detach()), 2.0)
+    matrix = dense(adapter.update.anchors[0], adapter.update.codes[0], scaled(adapter.atoms.detach()), 2.0)
     assert matrix.norm() > 0.1
     torch.testing.assert_close(output, 2 * inputs + 2 * inputs @ matrix.T, rtol=1e-4, atol=1e-5)
 

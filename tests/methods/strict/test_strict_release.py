@@ -133,6 +133,7 @@ def test_a_release_recognises_the_task_of_a_prompt_as_before(tmp_path: Path) -> 
     found = released.infer_task(prompts, names)
     assert found == model.infer_task(prompts, names)
     assert [name for name, _ in found] == ["task 0"] * 8
+    assert [released.remembers_task(name) for name in ("task 0", "never")] == [True, False]
     released.set_task(None)
     by_itself = released(input_ids=prompts).logits
     released.set_task("task 0")

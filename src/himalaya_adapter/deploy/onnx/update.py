@@ -40,8 +40,8 @@ def make_tables(adapter: HimalayaAdapter, tasks: Sequence[str]) -> dict[str, Ten
         "codes": codes.view(*parts["scale"].shape, -1),
         "scale": parts["scale"].float()[..., None],
         "minimum": parts["minimum"].float()[..., None],
-        "signs": layer_anchors(torch.eye(core), adapter.layers, adapter.config.seed),
-        "layer_codes": adapter.codes,
+        "signs": layer_anchors(torch.eye(core), adapter.update.layers, adapter.config.seed),
+        "layer_codes": adapter.update.codes,
         "channels": sizes_of(adapter.channels),
     }
 
@@ -56,7 +56,7 @@ class ExportedUpdate(nn.Module):
 
     def __init__(self, adapter: HimalayaAdapter, tasks: Sequence[str]) -> None:
         super().__init__()
-        self.width, self.layers = adapter.width, adapter.layers
+        self.width, self.layers = adapter.width, adapter.update.layers
         self.attributes: dict[str, Any] = {
             "width": adapter.width,
             "step": COEFFICIENT_STEP,
@@ -111,6 +111,6 @@ def vectors_cases(adapter: HimalayaAdapter, tasks: Sequence[str]) -> list[Case]:
     """The vectors that PyTorch makes of each task, for parity: one case with all tasks, one with the last."""
     rows = [adapter.tasks.row_of(name) for name in tasks]
     atoms = torch.stack([adapter.task_atoms(row) for row in rows])
-    write, read = adapter.vectors(atoms)
+    write, read = adapter.update.vectors(atoms, sizes_of(adapter.channels))
     task, outputs = torch.arange(len(rows)), {"write": write, "read": read.mT}
     return [({"task": task[at:]}, {name: one[at:] for name, one in outputs.items()}) for at in (0, -1)]

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
+from himalaya_adapter.methods.kept import Kept
 from himalaya_adapter.methods.packed_rows import RowFormat
 from himalaya_adapter.methods.shared_state import SharedState
+from himalaya_adapter.methods.task_inference.gaussians import GaussianMemory
+from himalaya_adapter.names import normalised
 
-from .channels import sizes_of
 from .config import HimalayaConfig
 from .consolidation import FisherMemory
 from .dictionary import Dictionary
 from .growth import Growth
-from .kept import Kept, full_precision
-from .prompt_memory import PromptMemory
 from .tasks import FROZEN, NO_ROW, TaskTable
-from .update import bounded, layer_anchors, layer_codes, scaled, unscaled, update_vectors
+from .update import AnchoredUpdate, Vectors, bounded, scaled, unscaled
 
 logger = logging.getLogger(__name__)
 UNNAMED = "unnamed"
@@ -33,7 +33,6 @@ HOW_TO_TRAIN = "inside of `with model.learning(name):`, or give a Trainer callba
 RANDOM_NORM = {"residual_stream": 0.5, "weights": 0.1}
 # Of the config, beside the core and the atoms.
 ANSWERS_DEPEND_ON = ("placement", "rank", "active_atoms", "norm_bound", "seed", "layers", "layers_to_transform")
-Vectors = list[tuple[Tensor, Tensor]]
 
 
 class HimalayaAdapter(SharedState):
@@ -51,7 +50,6 @@ class HimalayaAdapter(SharedState):
         super().__init__()
         self.config = config
         self.width = width
-        self.layers = config.layers or 1
         self.attached = 0  # layers so far
         self.entries = 0  # of all factors together, with placement="weights"
         self.atoms = nn.Parameter(torch.zeros(config.atoms_per_task, width))
@@ -63,16 +61,14 @@ class HimalayaAdapter(SharedState):
         self.dictionary = Dictionary(config.core_atoms, config.elastic_atoms, row_format, config.seed)
         self.tasks = TaskTable(config.max_tasks, config.atoms_per_task)
         self.fisher = FisherMemory(config.elastic_atoms, config.atoms_per_task, width)
+        self.update = AnchoredUpdate(config, config.layers or 1, self.dictionary)
         self.growth = Growth(config, self.dictionary, self.tasks, self.fisher)
-        self.router = PromptMemory(width, config.max_tasks)
-        self.codes = layer_codes(self.layers, config.atoms_per_task, config.active_atoms, config.seed)
+        self.router = GaussianMemory(width, config.max_tasks)
         # Which row of the table answers each row of a batch; None: the one that `tasks.answers` names, for all.
         self.rows: tuple[int, ...] | None = None
         self.infers_task = False
         self._warned = False
         self._atoms: Kept[Tensor] = Kept()
-        self._anchors: Kept[Tensor] = Kept()
-        self._vectors: Kept[Vectors] = Kept()
         self._pass: Vectors | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,7 +121,7 @@ class HimalayaAdapter(SharedState):
             self.infers_task, self.rows = False, rows
 
     @property
-    def prompt_memory(self) -> PromptMemory:
+    def prompt_memory(self) -> GaussianMemory:
         """What tells a prompt's task."""
         return self.router
 
@@ -134,6 +130,15 @@ class HimalayaAdapter(SharedState):
         rows, confidences = self.router.infer(self.router.features(states, mask))
         confidences = confidences.where(mask.any(1), 0.0)
         return rows.where(confidences == 1, FROZEN).tolist(), confidences.tolist()
+
+    def infer_task(
+        self, states: Tensor, mask: Tensor, names: Sequence[str] | None = None
+    ) -> list[tuple[str | None, float]]:
+        """The names of what `recognise` finds, ``None`` if it is not among ``names``, and its confidences."""
+        rows, confidences = self.recognise(states, mask)
+        allowed = {normalised(name): name for name in (self.tasks.known() if names is None else names)}
+        found = [None if row == FROZEN else allowed.get(self.tasks.name(row)) for row in rows]
+        return list(zip(found, confidences, strict=True))
 
     def read_prompts(self, states: Tensor, mask: Tensor) -> None:
         """Answer each row, until the next prompts, as the task that its prompt looks like."""
@@ -314,24 +319,6 @@ class HimalayaAdapter(SharedState):
 
     # The layers' vectors ---------------------------------------------------------------------------------------
 
-    @property
-    def anchors(self) -> Tensor:
-        """The layers' anchors, ``(L, d)``, in float32."""
-        core = self.dictionary.core_atoms
-        return self._anchors.get(lambda: layer_anchors(core(), self.layers, self.config.seed), self.dictionary.core)
-
-    def vectors(self, atoms: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Write and read vectors of all layers, each ``(..., L, d)``.
-
-        Args:
-            atoms: ``(..., k, d)``.
-            sizes: Of the channels; by default as measured.
-        """
-        with full_precision(atoms):
-            write, read = update_vectors(self.anchors, self.codes.to(atoms), atoms, self.config.norm_bound)
-            sizes = sizes_of(self.channels) if sizes is None else sizes
-            return write * sizes, read / sizes
-
     def of_layer(self, number: int, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Write and read vector of a layer, as `edited` takes them. A pass's first layer makes those of all layers."""
         if number == 0 or self._pass is None:
@@ -345,14 +332,7 @@ class HimalayaAdapter(SharedState):
     @torch.compiler.disable
     def of_pass(self, hidden_states: Tensor) -> Vectors:
         """Those of each layer, for the pass that begins with these hidden states ``(b, s, d)``."""
-        atoms, dtype = self.answering_atoms(len(hidden_states)), hidden_states.dtype
-
-        def each_layer() -> Vectors:
-            # Beside L and d there is perhaps a row, and now a token.
-            write, read = (one.to(dtype) for one in self.vectors(atoms))
-            return list(zip(write[..., None, :].unbind(-3), read[..., None].unbind(-3), strict=True))
-
-        return self._vectors.get(each_layer, atoms, self.channels, given=dtype)
+        return self.update.each_layer(self.answering_atoms(len(hidden_states)), self.channels, hidden_states.dtype)
 
     # What is reported ------------------------------------------------------------------------------------------
 
@@ -363,7 +343,7 @@ class HimalayaAdapter(SharedState):
         atoms = torch.stack([self.task_atoms(row) for row in rows])
         norms = {"atom_norm_max": atoms.norm(dim=-1).max().item()}
         if self.config.placement == "residual_stream":
-            write, read = self.vectors(atoms, sizes=torch.ones_like(atoms[0, 0]))
+            write, read = self.update.vectors(atoms)
             norms["update_norm_max"] = (write.norm(dim=-1) * read.norm(dim=-1)).max().item()
         return norms
 
@@ -375,7 +355,7 @@ class HimalayaAdapter(SharedState):
         targets = self.config.target_modules
         config["target_modules"] = sorted(targets) if isinstance(targets, set) else targets
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        for tensor in (self.anchors, self.channels, atoms):
+        for tensor in (self.update.anchors, self.channels, atoms):
             digest.update(tensor.float().cpu().numpy().tobytes())
         return digest.hexdigest()
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from .frozen import as_frozen
+from himalaya_adapter.methods.task_inference.frozen import as_frozen
 
 # Random tokens that the sizes are measured on; the first of a row, on which attention rests, is left out.
 ROWS, LENGTH = 4, 33

@@ -1,12 +1,16 @@
 """What an evicted atom lives on as: replay-free consolidation (docs/method.md, "Eviction and consolidation")."""
 
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from himalaya_adapter.methods.fisher import Residuals, fisher_metric_product, fisher_projection
+
+from .dictionary import Dictionary
+from .tasks import TERMS, TaskTable, rounded
 
 
 class FisherMemory(Residuals):
@@ -52,3 +56,32 @@ class FisherMemory(Residuals):
         energy = (weighted * candidates).sum(1).clamp_min(torch.finfo(torch.float64).tiny)
         numbers = ((weighted @ atom).square() / energy).topk(min(most, len(candidates))).indices
         return numbers, fisher_projection(atom, candidates[numbers], residuals, steps)[0]
+
+    def consolidate(
+        self, number: int, usable: Sequence[int], tasks: TaskTable, dictionary: Dictionary, steps: int
+    ) -> dict[tuple[int, int], float]:
+        """Let every task that uses an atom of the dictionary go on with the best stand-in for it.
+
+        Args:
+            number: The atom's, in the dictionary.
+            usable: Numbers of the atoms that a stand-in may combine.
+            tasks: The table, in which the stand-ins are written.
+            dictionary: The atoms.
+            steps: Most conjugate-gradient steps.
+
+        Returns:
+            Row and place of each task's atom that used it, and the share of that atom which survives.
+        """
+        candidates = dictionary.atoms(torch.tensor(usable, device=self.energy.device))
+        users: list[list[int]] = (tasks.used() & (tasks.numbers == number)).any(-1).nonzero().tolist()
+        survives = {}
+        for row, atom in users:
+            held = tasks.atoms(row, dictionary)[atom]
+            chosen, weights = self.stand_in(held, candidates, TERMS, steps)
+            weights = rounded(weights).to(held)
+            share = self.share(held, weights @ candidates[chosen])
+            if share <= 0:  # rounded, it may be worse than nothing
+                chosen, weights = chosen[:0], weights[:0]
+            tasks.set_atom(row, atom, [usable[one] for one in chosen.tolist()], weights)
+            survives[row, atom] = max(0.0, share)
+        return survives

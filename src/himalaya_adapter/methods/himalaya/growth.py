@@ -1,5 +1,7 @@
 """Where a learnt task's atoms go: a shared slot, a free one, or the least-used one (docs/method.md, "Growth")."""
 
+from statistics import fmean
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -11,7 +13,7 @@ from himalaya_adapter.methods.kd_tree import KDTree
 from .config import HimalayaConfig
 from .consolidation import FisherMemory
 from .dictionary import Dictionary
-from .tasks import TERMS, TaskTable, rounded
+from .tasks import TaskTable, rounded
 
 ROUNDING = 1e-6
 
@@ -146,19 +148,8 @@ class Growth:
         # A stand-in cannot rest on what is not there, nor on itself.
         absent = {self.first_slot + one for one in (slot, *self.free_slots())}
         usable = [number for number in range(self.first_slot + self.config.elastic_atoms) if number not in absent]
-        candidates = self.dictionary.atoms(torch.tensor(usable, device=missed.device))
-        uses_it = self.tasks.used() & (self.tasks.numbers == self.first_slot + slot)
-        users: list[list[int]] = uses_it.any(-1).nonzero().tolist()
-        survives = []
-        for user, atom in users:
-            held = self.tasks.atoms(user, self.dictionary)[atom]
-            chosen, weights = self.fisher.stand_in(held, candidates, TERMS, self.config.fisher_projection_steps)
-            weights = rounded(weights).to(held)
-            share = self.fisher.share(held, weights @ candidates[chosen])
-            if share <= 0:  # rounded, it may be worse than nothing
-                chosen, weights = chosen[:0], weights[:0]
-            self.tasks.set_atom(user, atom, [usable[one] for one in chosen.tolist()], weights)
-            survives.append(max(0.0, share))
+        steps = self.config.fisher_projection_steps
+        survives = self.fisher.consolidate(self.first_slot + slot, usable, self.tasks, self.dictionary, steps)
         self.fisher.importance[slot] = 0
-        share = sum(survives) / len(survives) if survives else 1.0
-        return Eviction(slot, share, tasks=tuple(sorted({self.tasks.name(user) for user, _ in users})))
+        names = tuple(sorted({self.tasks.name(row) for row, _ in survives}))
+        return Eviction(slot, fmean(survives.values()) if survives else 1.0, tasks=names)

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from himalaya_adapter.backbones.shape import embedding_width, hidden_width
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.merging import refuse_if_merged
-from himalaya_adapter.methods.prompted import PromptedModel, embedding_width, hidden_width
 from himalaya_adapter.methods.release import check_finite
+from himalaya_adapter.methods.task_inference.frozen import DECODER_LAYERS, middle_layer, middle_states
+from himalaya_adapter.methods.task_inference.prompted import PromptedModel
 from himalaya_adapter.names import normalised
 
 from .adapter import HimalayaAdapter
 from .channels import measure
 from .config import HimalayaConfig
-from .frozen import DECODER_LAYERS, middle_layer, middle_states
 from .layer import HimalayaLayer, StreamLayer
-from .tasks import FROZEN
 from .weights import HashedLinear
 
 # What a release leaves out: the task being learnt, what growth and consolidation remember, its prompts.
@@ -131,26 +131,6 @@ class HimalayaModel(PromptedModel):
     def tasks(self) -> list[str]:
         """Names of the tasks that the first active adapter has learnt."""
         return self._active()[0].tasks.known()
-
-    @torch.no_grad()
-    def infer_task(
-        self, input_ids: Tensor, names: Sequence[str] | None = None, attention_mask: Tensor | None = None
-    ) -> list[tuple[str | None, float]]:
-        """Say which task prompts look like.
-
-        Args:
-            input_ids: ``(batch, length)``.
-            names: The tasks that may be named; by default all that have been learnt.
-            attention_mask: 0 at padding; without it all tokens count.
-
-        Returns:
-            For each prompt the name, or ``None`` if it is not among the names, and a confidence in [0, 1].
-        """
-        adapter = self._active()[0]
-        rows, confidences = adapter.recognise(*self._read(*self._embedded(input_ids, attention_mask)))
-        found = ["" if row == FROZEN else adapter.tasks.name(row) for row in rows]
-        allowed = {normalised(name): name for name in (self.tasks if names is None else names)}
-        return [(allowed.get(name), one) for name, one in zip(found, confidences, strict=True)]
 
     def remembers_task(self, name: str) -> bool:
         """Whether the adapter has learnt this task and knows its prompts."""

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.methods.kept import Kept
 from himalaya_adapter.names import TASK_NAME_BYTES, normalised
 
 from .dictionary import Dictionary
-from .kept import Kept
 
 # Dictionary atoms that an evicted atom's stand-in may combine. An atom with a slot of its own needs one.
 TERMS = 8

@@ -1,4 +1,4 @@
-r"""The anchored update, as pure functions (docs/method.md, "The update").
+r"""The anchored update (docs/method.md, "The update"): its formulas, and the vectors that all layers have by them.
 
 A layer's output ``h`` gets :math:`h + r\,(v^\top h)` with :math:`\lVert r\rVert = 1` and
 :math:`\lVert v\rVert \le c`, in units of the channels' sizes (`channels`). Both come from the layer's anchor and
@@ -9,9 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from himalaya_adapter.methods.kept import Kept, full_precision
+
+from .channels import sizes_of
+from .config import HimalayaConfig
+from .dictionary import Dictionary
+
 # A trained number is an atom's entry times sqrt(width / this). A step of Adam then moves an atom by sqrt(this) times
 # the learning rate, whatever the width.
 REFERENCE_WIDTH = 4096
+Vectors = list[tuple[Tensor, Tensor]]  # of each layer
 
 
 def scaled(parameter: Tensor) -> Tensor:
@@ -84,3 +91,46 @@ def edited(hidden_states: Tensor, write: Tensor, read: Tensor) -> Tensor:
         read: ``v`` as a column, ``(d, 1)``, or ``(b, d, 1)``.
     """
     return torch.addcmul(hidden_states, hidden_states @ read, write)
+
+
+class AnchoredUpdate:
+    """The vectors of all layers. It stores nothing: anchors and codes follow from the core and a seed.
+
+    Args:
+        config: The adapter's.
+        layers: How many there are.
+        dictionary: Whose core the anchors are made of.
+    """
+
+    def __init__(self, config: HimalayaConfig, layers: int, dictionary: Dictionary) -> None:
+        self.config, self.layers, self.dictionary = config, layers, dictionary
+        self.codes = layer_codes(layers, config.atoms_per_task, config.active_atoms, config.seed)
+        self._anchors: Kept[Tensor] = Kept()
+        self._each_layer: Kept[Vectors] = Kept()
+
+    @property
+    def anchors(self) -> Tensor:
+        """The layers' anchors, ``(L, d)``, in float32."""
+        core = self.dictionary.core_atoms
+        return self._anchors.get(lambda: layer_anchors(core(), self.layers, self.config.seed), self.dictionary.core)
+
+    def vectors(self, atoms: Tensor, sizes: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+        """Write and read vectors of all layers, each ``(..., L, d)``.
+
+        Args:
+            atoms: ``(..., k, d)``.
+            sizes: Of the channels, ``(d,)``; without them the vectors are in units of these.
+        """
+        with full_precision(atoms):
+            write, read = update_vectors(self.anchors, self.codes.to(atoms), atoms, self.config.norm_bound)
+            return write * sizes, read / sizes
+
+    def each_layer(self, atoms: Tensor, channels: Tensor, dtype: torch.dtype) -> Vectors:
+        """Write and read vector of each layer as `edited` takes them, made once for the same atoms and channels."""
+
+        def made() -> Vectors:
+            write, read = (one.to(dtype) for one in self.vectors(atoms, sizes_of(channels)))
+            # Beside L and d there is perhaps a row, and now a token.
+            return list(zip(write[..., None, :].unbind(-3), read[..., None].unbind(-3), strict=True))
+
+        return self._each_layer.get(made, atoms, channels, given=dtype)

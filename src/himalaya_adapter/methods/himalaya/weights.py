@@ -11,10 +11,10 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from torch import Tensor, nn
 
+from himalaya_adapter.methods.kept import Kept
 from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
 
 from .config import HimalayaConfig
-from .kept import Kept
 from .layer import HimalayaLayer
 
 # More than a model has: the seeds of two adapters' modules never meet.

@@ -1,5 +1,6 @@
 """What answers: from a layer's input to its update, the same for all layers (docs/method-strict.md, 1 to 4)."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, Self
 
@@ -12,7 +13,7 @@ from himalaya_adapter.methods.shared_state import SharedState
 
 from .config import HimalayaStrictConfig
 from .dictionary import TINY, Dictionary, gram, rank_one_update, unit_coefficients
-from .prompt_memory import PromptMemory
+from .prompt_memory import DiscriminantMemory
 from .router import FINAL_TEMPERATURE_SHARE, HyperRouter, final_gates, latent_width, relaxed_gates, task_code
 from .statistics import TaskStatistics
 
@@ -61,7 +62,7 @@ class Answering(SharedState):
         # Its membership moves the gates; none for a scan.
         self.tree = KDTree(elastic, latent, config.fanout, config.leaf_size) if config.index != "scan" else None
         self.statistics = TaskStatistics(atoms, elastic, latent + 1)
-        self.memory = PromptMemory(width if embedding_width is None else embedding_width, config.code_width)
+        self.memory = DiscriminantMemory(width if embedding_width is None else embedding_width, config.code_width)
         self.in_use = nn.Buffer(torch.arange(atoms) < core)  # which atoms hold something
         self.code = nn.Buffer(torch.zeros(config.code_width))  # of the task being learnt, or answered
         self.update_norm_max = nn.Buffer(torch.zeros(()))
@@ -102,8 +103,15 @@ class Answering(SharedState):
         codes = self.memory.infer(self.memory.features(embeddings, mask))[0].to(self.code.dtype)
         self.prompt_codes = codes[0] if bool((codes == codes[0]).all()) else codes
 
+    def infer_task(self, embeddings: Tensor, mask: Tensor, names: Sequence[str]) -> list[tuple[str | None, float]]:
+        """The one of ``names`` that each prompt's code stands for, or ``None``, and a confidence in [0, 1]."""
+        codes, confidences = self.memory.infer(self.memory.features(embeddings, mask))
+        known = {tuple(task_code(name, codes.shape[1]).sign().tolist()): name for name in names}
+        found = [known.get(tuple(code)) for code in codes.sign().tolist()]
+        return list(zip(found, confidences.tolist(), strict=True))
+
     @property
-    def prompt_memory(self) -> PromptMemory:
+    def prompt_memory(self) -> DiscriminantMemory:
         """What tells a prompt's task."""
         return self.memory
 

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from himalaya_adapter.backbones.shape import embedding_width, hidden_width
 from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.linear_delta import LLAMA_LIKE
 from himalaya_adapter.methods.output_layer import OutputLayer
-from himalaya_adapter.methods.prompted import PromptedModel, embedding_width, hidden_width
+from himalaya_adapter.methods.task_inference.prompted import PromptedModel
 
 from .adapter import StrictAdapter
 from .config import HimalayaStrictConfig
+from .prompt_memory import DiscriminantMemory
 from .release import VALUES, pack, unpack
 from .router import task_code
 from .task_start import first_residuals
@@ -120,29 +122,9 @@ class HimalayaStrictModel(PromptedModel):
         for adapter in self._active():
             adapter.skip_step()
 
-    @torch.no_grad()
-    def infer_task(
-        self, input_ids: Tensor, names: Sequence[str], attention_mask: Tensor | None = None
-    ) -> list[tuple[str | None, float]]:
-        """Say which task prompts look like.
-
-        Args:
-            input_ids: ``(batch, length)``.
-            names: The tasks learnt; the adapter itself keeps no names.
-            attention_mask: 0 at padding; without it all tokens count.
-
-        Returns:
-            For each prompt the name, or ``None`` if the task found is not among the names, and a confidence in [0, 1].
-        """
-        adapter = self._active()[0]
-        codes, confidences = adapter.memory.infer(adapter.memory.features(*self._embedded(input_ids, attention_mask)))
-        known = {tuple(task_code(name, codes.shape[1]).sign().tolist()): name for name in names}
-        found = [known.get(tuple(code)) for code in codes.sign().tolist()]
-        return list(zip(found, confidences.tolist(), strict=True))
-
     def remembers_task(self, name: str) -> bool:
         """Whether the memory of prompts has a slot of this task; those of the oldest of very many are taken again."""
-        memory = self._active()[0].memory
+        memory: DiscriminantMemory = self._active()[0].memory
         code = task_code(name, memory.codes.shape[1]).to(memory.codes.device)
         return bool((memory.known_codes().sign() == code.sign()).all(1).any())
 

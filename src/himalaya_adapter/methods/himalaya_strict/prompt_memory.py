@@ -1,13 +1,12 @@
 """Which task is a prompt from? Means of prompt features and their common spread (docs/method-strict.md, section 3)."""
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.functional import normalize
+from torch import Tensor, nn
+from torch.nn.functional import normalize, pad
 
-# A prompt is pooled three times: over all of its tokens, around its beginning, around its end. The weight of a token
-# falls by this factor with each step away from the beginning or the end; templates differ there.
-DECAY = 0.6
-POOLS = 3
+from himalaya_adapter.methods.task_inference.prompt_memory import DECAY, PromptMemory
+
+POOLS = 3  # of a prompt: over all of its tokens, around its beginning, around its end
 # Added to the variance of every feature; a random projection of a pooled prompt has a second moment of about 1.
 RIDGE = 0.1
 # A task's spread counts as if so many more of its prompts had been seen, with this variance of every feature: then
@@ -18,25 +17,22 @@ PRIOR_PROMPTS, PRIOR_VARIANCE = 3, 0.3
 TYPICAL = 0.9
 
 
-class PromptMemory(nn.Module):
+class DiscriminantMemory(PromptMemory):
     r"""Linear discriminant analysis of pooled prompt features (Fisher 1936), in a memory of fixed size.
 
     A prompt belongs to the task with the nearest mean in the metric of the covariance within tasks. The features come
-    from the frozen input embeddings, so they never drift; tasks only add to a sum and fill slots, so their order does
-    not matter; each task weighs the same, whatever its number of prompts. Kept are moments and the signs of the task
-    codes, no data and no names.
+    from the input embeddings. Tasks only add to a sum and fill slots, so their order does not matter. Each task weighs
+    the same, whatever its number of prompts. Tasks are kept as the signs of their codes, without names.
 
     Args:
         width: Width ``d`` of the input embeddings.
         code_width: Width ``e`` of a task code; its entries are :math:`\pm 1/\sqrt e`.
-        projections: Random projections of each of the three pooled vectors: ``q = 3 projections + 1`` features.
+        projections: Random projections of each of the three pooled vectors: ``q = 3 projections`` features.
         slots: How many tasks can be told apart; one more takes the place of the oldest.
     """
 
-    has_enough = False  # more prompts are always welcome
-
     def __init__(self, width: int, code_width: int, projections: int = 18, slots: int = 64) -> None:
-        super().__init__()
+        super().__init__(POOLS * projections)
         generator = torch.Generator().manual_seed(0)
         # Random signs: integers are the same on every machine, and exact in every precision.
         signs = torch.randint(0, 2, (POOLS, projections, width), generator=generator) * 2.0 - 1.0
@@ -47,16 +43,10 @@ class PromptMemory(nn.Module):
         self.codes: Tensor = nn.Buffer(torch.zeros(slots, code_width, dtype=torch.bool))  # where a code is positive
         self.tasks: Tensor = nn.Buffer(torch.zeros((), dtype=torch.int64))  # different codes seen
         self.closed: Tensor = nn.Buffer(torch.zeros((), dtype=torch.int64))  # terms of the covariance's sum
-        self.task_moment: Tensor = nn.Buffer(torch.zeros(features, features))  # of the task being learnt
 
     @torch.no_grad()
     def features(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """Features ``(B, q)`` of prompts; the last one is the constant 1.
-
-        Args:
-            embeddings: Frozen input embeddings ``(B, S, d)``.
-            mask: 1 at the prompt's tokens, 0 at padding and at the target, ``(B, S)``.
-        """
+        """As in every `PromptMemory`; the states are the input embeddings."""
         on = mask.float()[:, None]
         from_start = on.cumsum(-1) - 1
         from_end = on.sum(-1, keepdim=True) - 1 - from_start
@@ -64,27 +54,7 @@ class PromptMemory(nn.Module):
         weights = on * DECAY ** distances.clamp_min(0)
         with torch.autocast(embeddings.device.type, enabled=False):
             pooled = normalize(weights @ normalize(embeddings.float(), dim=-1), dim=-1)
-            projected = torch.einsum("bpd,pnd->bpn", pooled, self.signs.float()).flatten(1)
-        return torch.cat([projected, torch.ones_like(projected[:, :1])], dim=1)
-
-    @torch.no_grad()
-    def observe_prompts(self, embeddings: Tensor, mask: Tensor) -> None:
-        """`observe` prompts as `features` takes them; those without a token, or that are not finite, do not count."""
-        features = self.features(embeddings, mask)
-        counts = features.isfinite().all(1) & mask.any(1)
-        features = features.where(counts[:, None], 0.0)
-        self.observe(features.T @ features)
-
-    @torch.no_grad()
-    def observe(self, moment: Tensor) -> None:
-        """Add prompts of the task being learnt: ``features.T @ features`` ``(q, q)``, summed over all processes."""
-        self.task_moment += moment
-
-    def gather(self) -> bool:
-        """Sum what was observed of the task over all processes; whether there is anything."""
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(self.task_moment)
-        return bool(self.task_moment.any())
+            return torch.einsum("bpd,pnd->bpn", pooled, self.signs.float()).flatten(1)
 
     @torch.no_grad()
     def learn(self, code: Tensor) -> None:
@@ -107,6 +77,11 @@ class PromptMemory(nn.Module):
         self.closed += 1
         self.task_moment.zero_()
 
+    def known_codes(self) -> Tensor:
+        """Codes ``(t, e)`` of the tasks that have a slot."""
+        slots, width = self.codes.shape
+        return (self.codes[: min(int(self.tasks), slots)].float() * 2 - 1) / width**0.5
+
     @torch.no_grad()
     def infer(self, features: Tensor) -> tuple[Tensor, Tensor]:
         r"""The codes of the tasks that prompts come from.
@@ -116,12 +91,11 @@ class PromptMemory(nn.Module):
             Mahalanobis distance to the task's mean: below 1 the prompt looks like no task. All are 0 as long as no
             task has been learnt.
         """
-        slots, width = self.codes.shape
-        known = ((self.codes[: min(int(self.tasks), slots)].float() * 2 - 1) / width**0.5).to(features.dtype)
+        known = self.known_codes().to(features.dtype)
         if len(known) == 0:
-            return features.new_zeros(len(features), width), features.new_zeros(len(features))
+            return features.new_zeros(len(features), known.shape[1]), features.new_zeros(len(features))
         variances, directions = torch.linalg.eigh(self.covariance.double() / self.closed)
         whitening = directions / (variances.clamp_min(0) + RIDGE).sqrt()  # clamped: rounding can make them negative
-        gaps = features.double()[:, None] - self.means[: len(known)].double()
+        gaps = pad(features, (0, 1), value=1.0).double()[:, None] - self.means[: len(known)].double()
         distance, nearest = (gaps @ whitening).square().mean(-1).min(dim=1)
         return known[nearest], (TYPICAL / distance.clamp_min(TYPICAL)).to(features.dtype)

@@ -13,11 +13,9 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from himalaya_adapter.errors import HimalayaError
-
-from .events import Event
-from .merging import refuse_if_merged
-from .shared_state import SharedStateModel
+from himalaya_adapter.methods.events import Event
+from himalaya_adapter.methods.merging import refuse_if_merged
+from himalaya_adapter.methods.shared_state import SharedStateModel
 
 logger = logging.getLogger(__name__)
 IGNORED_LABEL = -100  # of the losses of torch and transformers
@@ -30,8 +28,9 @@ NO_PROMPTS = (
 class PromptedModel(SharedStateModel):
     """A tuner that watches where a pass and a generation begin, and lets the prompts choose the task there.
 
-    Its adapters have the verbs ``start_task``, ``end_task`` and ``set_task``, ``infers_task``, ``read_prompts`` and a
-    ``prompt_memory``. All verbs act on the active adapters and can be called on the `PeftModel` itself.
+    Its adapters have the verbs ``start_task``, ``end_task``, ``set_task``, ``infer_task`` and ``read_prompts``,
+    ``infers_task`` and a ``prompt_memory``. All verbs act on the active adapters and can be called on the `PeftModel`
+    itself.
     """
 
     _watches = False  # whether training passes show the prompts of the task that is being learnt
@@ -125,6 +124,25 @@ class PromptedModel(SharedStateModel):
     def task_statistics(self) -> dict[str, Any]:
         """What is worth knowing of the current task, and of the room that is left."""
         return self._active()[0].task_statistics()
+
+    @torch.no_grad()
+    def infer_task(
+        self, input_ids: Tensor, names: Sequence[str] | None = None, attention_mask: Tensor | None = None
+    ) -> list[tuple[str | None, float]]:
+        """Say which task prompts look like, by the first active adapter.
+
+        Args:
+            input_ids: ``(batch, length)``.
+            names: The tasks that may be named. By default all that have been learnt; HIMALAYA_STRICT, which keeps no
+                names, needs them.
+            attention_mask: 0 at padding; without it all tokens count.
+
+        Returns:
+            For each prompt the name, or ``None`` if the task found is not among the names, and a confidence in [0, 1].
+        """
+        seen = self._read(*self._embedded(input_ids, attention_mask))
+        found: list[tuple[str | None, float]] = self._active()[0].infer_task(*seen, names)
+        return found
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
@@ -245,27 +263,3 @@ def _unpacked(given: dict[str, Any]) -> dict[str, Any]:
     }
     ones = [torch.ones(length, device=positions.device) for length in lengths]
     return rows | {"attention_mask": pad_sequence(ones, batch_first=True)}
-
-
-def hidden_width(model: nn.Module, default: int | None = None) -> int:
-    """Width of a language model's hidden states.
-
-    Args:
-        model: The model.
-        default: What it is for a model whose config names none.
-
-    Raises:
-        HimalayaError: Neither is given.
-    """
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else None
-    width = getattr(text, "hidden_size", default)
-    if width is None:
-        raise HimalayaError(f"the width of {type(model).__name__} is not known: its config has no hidden_size")
-    return width
-
-
-def embedding_width(model: nn.Module) -> int | None:
-    """Width of a language model's input embeddings; a model without any cannot infer tasks from prompts."""
-    lookup: Any = getattr(model, "get_input_embeddings", lambda: None)
-    return getattr(lookup(), "embedding_dim", None)

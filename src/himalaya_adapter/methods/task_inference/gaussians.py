@@ -3,19 +3,16 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.linalg import cholesky, eigh, inv, solve_triangular
 from torch.nn.functional import normalize
 
+from himalaya_adapter.methods.kept import Kept, full_precision
 from himalaya_adapter.methods.packed_rows import RowFormat
 
-from .kept import Kept, full_precision
-from .tasks import FROZEN
+from .prompt_memory import DECAY, PromptMemory
 
-# A prompt is pooled twice: over all of its tokens, and around its end, where the weight of a token falls by this
-# factor with each step.
-DECAY = 0.6
-POOLS = 2
+POOLS = 2  # of a prompt: over all of its tokens, and around its end
 FEATURES = 120  # random projections of a pooled prompt
 DIRECTIONS = 16  # of a task's largest spread; what lies outside of them is taken to be spread alike everywhere
 MEAN, SPREAD = RowFormat(FEATURES, bits=8), RowFormat(FEATURES, bits=2)
@@ -49,13 +46,13 @@ class Gaussians(NamedTuple):
     allowed: Tensor  # how much larger it may be, (t,)
 
 
-class PromptMemory(nn.Module):
-    """Regularised discriminant analysis (Friedman 1989) of prompts, in a memory of fixed size.
+class GaussianMemory(PromptMemory):
+    """Regularised discriminant analysis (Friedman 1989) of prompts.
 
-    The features are random projections of the hidden states that the frozen model has in its middle, so they never
-    drift. A prompt belongs to the task by whose Gaussian it is nearest. How near it is, is measured relative to the
-    Gaussian of all learnt tasks together (Ren et al. 2021, arXiv:2106.09022). Each task has a row of its own: what is
-    known of one does not depend on the others. Kept are moments in few bits, no data.
+    The features are random projections of the hidden states that the frozen model has in its middle. A prompt belongs
+    to the task by whose Gaussian it is nearest. How near it is, is measured relative to the Gaussian of all learnt
+    tasks together (Ren et al. 2021, arXiv:2106.09022). Each task has a row of its own: what is known of one does not
+    depend on the others. It is kept in few bits.
 
     Args:
         width: Width ``d`` of the hidden states.
@@ -63,7 +60,7 @@ class PromptMemory(nn.Module):
     """
 
     def __init__(self, width: int, rows: int) -> None:
-        super().__init__()
+        super().__init__(FEATURES, enough=ENOUGH)
         generator = torch.Generator().manual_seed(0)
         # Random signs: integers are the same on every machine, and no cast of the model touches them.
         signs = torch.randint(0, 2, (FEATURES, POOLS * width), generator=generator, dtype=torch.int8) * 2 - 1
@@ -71,47 +68,17 @@ class PromptMemory(nn.Module):
         self.means: Tensor = nn.Buffer(torch.zeros(rows, MEAN.row_bytes, dtype=torch.uint8))
         self.spreads: Tensor = nn.Buffer(torch.zeros(rows, DIRECTIONS + 1, SPREAD.row_bytes, dtype=torch.uint8))
         self.counts: Tensor = nn.Buffer(torch.zeros(rows, dtype=torch.uint8))  # of prompts, up to 255
-        # Of the task being learnt; its last row and column are of a feature that is always 1.
-        self.task_moment: Tensor = nn.Buffer(torch.zeros(FEATURES + 1, FEATURES + 1))
         self._gaussians: Kept[Gaussians] = Kept()
 
     @torch.no_grad()
     def features(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Features ``(b, q)`` of prompts, each of norm about 0.7.
-
-        Args:
-            states: Hidden states of the frozen model ``(b, s, d)``.
-            mask: 1 at the prompt's tokens, 0 at padding and at the answer, ``(b, s)``.
-        """
+        """As in every `PromptMemory`, each of norm about 0.7; the states are those of `frozen.middle_states`."""
         on = mask.float()
         from_end = on.sum(1, keepdim=True) - on.cumsum(1)
         weights = torch.stack([on, on * DECAY**from_end], dim=1)
         with full_precision(states):
             pooled = normalize(weights @ normalize(states.float(), dim=-1), dim=-1)
             return pooled.flatten(1) @ self.signs.float().T / (POOLS * FEATURES**0.5)
-
-    @property
-    def has_enough(self) -> bool:
-        """Whether more prompts of the task being learnt would add little."""
-        return bool(self.task_moment[-1, -1] >= ENOUGH)
-
-    @torch.no_grad()
-    def observe_prompts(self, states: Tensor, mask: Tensor) -> None:
-        """`observe` prompts as `features` takes them; those without a token, or that are not finite, do not count."""
-        features = self.features(states, mask)
-        self.observe(features[features.isfinite().all(1) & mask.any(1)])
-
-    @torch.no_grad()
-    def observe(self, features: Tensor) -> None:
-        """Add prompts of the task being learnt, by their features ``(n, q)``."""
-        features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
-        self.task_moment += features.T @ features
-
-    def gather(self) -> bool:
-        """Sum what was observed of the task over all processes; whether there is anything."""
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(self.task_moment)
-        return bool(self.task_moment.any())
 
     @torch.no_grad()
     def learn(self, row: int) -> None:
@@ -147,10 +114,11 @@ class PromptMemory(nn.Module):
 
         Returns:
             Rows ``(b,)`` and confidences ``(b,)``: 1, or below it for a prompt that looks like no task. Without a
-            task they are `FROZEN` and 0.
+            task both are 0.
         """
         if not self.counts.any():
-            return torch.full_like(features[:, 0], FROZEN, dtype=torch.int64), features.new_zeros(len(features))
+            nothing = features.new_zeros(len(features))
+            return nothing.long(), nothing
         known = self._gaussians.get(self._fit, self.means, self.spreads, self.counts)
         with full_precision(features):
             gaps = features.float()[:, None] - known.means

@@ -17,7 +17,7 @@ from himalaya_adapter.errors import HimalayaError, told
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.experiments.composition import CONF
 from himalaya_adapter.experiments.overrides import combinations
-from himalaya_adapter.experiments.plans import check_file, generate_configs, read_plan
+from himalaya_adapter.experiments.plans import generate_configs, read_plan, read_runs
 from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.streams.catalogue import read_definition
 
@@ -122,7 +122,7 @@ def written(folder: Path, name: str, text: str) -> Path:
 @given(text=documents(RUN))
 def test_a_run_config_is_accepted_or_refused_in_one_line(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = written(tmp_path_factory.getbasetemp(), "run.yaml", text)
-    for read in (lambda: check_run(compose_run([f"run={path}"]).run), lambda: check_file(path)):
+    for read in (lambda: check_run(compose_run([f"run={path}"]).run), lambda: read_runs(path)):
         try:
             read()
         except HimalayaError as error:

@@ -43,6 +43,22 @@ def test_all_packaged_runs_and_a_document_of_them_are_ok(tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
+        ("type: LORA", "type: LOAR", "unknown method 'loar'; did you mean 'lora'"),
+        ("  r: 8", "  rank: 8", "unknown option of method LORA 'rank'; did you mean"),
+    ],
+)
+def test_what_no_method_has_is_refused_as_by_a_run(
+    old: str, new: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(DEMO.replace(old, new), encoding="utf-8")
+    (only,) = lines_of([path], capsys, 2)
+    assert only.startswith(f"{path}: {line}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
         ("batch_size: 4", "batch_size: many", 'found "many", expected a whole number'),
         ("batch_size: 4", "batch_size: 0", "found 0, expected a whole number of at least 1"),
         ("batch_size: 4", "batchsize: 4", "'training.batchsize'; did you mean 'training.batch_size'"),

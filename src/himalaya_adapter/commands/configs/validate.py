@@ -7,12 +7,14 @@ from himalaya_adapter.errors import HimalayaError, one_line
 
 def command(files: list[Path]) -> None:
     """Check run configs, one line for each file."""
-    from himalaya_adapter.experiments.plans import check_file
+    from himalaya_adapter.experiments.plans import read_runs
+    from himalaya_adapter.methods.construction import run_method
 
     wrong = 0
     for path in files:
         try:
-            check_file(path)
+            for run in read_runs(path):
+                run_method(run)
             print(f"{path}: ok")
         except HimalayaError as error:
             wrong += 1

@@ -3,6 +3,6 @@
 from .drafting import draft_configs
 from .generation import content_of, generate_configs
 from .plan import Plan, read_plan
-from .run_files import check_file, write_configs
+from .run_files import read_runs, write_configs
 
-__all__ = ["Plan", "check_file", "content_of", "draft_configs", "generate_configs", "read_plan", "write_configs"]
+__all__ = ["Plan", "content_of", "draft_configs", "generate_configs", "read_plan", "read_runs", "write_configs"]

@@ -46,18 +46,16 @@ class Document(Section):
     run_configs: Annotated[list[Entry], Field(min_length=1)]
 
 
-def check_file(path: Path) -> None:
-    """Check a run config, or every one of a document ``{"run_configs": [{"run_id", "run_config_yaml"}]}``.
+def read_runs(path: Path) -> list[RunConfig]:
+    """The run of a config, or those of a document ``{"run_configs": [{"run_id", "run_config_yaml"}]}``, checked.
 
     Raises:
         HimalayaError: What is wrong: the key, what was found, what is allowed.
     """
     content = read_document(path)
     if isinstance(content, Mapping) and DOCUMENT in content:
-        for entry in parse(Document, content, "the document").run_configs:
-            entry.read()
-    else:
-        run_of(content, "the run config")
+        return [entry.read()[1] for entry in parse(Document, content, "the document").run_configs]
+    return [run_of(content, "the run config")]
 
 
 def run_of(content: Any, here: str) -> RunConfig:

@@ -144,6 +144,9 @@ class HimalayaModel(PromptedModel):
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
 
+    def _active(self) -> list[HimalayaAdapter]:
+        return super()._active()
+
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: Any) -> PeftConfig:
         if peft_config.target_modules is None:
             peft_config.target_modules = "all-linear" if peft_config.placement == "weights" else DECODER_LAYERS

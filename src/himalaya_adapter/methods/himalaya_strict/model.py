@@ -16,7 +16,6 @@ from himalaya_adapter.methods.task_inference.prompted import PromptedModel
 
 from .adapter import StrictAdapter
 from .config import HimalayaStrictConfig
-from .prompt_memory import DiscriminantMemory
 from .release import VALUES, pack, unpack
 from .router import task_code
 from .task_start import first_residuals
@@ -124,11 +123,14 @@ class HimalayaStrictModel(PromptedModel):
 
     def remembers_task(self, name: str) -> bool:
         """Whether the memory of prompts has a slot of this task; those of the oldest of very many are taken again."""
-        memory: DiscriminantMemory = self._active()[0].memory
+        memory = self._active()[0].memory
         code = task_code(name, memory.codes.shape[1]).to(memory.codes.device)
         return bool((memory.known_codes().sign() == code.sign()).all(1).any())
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
+
+    def _active(self) -> list[StrictAdapter]:
+        return super()._active()
 
     def _new_shared_state(
         self, config: HimalayaStrictConfig, targets: Sequence[nn.Module], model: nn.Module

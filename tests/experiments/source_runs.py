@@ -80,7 +80,7 @@ VALUES = {
     "training.warmup_steps": 0,
     "training.gradient_checkpointing": False,
     "training.grad_accum_steps": 2,
-    "training.mixed_precision": "no",
+    "training.mixed_precision": "fp16",
     "evaluation.primary_metric": "forgetting",
     "evaluation.secondary_metric": None,
     "evaluation.eval_batch_size": 8,

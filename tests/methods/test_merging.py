@@ -144,7 +144,14 @@ def test_a_task_of_himalaya_merges_as_it_is_and_stays_until_it_is_unmerged() -> 
     for call in (model.set_task, model.start_task):
         with pytest.raises(HimalayaError, match=r"merged as it is for one task: unmerge it before .*\('second'\)"):
             call("second")
+    with pytest.raises(HimalayaError, match=r"unmerge it before end_task\(\)$"):
+        model.end_task()
+    with pytest.raises(HimalayaError, match=r"unmerge it before a prompt's task is found$"):
+        model.infer_task(random_tokens())
     model.unmerge_adapter()
+    model.set_task(None)
+    with pytest.raises(HimalayaError, match=r"^each prompt chooses its task: call set_task\(name\) before"):
+        model.merge_adapter()
     model.set_task("second")
     torch.testing.assert_close(logits_of(model.merge_and_unload(safe_merge=True)), answers["second"], **IN_32_BITS)
 

@@ -83,7 +83,7 @@ class TrainingConfig(Section):
     """Gradients are clipped to this norm."""
     gradient_checkpointing: Switch = False
     """Trade time for memory."""
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    mixed_precision: Literal["auto", "bf16", "fp16"] = "auto"
     """``auto`` trains the backbone in the precision in which it is loaded (bf16 where the machine computes in it) and
     the adapter in 32 bits; ``bf16`` and ``fp16`` autocast, for a backbone in 32 bits."""
     save_steps: Count = 100

@@ -56,7 +56,8 @@ def method_config(method: str, options: Mapping[str, Any]) -> PeftConfig:
     if method.upper() not in known:
         raise unknown_name("method", method.lower(), [name.lower() for name in known])
     config_class = known[method.upper()]
-    fields = config_class.__dataclass_fields__
+    # Without those that every config has: this package sets them.
+    fields = config_class.__dataclass_fields__.keys() - PeftConfig.__dataclass_fields__.keys()
     for name in options:
         if name not in fields:
             raise unknown_name(f"option of method {method}", name, fields)

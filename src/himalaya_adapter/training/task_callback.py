@@ -23,7 +23,7 @@ class TaskCallback(TrainerCallback):
     Works with `transformers.Trainer`, TRL's ``SFTTrainer`` and others built on them, with checkpoints, several
     processes and ``load_best_model_at_end``. The adapter holds all state, so checkpoints are complete. Training that
     ends with an exception leaves the task open: resume it from a checkpoint, or call ``model.end_task()`` to keep
-    what it has learnt so far, or ``model.forget_task(name)`` to drop it.
+    what it has learnt so far, or ``model.drop_task()`` to drop it.
 
     A task of a known name is learnt further. Prompts, for ``set_task(None)``, are what comes before a row's first
     label (see ``model.watch_prompts``).

@@ -1,6 +1,7 @@
 """Trains an adapted model on one task with transformers' Trainer, from the task's last checkpoint on."""
 
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from himalaya_adapter.evaluation.batching import prompt_batches
+from himalaya_adapter.evaluation.batching import PROMPTS_AT_ONCE, prompt_batches
 from himalaya_adapter.experiments.run_config import TrainingConfig
 from himalaya_adapter.identity import mark_complete
 from himalaya_adapter.methods.continual import continual
@@ -91,7 +92,7 @@ class StreamCallback(TaskCallback):
     """
 
     remedy = (
-        "try a lower training.learning_rate or training.mixed_precision=no, with overwrite=true (the same command "
+        "try a lower training.learning_rate or model.backbone.dtype=float32, with overwrite=true (the same command "
         "goes on from the last checkpoint)"
     )
 
@@ -192,7 +193,11 @@ def train_task(
     inputs |= {"logits_to_keep": first["labels"].shape[1], "use_cache": False}
     events = [{**event.as_dict(), "step": 0} for event in method.start_task(task.name, inputs)]
     if method.recognises_tasks:
-        for batch in prompt_batches(tokenizer, task.train, examples.max_length, model.device):
+        # In random order: a memory that has seen enough looks at no more, and `prompt_batches` sorts by length.
+        order = random.Random(arguments.seed).sample(task.train, len(task.train))
+        for start in range(0, len(order), PROMPTS_AT_ONCE):
+            part = order[start : start + PROMPTS_AT_ONCE]
+            (batch,) = prompt_batches(tokenizer, part, examples.max_length, model.device)
             method.observe_prompts(batch.input_ids, batch.attention_mask)
     trainer = AnswerTrainer(
         model=model,

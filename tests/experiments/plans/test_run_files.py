@@ -45,6 +45,7 @@ def test_all_packaged_runs_and_a_document_of_them_are_ok(tmp_path: Path, capsys:
     [
         ("type: LORA", "type: LOAR", "unknown method 'loar'; did you mean 'lora'"),
         ("  r: 8", "  rank: 8", "unknown option of method LORA 'rank'; did you mean"),
+        ("  r: 8", "  inference_mode: true", "unknown option of method LORA 'inference_mode'"),
     ],
 )
 def test_what_no_method_has_is_refused_as_by_a_run(

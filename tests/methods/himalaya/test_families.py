@@ -169,6 +169,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "bits": ({"quantisation_bits": 1}, "quantisation_bits=1 is not one of 2, 3, 4, 5, 6, 7, 8"),
     "fanout": ({"fanout": 3}, "fanout=3 is not one of 4, 8, 16"),
     "rank": ({"rank": 0}, "rank=0 must be at least 1"),
+    "a rank of no factors": ({"rank": 2}, "rank=2 has no effect with placement='residual_stream'"),
+    "a bound of no update": (
+        {"placement": "weights", "norm_bound": 1.0},
+        "norm_bound=1.0 has no effect with placement='weights'",
+    ),
     "steps": ({"fisher_projection_steps": 0}, "fisher_projection_steps=0 must be at least 1"),
 }
 

@@ -119,16 +119,6 @@ def test_a_task_that_is_removed_leaves_nothing(seed: int) -> None:
     assert all(torch.equal(tensor, again[name]) for name, tensor in memory.state_dict().items())
 
 
-def test_a_task_that_is_learnt_again_has_its_new_prompts_only() -> None:
-    memory, other = filled([0, 1]), GaussianMemory(WIDTH, 16)
-    memory.observe(cloud(7, 50))
-    memory.learn(1)
-    for row, points in ((0, cloud(0, 100)), (1, cloud(7, 50))):
-        other.observe(points)
-        other.learn(row)
-    assert all(torch.equal(tensor, memory.state_dict()[name]) for name, tensor in other.state_dict().items())
-
-
 @pytest.mark.parametrize("prompts", [1, 2, 300])
 def test_one_prompt_or_hundreds_make_a_task(prompts: int) -> None:
     memory = filled([0, 1])
@@ -212,3 +202,18 @@ def test_mixed_precision_changes_no_answer() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(memory.features(states, mask), features)
         assert all(torch.equal(*pair) for pair in zip(memory.infer(prompts), wanted, strict=True))
+
+
+def test_a_task_that_is_learnt_further_is_still_known_by_its_first_prompts() -> None:
+    """The second prompts are of another form; both together are known as if they had been seen at once."""
+    memory, once = filled([0, 1, 2]), filled([1, 2])
+    memory.observe(cloud(9, 20))
+    memory.learn(0)
+    once.observe(torch.cat([cloud(0, 100), cloud(9, 20)]))
+    once.learn(0)
+    assert memory.counts[0] == once.counts[0] == 120
+    for task, form in ((0, 0), (0, 9), (1, 1)):
+        for one in (memory, once):
+            rows, confidences = one.infer(cloud(form, 40, seed=5))
+            assert (rows == task).double().mean() > 0.9
+            assert (confidences == 1).double().mean() > 0.8

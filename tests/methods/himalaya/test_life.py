@@ -547,7 +547,7 @@ def test_prompts_are_found_in_padded_packed_and_padding_free_rows(caplog: pytest
     with model.learning("b"):
         model(input_ids=tokens, labels=tokens).loss.backward()
     (record,) = caplog.records
-    assert record.getMessage().startswith("no prompt was seen in training, for no row has tokens before its first")
+    assert record.getMessage().startswith("no prompt was seen in training, for no pass was given labels, or no row")
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -585,3 +585,61 @@ def test_blocks_do_not_nest_and_hold_one_task() -> None:
             train(model)
             verb()
         assert_same(model, before)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_task_that_is_dropped_is_as_before_it_began(known: bool) -> None:
+    model = attached()
+    learn(model, "a")
+    if known:
+        learn(model, "b")
+    stored, logits = adapter_of(model).dictionary.elastic.clone(), logits_of(model)
+    learn(model, "b", seed=7, end=False)
+    message = r"model.end_task\(\) keeps what it has learnt so far, model.drop_task\(\) drops that$"
+    with pytest.raises(HimalayaError, match=message):
+        model.check_closed("c")
+    model.drop_task()
+    assert model.open_task is None
+    assert model.tasks == (["a", "b"] if known else ["a"])
+    model.set_task("b" if known else "a")
+    assert torch.equal(logits_of(model), logits)
+    assert torch.equal(adapter_of(model).dictionary.elastic, stored)
+    model.drop_task()  # nothing is open
+    assert torch.equal(logits_of(model), logits)
+
+
+def test_a_loop_in_evaluation_mode_measures_channels_and_sees_prompts(caplog: pytest.LogCaptureFixture) -> None:
+    """As the model comes from a file: ``from_pretrained`` leaves it so, and the adapter is attached to it."""
+    model, tokens = attached(), random_tokens(1, 2, 8)
+    model.train().base_model.model.eval()
+    adapter_of(model).train()
+    labels = tokens.clone()
+    labels[:, :4] = -100
+    with model.learning("a"):
+        model(input_ids=tokens, labels=labels).loss.backward()
+    assert adapter_of(model).channels.any()
+    assert adapter_of(model).router.counts[0] == 2
+    assert not caplog.records
+
+
+def test_a_batch_with_more_rows_than_names_is_refused(two_tasks: PeftModel) -> None:
+    two_tasks.set_task(["a", "b"])
+    assert two_tasks(input_ids=random_tokens(0, 2)).logits.isfinite().all()
+    with pytest.raises(HimalayaError, match=r"^set_task was given 2 tasks, the batch has 4 rows"):
+        two_tasks(input_ids=random_tokens(0, 4))
+    tokens = random_tokens(0, 2)
+    beams = two_tasks.generate(input_ids=tokens, attention_mask=tokens * 0 + 1, num_beams=2, **GENERATION)
+    assert len(beams) == 2
+    with pytest.raises(HimalayaError, match=r"^set_task was given 2 tasks, the batch has 4 rows"):
+        two_tasks(input_ids=random_tokens(0, 4))
+    two_tasks.set_task("a")
+
+
+def test_modules_that_all_tasks_would_train_are_refused(tmp_path: Path) -> None:
+    model = attached(modules_to_save=["lm_head"])
+    before = snapshot(model)
+    with pytest.raises(HimalayaError, match=r"^modules_to_save are trained by every task"):
+        model.start_task("a")
+    assert_same(model, before)
+    with pytest.raises(HimalayaError, match=r"^a release holds an adapter alone, without modules_to_save"):
+        save_release(model, tmp_path)

@@ -24,8 +24,9 @@ SHAPES = {
 def test_a_step_moves_an_atom_by_the_same_at_every_width_and_the_loss_falls(width: int, placement: str) -> None:
     torch.manual_seed(0)
     base = llama(hidden_size=width, std=0.6 / width**0.5, **SHAPES[width])
-    count = 12 if placement == "residual_stream" else 3  # few enough that each number is an entry of a factor
-    config = HimalayaConfig(task_type="CAUSAL_LM", placement=placement, atoms_per_task=count, rank=4)
+    # In the weights so few that each number is an entry of a factor.
+    count, rank = (12, 1) if placement == "residual_stream" else (3, 4)
+    config = HimalayaConfig(task_type="CAUSAL_LM", placement=placement, atoms_per_task=count, rank=rank)
     model = get_peft_model(base, config).train()
     model.start_task("a")
     atoms = adapter_of(model).atoms

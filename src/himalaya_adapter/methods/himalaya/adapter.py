@@ -67,6 +67,7 @@ class HimalayaAdapter(SharedState):
         # Which row of the table answers each row of a batch; None: the one that `tasks.answers` names, for all.
         self.rows: tuple[int, ...] | None = None
         self.infers_task = False
+        self.repeats_rows = False  # whether several rows of a batch may stand for one prompt, as beams do
         self._warned = False
         self._atoms: Kept[Tensor] = Kept()
         self._pass: Vectors | None = None
@@ -212,6 +213,16 @@ class HimalayaAdapter(SharedState):
         if none_left or self.tasks.answering == row:
             self.tasks.answers.fill_(NO_ROW if none_left else FROZEN)
 
+    @torch.no_grad()
+    def drop_task(self) -> None:
+        """Drop what the open task has learnt since it began: a known task is as it was, a new one is gone."""
+        row = self.tasks.being_learnt
+        if row != NO_ROW and self.tasks.learnt[row]:
+            self._close()
+            self.answer_as(row)
+        elif row != NO_ROW:
+            self.forget_task(self.tasks.name(row))
+
     def _close(self) -> None:
         """No task is being learnt any more; an optimiser's step that comes late finds no gradient."""
         self.tasks.open_row.fill_(NO_ROW)
@@ -300,7 +311,7 @@ class HimalayaAdapter(SharedState):
         each, left = divmod(batch, len(rows))  # beams of a row lie side by side
         if len({*rows}) == 1:
             rows = rows[:1]
-        elif left or not each:
+        elif left or not each or (each > 1 and not self.repeats_rows):
             raise HimalayaError(
                 f"set_task was given {len(rows)} tasks, the batch has {batch} rows; one task is needed for a merge, "
                 "and for a module that is given tokens without their rows"

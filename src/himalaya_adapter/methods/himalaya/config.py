@@ -40,8 +40,8 @@ class HimalayaConfig(TargetsConfig):
             LoReFT of rank 1, and 3 is the smallest useful.
         active_atoms (`int`): Atoms of a task that act in one layer, at most 3.
         norm_bound (`float`):
-            Largest norm of a layer's update, above 0 and at most 2. 1 is the original plan's bound; with 2 an update
-            can take a direction away or mirror it.
+            Largest norm of a layer's update, above 0 and at most 2, with `placement="residual_stream"`. 1 is the
+            original plan's bound; with 2 an update can take a direction away or mirror it.
         max_tasks (`int`): Rows of the table of tasks. A row takes a few hundred bytes.
         evict (`bool`):
             Where no slot is free, a new task takes the least-used one. What it held lives on as a combination of other
@@ -97,6 +97,9 @@ class HimalayaConfig(TargetsConfig):
             ("atoms_per_task", self.elastic_atoms, f"the slots, elastic_atoms={self.elastic_atoms}"),
             ("elastic_atoms", MOST_ATOMS - self.core_atoms, "with core_atoms, what 16 bits can number"),
         )
+        unused = "norm_bound" if self.placement == "weights" else "rank"
+        if getattr(self, unused) != getattr(type(self), unused):
+            raise ValueError(f"{unused}={getattr(self, unused)} has no effect with placement='{self.placement}'")
         for name, most, what in limits:
             if getattr(self, name) > most:
                 raise ValueError(f"{name}={getattr(self, name)} must be at most {most}: {what}")

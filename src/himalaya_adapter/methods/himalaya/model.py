@@ -58,6 +58,12 @@ class HimalayaModel(PromptedModel):
         for adapter in self._active():
             adapter.forget_task(name)
 
+    def drop_task(self) -> None:
+        """Drop what the open task has learnt since it began: a known task is as it was, a new one is gone."""
+        self._watches = False
+        for adapter in self._active():
+            adapter.drop_task()
+
     @property
     def open_task(self) -> str | None:
         """Name of the task that is being learnt."""
@@ -73,7 +79,7 @@ class HimalayaModel(PromptedModel):
         if other not in (None, but):
             raise HimalayaError(
                 f"task '{other}' is being learnt: before task '{name}' begins, model.end_task() keeps what it has "
-                f"learnt so far, model.forget_task('{other}') drops it"
+                f"learnt so far, model.drop_task() drops that"
             )
 
     @contextmanager
@@ -180,12 +186,20 @@ class HimalayaModel(PromptedModel):
         return middle_layer(self.model) is not None
 
     def _read(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        refuse_if_merged(self.model, "a prompt's task is found")
         return middle_states(self.model, embeddings, mask), mask
 
     def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
-        if model.training and torch.is_grad_enabled():
+        if any(adapter.trains for adapter in self._active()):
             self._measure_channels(model)
         super()._begin_pass(model, args, inputs)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as afterwards:
+            for adapter in self._active():
+                adapter.repeats_rows = True
+                afterwards.callback(setattr, adapter, "repeats_rows", False)
+            return super()._generate(*args, **kwargs)
 
     @torch.compiler.disable
     def _measure_channels(self, model: nn.Module) -> None:

@@ -11,6 +11,7 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from torch import Tensor, nn
 
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.kept import Kept
 from himalaya_adapter.methods.linear_delta import LinearDeltaLayer
 
@@ -53,7 +54,13 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
         return 1.0
 
     def factors(self, name: str) -> list[tuple[Tensor, Tensor]]:
-        """As `factors_for`, without inputs."""
+        """As `factors_for`, without inputs.
+
+        Raises:
+            HimalayaError: Each prompt is answered as the task that it looks like.
+        """
+        if self.shared[name].infers_task:
+            raise HimalayaError("each prompt chooses its task: call set_task(name) before the adapter is merged")
         return self.factors_for(name, None)
 
     def factors_for(self, name: str, x: Tensor | None) -> list[tuple[Tensor, Tensor]]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.linalg import cholesky, eigh, inv, solve_triangular
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from himalaya_adapter.methods.kept import Kept, full_precision
 from himalaya_adapter.methods.packed_rows import RowFormat
@@ -82,11 +82,14 @@ class GaussianMemory(PromptMemory):
 
     @torch.no_grad()
     def learn(self, row: int) -> None:
-        """Close the task of a row with what was observed since the last call; nothing seen, nothing done."""
-        moment = self.task_moment.double()
-        count = moment[-1, -1]
-        if count == 0:
+        """Close the task of a row with what was observed since the last call; nothing seen, nothing done.
+
+        A task that is learnt further keeps what was known of its prompts.
+        """
+        if self.task_moment[-1, -1] == 0:
             return
+        moment = self.task_moment.double() + self._moment(row)
+        count = moment[-1, -1]
         mean = moment[-1, :-1] / count
         spread = moment[:-1, :-1] - count * torch.outer(mean, mean)
         prior = PRIOR_PROMPTS * spread.trace() / count / FEATURES
@@ -98,6 +101,17 @@ class GaussianMemory(PromptMemory):
         self.spreads[row] = SPREAD.pack(torch.cat([largest, rest.sqrt().expand(1, FEATURES)]).float())
         self.counts[row] = count.clamp_max(255).to(torch.uint8)
         self.task_moment.zero_()
+
+    def _moment(self, row: int) -> Tensor:
+        """What `learn` would have seen of a row's task, as far as it was kept: zero if it is new."""
+        count, mean = self.counts[row].double(), MEAN.unpack(self.means[row][None]).double()
+        spread = SPREAD.unpack(self.spreads[row]).double()
+        one = torch.eye(FEATURES).to(spread)
+        covariance = spread[:-1].T @ spread[:-1] + spread[-1, 0].square() * one
+        # Without the prior, which is added again.
+        within = (count + PRIOR_PROMPTS) * covariance - PRIOR_PROMPTS * covariance.trace() / FEATURES * one
+        seen = torch.cat([mean, torch.ones_like(mean[:, :1])], dim=1)
+        return count.sign() * pad(within, (0, 1, 0, 1)) + count * seen.T @ seen
 
     @torch.no_grad()
     def remove(self, row: int) -> None:

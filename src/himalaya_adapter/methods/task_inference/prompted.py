@@ -8,11 +8,13 @@ from typing import Any, cast
 
 import torch
 from peft import PeftConfig
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.shared_state import SharedStateModel
@@ -20,8 +22,12 @@ from himalaya_adapter.methods.shared_state import SharedStateModel
 logger = logging.getLogger(__name__)
 IGNORED_LABEL = -100  # of the losses of torch and transformers
 NO_PROMPTS = (
-    "no prompt was seen in training, for no row has tokens before its first label: set_task(None) will not find the "
-    "task; call model.observe_prompts(...) before its first step"
+    "no prompt was seen in training, for no pass was given labels, or no row has tokens before its first label: "
+    "set_task(None) will not find the task; call model.observe_prompts(...) before its first step"
+)
+MODULES_TO_SAVE = (
+    "modules_to_save are trained by every task, so a later task would change the answers of earlier ones: leave them "
+    "out (a classification head is one, so use a causal language model)"
 )
 
 
@@ -54,10 +60,12 @@ class PromptedModel(SharedStateModel):
             What happened to make room, or when another task ended.
 
         Raises:
-            HimalayaError: No room, a name that cannot be stored, a merged adapter or one for inference. Nothing is
-                changed.
+            HimalayaError: No room, a name that cannot be stored, a merged adapter, one for inference or one with
+                modules to save. Nothing is changed.
         """
         refuse_if_merged(self.model, f"start_task({name!r})")
+        if any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules()):
+            raise HimalayaError(MODULES_TO_SAVE)
         self._end_watch()
         return [event for adapter in self._active() for event in adapter.start_task(name)]
 
@@ -66,7 +74,11 @@ class PromptedModel(SharedStateModel):
 
         Returns:
             Slots that it shares with other tasks, and evictions that made room for it.
+
+        Raises:
+            HimalayaError: A merged adapter.
         """
+        refuse_if_merged(self.model, "end_task()")
         self._end_watch()
         return [event for adapter in self._active() for event in adapter.end_task()]
 
@@ -160,8 +172,13 @@ class PromptedModel(SharedStateModel):
 
     def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
         """Let the prompts choose the task, at the first pass of a generation; observe those of a training pass."""
-        if (self._watches and model.training) or any(adapter.infers_task for adapter in self._active()):
+        if self._shows_prompts or any(adapter.infers_task for adapter in self._active()):
             self._read_pass(model, args, inputs)
+
+    @property
+    def _shows_prompts(self) -> bool:
+        """Whether a pass now is one of training whose prompts are watched, though the model be in evaluation mode."""
+        return self._watches and any(adapter.training for adapter in self._active())
 
     @torch.compiler.disable
     def _read_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
@@ -175,7 +192,7 @@ class PromptedModel(SharedStateModel):
         for adapter in self._active():
             if adapter.infers_task:
                 adapter.read_prompts(*self._read(*self._prompts(given)))
-        if self._watches and model.training and given.get("labels") is not None:
+        if self._shows_prompts and given.get("labels") is not None:
             given = _unpacked(given)
             embeddings, mask = self._prompts(given)
             self._observe(embeddings, mask * self._new_prompts(given.get("input_ids"), mask))

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,22 @@ def test_evaluate_scores_a_file_in_the_form_of_the_task(mine: Path, files: Path,
     assert "has the answer 'never'; the task has learnt: no, yes" in capsys.readouterr().err
     assert main(["evaluate", str(mine), str(files / "parity.jsonl"), "--task", "party"]) == 2
     assert "unknown task 'party'; did you mean 'parity'?" in capsys.readouterr().err
+
+
+def test_a_name_is_the_same_in_either_unicode_form(files: Path, tmp_path: Path, capsys) -> None:
+    mine, composed = tmp_path / "mine", "café"
+    apart = unicodedata.normalize("NFD", composed)
+    words = ["learn", mine, files / "echo.jsonl", "--task", composed, "--backbone", files / "base", *SHORT]
+    printed(capsys, *words, "--budget-mb", "0.2", "--placement", "weights", "--keep-check")
+    asked = [printed(capsys, "generate", mine, "Repeat 12:", "--task", name) for name in (composed, apart)]
+    assert asked[0] == asked[1]
+    assert printed(capsys, "evaluate", mine, files / "echo.jsonl", "--task", apart).endswith("on 24 items\n")
+    printed(capsys, "export", mine, "--format", "lora", "--output", tmp_path / "lora", "--task", apart)
+    assert AdapterStore(mine).form(apart) == AdapterStore(mine).form(composed)
+    assert len(AdapterStore(mine).kept(apart) or []) == 6
+    assert "it knows nothing" in printed(capsys, "forget", mine, apart)
+    assert AdapterStore(mine).facts["tasks"] == {}
+    assert not [*(mine / "kept").iterdir()]
 
 
 MOVING = ("/mine/.adapter_config.json", "/mine/.adapter_model", "/mine/.tasks.json")

@@ -9,9 +9,10 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
-from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.generation import GREEDY
 from himalaya_adapter.methods.continual import continual
+from himalaya_adapter.names import known_task
 from himalaya_adapter.streams.encoding import encode_prompt
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ def choose_task(adapter: LoadedAdapter, prompt: str, task: str = AUTO) -> Chosen
     """
     method, known = continual(adapter.model), adapter.tasks
     kind = adapter.model.active_peft_config.peft_type.value
-    if task != AUTO and known and task not in known:
-        raise unknown_name("task", task, known)
+    if task != AUTO and known:
+        task = known_task(task, known)
     if not method.switches_tasks:
         if task != AUTO:
             logger.warning("an adapter of %s answers alike for all tasks: the name '%s' changes nothing", kind, task)

@@ -9,9 +9,9 @@ from transformers import TextStreamer
 
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
 from himalaya_adapter.deploy.answering import AUTO, answer, check_request, choose_task
-from himalaya_adapter.errors import unknown_name
 from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
 from himalaya_adapter.methods.continual import continual
+from himalaya_adapter.names import known_task
 from himalaya_adapter.streams import Task
 from himalaya_adapter.training.progress import stage
 
@@ -46,10 +46,9 @@ class Conversation:
     """
 
     def __init__(self, adapter: LoadedAdapter, task: str = AUTO) -> None:
-        if task != AUTO and adapter.tasks and task not in adapter.tasks:
-            raise unknown_name("task", task, adapter.tasks)
-        self.adapter, self.task = adapter, task
-        self.form = AdapterStore(adapter.folder).form(None if task == AUTO else task)
+        self.adapter = adapter
+        self.task = known_task(task, adapter.tasks) if task != AUTO and adapter.tasks else task
+        self.form = AdapterStore(adapter.folder).form(None if task == AUTO else self.task)
         self.spoken: list[tuple[str, str]] = []  # so far, for a task that was learnt from conversations
 
     def ask(self, text: str, max_new_tokens: int) -> str:

@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.learning.data import OwnData, hold_out, read_data, read_rows
+from himalaya_adapter.learning.data import HeldOut, OwnData, hold_out, read_data, read_rows
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|turn|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
@@ -176,28 +176,44 @@ def test_conversations_need_a_chat_template(tiny_tokenizer) -> None:
 
 def test_items_are_held_out_by_hash_and_none_is_learnt(data) -> None:
     rows = [{"prompt": f"Say {n}:", "completion": f"number {n}"} for n in range(200)]
-    task = hold_out(data(rows), "mine.jsonl", "say", seed=0)
+    task, held = hold_out(data(rows), "mine.jsonl", "say", HeldOut(0))
     assert len(task.test) + len(task.train) == 200
     assert 10 <= len(task.test) <= 40
     assert not {item.prompt for item in task.test} & {item.prompt for item in task.train}
-    assert hold_out(data(rows[::-1]), "mine.jsonl", "say", seed=0) == task
-    other = hold_out(data(rows), "mine.jsonl", "say", seed=1)
+    assert hold_out(data(rows[::-1]), "mine.jsonl", "say", HeldOut(0)) == (task, held)
+    other, _ = hold_out(data(rows), "mine.jsonl", "say", HeldOut(1))
     assert {item.prompt for item in other.test} != {item.prompt for item in task.test}
     # What was held out of a part of the rows is not learnt when more rows come.
-    part = hold_out(data(rows[:120]), "mine.jsonl", "say", seed=0)
+    part, _ = hold_out(data(rows[:120]), "mine.jsonl", "say", HeldOut(0))
     assert {item.prompt for item in part.test} <= {item.prompt for item in task.test}
+
+
+def test_what_was_held_out_of_a_few_rows_is_never_learnt_from_more(data) -> None:
+    rows = [{"prompt": f"Say {n}:", "completion": f"number {n}"} for n in range(400)]
+    few, held = hold_out(data(rows[:24]), "mine.jsonl", "say", HeldOut(0))
+    assert len(few.test) == 6
+    more, again = hold_out(data(rows), "mine.jsonl", "say", held)
+    assert again == held
+    assert not {item.prompt for item in few.test} & {item.prompt for item in more.train}
+    new, _ = hold_out(data(rows), "mine.jsonl", "say", HeldOut(0))
+    assert {item.prompt for item in few.test} & {item.prompt for item in new.train}
+    out = [{"prompt": item.prompt, "completion": item.target} for item in (*few.test, *more.test)][:12]
+    with pytest.raises(HimalayaError, match=r"all items of mine.jsonl are held out of task 'say' to score it"):
+        hold_out(data(out), "mine.jsonl", "say", held)
 
 
 def test_repeated_and_contradictory_rows_are_counted(data) -> None:
     rows = [{"prompt": f"Say {n}:", "completion": str(n)} for n in range(20)]
-    task = hold_out(data([*rows, rows[0], {"prompt": "Say 1:", "completion": "one"}]), "mine.jsonl", "say", seed=0)
+    task, _ = hold_out(
+        data([*rows, rows[0], {"prompt": "Say 1:", "completion": "one"}]), "mine.jsonl", "say", HeldOut(0)
+    )
     assert task.skipped == {"repeated or contradictory": 3}
     assert len(task.train) + len(task.test) == 19
 
 
 def test_three_rows_are_too_few(data) -> None:
     with pytest.raises(HimalayaError, match=r"mine.jsonl gives 3 different items: at least 8 are needed"):
-        hold_out(data(GOOD[:3]), "mine.jsonl", "say", seed=0)
+        hold_out(data(GOOD[:3]), "mine.jsonl", "say", HeldOut(0))
 
 
 # A task that has been learnt before ----------------------------------------------------------------------------

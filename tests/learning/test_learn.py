@@ -14,12 +14,15 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from tiny_runs import write_backbone
+from transformers import TrainerState
 
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.run_config import TrainingConfig
 from himalaya_adapter.identity import sealed
 from himalaya_adapter.learning.adapter_store import AdapterStore, room
-from himalaya_adapter.learning.learn import LearnOptions, Learnt, learn
+from himalaya_adapter.learning.learn import Learner, LearnOptions, Learnt, learn
+from himalaya_adapter.streams import Task
 
 TEMPLATES = "Is {number} even?\nAnswer:", "{parity}"
 SHORT = {"steps": 4, "learning_rate": 0.03, "budget_mb": None}
@@ -144,6 +147,27 @@ def test_a_known_task_is_learnt_further_in_its_form(learnt, files: Path, tmp_pat
     assert again.record["items"] == 2 * first.record["items"]
     assert again.room == third.room
     assert again.earlier[0].before == again.earlier[0].after
+
+
+def test_what_was_held_out_is_not_learnt_later_under_another_seed_or_from_a_larger_file(
+    files: Path, tmp_path: Path, monkeypatch
+) -> None:
+    learnt: list[set[str]] = []
+    train = Learner.train
+
+    def seen(learner: Learner, task: Task, training: TrainingConfig) -> TrainerState:
+        learnt.append({item.prompt for item in task.train})
+        return train(learner, task, training)
+
+    monkeypatch.setattr(Learner, "train", seen)
+    new = options(files, backbone=str(files / "base"), budget_mb=0.2, keep_check=True)
+    learn(tmp_path / "mine", str(files / "echo.jsonl"), "echo", new)
+    held = {item["prompt"] for item in AdapterStore(tmp_path / "mine").kept("echo") or []}
+    more = write(tmp_path / "more.jsonl", [{"prompt": f"Repeat {n}:", "completion": f"{n} {n}"} for n in range(300)])
+    learn(tmp_path / "mine", more, "echo", options(files, seed=1))
+    assert len(held) == 6
+    assert not held & (learnt[0] | learnt[1])
+    assert AdapterStore(tmp_path / "mine").record("echo")["held_out_by"]["seed"] == 0
 
 
 # Mistakes ------------------------------------------------------------------------------------------------------

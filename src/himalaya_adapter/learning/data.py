@@ -75,6 +75,18 @@ class OwnData:
         return Task(spec, tuple(train), (), tuple(test), hashes, self.left_out)
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Which items of a task are held out: those whose hash with the seed, in [0, 1), is not above a threshold."""
+
+    seed: int
+    up_to: float = 0.0
+
+    def place(self, source: str) -> float:
+        """The hash of an item's source."""
+        return stable_hash(f"held out {self.seed} {source}") / HASH_RANGE
+
+
 def read_rows(data: str, split: str = "train") -> list[Row | BadRow]:
     """The rows of a file, of a folder that `datasets` has written or can read, or of a data set of the hub.
 
@@ -183,11 +195,20 @@ def read_data(
     return OwnData(form, tuple(items), left_out)
 
 
-def hold_out(data: OwnData, name: str, task: str, seed: int) -> Task:
+def hold_out(data: OwnData, name: str, task: str, before: HeldOut) -> tuple[Task, HeldOut]:
     """Cut the items into those that are learnt and those that are scored, by a hash: the same ones every time.
 
     Prompts that occur with different answers are left out; so are repetitions, and rows are held out with all
     that have the same source.
+
+    Args:
+        data: The items.
+        name: What they come from, for messages.
+        task: The task's name.
+        before: What has been held out of the task so far, and stays so; of a new task the seed alone.
+
+    Returns:
+        The task, and what is held out of it now.
 
     Raises:
         HimalayaError: Too few items.
@@ -197,18 +218,20 @@ def hold_out(data: OwnData, name: str, task: str, seed: int) -> Task:
         raise HimalayaError(
             f"{name} gives {len(kept)} different items: at least {FEWEST_ITEMS} are needed, some of them to score"
         )
-    place = {item.source: stable_hash(f"held out {seed} {item.source}") / HASH_RANGE for item in kept}
+    place = {item.source: before.place(item.source) for item in kept}
     ordered = sorted(kept, key=lambda item: place[item.source])
     share = sum(place[item.source] < HELD_OUT_SHARE for item in kept)
     count = max(share, min(FEWEST_HELD_OUT, len(kept) // 4))
-    last = ordered[count - 1].source
-    held = [item for item in ordered if place[item.source] <= place[last]]
+    now = replace(before, up_to=max(before.up_to, place[ordered[count - 1].source]))
+    held = [item for item in ordered if place[item.source] <= now.up_to]
+    if len(held) == len(kept) and before.up_to:
+        raise HimalayaError(f"all items of {name} are held out of task '{task}' to score it: give more rows to learn")
     if len(held) == len(kept):
         raise HimalayaError(f"{name} gives one conversation only: at least two are needed, one of them to score")
     left_out = Counter(data.left_out)
     left_out["repeated or contradictory"] = len(data.items) - len(kept)
     chosen = replace(data, left_out=+left_out)
-    return chosen.task(task, [item for item in kept if place[item.source] > place[last]], held[:MOST_SCORED])
+    return chosen.task(task, [item for item in kept if place[item.source] > now.up_to], held[:MOST_SCORED]), now
 
 
 def _form(row: Row, name: str, known: Form | None, templates: tuple[str, str] | None) -> Form:

@@ -35,7 +35,7 @@ from himalaya_adapter.training.task_training import (
 
 from .adapter_store import AdapterStore, room, sized_config
 from .asking import score
-from .data import MOST_SCORED, OwnData, context_of, hold_out, read_data, read_rows
+from .data import MOST_SCORED, HeldOut, OwnData, context_of, hold_out, read_data, read_rows
 
 DEFAULT_BACKBONE, DEFAULT_BUDGET_MB = "smollm2-135m", 2.5
 CHECKPOINTS = "checkpoints"
@@ -60,7 +60,7 @@ class LearnOptions:
         steps: Most optimiser steps.
         batch_size: Items of a step.
         learning_rate: Peak learning rate.
-        seed: Of what is held out, and of the order of training.
+        seed: Of what is held out of a new task, and of the order of training.
         save_steps: Steps between two checkpoints, from which a killed process goes on.
         checks: Files by the name of an earlier task, which is scored on them before and after.
         keep_check: Keep the held-out items beside the adapter, to score the task on whenever another is learnt.
@@ -162,7 +162,9 @@ class Learner:
         options, known = self.options, name in self.method.tasks
         _check_name(name, self.method.tasks, options.new)
         own = self._read(rows, data, name, templates=options.templates, metric=options.metric)
-        task = hold_out(own, data, name, options.seed)
+        before = self.store.record(name) if known else {}
+        held = HeldOut(**before.get("held_out_by", {"seed": options.seed}))
+        task, held = hold_out(own, data, name, held)
         checks = self._checks(name)
         self._check_room(name)
         training = self.training(len(task.train))
@@ -172,20 +174,21 @@ class Learner:
             return self._learnt(name)
         self.store.begin(identity)
         asked = [task, *checks]
-        before = [self.score(one, frozen=one is task and not known) for one in asked]
+        earlier = [self.score(one, frozen=one is task and not known) for one in asked]
         state = self.train(task, training)
         scores = [self.score(one) for one in asked]
         after = scores[0]
         changes = [
             Change(one.name, new.metric, new.n, old.score, new.score)
-            for one, old, new in zip(asked, before, scores, strict=True)
+            for one, old, new in zip(asked, earlier, scores, strict=True)
         ]
         self.facts["tasks"][name] = {
-            "items": len(task.train) + (self.store.record(name).get("items", 0) if known else 0),
+            "items": len(task.train) + before.get("items", 0),
             "held_out": after.n,
+            "held_out_by": asdict(held),
             "left_out": dict(task.skipped),
             "metric": after.metric,
-            "score_before": before[0].score,
+            "score_before": earlier[0].score,
             "score": after.score,
             "low": after.low,
             "high": after.high,

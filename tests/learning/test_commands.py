@@ -103,9 +103,30 @@ def test_tasks_says_what_the_adapter_knows_and_what_not(mine: Path, capsys) -> N
     assert told["bytes"] == (mine / WEIGHTS).stat().st_size
     assert told["tasks"]["parity"]["metric"] == "accuracy"
     assert told["room"] > 10
-    weak = [name for name, task in told["tasks"].items() if task["score"] <= task["score_before"]]
+    weak = [name for name, task in told["tasks"].items() if task["score"] <= task["score_frozen"]]
     assert ("not better than the frozen model at" in out) == bool(weak)
     assert "its tasks and nothing else" in out
+
+
+def test_tasks_compares_with_the_frozen_model_also_what_was_learnt_further(
+    files: Path, tmp_path: Path, capsys
+) -> None:
+    folder = tmp_path / "mine"
+    rows = [{"prompt": f"Say {n}:", "completion": "yes"} for n in range(40)]
+    (tmp_path / "yes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["learn", folder, tmp_path / "yes.jsonl", "--task", "yes", "--learning-rate"]
+    printed(capsys, *words, "0.03", "--steps", "40", "--backbone", files / "base", "--budget-mb", "0.2")
+    first = AdapterStore(folder).record("yes")
+    assert first["score"] > first["score_frozen"] == first["score_before"]
+    printed(capsys, *words, "1e-7", "--steps", "1")
+    again = AdapterStore(folder).record("yes")
+    assert again["score"] <= again["score_before"] == first["score"]
+    assert again["score_frozen"] == first["score_frozen"]
+    out = printed(capsys, "tasks", folder)
+    assert "not better than the frozen model" not in out
+    assert f" {first['score_frozen']:.2f} " in out
+    printed(capsys, *words, "1e-7", "--steps", "1", "--metric", "exact_match")
+    assert AdapterStore(folder).record("yes")["score_frozen"] is None  # it was another metric's
 
 
 def test_a_question_is_put_into_the_form_of_its_task(mine: Path, capsys) -> None:

@@ -178,6 +178,7 @@ class Learner:
         state = self.train(task, training)
         scores = [self.score(one) for one in asked]
         after = scores[0]
+        frozen = before.get("score_frozen", before.get("score_before")) if known else earlier[0].score
         changes = [
             Change(one.name, new.metric, new.n, old.score, new.score)
             for one, old, new in zip(asked, earlier, scores, strict=True)
@@ -188,6 +189,7 @@ class Learner:
             "held_out_by": asdict(held),
             "left_out": dict(task.skipped),
             "metric": after.metric,
+            "score_frozen": frozen if not known or before.get("metric") == after.metric else None,
             "score_before": earlier[0].score,
             "score": after.score,
             "low": after.low,

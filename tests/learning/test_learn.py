@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, get_peft_model
 from tiny_runs import write_backbone
-from transformers import TrainerState
+from transformers import AutoModelForCausalLM, TrainerState
 
+from himalaya_adapter import HimalayaConfig
+from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import TrainingConfig
@@ -170,6 +172,43 @@ def test_what_was_held_out_is_not_learnt_later_under_another_seed_or_from_a_larg
     assert AdapterStore(tmp_path / "mine").record("echo")["held_out_by"]["seed"] == 0
 
 
+def saved_by_peft(folder: Path, backbone: Path, *, ended: bool) -> Path:
+    """An adapter that a Trainer has taught ``first``, and ``half``, which it may not have ended."""
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(backbone), HimalayaConfig(task_type="CAUSAL_LM"))
+    for name in ("first", "half"):
+        model.start_task(name)
+        torch.nn.init.normal_(model.base_model.himalaya_shared["default"].atoms)
+        if ended or name == "first":
+            model.end_task()
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_saved_by_peft_learns_more_and_answers_as_all_its_tasks(
+    files: Path, tmp_path: Path, capsys
+) -> None:
+    folder = saved_by_peft(tmp_path / "mine", files / "base", ended=True)
+    assert main(["tasks", str(folder)]) == 0
+    assert f" MB on {files / 'base'}" in capsys.readouterr().out.replace("\n", " ")
+    learn(folder, str(files / "echo.jsonl"), "echo", options(files))
+    assert load_adapter(folder, task="first").tasks == ("first", "half", "echo")
+    told = AdapterStore(folder).facts["backbone"]
+    assert told["name"] == str(files / "base")
+    assert told["hidden_size"] == 64
+    with pytest.raises(HimalayaError, match="are not those that the adapter in"):
+        learn(folder, str(files / "order.jsonl"), "order", options(files, backbone=str(files / "other")))
+
+
+def test_a_task_that_is_still_open_is_not_taken_for_learnt(files: Path, tmp_path: Path) -> None:
+    folder = saved_by_peft(tmp_path / "mine", files / "base", ended=False)
+    before = folder_hash(folder)
+    with pytest.raises(HimalayaError, match="task 'half' is being learnt: before task 'echo' begins"):
+        learn(folder, str(files / "echo.jsonl"), "echo", options(files))
+    assert folder_hash(folder) == before
+    AdapterStore(folder).forget("half")
+    learn(folder, str(files / "echo.jsonl"), "echo", options(files))
+
+
 # Mistakes ------------------------------------------------------------------------------------------------------
 
 MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [
@@ -285,7 +324,9 @@ def test_tasks_json_that_was_changed_is_refused_with_what_to_do(
     assert load_adapter(folder).tasks == ("parity", "echo", "order")
     assert AdapterStore(folder).record("parity") == {}
     learn(folder, str(files / "echo.jsonl"), "echo", options(files))  # also where items were kept
-    assert [*AdapterStore(folder).facts["tasks"]] == ["echo"]
+    facts = AdapterStore(folder).facts
+    assert [name for name, record in facts["tasks"].items() if record] == ["echo"]
+    assert load_adapter(folder, task="parity").tasks == ("parity", "echo", "order")
 
 
 def test_another_kind_of_adapter_is_named(learnt, tmp_path: Path) -> None:

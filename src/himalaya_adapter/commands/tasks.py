@@ -20,7 +20,7 @@ def command(
     store = AdapterStore(adapter)
     known, left = store.adapter.tasks.known(), room(store.adapter)
     records = {name: store.record(name) for name in known}
-    backbone = store.facts["backbone"].get("name")
+    backbone = store.facts["backbone"].get("name") or store.adapter.config.base_model_name_or_path
     if as_json:
         told = {"adapter": str(adapter), "backbone": backbone, "bytes": store.bytes, "room": left, "tasks": records}
         print(json.dumps(told, ensure_ascii=False, indent=2))

@@ -44,6 +44,7 @@ class LoadedAdapter:
             knows, else as was written beside it; none where nobody wrote them down.
         backbone: The name under which `load_backbone` finds the backbone.
         folder: Where the adapter's files lie.
+        revision: What exactly was loaded as the backbone.
     """
 
     model: PeftModel
@@ -51,6 +52,7 @@ class LoadedAdapter:
     tasks: tuple[str, ...]
     backbone: str
     folder: Path
+    revision: str | None = None
 
 
 def load_adapter(
@@ -100,7 +102,8 @@ def load_adapter(
     method = continual(model)
     if task is not None:
         method.set_task(task)
-    return LoadedAdapter(model, loaded.tokenizer, tuple(method.tasks) or tuple(facts["tasks"]), loaded.name, place)
+    known = tuple(method.tasks) or tuple(facts["tasks"])
+    return LoadedAdapter(model, loaded.tokenizer, known, loaded.name, place, loaded.revision)
 
 
 def load_for_export(

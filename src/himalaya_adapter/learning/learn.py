@@ -160,6 +160,7 @@ class Learner:
     def learn(self, rows: list[Any], data: str, name: str) -> Learnt:
         """See the function `learn`."""
         options, known = self.options, name in self.method.tasks
+        self.model.check_closed(name)
         _check_name(name, self.method.tasks, options.new)
         own = self._read(rows, data, name, templates=options.templates, metric=options.metric)
         before = self.store.record(name) if known else {}
@@ -183,6 +184,7 @@ class Learner:
             Change(one.name, new.metric, new.n, old.score, new.score)
             for one, old, new in zip(asked, earlier, scores, strict=True)
         ]
+        self.facts["tasks"] = {one: self.store.record(one) for one in self.method.tasks}  # all that can be asked for
         self.facts["tasks"][name] = {
             "items": len(task.train) + before.get("items", 0),
             "held_out": after.n,
@@ -288,14 +290,21 @@ def open_learner(store: AdapterStore, options: LearnOptions) -> Learner:
             raise HimalayaError(f"{store.folder} is there already: room and placement were decided when it was made")
         _ = store.adapter  # refuses another method's, before a backbone is loaded for nothing
         loaded = load_adapter(store.folder, backbone=options.backbone, trainable=True)
-        return Learner(store, options, loaded.model, loaded.tokenizer, store.facts)
+        # Nobody has written the backbone down beside an adapter that PEFT has saved.
+        told = store.facts["backbone"] or _told(loaded.backbone, loaded.revision, loaded.model.config)
+        return Learner(store, options, loaded.model, loaded.tokenizer, store.facts | {"backbone": told})
     backbone = load_backbone(options.backbone or DEFAULT_BACKBONE)
     budget = DEFAULT_BUDGET_MB if options.budget_mb is None else options.budget_mb
     config = sized_config(budget, hidden_width(backbone.model), options.placement or "residual_stream", options.seed)
     model = adapt(backbone.model, config, options.seed)
-    place = str(Path(backbone.name).resolve()) if Path(backbone.name).is_dir() else backbone.name
-    told = {"name": place, "revision": backbone.revision, **sizes_of(backbone.model.config)}
+    told = _told(backbone.name, backbone.revision, backbone.model.config)
     return Learner(store, options, model, backbone.tokenizer, {"backbone": told, "tasks": {}})
+
+
+def _told(backbone: str, revision: str | None, config: Any) -> dict[str, Any]:
+    """What ``tasks.json`` says of a backbone."""
+    place = str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone
+    return {"name": place, "revision": revision, **sizes_of(config)}
 
 
 def _check_name(name: str, known: Sequence[str], new: bool) -> None:

@@ -226,7 +226,21 @@ def test_a_known_task_keeps_its_form(data) -> None:
     assert few.items[0].prompt.startswith("Ticket:")
     more = data([*TICKETS, {"text": "who", "team": "reception"}], known=known)
     assert more.form.labels == ("it", "office", "reception")
-    assert data(GOOD, known=known).items[0].prompt == "Say 0:"  # other columns, which speak for themselves
+    assert data(GOOD, known=known, templates=("{prompt}", "{completion}")).items[0].prompt == "Say 0:"
+
+
+def test_a_known_task_s_form_is_not_replaced_unless_that_is_said(data) -> None:
+    known = data(TICKETS, templates=TEMPLATES).form
+    told = r"completion, prompt; the task has been learnt as 'Ticket: {text}\\nTeam:' -> '{team}': .* --prompt and --t"
+    with pytest.raises(HimalayaError, match=told):
+        data(GOOD, known=known)
+    said = {"messages": [CONVERSATION, {"role": "assistant", "content": "hi"}]}
+    with pytest.raises(HimalayaError, match="the columns messages; the task has been learnt as"):
+        data([said], known=known)
+    chat = data([said]).form
+    assert data([said], known=chat).form.chat
+    with pytest.raises(HimalayaError, match="the task has been learnt as conversations"):
+        data(GOOD, known=chat)
 
 
 def test_the_metric_can_be_chosen(data) -> None:

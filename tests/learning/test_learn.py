@@ -232,7 +232,8 @@ MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [
         {"checks": {"parrot": "echo.jsonl"}},
         "unknown task in --check 'parrot'; did you mean 'parity'",
     ),
-    ("echo.jsonl", "x", {"checks": {"parity": "echo.jsonl"}}, "has the answer '0 0'; the task has learnt: no, yes"),
+    ("echo.jsonl", "x", {"checks": {"parity": "odd.jsonl"}}, "has the answer 'never'; the task has learnt: no, yes"),
+    ("echo.jsonl", "parity", {}, "the task has been learnt as 'Is {number} even"),
     ("echo.jsonl", "x", {"metric": "chr"}, "unknown metric 'chr'"),
     ("echo.jsonl", "x", {"learning_rate": math.inf}, "himalaya learn: found Infinity, expected a number above 0"),
     ("echo.jsonl", "x", {"learning_rate": 0.0}, "himalaya learn: found 0.0, expected a number above 0"),
@@ -246,6 +247,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
 ) -> None:
     folder, _ = learnt
     write(files / "three.jsonl", [{"prompt": f"{n}", "completion": "x"} for n in range(3)])
+    write(files / "odd.jsonl", [{"number": 3, "parity": "never"}])
     write(files / "empty.jsonl", [{"prompt": f"{n}", "completion": "x" * (n < 9)} for n in range(10)])
     write(files / "long.jsonl", [{"prompt": f"{n} " * (400 if n == 9 else 1), "completion": "x"} for n in range(10)])
     if "parity" in said.get("checks", {}):

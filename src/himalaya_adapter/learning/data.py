@@ -238,15 +238,22 @@ def _form(row: Row, name: str, known: Form | None, templates: tuple[str, str] | 
     """The form that was asked for, or that the task has been learnt in, or that the columns speak for."""
     if templates is not None:
         return Form(*templates)
+    columns = ", ".join(sorted(str(column) for column in row))
+    chat = "messages" in row or isinstance(row.get("prompt"), list)
     if known is not None and not known.chat and set(fields_of(_spec(name, known))) <= row.keys():
         return known
-    if "messages" in row or isinstance(row.get("prompt"), list):
+    if known is not None and not (known.chat and chat):
+        how = "conversations" if known.chat else f"{known.prompt!r} -> {known.target!r}"
+        raise HimalayaError(
+            f"{name} has the columns {columns}; the task has been learnt as {how}: rename the columns, or give "
+            "--prompt and --target, which changes how its questions are put"
+        )
+    if chat:
         return Form("", "", chat=True)
     if {"prompt", "completion"} <= row.keys():
         return Form(*PROMPT_COMPLETION)
     if {"instruction", "output"} <= row.keys():
         return Form(*ALPACA)
-    columns = ", ".join(sorted(str(column) for column in row))
     raise HimalayaError(
         f"{name} has the columns {columns}; expected prompt and completion, messages, or instruction and output: "
         "say how a row becomes a question and its answer: --prompt 'Ticket: {text}\\nTeam:' --target '{team}'"

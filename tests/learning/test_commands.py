@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_runs import in_own_process, write_backbone
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
@@ -164,6 +165,17 @@ def test_auto_says_which_task_or_that_the_frozen_model_answers(mine: Path, capsy
     foreign = "def add(x, y):\n    return x + y\n\nfor i in range(10):\n    print(i)"
     assert main(["generate", str(mine), foreign, "--max-new-tokens", "2"]) == 0
     assert re.search(r"looks like no task that is known \(0\.\d\d of 1\): the frozen", capsys.readouterr().err)
+
+
+def test_auto_takes_a_prompt_that_is_longer_than_learned_positions(
+    files: Path, tiny_tokenizer, tmp_path: Path, capsys
+) -> None:
+    sizes = {"n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": len(tiny_tokenizer)}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "gpt")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt")
+    words = ["learn", tmp_path / "mine", files / "echo.jsonl", "--task", "echo", "--backbone", tmp_path / "gpt"]
+    printed(capsys, *words, *SHORT, "--budget-mb", "0.2")
+    printed(capsys, "generate", tmp_path / "mine", "Repeat 12:" * 40, "--max-new-tokens", 2)
 
 
 def test_evaluate_scores_a_file_in_the_form_of_the_task(mine: Path, files: Path, tmp_path: Path, capsys) -> None:

@@ -292,11 +292,8 @@ def _conversation(row: Row, tokenizer: Any, where: str) -> Iterator[Item]:
         spoken = [(one["role"].strip(), one["content"].strip()) for one in messages]
     except (KeyError, TypeError, AttributeError) as error:
         raise BadRow(BAD_CHAT, f"{where} is no list of messages, each with role and content") from error
-    special = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
+    refuse_control_tokens(tokenizer, [content for _, content in spoken], where)
     for role, content in spoken:
-        control = next((one.content for one in special if one.content in content), None)
-        if control is not None:
-            raise BadRow(BAD_CHAT, f"{where} says '{control}', which is a control token of the backbone")
         if NOT_UTF8.search(role + content):
             raise BadRow(BROKEN, f"{where} has characters that are not UTF-8; save the file as UTF-8")
         if not content:
@@ -311,6 +308,18 @@ def _conversation(row: Row, tokenizer: Any, where: str) -> Iterator[Item]:
         except TemplateError as error:
             raise BadRow(BAD_CHAT, f"{where} does not fit the backbone's chat template: {error}") from error
         yield Item(asked, spoken[turn][1], source=repr(spoken[:first]), chat=True)
+
+
+def refuse_control_tokens(tokenizer: Any, said: Sequence[str], where: str) -> None:
+    """Make sure that nothing that is said in a conversation would be read as the end of a turn, or as another's.
+
+    Raises:
+        BadRow: Something would.
+    """
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for control in special:
+        if any(control in content for content in said):
+            raise BadRow(BAD_CHAT, f"{where} says '{control}', which is a control token of the backbone")
 
 
 def chat_prompt(tokenizer: Any, spoken: Sequence[tuple[str, str]]) -> str:

@@ -166,6 +166,14 @@ def test_a_bad_conversation_is_named(data, messages: Any, message: str) -> None:
         data([{"messages": messages}])
 
 
+def test_white_space_that_is_not_learnt_is_told(data, caplog) -> None:
+    data([*GOOD, {"prompt": " Say it: ", "completion": " it\n"}])
+    assert caplog.text == ""
+    code = {"prompt": "def f(x):\n", "completion": "    y = x\n    return y\n"}
+    assert data([*GOOD, code]).items[-1].target == "y = x\n    return y"
+    assert "mine.jsonl: white space at the ends of a text is not learnt, such as indentation (rows: 1)" in caplog.text
+
+
 def test_conversations_need_a_chat_template(tiny_tokenizer) -> None:
     with pytest.raises(HimalayaError, match="the backbone has no chat template"):
         read_data([{"messages": []}], "mine.jsonl", tiny_tokenizer, None)

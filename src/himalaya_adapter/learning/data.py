@@ -1,5 +1,6 @@
 """A user's own file as a task: what its columns are, how rows become items, and which items are held out."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from himalaya_adapter.streams.readers import BadRow, Row, read_file
 from himalaya_adapter.streams.splits import HASH_RANGE, content_hash, cut, stable_hash
 from himalaya_adapter.streams.task import Item, Limits, Source, Task, TaskSpec
 
+logger = logging.getLogger(__name__)
 PROMPT_COMPLETION = "{prompt}", "{completion}"
 ALPACA = "### Instruction:\n{instruction}\n\n### Response:", "{output}"
 ALPACA_INPUT = "{instruction}\n\n### Input:\n{input}"
@@ -30,6 +32,8 @@ HELD_OUT_SHARE = 0.1
 FEWEST_HELD_OUT = 10  # but never more than a quarter of the items
 MOST_SCORED = 50  # of the held-out items; scoring takes about as long as learning as many
 LONGEST_ANSWER = 256  # tokens that are generated to score an item
+# A value that loses at its ends no more than a space or a line break.
+TRIM = re.compile(r"\s?\S(.*\S)?\s?|\s*", re.DOTALL)
 BAD_CHAT, TOO_LONG = "not a conversation", "too long"
 
 
@@ -169,8 +173,9 @@ def read_data(
         raise HimalayaError(
             f"{name} holds conversations, and the backbone has no chat template: use prompt/completion"
         )
-    items, left_out = [], Counter[str]()
+    items, left_out, cut = [], Counter[str](), 0
     spec = _spec(name, replace(form, labels=()))  # a known classification may get new labels
+    columns = fields_of(spec)
     for number, row in enumerate(rows, start=1):
         where = f"row {number} of {name}"
         try:
@@ -185,6 +190,11 @@ def read_data(
             left_out[error.reason] += 1
         else:
             items += found
+            cut += any(TRIM.fullmatch(str(row[column])) is None for column in columns)
+    if cut:
+        logger.warning(
+            "%s: white space at the ends of a text is not learnt, such as indentation (rows: %d)", name, cut
+        )
     if not items:
         raise HimalayaError(f"{name} gives no item: {', '.join(left_out)}")
     form = replace(form, **_scoring(items, known, metric, tokenizer))

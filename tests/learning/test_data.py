@@ -150,6 +150,24 @@ def test_a_bad_row_is_named_or_left_out(data, row: dict[str, Any], message: str)
     assert sum(found.left_out.values()) == 1
 
 
+def test_the_first_row_may_be_a_bad_one(data) -> None:
+    found = data([{"prompt": "x"}, *GOOD], skip_bad_rows=True)
+    assert len(found.items) == 10
+    assert found.left_out == {"no field": 1}
+    with pytest.raises(HimalayaError, match="has the columns prompt; expected prompt and completion"):
+        data([{"prompt": "x"}, *GOOD])
+    with pytest.raises(HimalayaError, match=r"row 1 of .* has an empty target.*--skip-bad-rows"):
+        data([{"prompt": "x", "completion": ""}, *GOOD])
+
+
+def test_where_all_rows_are_bad_nobody_is_told_to_leave_them_out(data) -> None:
+    with pytest.raises(HimalayaError, match=r"unknown field in row 1 of mine.jsonl 'txt'") as caught:
+        data(TICKETS, templates=("{txt}", "{team}"))
+    assert "--skip-bad-rows" not in str(caught.value)
+    with pytest.raises(HimalayaError, match=r"'{my text}' is not a plain field name .*: rename the column"):
+        data([{"my text": "x", "team": "it"}], templates=("{my text}", "{team}"))
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [

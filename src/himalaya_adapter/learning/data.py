@@ -4,6 +4,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -165,15 +166,20 @@ def read_data(
     """
     if metric is not None:
         metric_by_name(metric)
-    first = next((row for row in rows if not isinstance(row, BadRow)), None)
-    if first is None:
+    readable = [row for row in rows if not isinstance(row, BadRow)]
+    if not readable:
         raise HimalayaError(f"{name} holds no row that can be read")
-    form = _form(first, name, known, templates)
+    form = None
+    for one in readable if skip_bad_rows else ():
+        with suppress(HimalayaError):  # it lacks a column
+            form = _form(one, name, known, templates)
+            break
+    form = form or _form(readable[0], name, known, templates)
     if form.chat and tokenizer.chat_template is None:
         raise HimalayaError(
             f"{name} holds conversations, and the backbone has no chat template: use prompt/completion"
         )
-    items, left_out, cut = [], Counter[str](), 0
+    items, left_out, cut, wrong = [], Counter[str](), 0, None
     spec = _spec(name, replace(form, labels=()))  # a known classification may get new labels
     columns = fields_of(spec)
     for number, row in enumerate(rows, start=1):
@@ -185,12 +191,15 @@ def read_data(
             for item in found:
                 _check_length(item, tokenizer, context, where)
         except BadRow as error:
-            if not skip_bad_rows:
-                raise HimalayaError(f"{error} (--skip-bad-rows leaves such rows out)") from error
+            wrong = wrong or error
             left_out[error.reason] += 1
         else:
             items += found
             cut += any(TRIM.fullmatch(str(row[column])) is None for column in columns)
+        if wrong and items and not skip_bad_rows:
+            raise HimalayaError(f"{wrong} (--skip-bad-rows leaves such rows out)") from wrong
+    if wrong and not skip_bad_rows:  # all rows are bad
+        raise wrong
     if cut:
         logger.warning(
             "%s: white space at the ends of a text is not learnt, such as indentation (rows: %d)", name, cut

@@ -31,7 +31,7 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.score_cache import ScoreCache
 from himalaya_adapter.identity import mark_complete, sealed
 from himalaya_adapter.learning.adapter_store import AdapterStore
-from himalaya_adapter.learning.data import hold_out, read_data, read_rows
+from himalaya_adapter.learning.data import HeldOut, hold_out, read_data, read_rows
 from himalaya_adapter.report import write_search_report
 from himalaya_adapter.report.run_folder import SAME, read_run
 from himalaya_adapter.storage import write_json
@@ -145,7 +145,7 @@ def test_own_data(changes: list[Mutation], kind: str, place: int, skip: bool, tm
         templates = ("{text}", "{team}") if kind == "columns" else None
         rows = read_rows(str(path))
         own = read_data(rows, str(path), talking, 512, templates=templates, skip_bad_rows=skip)
-        return hold_out(own, str(path), "task", 0)
+        return hold_out(own, str(path), "task", HeldOut(0))[0]
 
     task = one_line(read)
     if task:

@@ -1,8 +1,9 @@
 """What a person may call a run, whose name becomes a folder's and part of those of files, and a task."""
 
 import unicodedata
+from collections.abc import Collection
 
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, unknown_name
 
 LONGEST = 200  # bytes; file systems take 255, and a run's folder holds files named after it
 TASK_NAME_BYTES = 64  # of the place that an adapter has for it
@@ -53,4 +54,16 @@ def normalised(name: str) -> str:
             f"a task's name is {name!r}; expected 1 to {TASK_NAME_BYTES} bytes of text without line breaks, "
             "and no space at either end"
         )
+    return form
+
+
+def known_task(name: str, known: Collection[str]) -> str:
+    """The one of the known tasks that a name means, in whichever Unicode form it is written.
+
+    Raises:
+        HimalayaError: None of them.
+    """
+    form = unicodedata.normalize("NFC", name)  # as all known ones are stored
+    if form not in known:
+        raise unknown_name("task", name, known)
     return form

@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.learning.data import OwnData, hold_out, read_data, read_rows
+from himalaya_adapter.learning.data import HeldOut, OwnData, hold_out, read_data, read_rows
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|turn|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
@@ -150,6 +150,24 @@ def test_a_bad_row_is_named_or_left_out(data, row: dict[str, Any], message: str)
     assert sum(found.left_out.values()) == 1
 
 
+def test_the_first_row_may_be_a_bad_one(data) -> None:
+    found = data([{"prompt": "x"}, *GOOD], skip_bad_rows=True)
+    assert len(found.items) == 10
+    assert found.left_out == {"no field": 1}
+    with pytest.raises(HimalayaError, match="has the columns prompt; expected prompt and completion"):
+        data([{"prompt": "x"}, *GOOD])
+    with pytest.raises(HimalayaError, match=r"row 1 of .* has an empty target.*--skip-bad-rows"):
+        data([{"prompt": "x", "completion": ""}, *GOOD])
+
+
+def test_where_all_rows_are_bad_nobody_is_told_to_leave_them_out(data) -> None:
+    with pytest.raises(HimalayaError, match=r"unknown field in row 1 of mine.jsonl 'txt'") as caught:
+        data(TICKETS, templates=("{txt}", "{team}"))
+    assert "--skip-bad-rows" not in str(caught.value)
+    with pytest.raises(HimalayaError, match=r"'{my text}' is not a plain field name .*: rename the column"):
+        data([{"my text": "x", "team": "it"}], templates=("{my text}", "{team}"))
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
@@ -166,6 +184,14 @@ def test_a_bad_conversation_is_named(data, messages: Any, message: str) -> None:
         data([{"messages": messages}])
 
 
+def test_white_space_that_is_not_learnt_is_told(data, caplog) -> None:
+    data([*GOOD, {"prompt": " Say it: ", "completion": " it\n"}])
+    assert caplog.text == ""
+    code = {"prompt": "def f(x):\n", "completion": "    y = x\n    return y\n"}
+    assert data([*GOOD, code]).items[-1].target == "y = x\n    return y"
+    assert "mine.jsonl: white space at the ends of a text is not learnt, such as indentation (rows: 1)" in caplog.text
+
+
 def test_conversations_need_a_chat_template(tiny_tokenizer) -> None:
     with pytest.raises(HimalayaError, match="the backbone has no chat template"):
         read_data([{"messages": []}], "mine.jsonl", tiny_tokenizer, None)
@@ -176,28 +202,44 @@ def test_conversations_need_a_chat_template(tiny_tokenizer) -> None:
 
 def test_items_are_held_out_by_hash_and_none_is_learnt(data) -> None:
     rows = [{"prompt": f"Say {n}:", "completion": f"number {n}"} for n in range(200)]
-    task = hold_out(data(rows), "mine.jsonl", "say", seed=0)
+    task, held = hold_out(data(rows), "mine.jsonl", "say", HeldOut(0))
     assert len(task.test) + len(task.train) == 200
     assert 10 <= len(task.test) <= 40
     assert not {item.prompt for item in task.test} & {item.prompt for item in task.train}
-    assert hold_out(data(rows[::-1]), "mine.jsonl", "say", seed=0) == task
-    other = hold_out(data(rows), "mine.jsonl", "say", seed=1)
+    assert hold_out(data(rows[::-1]), "mine.jsonl", "say", HeldOut(0)) == (task, held)
+    other, _ = hold_out(data(rows), "mine.jsonl", "say", HeldOut(1))
     assert {item.prompt for item in other.test} != {item.prompt for item in task.test}
     # What was held out of a part of the rows is not learnt when more rows come.
-    part = hold_out(data(rows[:120]), "mine.jsonl", "say", seed=0)
+    part, _ = hold_out(data(rows[:120]), "mine.jsonl", "say", HeldOut(0))
     assert {item.prompt for item in part.test} <= {item.prompt for item in task.test}
+
+
+def test_what_was_held_out_of_a_few_rows_is_never_learnt_from_more(data) -> None:
+    rows = [{"prompt": f"Say {n}:", "completion": f"number {n}"} for n in range(400)]
+    few, held = hold_out(data(rows[:24]), "mine.jsonl", "say", HeldOut(0))
+    assert len(few.test) == 6
+    more, again = hold_out(data(rows), "mine.jsonl", "say", held)
+    assert again == held
+    assert not {item.prompt for item in few.test} & {item.prompt for item in more.train}
+    new, _ = hold_out(data(rows), "mine.jsonl", "say", HeldOut(0))
+    assert {item.prompt for item in few.test} & {item.prompt for item in new.train}
+    out = [{"prompt": item.prompt, "completion": item.target} for item in (*few.test, *more.test)][:12]
+    with pytest.raises(HimalayaError, match=r"all items of mine.jsonl are held out of task 'say' to score it"):
+        hold_out(data(out), "mine.jsonl", "say", held)
 
 
 def test_repeated_and_contradictory_rows_are_counted(data) -> None:
     rows = [{"prompt": f"Say {n}:", "completion": str(n)} for n in range(20)]
-    task = hold_out(data([*rows, rows[0], {"prompt": "Say 1:", "completion": "one"}]), "mine.jsonl", "say", seed=0)
+    task, _ = hold_out(
+        data([*rows, rows[0], {"prompt": "Say 1:", "completion": "one"}]), "mine.jsonl", "say", HeldOut(0)
+    )
     assert task.skipped == {"repeated or contradictory": 3}
     assert len(task.train) + len(task.test) == 19
 
 
 def test_three_rows_are_too_few(data) -> None:
     with pytest.raises(HimalayaError, match=r"mine.jsonl gives 3 different items: at least 8 are needed"):
-        hold_out(data(GOOD[:3]), "mine.jsonl", "say", seed=0)
+        hold_out(data(GOOD[:3]), "mine.jsonl", "say", HeldOut(0))
 
 
 # A task that has been learnt before ----------------------------------------------------------------------------
@@ -210,7 +252,21 @@ def test_a_known_task_keeps_its_form(data) -> None:
     assert few.items[0].prompt.startswith("Ticket:")
     more = data([*TICKETS, {"text": "who", "team": "reception"}], known=known)
     assert more.form.labels == ("it", "office", "reception")
-    assert data(GOOD, known=known).items[0].prompt == "Say 0:"  # other columns, which speak for themselves
+    assert data(GOOD, known=known, templates=("{prompt}", "{completion}")).items[0].prompt == "Say 0:"
+
+
+def test_a_known_task_s_form_is_not_replaced_unless_that_is_said(data) -> None:
+    known = data(TICKETS, templates=TEMPLATES).form
+    told = r"completion, prompt; the task has been learnt as 'Ticket: {text}\\nTeam:' -> '{team}': .* --prompt and --t"
+    with pytest.raises(HimalayaError, match=told):
+        data(GOOD, known=known)
+    said = {"messages": [CONVERSATION, {"role": "assistant", "content": "hi"}]}
+    with pytest.raises(HimalayaError, match="the columns messages; the task has been learnt as"):
+        data([said], known=known)
+    chat = data([said]).form
+    assert data([said], known=chat).form.chat
+    with pytest.raises(HimalayaError, match="the task has been learnt as conversations"):
+        data(GOOD, known=chat)
 
 
 def test_the_metric_can_be_chosen(data) -> None:

@@ -12,14 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, get_peft_model
 from tiny_runs import write_backbone
+from transformers import AutoModelForCausalLM, TrainerState
 
+from himalaya_adapter import HimalayaConfig
+from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.run_config import TrainingConfig
 from himalaya_adapter.identity import sealed
 from himalaya_adapter.learning.adapter_store import AdapterStore, room
-from himalaya_adapter.learning.learn import LearnOptions, Learnt, learn
+from himalaya_adapter.learning.learn import Learner, LearnOptions, Learnt, learn
+from himalaya_adapter.streams import Task
 
 TEMPLATES = "Is {number} even?\nAnswer:", "{parity}"
 SHORT = {"steps": 4, "learning_rate": 0.03, "budget_mb": None}
@@ -146,6 +151,64 @@ def test_a_known_task_is_learnt_further_in_its_form(learnt, files: Path, tmp_pat
     assert again.earlier[0].before == again.earlier[0].after
 
 
+def test_what_was_held_out_is_not_learnt_later_under_another_seed_or_from_a_larger_file(
+    files: Path, tmp_path: Path, monkeypatch
+) -> None:
+    learnt: list[set[str]] = []
+    train = Learner.train
+
+    def seen(learner: Learner, task: Task, training: TrainingConfig) -> TrainerState:
+        learnt.append({item.prompt for item in task.train})
+        return train(learner, task, training)
+
+    monkeypatch.setattr(Learner, "train", seen)
+    new = options(files, backbone=str(files / "base"), budget_mb=0.2, keep_check=True)
+    learn(tmp_path / "mine", str(files / "echo.jsonl"), "echo", new)
+    held = {item["prompt"] for item in AdapterStore(tmp_path / "mine").kept("echo") or []}
+    more = write(tmp_path / "more.jsonl", [{"prompt": f"Repeat {n}:", "completion": f"{n} {n}"} for n in range(300)])
+    learn(tmp_path / "mine", more, "echo", options(files, seed=1))
+    assert len(held) == 6
+    assert not held & (learnt[0] | learnt[1])
+    assert AdapterStore(tmp_path / "mine").record("echo")["held_out_by"]["seed"] == 0
+
+
+def saved_by_peft(folder: Path, backbone: Path, *, ended: bool) -> Path:
+    """An adapter that a Trainer has taught ``first``, and ``half``, which it may not have ended."""
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(backbone), HimalayaConfig(task_type="CAUSAL_LM"))
+    for name in ("first", "half"):
+        model.start_task(name)
+        torch.nn.init.normal_(model.base_model.himalaya_shared["default"].atoms)
+        if ended or name == "first":
+            model.end_task()
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_saved_by_peft_learns_more_and_answers_as_all_its_tasks(
+    files: Path, tmp_path: Path, capsys
+) -> None:
+    folder = saved_by_peft(tmp_path / "mine", files / "base", ended=True)
+    assert main(["tasks", str(folder)]) == 0
+    assert f" MB on {files / 'base'}" in capsys.readouterr().out.replace("\n", " ")
+    learn(folder, str(files / "echo.jsonl"), "echo", options(files))
+    assert load_adapter(folder, task="first").tasks == ("first", "half", "echo")
+    told = AdapterStore(folder).facts["backbone"]
+    assert told["name"] == str(files / "base")
+    assert told["hidden_size"] == 64
+    with pytest.raises(HimalayaError, match="are not those that the adapter in"):
+        learn(folder, str(files / "order.jsonl"), "order", options(files, backbone=str(files / "other")))
+
+
+def test_a_task_that_is_still_open_is_not_taken_for_learnt(files: Path, tmp_path: Path) -> None:
+    folder = saved_by_peft(tmp_path / "mine", files / "base", ended=False)
+    before = folder_hash(folder)
+    with pytest.raises(HimalayaError, match="task 'half' is being learnt: before task 'echo' begins"):
+        learn(folder, str(files / "echo.jsonl"), "echo", options(files))
+    assert folder_hash(folder) == before
+    AdapterStore(folder).forget("half")
+    learn(folder, str(files / "echo.jsonl"), "echo", options(files))
+
+
 # Mistakes ------------------------------------------------------------------------------------------------------
 
 MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [
@@ -169,7 +232,8 @@ MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [
         {"checks": {"parrot": "echo.jsonl"}},
         "unknown task in --check 'parrot'; did you mean 'parity'",
     ),
-    ("echo.jsonl", "x", {"checks": {"parity": "echo.jsonl"}}, "has the answer '0 0'; the task has learnt: no, yes"),
+    ("echo.jsonl", "x", {"checks": {"parity": "odd.jsonl"}}, "has the answer 'never'; the task has learnt: no, yes"),
+    ("echo.jsonl", "parity", {}, "the task has been learnt as 'Is {number} even"),
     ("echo.jsonl", "x", {"metric": "chr"}, "unknown metric 'chr'"),
     ("echo.jsonl", "x", {"learning_rate": math.inf}, "himalaya learn: found Infinity, expected a number above 0"),
     ("echo.jsonl", "x", {"learning_rate": 0.0}, "himalaya learn: found 0.0, expected a number above 0"),
@@ -183,6 +247,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
 ) -> None:
     folder, _ = learnt
     write(files / "three.jsonl", [{"prompt": f"{n}", "completion": "x"} for n in range(3)])
+    write(files / "odd.jsonl", [{"number": 3, "parity": "never"}])
     write(files / "empty.jsonl", [{"prompt": f"{n}", "completion": "x" * (n < 9)} for n in range(10)])
     write(files / "long.jsonl", [{"prompt": f"{n} " * (400 if n == 9 else 1), "completion": "x"} for n in range(10)])
     if "parity" in said.get("checks", {}):
@@ -261,7 +326,9 @@ def test_tasks_json_that_was_changed_is_refused_with_what_to_do(
     assert load_adapter(folder).tasks == ("parity", "echo", "order")
     assert AdapterStore(folder).record("parity") == {}
     learn(folder, str(files / "echo.jsonl"), "echo", options(files))  # also where items were kept
-    assert [*AdapterStore(folder).facts["tasks"]] == ["echo"]
+    facts = AdapterStore(folder).facts
+    assert [name for name, record in facts["tasks"].items() if record] == ["echo"]
+    assert load_adapter(folder, task="parity").tasks == ("parity", "echo", "order")
 
 
 def test_another_kind_of_adapter_is_named(learnt, tmp_path: Path) -> None:

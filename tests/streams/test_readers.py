@@ -38,6 +38,7 @@ CSV = 'text,label\n"Grüße, Welt",a\n"two\nlines ""quoted""",b\n'.encode()
         ("rows.csv", b"\xef\xbb\xbf" + CSV),
         ("rows.tsv", CSV.replace(b"text,label", b"text\tlabel").replace(b'",a', b'"\ta').replace(b'",b', b'"\tb')),
         ("rows.parquet", parquet()),
+        ("ROWS.JSONL", JSONL),
         ("rows.jsonl.gz", gzip.compress(JSONL, mtime=0)),  # no date: parallel processes name their tests alike
         ("rows.csv.bz2", bz2.compress(CSV)),
     ],

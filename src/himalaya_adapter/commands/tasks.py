@@ -20,7 +20,7 @@ def command(
     store = AdapterStore(adapter)
     known, left = store.adapter.tasks.known(), room(store.adapter)
     records = {name: store.record(name) for name in known}
-    backbone = store.facts["backbone"].get("name")
+    backbone = store.facts["backbone"].get("name") or store.adapter.config.base_model_name_or_path
     if as_json:
         told = {"adapter": str(adapter), "backbone": backbone, "bytes": store.bytes, "room": left, "tasks": records}
         print(json.dumps(told, ensure_ascii=False, indent=2))
@@ -28,7 +28,9 @@ def command(
     what = f"knows {len(known)} task{'s' * (len(known) != 1)}: {', '.join(known)}" if known else "knows no task yet"
     print(f"{adapter} {what}.")
     print(f"{store.bytes / 1e6:.2f} MB on {backbone}; room for about {left} more tasks of this size.")
-    weak = [name for name, record in records.items() if record and record["score"] <= record["score_before"]]
+    # Records of earlier versions have the score before alone.
+    frozen = {name: told.get("score_frozen", told.get("score_before")) for name, told in records.items()}
+    weak = [name for name, score in frozen.items() if score is not None and records[name]["score"] <= score]
     if weak:
         print(f"On held-out items it is not better than the frozen model at {', '.join(weak)}.")
     if known:
@@ -41,7 +43,7 @@ def command(
             continue
         form = record["form"]
         asked = "a conversation" if form["chat"] else f"{form['prompt']!r} -> {form['target']!r}"
-        scores = f"{record['score_before']:.2f}", f"{record['score']:.2f}"
+        scores = ("" if score is None else f"{score:.2f}" for score in (frozen[name], record["score"]))
         table.add_row(name, str(record["items"]), record["metric"], *scores, str(record["held_out"]), asked)
     if known:
         Console().print(table)

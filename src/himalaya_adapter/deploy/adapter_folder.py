@@ -15,12 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.backbones.shape import SIZES, sizes_of
-from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
+from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.identity import COMPLETE, files_identity, is_complete, opened
 from himalaya_adapter.methods.construction import quiet_peft
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.himalaya import HimalayaConfig
 from himalaya_adapter.methods.release import CARD_FACTS, CARD_FILE, CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE
+from himalaya_adapter.names import known_task
 from himalaya_adapter.storage import read_json
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class LoadedAdapter:
             knows, else as was written beside it; none where nobody wrote them down.
         backbone: The name under which `load_backbone` finds the backbone.
         folder: Where the adapter's files lie.
+        revision: What exactly was loaded as the backbone.
     """
 
     model: PeftModel
@@ -50,6 +52,7 @@ class LoadedAdapter:
     tasks: tuple[str, ...]
     backbone: str
     folder: Path
+    revision: str | None = None
 
 
 def load_adapter(
@@ -74,8 +77,8 @@ def load_adapter(
         HimalayaError: No adapter there, a task that it has not learned, another backbone, or a damaged adapter.
     """
     place, facts = _find(folder)
-    if task is not None and facts["tasks"] and task not in facts["tasks"]:
-        raise unknown_name("task", task, facts["tasks"])  # before the backbone is loaded for nothing
+    if task is not None and facts["tasks"]:
+        task = known_task(task, facts["tasks"])  # before the backbone is loaded for nothing
     told = _with_config(place, facts["backbone"])
     name = backbone or told["name"]
     if not name:
@@ -99,7 +102,8 @@ def load_adapter(
     method = continual(model)
     if task is not None:
         method.set_task(task)
-    return LoadedAdapter(model, loaded.tokenizer, tuple(method.tasks) or tuple(facts["tasks"]), loaded.name, place)
+    known = tuple(method.tasks) or tuple(facts["tasks"])
+    return LoadedAdapter(model, loaded.tokenizer, known, loaded.name, place, loaded.revision)
 
 
 def load_for_export(
@@ -131,10 +135,7 @@ def load_for_export(
         )
     if not adapter.tasks:
         raise HimalayaError(f"the adapter in {adapter.folder} has learnt no task")
-    for name in tasks:
-        if name not in adapter.tasks:
-            raise unknown_name("task", name, adapter.tasks)
-    return adapter, [*dict.fromkeys(tasks or adapter.tasks)]
+    return adapter, [*dict.fromkeys(known_task(name, adapter.tasks) for name in tasks or adapter.tasks)]
 
 
 def _find(folder: str | Path) -> tuple[Path, dict[str, Any]]:

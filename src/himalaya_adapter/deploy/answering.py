@@ -9,9 +9,10 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
-from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.generation import GREEDY
 from himalaya_adapter.methods.continual import continual
+from himalaya_adapter.names import known_task
 from himalaya_adapter.streams.encoding import encode_prompt
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ def choose_task(adapter: LoadedAdapter, prompt: str, task: str = AUTO) -> Chosen
     """
     method, known = continual(adapter.model), adapter.tasks
     kind = adapter.model.active_peft_config.peft_type.value
-    if task != AUTO and known and task not in known:
-        raise unknown_name("task", task, known)
+    if task != AUTO and known:
+        task = known_task(task, known)
     if not method.switches_tasks:
         if task != AUTO:
             logger.warning("an adapter of %s answers alike for all tasks: the name '%s' changes nothing", kind, task)
@@ -69,7 +70,7 @@ def choose_task(adapter: LoadedAdapter, prompt: str, task: str = AUTO) -> Chosen
         return ChosenTask(task)
     if not method.recognises_tasks:
         raise HimalayaError(f"{kind} cannot tell a task from its prompt: name one with --task ({', '.join(known)})")
-    ((name, confidence),) = method.infer_task(_encoded(adapter, prompt), known)
+    ((name, confidence),) = method.infer_task(_encoded(adapter, prompt, _positions(adapter)), known)
     if confidence == 0:
         raise HimalayaError("the adapter has not learnt to tell tasks from prompts: name one with --task")
     method.set_task(name)  # without a name: as the prompt says, each time
@@ -98,7 +99,7 @@ def answer(
         HimalayaError: The prompt is empty, or the backbone has no room for so long an answer.
     """
     check_request(prompt, max_new_tokens)
-    positions = getattr(adapter.model.config, "max_position_embeddings", None) or sys.maxsize
+    positions = _positions(adapter)
     if max_new_tokens >= positions:
         raise HimalayaError(
             f"max_new_tokens={max_new_tokens}: the backbone has {positions} positions, prompt included"
@@ -129,7 +130,12 @@ def check_request(prompt: str, max_new_tokens: int) -> None:
         raise HimalayaError(f"max_new_tokens={max_new_tokens}: expected a whole number of at least 1")
 
 
-def _encoded(adapter: LoadedAdapter, prompt: str, room: int = sys.maxsize, chat: bool = False) -> torch.Tensor:
+def _positions(adapter: LoadedAdapter) -> int:
+    """The most tokens that the backbone reads."""
+    return getattr(adapter.model.config, "max_position_embeddings", None) or sys.maxsize
+
+
+def _encoded(adapter: LoadedAdapter, prompt: str, room: int, chat: bool = False) -> torch.Tensor:
     """Tokens of a prompt ``(1, length)``, as in training; the last ``room`` of them."""
     tokens = encode_prompt(adapter.tokenizer, prompt, room, chat=chat)
     return torch.tensor([tokens], device=adapter.model.device)

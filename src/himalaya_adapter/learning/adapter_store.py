@@ -27,6 +27,7 @@ from himalaya_adapter.methods import HimalayaConfig, HimalayaModel
 from himalaya_adapter.methods.himalaya.adapter import HimalayaAdapter
 from himalaya_adapter.methods.himalaya.config import Placement
 from himalaya_adapter.methods.release import CARD_FILE, CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE, split_by_prefix
+from himalaya_adapter.names import normalised
 from himalaya_adapter.packages import file_sha256
 from himalaya_adapter.storage import in_use, one_process, read_json, write_atomic, write_json
 
@@ -94,11 +95,12 @@ class AdapterStore:
 
     def record(self, task: str) -> dict[str, Any]:
         """What is written about a task; nothing, if it was learnt in another way than by `learn`."""
-        return self.facts["tasks"].get(task, {})
+        tasks = self.facts["tasks"]
+        return tasks.get(normalised(task), {}) if tasks else {}
 
     def form(self, task: str | None) -> Form | None:
         """The form that a task was learnt in; ``None`` if nobody has written it down."""
-        told = self.facts["tasks"].get(task, {}).get("form")
+        told = self.record(task).get("form") if task is not None else None
         return Form(**{**told, "labels": tuple(told["labels"])}) if told else None
 
     @cached_property
@@ -137,6 +139,7 @@ class AdapterStore:
         Raises:
             HimalayaError: They are not those that were kept.
         """
+        task = normalised(task)
         path = self.folder / _kept_file(task)
         if not path.is_file():
             return None
@@ -204,7 +207,7 @@ class AdapterStore:
         """
         self.adapter.forget_task(task)
         state = {PREFIX + name: tensor.contiguous() for name, tensor in self.adapter.state_dict().items()}
-        self.facts["tasks"].pop(task, None)
+        self.facts["tasks"].pop(normalised(task), None)
 
         def save(folder: Path) -> None:
             shutil.copy(self.folder / CONFIG_FILE, folder)

@@ -9,14 +9,14 @@ from transformers import TextStreamer
 
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
 from himalaya_adapter.deploy.answering import AUTO, answer, check_request, choose_task
-from himalaya_adapter.errors import unknown_name
 from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
 from himalaya_adapter.methods.continual import continual
+from himalaya_adapter.names import known_task
 from himalaya_adapter.streams import Task
 from himalaya_adapter.training.progress import stage
 
 from .adapter_store import AdapterStore
-from .data import Form, chat_prompt, context_of
+from .data import Form, chat_prompt, context_of, refuse_control_tokens
 
 ITEMS_AT_ONCE = 16
 
@@ -46,18 +46,22 @@ class Conversation:
     """
 
     def __init__(self, adapter: LoadedAdapter, task: str = AUTO) -> None:
-        if task != AUTO and adapter.tasks and task not in adapter.tasks:
-            raise unknown_name("task", task, adapter.tasks)
-        self.adapter, self.task = adapter, task
-        self.form = AdapterStore(adapter.folder).form(None if task == AUTO else task)
+        self.adapter = adapter
+        self.task = known_task(task, adapter.tasks) if task != AUTO and adapter.tasks else task
+        self.form = AdapterStore(adapter.folder).form(None if task == AUTO else self.task)
         self.spoken: list[tuple[str, str]] = []  # so far, for a task that was learnt from conversations
 
     def ask(self, text: str, max_new_tokens: int) -> str:
-        """Answer, and print the answer word by word. On standard error stands which task answers, if that was open."""
+        """Answer, and print the answer word by word. On standard error stands which task answers, if that was open.
+
+        Raises:
+            HimalayaError: Nothing that can be answered, or a control token in a conversation; it counts as not said.
+        """
         chat = self.form is not None and self.form.chat
         if chat:
-            self.spoken.append(("user", text.strip()))
-            prompt = chat_prompt(self.adapter.tokenizer, self.spoken)
+            refuse_control_tokens(self.adapter.tokenizer, [text], "the question")
+            spoken = [*self.spoken, ("user", text.strip())]
+            prompt = chat_prompt(self.adapter.tokenizer, spoken)
         else:
             prompt = question(self.form, text) if self.form is not None else text
         check_request(prompt, max_new_tokens)
@@ -67,7 +71,7 @@ class Conversation:
         streamer = TextStreamer(self.adapter.tokenizer, skip_prompt=True, skip_special_tokens=True)
         told = answer(self.adapter, prompt, max_new_tokens, streamer, chat=chat)
         if chat:
-            self.spoken.append(("assistant", told.strip()))
+            self.spoken = [*spoken, ("assistant", told.strip())]
         return told
 
 

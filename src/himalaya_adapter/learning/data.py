@@ -1,8 +1,10 @@
 """A user's own file as a task: what its columns are, how rows become items, and which items are held out."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from himalaya_adapter.streams.readers import BadRow, Row, read_file
 from himalaya_adapter.streams.splits import HASH_RANGE, content_hash, cut, stable_hash
 from himalaya_adapter.streams.task import Item, Limits, Source, Task, TaskSpec
 
+logger = logging.getLogger(__name__)
 PROMPT_COMPLETION = "{prompt}", "{completion}"
 ALPACA = "### Instruction:\n{instruction}\n\n### Response:", "{output}"
 ALPACA_INPUT = "{instruction}\n\n### Input:\n{input}"
@@ -30,6 +33,8 @@ HELD_OUT_SHARE = 0.1
 FEWEST_HELD_OUT = 10  # but never more than a quarter of the items
 MOST_SCORED = 50  # of the held-out items; scoring takes about as long as learning as many
 LONGEST_ANSWER = 256  # tokens that are generated to score an item
+# A value that loses at its ends no more than a space or a line break.
+TRIM = re.compile(r"\s?\S(.*\S)?\s?|\s*", re.DOTALL)
 BAD_CHAT, TOO_LONG = "not a conversation", "too long"
 
 
@@ -73,6 +78,18 @@ class OwnData:
         spec = _spec(name, self.form)
         hashes = {"train": content_hash(train), "test": content_hash(test)}
         return Task(spec, tuple(train), (), tuple(test), hashes, self.left_out)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Which items of a task are held out: those whose hash with the seed, in [0, 1), is not above a threshold."""
+
+    seed: int
+    up_to: float = 0.0
+
+    def place(self, source: str) -> float:
+        """The hash of an item's source."""
+        return stable_hash(f"held out {self.seed} {source}") / HASH_RANGE
 
 
 def read_rows(data: str, split: str = "train") -> list[Row | BadRow]:
@@ -149,16 +166,22 @@ def read_data(
     """
     if metric is not None:
         metric_by_name(metric)
-    first = next((row for row in rows if not isinstance(row, BadRow)), None)
-    if first is None:
+    readable = [row for row in rows if not isinstance(row, BadRow)]
+    if not readable:
         raise HimalayaError(f"{name} holds no row that can be read")
-    form = _form(first, name, known, templates)
+    form = None
+    for one in readable if skip_bad_rows else ():
+        with suppress(HimalayaError):  # it lacks a column
+            form = _form(one, name, known, templates)
+            break
+    form = form or _form(readable[0], name, known, templates)
     if form.chat and tokenizer.chat_template is None:
         raise HimalayaError(
             f"{name} holds conversations, and the backbone has no chat template: use prompt/completion"
         )
-    items, left_out = [], Counter[str]()
+    items, left_out, cut, wrong = [], Counter[str](), 0, None
     spec = _spec(name, replace(form, labels=()))  # a known classification may get new labels
+    columns = fields_of(spec)
     for number, row in enumerate(rows, start=1):
         where = f"row {number} of {name}"
         try:
@@ -168,11 +191,19 @@ def read_data(
             for item in found:
                 _check_length(item, tokenizer, context, where)
         except BadRow as error:
-            if not skip_bad_rows:
-                raise HimalayaError(f"{error} (--skip-bad-rows leaves such rows out)") from error
+            wrong = wrong or error
             left_out[error.reason] += 1
         else:
             items += found
+            cut += any(TRIM.fullmatch(str(row[column])) is None for column in columns)
+        if wrong and items and not skip_bad_rows:
+            raise HimalayaError(f"{wrong} (--skip-bad-rows leaves such rows out)") from wrong
+    if wrong and not skip_bad_rows:  # all rows are bad
+        raise wrong
+    if cut:
+        logger.warning(
+            "%s: white space at the ends of a text is not learnt, such as indentation (rows: %d)", name, cut
+        )
     if not items:
         raise HimalayaError(f"{name} gives no item: {', '.join(left_out)}")
     form = replace(form, **_scoring(items, known, metric, tokenizer))
@@ -183,11 +214,20 @@ def read_data(
     return OwnData(form, tuple(items), left_out)
 
 
-def hold_out(data: OwnData, name: str, task: str, seed: int) -> Task:
+def hold_out(data: OwnData, name: str, task: str, before: HeldOut) -> tuple[Task, HeldOut]:
     """Cut the items into those that are learnt and those that are scored, by a hash: the same ones every time.
 
     Prompts that occur with different answers are left out; so are repetitions, and rows are held out with all
     that have the same source.
+
+    Args:
+        data: The items.
+        name: What they come from, for messages.
+        task: The task's name.
+        before: What has been held out of the task so far, and stays so; of a new task the seed alone.
+
+    Returns:
+        The task, and what is held out of it now.
 
     Raises:
         HimalayaError: Too few items.
@@ -197,33 +237,42 @@ def hold_out(data: OwnData, name: str, task: str, seed: int) -> Task:
         raise HimalayaError(
             f"{name} gives {len(kept)} different items: at least {FEWEST_ITEMS} are needed, some of them to score"
         )
-    place = {item.source: stable_hash(f"held out {seed} {item.source}") / HASH_RANGE for item in kept}
+    place = {item.source: before.place(item.source) for item in kept}
     ordered = sorted(kept, key=lambda item: place[item.source])
     share = sum(place[item.source] < HELD_OUT_SHARE for item in kept)
     count = max(share, min(FEWEST_HELD_OUT, len(kept) // 4))
-    last = ordered[count - 1].source
-    held = [item for item in ordered if place[item.source] <= place[last]]
+    now = replace(before, up_to=max(before.up_to, place[ordered[count - 1].source]))
+    held = [item for item in ordered if place[item.source] <= now.up_to]
+    if len(held) == len(kept) and before.up_to:
+        raise HimalayaError(f"all items of {name} are held out of task '{task}' to score it: give more rows to learn")
     if len(held) == len(kept):
         raise HimalayaError(f"{name} gives one conversation only: at least two are needed, one of them to score")
     left_out = Counter(data.left_out)
     left_out["repeated or contradictory"] = len(data.items) - len(kept)
     chosen = replace(data, left_out=+left_out)
-    return chosen.task(task, [item for item in kept if place[item.source] > place[last]], held[:MOST_SCORED])
+    return chosen.task(task, [item for item in kept if place[item.source] > now.up_to], held[:MOST_SCORED]), now
 
 
 def _form(row: Row, name: str, known: Form | None, templates: tuple[str, str] | None) -> Form:
     """The form that was asked for, or that the task has been learnt in, or that the columns speak for."""
     if templates is not None:
         return Form(*templates)
+    columns = ", ".join(sorted(str(column) for column in row))
+    chat = "messages" in row or isinstance(row.get("prompt"), list)
     if known is not None and not known.chat and set(fields_of(_spec(name, known))) <= row.keys():
         return known
-    if "messages" in row or isinstance(row.get("prompt"), list):
+    if known is not None and not (known.chat and chat):
+        how = "conversations" if known.chat else f"{known.prompt!r} -> {known.target!r}"
+        raise HimalayaError(
+            f"{name} has the columns {columns}; the task has been learnt as {how}: rename the columns, or give "
+            "--prompt and --target, which changes how its questions are put"
+        )
+    if chat:
         return Form("", "", chat=True)
     if {"prompt", "completion"} <= row.keys():
         return Form(*PROMPT_COMPLETION)
     if {"instruction", "output"} <= row.keys():
         return Form(*ALPACA)
-    columns = ", ".join(sorted(str(column) for column in row))
     raise HimalayaError(
         f"{name} has the columns {columns}; expected prompt and completion, messages, or instruction and output: "
         "say how a row becomes a question and its answer: --prompt 'Ticket: {text}\\nTeam:' --target '{team}'"
@@ -262,11 +311,8 @@ def _conversation(row: Row, tokenizer: Any, where: str) -> Iterator[Item]:
         spoken = [(one["role"].strip(), one["content"].strip()) for one in messages]
     except (KeyError, TypeError, AttributeError) as error:
         raise BadRow(BAD_CHAT, f"{where} is no list of messages, each with role and content") from error
-    special = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
+    refuse_control_tokens(tokenizer, [content for _, content in spoken], where)
     for role, content in spoken:
-        control = next((one.content for one in special if one.content in content), None)
-        if control is not None:
-            raise BadRow(BAD_CHAT, f"{where} says '{control}', which is a control token of the backbone")
         if NOT_UTF8.search(role + content):
             raise BadRow(BROKEN, f"{where} has characters that are not UTF-8; save the file as UTF-8")
         if not content:
@@ -281,6 +327,18 @@ def _conversation(row: Row, tokenizer: Any, where: str) -> Iterator[Item]:
         except TemplateError as error:
             raise BadRow(BAD_CHAT, f"{where} does not fit the backbone's chat template: {error}") from error
         yield Item(asked, spoken[turn][1], source=repr(spoken[:first]), chat=True)
+
+
+def refuse_control_tokens(tokenizer: Any, said: Sequence[str], where: str) -> None:
+    """Make sure that nothing that is said in a conversation would be read as the end of a turn, or as another's.
+
+    Raises:
+        BadRow: Something would.
+    """
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for control in special:
+        if any(control in content for content in said):
+            raise BadRow(BAD_CHAT, f"{where} says '{control}', which is a control token of the backbone")
 
 
 def chat_prompt(tokenizer: Any, spoken: Sequence[tuple[str, str]]) -> str:

@@ -18,7 +18,7 @@ from himalaya_adapter.streams import Item, Limits, Task
 from himalaya_adapter.streams.catalogue import load_task
 
 from .adapter_store import AdapterStore
-from .data import hold_out, read_data, read_rows
+from .data import HeldOut, hold_out, read_data, read_rows
 from .learn import DEFAULT_BACKBONE, Learner, LearnOptions, learn
 
 DATA = "data"
@@ -111,7 +111,7 @@ def _rival(
     learner, tasks = Learner(store, options, model, loaded.tokenizer, {}), list[Task]()
     for name, file in files.items():
         own = read_data(read_rows(str(file)), str(file), loaded.tokenizer, learner.context, metric=TASKS[name])
-        tasks.append(hold_out(own, str(file), name, options.seed))
+        tasks.append(hold_out(own, str(file), name, HeldOut(options.seed))[0])
         store.begin({"task": name})
         learner.train(tasks[-1], learner.training(len(tasks[-1].train)))
         shutil.rmtree(store.unfinished)

@@ -35,7 +35,7 @@ from himalaya_adapter.training.task_training import (
 
 from .adapter_store import AdapterStore, room, sized_config
 from .asking import score
-from .data import MOST_SCORED, OwnData, context_of, hold_out, read_data, read_rows
+from .data import MOST_SCORED, HeldOut, OwnData, context_of, hold_out, read_data, read_rows
 
 DEFAULT_BACKBONE, DEFAULT_BUDGET_MB = "smollm2-135m", 2.5
 CHECKPOINTS = "checkpoints"
@@ -60,7 +60,7 @@ class LearnOptions:
         steps: Most optimiser steps.
         batch_size: Items of a step.
         learning_rate: Peak learning rate.
-        seed: Of what is held out, and of the order of training.
+        seed: Of what is held out of a new task, and of the order of training.
         save_steps: Steps between two checkpoints, from which a killed process goes on.
         checks: Files by the name of an earlier task, which is scored on them before and after.
         keep_check: Keep the held-out items beside the adapter, to score the task on whenever another is learnt.
@@ -160,9 +160,12 @@ class Learner:
     def learn(self, rows: list[Any], data: str, name: str) -> Learnt:
         """See the function `learn`."""
         options, known = self.options, name in self.method.tasks
+        self.model.check_closed(name)
         _check_name(name, self.method.tasks, options.new)
         own = self._read(rows, data, name, templates=options.templates, metric=options.metric)
-        task = hold_out(own, data, name, options.seed)
+        before = self.store.record(name) if known else {}
+        held = HeldOut(**before.get("held_out_by", {"seed": options.seed}))
+        task, held = hold_out(own, data, name, held)
         checks = self._checks(name)
         self._check_room(name)
         training = self.training(len(task.train))
@@ -172,20 +175,24 @@ class Learner:
             return self._learnt(name)
         self.store.begin(identity)
         asked = [task, *checks]
-        before = [self.score(one, frozen=one is task and not known) for one in asked]
+        earlier = [self.score(one, frozen=one is task and not known) for one in asked]
         state = self.train(task, training)
         scores = [self.score(one) for one in asked]
         after = scores[0]
+        frozen = before.get("score_frozen", before.get("score_before")) if known else earlier[0].score
         changes = [
             Change(one.name, new.metric, new.n, old.score, new.score)
-            for one, old, new in zip(asked, before, scores, strict=True)
+            for one, old, new in zip(asked, earlier, scores, strict=True)
         ]
+        self.facts["tasks"] = {one: self.store.record(one) for one in self.method.tasks}  # all that can be asked for
         self.facts["tasks"][name] = {
-            "items": len(task.train) + (self.store.record(name).get("items", 0) if known else 0),
+            "items": len(task.train) + before.get("items", 0),
             "held_out": after.n,
+            "held_out_by": asdict(held),
             "left_out": dict(task.skipped),
             "metric": after.metric,
-            "score_before": before[0].score,
+            "score_frozen": frozen if not known or before.get("metric") == after.metric else None,
+            "score_before": earlier[0].score,
             "score": after.score,
             "low": after.low,
             "high": after.high,
@@ -283,14 +290,21 @@ def open_learner(store: AdapterStore, options: LearnOptions) -> Learner:
             raise HimalayaError(f"{store.folder} is there already: room and placement were decided when it was made")
         _ = store.adapter  # refuses another method's, before a backbone is loaded for nothing
         loaded = load_adapter(store.folder, backbone=options.backbone, trainable=True)
-        return Learner(store, options, loaded.model, loaded.tokenizer, store.facts)
+        # Nobody has written the backbone down beside an adapter that PEFT has saved.
+        told = store.facts["backbone"] or _told(loaded.backbone, loaded.revision, loaded.model.config)
+        return Learner(store, options, loaded.model, loaded.tokenizer, store.facts | {"backbone": told})
     backbone = load_backbone(options.backbone or DEFAULT_BACKBONE)
     budget = DEFAULT_BUDGET_MB if options.budget_mb is None else options.budget_mb
     config = sized_config(budget, hidden_width(backbone.model), options.placement or "residual_stream", options.seed)
     model = adapt(backbone.model, config, options.seed)
-    place = str(Path(backbone.name).resolve()) if Path(backbone.name).is_dir() else backbone.name
-    told = {"name": place, "revision": backbone.revision, **sizes_of(backbone.model.config)}
+    told = _told(backbone.name, backbone.revision, backbone.model.config)
     return Learner(store, options, model, backbone.tokenizer, {"backbone": told, "tasks": {}})
+
+
+def _told(backbone: str, revision: str | None, config: Any) -> dict[str, Any]:
+    """What ``tasks.json`` says of a backbone."""
+    place = str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone
+    return {"name": place, "revision": revision, **sizes_of(config)}
 
 
 def _check_name(name: str, known: Sequence[str], new: bool) -> None:

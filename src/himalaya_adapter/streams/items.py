@@ -135,7 +135,8 @@ def _fields(template: str, spec: TaskSpec) -> set[str]:
     for _, field, form, conversion in parts:
         if field is not None and (form or conversion or not field.isidentifier()):
             raise HimalayaError(
-                f"template {template!r} of task '{spec.name}': '{{{field}}}' is not a plain field name"
+                f"template {template!r} of task '{spec.name}': '{{{field}}}' is not a plain field name "
+                "(letters, digits and '_' alone): rename the column"
             )
     return {field for _, field, _, _ in parts if field is not None}
 

@@ -16,23 +16,24 @@ FIELDS = "other number of fields"
 
 
 def read_table(content: bytes, name: str) -> Iterator[Row | BadRow]:
-    """Yield one row per record; the format follows from the ending of ``name``.
+    """Yield one row per record; the format follows from the ending of ``name``, in any case.
 
     A byte that is not UTF-8 becomes U+FFFD, so that the item it stands in can be reported or skipped.
     """
-    if name.endswith(".gz"):
-        content, name = gzip.decompress(content), name.removesuffix(".gz")
-    elif name.endswith(".bz2"):
-        content, name = bz2.decompress(content), name.removesuffix(".bz2")
-    if name.endswith(".parquet"):
+    kind = name.lower()
+    if kind.endswith(".gz"):
+        content, kind = gzip.decompress(content), kind.removesuffix(".gz")
+    elif kind.endswith(".bz2"):
+        content, kind = bz2.decompress(content), kind.removesuffix(".bz2")
+    if kind.endswith(".parquet"):
         import pyarrow.parquet  # slow to import, and only parquet needs it
 
         yield from pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
-    elif name.endswith((".csv", ".tsv")):
-        yield from _csv_rows(_decoded(content), "\t" if name.endswith(".tsv") else ",")
-    elif name.endswith(".jsonl"):
+    elif kind.endswith((".csv", ".tsv")):
+        yield from _csv_rows(_decoded(content), "\t" if kind.endswith(".tsv") else ",")
+    elif kind.endswith(".jsonl"):
         yield from _objects(json_lines(_decoded(content), name))
-    elif name.endswith(".json"):
+    elif kind.endswith(".json"):
         yield from _objects(parse_document(_decoded(content), name, json_text=True))
     else:
         raise ValueError(f"known endings are {FORMATS}")

@@ -68,8 +68,6 @@ def save_release(
         raise HimalayaError(f"adapter '{adapter_name}' is of method {config.peft_type.value}: it has no release file")
     if (folder / CONFIG_FILE).is_file() and not read_json(folder / CONFIG_FILE).get("released"):
         raise HimalayaError(f"{folder} holds an adapter that can be trained on: choose another folder for the release")
-    if config.modules_to_save:
-        raise HimalayaError("a release holds an adapter alone, without modules_to_save: leave them out")
     released: Any = copy.copy(config)
     released.released = True
     model.peft_config[adapter_name] = released  # for as long as PEFT saves

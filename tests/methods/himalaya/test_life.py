@@ -635,11 +635,11 @@ def test_a_batch_with_more_rows_than_names_is_refused(two_tasks: PeftModel) -> N
     two_tasks.set_task("a")
 
 
-def test_modules_that_all_tasks_would_train_are_refused(tmp_path: Path) -> None:
+def test_modules_that_all_tasks_would_train_allow_one_task() -> None:
     model = attached(modules_to_save=["lm_head"])
+    learn(model, "a")
+    learn(model, "a")
     before = snapshot(model)
     with pytest.raises(HimalayaError, match=r"^modules_to_save are trained by every task"):
-        model.start_task("a")
+        model.start_task("b")
     assert_same(model, before)
-    with pytest.raises(HimalayaError, match=r"^a release holds an adapter alone, without modules_to_save"):
-        save_release(model, tmp_path)

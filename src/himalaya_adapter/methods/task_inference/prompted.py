@@ -26,8 +26,8 @@ NO_PROMPTS = (
     "set_task(None) will not find the task; call model.observe_prompts(...) before its first step"
 )
 MODULES_TO_SAVE = (
-    "modules_to_save are trained by every task, so a later task would change the answers of earlier ones: leave them "
-    "out (a classification head is one, so use a causal language model)"
+    "modules_to_save are trained by every task, so another task would change the answers of those that are learnt: "
+    "leave them out (a classification head is one, so use a causal language model)"
 )
 
 
@@ -60,11 +60,12 @@ class PromptedModel(SharedStateModel):
             What happened to make room, or when another task ended.
 
         Raises:
-            HimalayaError: No room, a name that cannot be stored, a merged adapter, one for inference or one with
-                modules to save. Nothing is changed.
+            HimalayaError: No room, a name that cannot be stored, a merged adapter, one for inference, or a second
+                task where there are modules to save. Nothing is changed.
         """
         refuse_if_merged(self.model, f"start_task({name!r})")
-        if any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules()):
+        shared = any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules())
+        if shared and {*self.tasks} - {name}:
             raise HimalayaError(MODULES_TO_SAVE)
         self._end_watch()
         return [event for adapter in self._active() for event in adapter.start_task(name)]

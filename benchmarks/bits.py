@@ -1,11 +1,11 @@
 """One adapter a task at 16, 8, 4 and 3 bits: each task is learnt once, and scored as it would be stored at each.
 
 LoReFT of rank 1 and PEFT's Uni-LoRA with as many trained numbers as HIMALAYA, each with an adapter of its own for
-every task of package_stream_25; and HIMALAYA, which stores 3 bits. A task is trained by the code of a run (400 items,
-100 steps of 4), and stored by the code of a run with `model.adapter.bits`: training does not depend on the bits. The
-rates are those of the trials: 0.003, and 0.1 for Uni-LoRA (docs/trials.md).
+every task of package_stream_25. HIMALAYA itself stores 3 bits in any run. A task is trained by the code of a run (400
+items, 100 steps of 4), and stored by the code of a run with `model.adapter.bits`: training does not depend on the
+bits. The rates are those of the trials: 0.003, and 0.1 for Uni-LoRA (docs/trials.md).
 
-Run: python benchmarks/bits.py [--methods loreft unilora himalaya] [--tasks 25] [--output FILE] [--work FOLDER]
+Run: python benchmarks/bits.py [--methods loreft unilora] [--tasks 25] [--output FILE] [--work FOLDER]
 
 Writes one JSON line for each task, method and number of bits. The same command goes on after an interruption, from the
 last checkpoint inside a task.
@@ -43,9 +43,8 @@ METHODS = {
         *("model.adapter.type=UNILORA", f"model.adapter.options={UNILORA}", "model.adapter.per_task=true"),
         "training.learning_rate=0.1",
     ],
-    "himalaya": [],
 }
-BITS = {"loreft": (16, 8, 4, 3), "unilora": (16, 8, 4, 3), "himalaya": (3,)}
+BITS = (16, 8, 4, 3)
 
 
 def main() -> None:
@@ -94,13 +93,13 @@ class Scored:
         stack.enter_context(self.store.locked())
         self.store.begin(describe_environment(self.config.training.seed, self.stream, backbone))
         self.runner = StreamRunner(self.config, self.store, self.stream, (), backbone, self.model)
-        self.packed = {} if name == "himalaya" else {bits: PackedAdapter(self.model, bits) for bits in BITS[name]}
+        self.packed = {bits: PackedAdapter(self.model, bits) for bits in BITS}
         if self.store.learned():
             self.runner._load_adapter(self.store.adapter_path(len(self.store.learned()) - 1))
 
     def lines(self, index: int, task: Task, there: set[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:
         """Learn the task, if it is not learnt, and score it at all bits that are missing."""
-        missing = [bits for bits in BITS[self.name] if (task.name, self.name, bits) not in there]
+        missing = [bits for bits in BITS if (task.name, self.name, bits) not in there]
         if not missing:
             return
         if index >= len(self.store.learned()):
@@ -108,7 +107,7 @@ class Scored:
         trained = {name: one.detach().clone() for name, one in trainable_parameters(self.model).items()}
         record = self.store.learned()[index]
         for bits in missing:
-            size = self._store(bits, trained) if self.packed else self._slots()
+            size = self._store(bits, trained)
             yield {
                 **{"index": index, "task": task.name, "method": self.name, "bits": bits, "bytes": size},
                 **self._score(task),
@@ -128,21 +127,7 @@ class Scored:
         self.packed[bits].save(self.store.folder)
         return (self.store.folder / PACKED_FILE).stat().st_size
 
-    def _slots(self) -> int:
-        """Bytes of a task in HIMALAYA's file: its slots, its row of the table, and the mean of its prompts."""
-        config, state = self.model.peft_config["default"], self.model.base_model.stored_bytes()
-        rows = {
-            name: size
-            for name, size in state.items()
-            if name.startswith(("tasks.", "router.means", "router.spreads", "router.counts"))
-        }
-        return config.atoms_per_task * state["dictionary.elastic"] // config.elastic_atoms + round(
-            sum(rows.values()) / config.max_tasks
-        )
-
     def _score(self, task: Task) -> dict[str, Any]:
-        if self.name == "himalaya":
-            self.runner.method.set_task(task.name)
         started = time.perf_counter()
         settings = self.config.evaluation
         found = evaluate_task(

@@ -55,6 +55,7 @@ class Trial:
         exponent: Of the channels' sizes, in whose units an anchored update is; 0 takes all channels alike.
         rank: Of an update of weights.
         modules: Those whose weights are updated.
+        start: A task that is learnt just before, from whose trained numbers this one starts; by default from none.
     """
 
     task: str
@@ -68,6 +69,7 @@ class Trial:
     exponent: float = EXPONENT
     rank: int = 1
     modules: str = ALL_LINEAR
+    start: str = ""
 
 
 class Update(nn.Module):
@@ -278,12 +280,14 @@ def measured(backbone: Backbone, model: Any, task: Task, collate: AnswerCollator
     return summary | {"item_scores": [round(score, 3) for score in result.item_scores], "item_nll": nll}
 
 
-def run(trial: Trial, task: Task, backbone: Backbone, bits: Sequence[int]) -> dict[str, Any]:
+def run(trial: Trial, tasks: Sequence[Task], backbone: Backbone, bits: Sequence[int]) -> dict[str, Any]:
     """The line of a trial; ``bits``: also scored with the parameters rounded to so many."""
     started, collate = time.process_time(), AnswerCollator(backbone.tokenizer.pad_token_id)
-    items = EncodedItems(backbone.tokenizer, [task], MAX_LENGTH).first(ITEMS)
     with adapted(backbone, trial) as (model, update):
-        losses = learn(model, items, collate, update, trial)
+        for name in filter(None, (trial.start, trial.task)):
+            task = next(task for task in tasks if task.name == name)
+            items = EncodedItems(backbone.tokenizer, [task], MAX_LENGTH).first(ITEMS)
+            losses = learn(model, items, collate, update, trial)
         row = asdict(trial) | {"numbers": sum(p.numel() for p in update.parameters())}
         row |= measured(backbone, model, task, collate)
         row["dtype"] = str(backbone.dtype).removeprefix("torch.")
@@ -309,7 +313,7 @@ def main() -> None:
     trials = [Trial(**dict(zip(grid, values, strict=True))) for values in itertools.product(*columns)]
     arguments.output.touch()
     rows = [json.loads(line) for line in arguments.output.read_text().splitlines()]
-    known = {Trial(**{name: row[name] for name in kinds}) for row in rows}
+    known = {Trial(**{name: row[name] for name in kinds if name in row}) for row in rows}
     if not (missing := [trial for trial in trials if trial not in known]):
         return
     tasks = load_stream("package_stream_25", limits=Limits(train=ITEMS, validation=60, test=1)).tasks
@@ -317,10 +321,10 @@ def main() -> None:
     backbone.model.requires_grad_(False).eval()
     backbone.model.set_attn_implementation("eager")  # a sixth faster on a CPU, for sequences as short as these
     for trial in missing:
-        row = run(trial, next(task for task in tasks if task.name == trial.task), backbone, arguments.bits)
+        row = run(trial, tasks, backbone, arguments.bits)
         with arguments.output.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(*(row[name] for name in ("task", "update", "numbers", "lr", "seed", "score", "nll", "cpu_seconds")))
+        print(*(row[name] for name in ("task", "start", "update", "lr", "seed", "score", "nll", "cpu_seconds")))
 
 
 if __name__ == "__main__":

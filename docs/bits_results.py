@@ -1,4 +1,4 @@
-"""One adapter a task at several numbers of bits: table and picture of what benchmarks/bits.py has scored."""
+"""One adapter a task at several numbers of bits, as benchmarks/bits.py has scored them, beside HIMALAYA's 3 bits."""
 
 import hashlib
 import json
@@ -13,8 +13,10 @@ from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.report import paper
 from himalaya_adapter.report.formats import format_bytes, format_value
 from himalaya_adapter.report.palette import BOUND, OWN
+from himalaya_adapter.storage import read_json
 
-LINES = Path(__file__).parents[1] / "benchmarks" / "results" / "bits.jsonl"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+LINES, HIMALAYA = RESULTS / "bits.jsonl", RESULTS / "package25" / "himalaya-channels-package25"
 PICTURE = Path(__file__).parent / "images" / "score_against_bytes.png"
 NAMES = {"loreft": "One LoReFT r=1 a task", "unilora": "One Uni-LoRA r=4 a task", "himalaya": "HIMALAYA"}
 TASKS = 25  # of the stream; bytes are those of all of them
@@ -26,10 +28,20 @@ def scored(path: Path = LINES) -> dict[Key, dict[str, Mapping[str, Any]]]:
     """Method and bits -> task -> its line, for the tasks that are scored in every way; most bits first."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     found: dict[Key, dict[str, Mapping[str, Any]]] = {}
-    for line in sorted(lines, key=lambda one: ([*NAMES].index(one["method"]), -one["bits"])):
+    for line in sorted([*lines, *_of_himalaya()], key=lambda one: ([*NAMES].index(one["method"]), -one["bits"])):
         found.setdefault((line["method"], line["bits"]), {})[line["task"]] = line
-    common = set.intersection(*(set(tasks) for tasks in found.values())) if found else set()
+    common = set.intersection(*(set(tasks) for tasks in found.values())) if lines else set()
     return {key: {task: line for task, line in tasks.items() if task in common} for key, tasks in found.items()}
+
+
+def _of_himalaya() -> list[dict[str, Any]]:
+    """HIMALAYA's lines: the run over the stream stores 3 bits, and each task's score never changes."""
+    scores, items = (read_json(HIMALAYA / name)["rows"] for name in ("matrix.json", "item_scores.json"))
+    names = read_json(HIMALAYA / "matrix.json")["tasks"]
+    return [
+        {"task": task, "method": "himalaya", "bits": 3, "score": scores[j][j]["score"], "item_scores": items[j][j]}
+        for j, task in enumerate(names)
+    ]
 
 
 def table(path: Path = LINES) -> str:
@@ -98,7 +110,8 @@ def draw() -> None:
         for bits, size, score in marks:
             axes.annotate(f"{bits}", (size, score), (5, 5), textcoords="offset points", fontsize=paper.SMALL_TEXT_SIZE)
     axes.set_xscale("log")
-    axes.margins(x=0.2, y=0.2)
-    axes.legend(frameon=False, fontsize=paper.SMALL_TEXT_SIZE)
+    axes.margins(x=0.2)
+    axes.set_ylim(0, 1.2 * max(score for marks in points().values() for *_, score in marks))
+    axes.legend(frameon=False, fontsize=paper.SMALL_TEXT_SIZE, loc="lower left")
     paper.style_axes(axes, x=f"bytes of {TASKS} tasks; beside a mark its bits", y="mean score")
     figure.savefig(PICTURE, dpi=paper.PNG_DPI, metadata={"Description": shown()})

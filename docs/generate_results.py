@@ -18,15 +18,15 @@ from himalaya_adapter.budget import BYTES_PER_MB, count_budget
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.report import paper, score_figures
 from himalaya_adapter.report.charts import Figure
-from himalaya_adapter.report.comparison import compare
-from himalaya_adapter.report.formats import format_value
+from himalaya_adapter.report.comparison import Comparison, compare
+from himalaya_adapter.report.formats import format_deviation, format_value
 from himalaya_adapter.report.markdown import document
-from himalaya_adapter.report.method_groups import MethodGroup, group_by_method
+from himalaya_adapter.report.method_groups import MethodGroup, group_by_method, spread
 from himalaya_adapter.report.result_pages import comparison_tables
 from himalaya_adapter.report.run_folder import RunRecord, read_comparable_runs, read_run
 from himalaya_adapter.report.score_tables import ARROWS
 from himalaya_adapter.storage import read_json
-from himalaya_adapter.stream_metrics import METRICS
+from himalaya_adapter.stream_metrics import METRICS, Kind
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -36,7 +36,7 @@ ABLATIONS = "ablations"
 HIMALAYAS, BOUNDS = ("himalaya", "unprotected"), ("lora-independent", "lora-independent-fast", "frozen")
 IN_SHORT = (ABLATIONS, "first10", "first15", "last15", "reversed25")  # as a whole, not task by task
 MAIN, OWN = "package25", "himalaya-channels-package25"
-FEW_ATOMS, SECOND_BACKBONE = "capacity/source-atoms", "gemma10"
+FEW_ATOMS, SECOND_BACKBONE, THREE_KINDS = "capacity/source-atoms", "gemma10", "three_kinds"
 MANY_TASKS, NOT_YET = RESULTS / "many_tasks.json", "Not measured yet: `python benchmarks/many_tasks.py`.\n"
 VARIANTS = ("| HIMALAYA 0.1, ", "| HIMALAYA, strict")
 PAIRED, EXPECTED = "Paired tests", "The original plan's expected results"
@@ -50,7 +50,8 @@ SECTIONS = {
         *("himalaya-strict-package25", "lilac-package25"),
         *("loreft-package25", "olora-package25", "ia3-package25", "lora-ewc-package25", "lora-package25"),
         *("loreft-independent-package25", "frozen"),
-        *("himalaya-anchored-package25-seed1", "himalaya-package25-seed1", "lora-ewc-package25-seed1"),
+        *("himalaya-channels-package25-seed1", "himalaya-anchored-package25-seed1", "himalaya-package25-seed1"),
+        "lora-ewc-package25-seed1",
     ],
     "reversed25": ["himalaya", "lora-ewc"],
     ABLATIONS: [
@@ -64,11 +65,12 @@ SECTIONS = {
     ],
     SECOND_BACKBONE: ["himalaya", "loreft-ewc", "loreft-a-task"],
     "capacity": ["source-atoms"],
+    THREE_KINDS: ["himalaya-seed0", "lilac-seed0"],
     "rivals": ["himalaya", "lora", "lora-ewc", "lilac", "coltas", "glodis", "loreft", "olora", "frozen"],
 }
 HEADLINE = "headline"  # the table of the README
 HEADLINE_RUNS = (
-    *("himalaya-channels-package25", "loreft-independent-package25"),
+    *("himalaya-channels-package25", "himalaya-channels-package25-seed1", "loreft-independent-package25"),
     *("loreft-package25", "lora-ewc-package25", "lora-ewc-package25-seed1", "lora-package25"),
 )
 POSITIONS, FRESH = "positions", "lora-independent"  # a fresh LoRA for each task
@@ -137,11 +139,16 @@ def tables_page() -> str:
 def parts(section: str) -> list[str]:
     """The comparison of a section's runs: its first table, then the others with their titles."""
     comparison = compare(finished(section))
-    more = [expected_table(expected_results(comparison))] if section == MAIN else []
+    more = [expected_table(expected_results(comparison, elsewhere()))] if section == MAIN else []
     below_the_title = document(comparison, [*comparison_tables(comparison), *more]).split("\n", 1)[1]
     if section in IN_SHORT:
         below_the_title = below_the_title.split("\n## Task by task")[0]
     return [part.strip() for part in below_the_title.split("\n## ")]
+
+
+def elsewhere() -> dict[str, Comparison]:
+    """The comparisons of other runs that an expected result is about."""
+    return {section: compare(finished(section)) for section in (THREE_KINDS, "rivals")}
 
 
 def headline() -> str:
@@ -158,8 +165,29 @@ def in_short(names: Sequence[str]) -> str:
     ]
     there = [name for name in names if (RESULTS / name / "metrics.json").is_file()]
     for method in group_by_method(read_comparable_runs(RESULTS, there)):
-        means = [fmean(run.metrics[metric.key] for run in method.runs) for metric in metrics]
-        cells = [format_value(mean, metric.kind) for mean, metric in zip(means, metrics, strict=True)]
+        cells = [over_seeds([run.metrics[metric.key] for run in method.runs], metric.kind) for metric in metrics]
+        lines.append(f"| {method.label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def over_seeds(values: Sequence[float], kind: Kind) -> str:
+    """The mean of a number over seeds, and its deviation if there are several."""
+    found = spread(values)
+    return f"{format_value(found.mean, kind)} {format_deviation(found, kind)}".strip()
+
+
+def three_kinds() -> str:
+    """Methods on three tasks of different kinds: how each task scores at the end."""
+    methods = group_by_method(finished(THREE_KINDS))
+    tasks = [f"{task['name']} ({task['metric']})" for task in methods[0].first.metrics["tasks"]]
+    lines = [
+        f"| method | {' | '.join(tasks)} | learning accuracy | forgetting |",
+        f"|---|{'---|' * (len(tasks) + 2)}",
+    ]
+    for method in methods:
+        columns = [*zip(*([cell["score"] for cell in run.final] for run in method.runs), strict=True)]
+        columns += [tuple(method.values(key)) for key in ("learning_accuracy", "forgetting")]
+        cells = [over_seeds(values, "score") for values in columns]
         lines.append(f"| {method.label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -319,6 +347,7 @@ MARKED: dict[str, Callable[[], str]] = {
     "room": room,
     "bits": bits_results.table,
     "source-atoms": source_atoms,
+    "three-kinds": three_kinds,
     SECOND_BACKBONE: lambda: in_short([f"{SECOND_BACKBONE}/{name}" for name in SECTIONS[SECOND_BACKBONE]]),
     LLAMA: at_llama_2,
 }
@@ -331,6 +360,7 @@ TITLES = {
     ABLATIONS: "Ablations of version 0.1: six tasks, eight elastic slots",
     SECOND_BACKBONE: "The first ten tasks on Gemma 3 270M",
     "capacity": "Twenty-five tasks with the original plan's 24 + 16 atoms",
+    THREE_KINDS: "Three tasks of different kinds",
     "rivals": "All methods on six tasks",
     "demo": "The demo: six tasks",
 }

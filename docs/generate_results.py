@@ -38,14 +38,15 @@ IN_SHORT = (ABLATIONS, "first10", "first15", "last15", "reversed25")  # as a who
 MAIN, OWN = "package25", "himalaya-channels-package25"
 FEW_ATOMS, SECOND_BACKBONE, THREE_KINDS = "capacity/source-atoms", "gemma10", "three_kinds"
 MANY_TASKS, NOT_YET = RESULTS / "many_tasks.json", "Not measured yet: `python benchmarks/many_tasks.py`.\n"
-VARIANTS = ("| HIMALAYA 0.1, ", "| HIMALAYA, strict")
+VARIANTS, WEAK = ("| HIMALAYA 0.1, ", "| HIMALAYA, strict"), ("| O-LoRA", "| IA3", "| Frozen")
 PAIRED, EXPECTED = "Paired tests", "The original plan's expected results"
 # Folder of the results -> its runs, in the order in which they are shown; without those that have a config and no
 # results yet.
 SECTIONS = {
     "demo": ["himalaya", "lora"],
     "package25": [
-        *("himalaya-channels-package25", "himalaya-anchored-package25", "himalaya-package25"),
+        *("himalaya-channels-package25", "himalaya-24atoms-package25", "himalaya-anchored-package25"),
+        "himalaya-package25",
         *("himalaya-warm-package25", "himalaya-unprotected-package25"),
         *("himalaya-strict-package25", "lilac-package25"),
         *("loreft-package25", "olora-package25", "ia3-package25", "lora-ewc-package25", "lora-package25"),
@@ -70,7 +71,8 @@ SECTIONS = {
 }
 HEADLINE = "headline"  # the table of the README
 HEADLINE_RUNS = (
-    *("himalaya-channels-package25", "himalaya-channels-package25-seed1", "loreft-independent-package25"),
+    *("himalaya-channels-package25", "himalaya-channels-package25-seed1", "himalaya-24atoms-package25"),
+    "loreft-independent-package25",
     *("loreft-package25", "lora-ewc-package25", "lora-ewc-package25-seed1", "lora-package25"),
 )
 POSITIONS, FRESH = "positions", "lora-independent"  # a fresh LoRA for each task
@@ -117,12 +119,12 @@ def main_table() -> str:
 def titled(title: str) -> str:
     """The table of the runs over 25 tasks that has this title."""
     (part,) = (part for part in parts(MAIN) if part.split("\n", 1)[0] == title)
-    return in_page(part.split("\n\n", 2)[1]) + "\n"
+    return in_page(part.split("\n\n", 2)[1], WEAK if title == PAIRED else ()) + "\n"
 
 
-def in_page(table: str) -> str:
-    """A table without the variants of version 0.1, which the page of all tables has."""
-    return "\n".join(line for line in table.splitlines() if not line.startswith(VARIANTS))
+def in_page(table: str, but: tuple[str, ...] = ()) -> str:
+    """A table without the variants of version 0.1, and perhaps others, which the page of all tables has."""
+    return "\n".join(line for line in table.splitlines() if not line.startswith((*VARIANTS, *but)))
 
 
 def tables_page() -> str:
@@ -205,7 +207,7 @@ def positions() -> str:
         means = [*(fmean(gains[start : start + BLOCK]) for start in starts), fmean(gains)]
         cells = " | ".join(format_value(mean, "signed") for mean in means)
         lines.append(f"| {method.label} | {cells} |")
-    return in_page("\n".join(lines)) + "\n"
+    return in_page("\n".join(lines), (*WEAK, "| HIMALAYA 0.1", "| LILAC", "| LoRA r=8 + EWC")) + "\n"
 
 
 def at_llama_2() -> str:
@@ -248,7 +250,7 @@ def unknown_prompts() -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        if row["prompts"] == max(one["prompts"] for one in rows):
+        if row["prompts"] == max(one["prompts"] for one in rows) and row["learnt"] in (1, 6, 12, 25):
             keys = ("own_kept", "right_kept", "foreign_fall_back", "strange_fall_back")
             shares = " | ".join(f"{100 * row['test'][key]:.1f} %" if key in row["test"] else "" for key in keys)
             templates = "each task has its own" if row["templates"] == "own" else row["templates"]

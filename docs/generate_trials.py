@@ -19,6 +19,7 @@ from himalaya_adapter.report.palette import BOUND, OWN
 DOCS = Path(__file__).parent
 FOLDER = DOCS.parent / "benchmarks" / "results" / "single_task"
 TRIALS, EXPLORATIONS = FOLDER / "trials.jsonl", FOLDER / "explorations.jsonl"
+WARM_STARTS = FOLDER / "warm_starts.jsonl"
 PAGE, PICTURE = DOCS / "trials.md", DOCS / "images" / "nll_against_bytes.png"
 START, END = "<!-- generated: {} -->\n", "<!-- end -->"
 # Fields of a trial that name what is compared; the others are the task, the seed and what was measured.
@@ -186,7 +187,23 @@ def _word(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
-TABLES = {"methods": methods, "variants": variants}
+def warm_starts() -> str:
+    """Tasks that start from the atoms of another, each beside the same task from none."""
+    cold = reference().trials
+    rows = [json.loads(line) for line in WARM_STARTS.read_text(encoding="utf-8").splitlines()]
+    pairs = [(row, cold[row["task"], row["seed"]]) for row in rows]
+    lines = ["| task | starts from | score | NLL | score − from none | NLL − from none |", "|---|---|---|---|---|---|"]
+    for warm, alone in pairs:
+        gaps = [f"{warm[key] - alone[key]:+.3f}" for key in ("score", "nll")]
+        lines.append(
+            f"| {warm['task']} | {warm['start']} | {warm['score']:.3f} | {warm['nll']:.3f} | {' | '.join(gaps)} |"
+        )
+    change = paired_change(*zip(*pairs, strict=True))
+    loss = fmean(warm["nll"] - alone["nll"] for warm, alone in pairs)
+    return "\n".join([*lines, f"| mean | | | | {change} | {loss:+.3f} |"]) + "\n"
+
+
+TABLES = {"methods": methods, "variants": variants, "warm-starts": warm_starts}
 
 
 def points() -> list[tuple[str, int, float]]:

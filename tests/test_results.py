@@ -204,7 +204,7 @@ def test_the_table_of_speeds_is_generated_from_the_committed_measurements() -> N
     assert module.written() == module.generated(), "run: python docs/generate_speed.py"
 
 
-@pytest.mark.parametrize("table", ["methods", "variants"])
+@pytest.mark.parametrize("table", ["methods", "variants", "warm-starts"])
 def test_the_tables_of_single_tasks_are_generated_from_the_committed_trials(table: str) -> None:
     module = script(ROOT / "docs" / "generate_trials.py")
     page = module.PAGE.read_text(encoding="utf-8")

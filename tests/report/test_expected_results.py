@@ -71,7 +71,7 @@ def test_verdicts_follow_the_measured_numbers(place: Path) -> None:
 
 def test_remarks_say_where_it_was_measured_and_why_not(place: Path) -> None:
     found = results(place, "h", "lilac")
-    elsewhere = "measured on smollm2-135m, not on Llama-2-7B; after 4 tasks, not 25"
+    elsewhere = "after 4 tasks, not 25"
     assert found["2.3 MB of extra storage"][0].remark == elsewhere
     assert found["1.4 ROUGE-L above LILAC on summarisation"][0].remark == f"of headline; {elsewhere}"
     assert found["LoRA forgets 5 to 8 points"][0].remark == "no run of LORA is compared"
@@ -85,8 +85,3 @@ def test_remarks_say_where_it_was_measured_and_why_not(place: Path) -> None:
     assert found["Norm of the atoms at most 1.05"][0].remark == "no atom_norm_max recorded"
     (bleu,) = found["0.6 BLEU above LILAC on English to German"]
     assert (bleu.verdict, bleu.remark) == ("not measured", "the stream has no task of this kind (en-de bleu)")
-
-
-def test_on_the_backbone_of_the_source_the_remark_is_silent_about_it(place: Path) -> None:
-    set_metrics(place / "h", backbone="NousResearch/Llama-2-7b-hf")
-    assert results(place, "h")["2.3 MB of extra storage"][0].remark == "after 4 tasks, not 25"

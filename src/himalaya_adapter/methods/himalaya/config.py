@@ -37,7 +37,7 @@ class HimalayaConfig(TargetsConfig):
             Slots for the atoms that tasks learn. The file grows with it, and not with the tasks.
         atoms_per_task (`int`):
             Atoms that a task learns. More learn more, and take more room. Start from 12; 24 learn as much as
-            LoReFT of rank 1, and 3 is the smallest useful.
+            LoReFT of rank 1 or more, and 3 is the smallest useful.
         active_atoms (`int`): Atoms of a task that act in one layer, at most 3.
         norm_bound (`float`):
             Largest norm of a layer's update, above 0 and at most 2, with `placement="residual_stream"`. 1 is the

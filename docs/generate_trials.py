@@ -78,7 +78,8 @@ class Setting:
             return f"{method}, {one['atoms']} atoms{units}"
         if one["update"] == "hashed":
             return f"{method}, {one['atoms']} atoms" + (f", rank {one['rank']}" if one["rank"] > 1 else "")
-        return f"{method} r={one['rank']}" if one["update"] in ("loreft", "lora", "unilora", "vera") else method
+        where = ", all linear modules" if one["update"] == "lora" and one["modules"].count("+") > 1 else ""
+        return f"{method} r={one['rank']}{where}" if one["update"] in ("loreft", "lora", "unilora", "vera") else method
 
     @property
     def numbers(self) -> int:

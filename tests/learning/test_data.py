@@ -10,7 +10,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.learning.data import HeldOut, OwnData, hold_out, read_data, read_rows
+from himalaya_adapter.learning.data import OwnData, read_data, read_rows
+from himalaya_adapter.learning.held_out import HeldOut, hold_out
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|turn|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"

@@ -1,4 +1,4 @@
-"""A user's own file as a task: what its columns are, how rows become items, and which items are held out."""
+"""A user's own file as a task: what its columns are, and how rows become items."""
 
 import logging
 import re
@@ -16,8 +16,8 @@ from himalaya_adapter.evaluation.text_metrics import metric_by_name
 from himalaya_adapter.streams.encoding import encode_prompt, encode_target
 from himalaya_adapter.streams.items import BROKEN, EMPTY, NOT_UTF8, fields_of, item_of
 from himalaya_adapter.streams.readers import BadRow, Row, read_file
-from himalaya_adapter.streams.splits import HASH_RANGE, content_hash, cut, stable_hash
-from himalaya_adapter.streams.task import Item, Limits, Source, Task, TaskSpec
+from himalaya_adapter.streams.splits import content_hash
+from himalaya_adapter.streams.task import Item, Source, Task, TaskSpec
 
 logger = logging.getLogger(__name__)
 PROMPT_COMPLETION = "{prompt}", "{completion}"
@@ -28,10 +28,6 @@ LABEL_METRICS = ("accuracy", "macro_f1")
 # Targets are taken for labels if there are no more of them than this, each as short and on average as frequent.
 MOST_LABELS, LONGEST_LABEL, ITEMS_A_LABEL = 20, 40, 5
 UNLIMITED = 2**20  # tokens of an item, for a backbone that does not say how many it reads
-FEWEST_ITEMS = 8
-HELD_OUT_SHARE = 0.1
-FEWEST_HELD_OUT = 10  # but never more than a quarter of the items
-MOST_SCORED = 50  # of the held-out items; scoring takes about as long as learning as many
 LONGEST_ANSWER = 256  # tokens that are generated to score an item
 # A value that loses at its ends no more than a space or a line break.
 TRIM = re.compile(r"\s?\S(.*\S)?\s?|\s*", re.DOTALL)
@@ -78,18 +74,6 @@ class OwnData:
         spec = _spec(name, self.form)
         hashes = {"train": content_hash(train), "test": content_hash(test)}
         return Task(spec, tuple(train), (), tuple(test), hashes, self.left_out)
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Which items of a task are held out: those whose hash with the seed, in [0, 1), is not above a threshold."""
-
-    seed: int
-    up_to: float = 0.0
-
-    def place(self, source: str) -> float:
-        """The hash of an item's source."""
-        return stable_hash(f"held out {self.seed} {source}") / HASH_RANGE
 
 
 def read_rows(data: str, split: str = "train") -> list[Row | BadRow]:
@@ -212,45 +196,6 @@ def read_data(
         if learnt and label not in learnt:
             raise HimalayaError(f"{name} has the answer '{label}'; the task has learnt: {', '.join(learnt)}")
     return OwnData(form, tuple(items), left_out)
-
-
-def hold_out(data: OwnData, name: str, task: str, before: HeldOut) -> tuple[Task, HeldOut]:
-    """Cut the items into those that are learnt and those that are scored, by a hash: the same ones every time.
-
-    Prompts that occur with different answers are left out; so are repetitions, and rows are held out with all
-    that have the same source.
-
-    Args:
-        data: The items.
-        name: What they come from, for messages.
-        task: The task's name.
-        before: What has been held out of the task so far, and stays so; of a new task the seed alone.
-
-    Returns:
-        The task, and what is held out of it now.
-
-    Raises:
-        HimalayaError: Too few items.
-    """
-    kept = cut(data.items, Limits(), lambda source: "train")["train"]
-    if len(kept) < FEWEST_ITEMS:
-        raise HimalayaError(
-            f"{name} gives {len(kept)} different items: at least {FEWEST_ITEMS} are needed, some of them to score"
-        )
-    place = {item.source: before.place(item.source) for item in kept}
-    ordered = sorted(kept, key=lambda item: place[item.source])
-    share = sum(place[item.source] < HELD_OUT_SHARE for item in kept)
-    count = max(share, min(FEWEST_HELD_OUT, len(kept) // 4))
-    now = replace(before, up_to=max(before.up_to, place[ordered[count - 1].source]))
-    held = [item for item in ordered if place[item.source] <= now.up_to]
-    if len(held) == len(kept) and before.up_to:
-        raise HimalayaError(f"all items of {name} are held out of task '{task}' to score it: give more rows to learn")
-    if len(held) == len(kept):
-        raise HimalayaError(f"{name} gives one conversation only: at least two are needed, one of them to score")
-    left_out = Counter(data.left_out)
-    left_out["repeated or contradictory"] = len(data.items) - len(kept)
-    chosen = replace(data, left_out=+left_out)
-    return chosen.task(task, [item for item in kept if place[item.source] > now.up_to], held[:MOST_SCORED]), now
 
 
 def _form(row: Row, name: str, known: Form | None, templates: tuple[str, str] | None) -> Form:

@@ -18,7 +18,8 @@ from himalaya_adapter.streams import Item, Limits, Task
 from himalaya_adapter.streams.catalogue import load_task
 
 from .adapter_store import AdapterStore
-from .data import HeldOut, hold_out, read_data, read_rows
+from .data import read_data, read_rows
+from .held_out import HeldOut, hold_out
 from .learn import DEFAULT_BACKBONE, Learner, LearnOptions, learn
 
 DATA = "data"

@@ -35,7 +35,8 @@ from himalaya_adapter.training.task_training import (
 
 from .adapter_store import AdapterStore, room, sized_config
 from .asking import score
-from .data import MOST_SCORED, HeldOut, OwnData, context_of, hold_out, read_data, read_rows
+from .data import OwnData, context_of, read_data, read_rows
+from .held_out import MOST_SCORED, HeldOut, hold_out
 
 DEFAULT_BACKBONE, DEFAULT_BUDGET_MB = "smollm2-135m", 2.5
 CHECKPOINTS = "checkpoints"

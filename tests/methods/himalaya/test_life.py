@@ -611,8 +611,7 @@ def test_a_task_that_is_dropped_is_as_before_it_began(known: bool) -> None:
 def test_a_loop_in_evaluation_mode_measures_channels_and_sees_prompts(caplog: pytest.LogCaptureFixture) -> None:
     """As the model comes from a file: ``from_pretrained`` leaves it so, and the adapter is attached to it."""
     model, tokens = attached(), random_tokens(1, 2, 8)
-    model.train().base_model.model.eval()
-    adapter_of(model).train()
+    model.train().base_model.model.eval()  # the backbone; the adapter is beside it
     labels = tokens.clone()
     labels[:, :4] = -100
     with model.learning("a"):
@@ -637,8 +636,8 @@ def test_a_batch_with_more_rows_than_names_is_refused(two_tasks: PeftModel) -> N
 
 def test_modules_that_all_tasks_would_train_allow_one_task() -> None:
     model = attached(modules_to_save=["lm_head"])
-    learn(model, "a")
-    learn(model, "a")
+    learn(model, "caf\u00e9")
+    learn(model, "cafe\u0301")  # the same task
     before = snapshot(model)
     with pytest.raises(HimalayaError, match=r"^modules_to_save are trained by every task"):
         model.start_task("b")

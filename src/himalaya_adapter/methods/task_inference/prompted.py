@@ -18,6 +18,7 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.shared_state import SharedStateModel
+from himalaya_adapter.names import normalised
 
 logger = logging.getLogger(__name__)
 IGNORED_LABEL = -100  # of the losses of torch and transformers
@@ -65,7 +66,7 @@ class PromptedModel(SharedStateModel):
         """
         refuse_if_merged(self.model, f"start_task({name!r})")
         shared = any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules())
-        if shared and {*self.tasks} - {name}:
+        if shared and {*self.tasks} - {normalised(name)}:
             raise HimalayaError(MODULES_TO_SAVE)
         self._end_watch()
         return [event for adapter in self._active() for event in adapter.start_task(name)]

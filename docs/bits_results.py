@@ -16,9 +16,15 @@ from himalaya_adapter.report.palette import BOUND, OWN
 from himalaya_adapter.storage import read_json
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-LINES, HIMALAYA = RESULTS / "bits.jsonl", RESULTS / "package25" / "himalaya-channels-package25"
+LINES, RUNS = RESULTS / "bits.jsonl", RESULTS / "package25"
 PICTURE = Path(__file__).parent / "images" / "score_against_bytes.png"
-NAMES = {"loreft": "One LoReFT r=1 a task", "unilora": "One Uni-LoRA r=4 a task", "himalaya": "HIMALAYA"}
+NAMES = {
+    "loreft": "One LoReFT r=1 a task",
+    "unilora": "One Uni-LoRA r=4 a task",
+    "24": "HIMALAYA",
+    "12": "HIMALAYA, 12 atoms",
+}
+OWN_RUNS = {"24": "himalaya-24atoms-package25", "12": "himalaya-channels-package25"}  # by the atoms of a task
 TASKS = 25  # of the stream; bytes are those of all of them
 SHOWN = f"\n![Score against the bytes of {TASKS} tasks](images/{PICTURE.name})\n"
 Key = tuple[str, int]
@@ -35,13 +41,17 @@ def scored(path: Path = LINES) -> dict[Key, dict[str, Mapping[str, Any]]]:
 
 
 def _of_himalaya() -> list[dict[str, Any]]:
-    """HIMALAYA's lines: the run over the stream stores 3 bits, and each task's score never changes."""
-    scores, items = (read_json(HIMALAYA / name)["rows"] for name in ("matrix.json", "item_scores.json"))
-    names = read_json(HIMALAYA / "matrix.json")["tasks"]
-    return [
-        {"task": task, "method": "himalaya", "bits": 3, "score": scores[j][j]["score"], "item_scores": items[j][j]}
-        for j, task in enumerate(names)
-    ]
+    """HIMALAYA's lines: a run over the stream stores 3 bits, and each task's score never changes."""
+    lines = []
+    for atoms, run in OWN_RUNS.items():
+        matrix, items = (read_json(RUNS / run / name) for name in ("matrix.json", "item_scores.json"))
+        lines += [
+            {"task": task, "method": atoms, "bits": 3, "score": scores[j]["score"], "item_scores": of_items[j]}
+            for j, (task, scores, of_items) in enumerate(
+                zip(matrix["tasks"], matrix["rows"], items["rows"], strict=True)
+            )
+        ]
+    return lines
 
 
 def table(path: Path = LINES) -> str:
@@ -64,9 +74,10 @@ def _score(tasks: Mapping[str, Mapping[str, Any]]) -> float:
 
 def _bytes(method: str, tasks: Mapping[str, Mapping[str, Any]]) -> float:
     """Of all tasks of the stream: as many files, or HIMALAYA's one release with room for as many."""
-    if method != "himalaya":
+    if method not in OWN_RUNS:
         return TASKS * fmean(line["bytes"] for line in tasks.values())
-    room = f"model.adapter.options={{elastic_atoms: {12 * TASKS}, max_tasks: {TASKS}}}"
+    atoms = int(method)
+    room = f"model.adapter.options={{atoms_per_task: {atoms}, elastic_atoms: {atoms * TASKS}, max_tasks: {TASKS}}}"
     released = count_budget(compose_run(["run=himalaya-package25", room]).run).released
     assert released is not None
     return sum(released.values())
@@ -104,8 +115,8 @@ def draw() -> None:
         return
     figure = paper.new_sheet(4.2)
     axes = figure.subplots()
-    for (name, marks), style in zip(points().items(), ("o-", "s--", "D"), strict=False):
-        color = OWN if name == NAMES["himalaya"] else BOUND
+    for (name, marks), style in zip(points().items(), ("o-", "s--", "D", "d"), strict=False):
+        color = OWN if name.startswith("HIMALAYA") else BOUND
         axes.plot([size for _, size, _ in marks], [score for *_, score in marks], style, color=color, label=name)
         for bits, size, score in marks:
             axes.annotate(f"{bits}", (size, score), (5, 5), textcoords="offset points", fontsize=paper.SMALL_TEXT_SIZE)

@@ -35,7 +35,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 ABLATIONS = "ablations"
 HIMALAYAS, BOUNDS = ("himalaya", "unprotected"), ("lora-independent", "lora-independent-fast", "frozen")
 IN_SHORT = (ABLATIONS, "first10", "first15", "last15", "reversed25")  # as a whole, not task by task
-MAIN, OWN = "package25", "himalaya-channels-package25"
+MAIN, OWN, TWELVE = "package25", "himalaya-24atoms-package25", "himalaya-channels-package25"
 FEW_ATOMS, SECOND_BACKBONE, THREE_KINDS = "capacity/source-atoms", "gemma10", "three_kinds"
 MANY_TASKS, NOT_YET = RESULTS / "many_tasks.json", "Not measured yet: `python benchmarks/many_tasks.py`.\n"
 VARIANTS, WEAK = ("| HIMALAYA 0.1, ", "| HIMALAYA, strict"), ("| O-LoRA", "| IA3", "| Frozen")
@@ -45,14 +45,14 @@ PAIRED, EXPECTED = "Paired tests", "The original plan's expected results"
 SECTIONS = {
     "demo": ["himalaya", "lora"],
     "package25": [
-        *("himalaya-channels-package25", "himalaya-24atoms-package25", "himalaya-anchored-package25"),
+        *(OWN, TWELVE, "himalaya-anchored-package25"),
         "himalaya-package25",
         *("himalaya-warm-package25", "himalaya-unprotected-package25"),
         *("himalaya-strict-package25", "lilac-package25"),
         *("loreft-package25", "olora-package25", "ia3-package25", "lora-ewc-package25", "lora-package25"),
         *("loreft-independent-package25", "frozen"),
-        *("himalaya-channels-package25-seed1", "himalaya-anchored-package25-seed1", "himalaya-package25-seed1"),
-        "lora-ewc-package25-seed1",
+        *(f"{OWN}-seed1", f"{TWELVE}-seed1", "himalaya-anchored-package25-seed1", "himalaya-package25-seed1"),
+        *("loreft-independent-package25-seed1", "lora-ewc-package25-seed1"),
     ],
     "reversed25": ["himalaya", "lora-ewc"],
     ABLATIONS: [
@@ -64,15 +64,15 @@ SECTIONS = {
         *(*HIMALAYAS, "himalaya-slow", "strict", "lilac", "loreft", "olora", "ia3", "lora-ewc", "lora", *BOUNDS),
         *("himalaya-seed1", "lora-ewc-seed1"),
     ],
-    SECOND_BACKBONE: ["himalaya", "loreft-ewc", "loreft-a-task"],
-    "capacity": ["source-atoms"],
+    SECOND_BACKBONE: ["himalaya-24atoms", "himalaya", "loreft-ewc", "loreft-a-task"],
+    "capacity": ["source-atoms", "source-atoms-seed1"],
     THREE_KINDS: ["himalaya-seed0", "lilac-seed0"],
     "rivals": ["himalaya", "lora", "lora-ewc", "lilac", "coltas", "glodis", "loreft", "olora", "frozen"],
 }
 HEADLINE = "headline"  # the table of the README
 HEADLINE_RUNS = (
-    *("himalaya-channels-package25", "himalaya-channels-package25-seed1", "himalaya-24atoms-package25"),
-    "loreft-independent-package25",
+    *(OWN, f"{OWN}-seed1", TWELVE, f"{TWELVE}-seed1"),
+    *("loreft-independent-package25", "loreft-independent-package25-seed1"),
     *("loreft-package25", "lora-ewc-package25", "lora-ewc-package25-seed1", "lora-package25"),
 )
 POSITIONS, FRESH = "positions", "lora-independent"  # a fresh LoRA for each task
@@ -308,7 +308,7 @@ def room() -> str:
 
 def source_atoms() -> str:
     """What the original plan's numbers of atoms cost: fewer atoms a task, and evictions from the sixth task on."""
-    table = in_short([FEW_ATOMS, f"{MAIN}/{OWN}"])
+    table = in_short([FEW_ATOMS, f"{FEW_ATOMS}-seed1", f"{MAIN}/{TWELVE}", f"{MAIN}/{TWELVE}-seed1"])
     run = read_run(RESULTS / FEW_ATOMS)
     survives = [event["survives"] for event in run.events if event["event"] == "eviction"]
     changes = [now["score"] - then["score"] for now, then in zip(run.final, run.after_learning, strict=True)]

@@ -238,7 +238,7 @@ def test_a_copied_module_keeps_its_mode() -> None:
         (["model.backbone.name=smollm2-135"], "unknown backbone 'smollm2-135'; did you mean 'smollm2-135m'"),
         (["model.adapter.type=HIMALYA"], "unknown method 'himalya'"),
         (["model.adapter.options.target_modules=[nothing]"], "HIMALAYA does not fit LlamaForCausalLM"),
-        (["model.adapter.options.elastic_atoms=3"], "atoms_per_task=12 must be at most 3: the slots, elastic_atoms=3"),
+        (["model.adapter.options.elastic_atoms=3"], "atoms_per_task=24 must be at most 3: the slots, elastic_atoms=3"),
         (
             ["model.adapter.type=LN_TUNING", "model.adapter.options={target_modules: [input_layernorm]}"],
             "what method LN_TUNING with these options costs cannot be counted without the backbone's weights",

@@ -279,7 +279,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, tiny_tok
     """A backbone, an adapter on it as a run keeps it, and its release with a card."""
     folder = tmp_path_factory.mktemp("adapters")
     write_backbone(folder / "backbone", tiny_model, tiny_tokenizer)
-    model = get_peft_model(tiny_model(), HimalayaConfig(task_type="CAUSAL_LM", elastic_atoms=24, max_tasks=4))
+    model = get_peft_model(tiny_model(), HimalayaConfig(task_type="CAUSAL_LM", elastic_atoms=48, max_tasks=4))
     for name in ("first", "second"):
         model.start_task(name)
         with torch.no_grad():

@@ -52,11 +52,11 @@ def test_parity(form: str, tmp_path: Path) -> None:
 def test_only_what_the_tasks_use_is_in_the_graph() -> None:
     adapter = learnt()
     all_tasks, one = make_tables(adapter, adapter.tasks.known()), make_tables(adapter, ["task 2"])
-    assert len(all_tasks["codes"]) == 24 + 4 * 12
-    assert len(one["codes"]) == 24 + 12
+    assert len(all_tasks["codes"]) == 24 + 4 * 24
+    assert len(one["codes"]) == 24 + 24
     assert one["codes"].dtype == torch.uint8
     assert one["coefficients"].dtype == torch.int8
-    torch.testing.assert_close(one["numbers"][0, :, 0], 24 + torch.arange(12))
+    torch.testing.assert_close(one["numbers"][0, :, 0], 24 + torch.arange(24))
 
 
 def test_a_task_without_atoms_changes_nothing(tmp_path: Path) -> None:

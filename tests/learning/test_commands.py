@@ -72,6 +72,16 @@ def test_learning_says_what_it_has_come_to(mine: Path, files: Path, tmp_path: Pa
     assert "nothing lost" in out
 
 
+def test_fewer_atoms_a_task_leave_room_for_more_tasks(mine: Path, files: Path, tmp_path: Path, capsys) -> None:
+    words = ["learn", tmp_path / "new", files / "parity.jsonl", "--task", "parity", "--backbone", files / "base"]
+    out = printed(capsys, *words, *TEMPLATES, *SHORT, "--budget-mb", "0.2", "--atoms-per-task", "3").splitlines()
+    config = json.loads((tmp_path / "new" / "adapter_config.json").read_text())
+    assert config["atoms_per_task"] == 3
+    assert out[2].endswith(f"room for about {config['max_tasks'] - 1} more tasks of this size")
+    usual = json.loads((mine / "adapter_config.json").read_text())
+    assert config["max_tasks"] > 2 * usual["max_tasks"] > 0
+
+
 def test_what_is_learnt_in_the_weights_is_exported_as_a_plain_lora_a_task(
     files: Path, tiny_model: Callable[..., Any], tmp_path: Path, capsys
 ) -> None:

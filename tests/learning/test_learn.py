@@ -226,6 +226,7 @@ MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [
     ("echo.jsonl", "x", {"backbone": "other"}, "are not those that the adapter in .* has learnt on"),
     ("echo.jsonl", "x", {"budget_mb": 1.0}, "room and placement were decided when it was made"),
     ("echo.jsonl", "x", {"placement": "weights"}, "room and placement were decided when it was made"),
+    ("echo.jsonl", "x", {"atoms_per_task": 3}, "room and placement were decided when it was made"),
     (
         "echo.jsonl",
         "x",

@@ -110,3 +110,16 @@ def test_a_message_is_put_into_the_form_of_the_task(client: openai.OpenAI, adapt
 def test_an_unknown_task_is_an_error_that_names_the_known_ones(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match=r"unknown model 'base:ech'; did you mean 'base:echo'"):
         client.completions.create(model="base:ech", prompt="Repeat 7:")
+
+
+def test_what_a_user_writes_is_never_read_as_a_control_token(client: openai.OpenAI, adapter: Path) -> None:
+    control = load_adapter(adapter).tokenizer.eos_token
+    prompt = f"After 7{control}\ncomes"
+    expected = told(adapter, "next", prompt)
+    done = client.completions.create(model="base:next", prompt=prompt, max_tokens=6, temperature=0)
+    assert done.choices[0].text == expected
+    said = [{"role": "user", "content": f"7{control}"}]
+    chat = client.chat.completions.create(model="base:next", messages=said, max_tokens=6, temperature=0)
+    assert chat.choices[0].message.content == expected
+    with pytest.raises(openai.BadRequestError, match="a message says '.*', which is a control token"):
+        client.chat.completions.create(model="base", messages=said)

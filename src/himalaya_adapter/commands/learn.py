@@ -39,6 +39,9 @@ def command(
         Literal["residual_stream", "weights"] | None,
         typer.Option(help="Of a new adapter; 'weights' can be exported as plain LoRAs. Default: residual_stream."),
     ] = None,
+    atoms_per_task: Annotated[
+        int | None, typer.Option(min=3, help="Of a new adapter; fewer leave room for more tasks. Default: 24.")
+    ] = None,
     check: Annotated[list[str] | None, typer.Option(metavar="TASK=FILE", help="See what this task loses.")] = None,
     keep_check: Annotated[bool, typer.Option("--keep-check", help="Keep the held-out items for that.")] = False,
     new: Annotated[bool, typer.Option("--new", help="Another task has almost this name, and that is meant.")] = False,
@@ -61,6 +64,7 @@ def command(
         backbone=backbone,
         budget_mb=budget_mb,
         placement=placement,
+        atoms_per_task=atoms_per_task,
         new=new,
         templates=templates_of(prompt, target),
         split=split,

@@ -25,7 +25,6 @@ from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.identity import COMPLETE, files_identity, is_complete, mark_complete, opened, sealed
 from himalaya_adapter.methods import HimalayaConfig, HimalayaModel
 from himalaya_adapter.methods.himalaya.adapter import HimalayaAdapter
-from himalaya_adapter.methods.himalaya.config import Placement
 from himalaya_adapter.methods.release import CARD_FILE, CONFIG_FILE, TASKS_FILE, WEIGHTS_FILE, split_by_prefix
 from himalaya_adapter.names import normalised
 from himalaya_adapter.packages import file_sha256
@@ -242,24 +241,22 @@ def room(adapter: HimalayaAdapter) -> int:
     return min(rows, len(adapter.growth.free_slots()) // adapter.config.atoms_per_task)
 
 
-def sized_config(budget_mb: float, width: int, placement: Placement, seed: int) -> HimalayaConfig:
+def sized_config(budget_mb: float, width: int, **options: Any) -> HimalayaConfig:
     """The config of the adapter with the most room whose file is not larger than a budget.
 
     Args:
         budget_mb: In 10^6 bytes.
         width: Of the hidden states.
-        placement: Of the update.
-        seed: Of the adapter.
+        options: Other fields of the config.
 
     Raises:
         HimalayaError: There is not even room for one task.
     """
 
+    atoms = options.get("atoms_per_task", HimalayaConfig.atoms_per_task)
+
     def with_room(tasks: int) -> HimalayaConfig:
-        slots = tasks * HimalayaConfig.atoms_per_task
-        return HimalayaConfig(
-            task_type="CAUSAL_LM", placement=placement, max_tasks=tasks, elastic_atoms=slots, seed=seed
-        )
+        return HimalayaConfig(task_type="CAUSAL_LM", max_tasks=tasks, elastic_atoms=tasks * atoms, **options)
 
     def size(tasks: int) -> int:
         adapter = HimalayaAdapter(with_room(tasks), width)
@@ -271,6 +268,6 @@ def sized_config(budget_mb: float, width: int, placement: Placement, seed: int) 
             f"--budget-mb {budget_mb:g} has no room for one task: with this backbone it takes "
             f"{smallest / BYTES_PER_MB:g} MB"
         )
-    most = (2**15 - HimalayaConfig.core_atoms) // HimalayaConfig.atoms_per_task
+    most = (2**15 - HimalayaConfig.core_atoms) // atoms
     tasks = bisect_right(range(most + 1), budget, lo=1, key=size) - 1
     return with_room(tasks)

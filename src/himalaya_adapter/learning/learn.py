@@ -52,6 +52,7 @@ class LearnOptions:
         backbone: Name or folder of the frozen model, for a new adapter; later only where it lies elsewhere now.
         budget_mb: Largest file of a new adapter, which decides how many tasks it has room for.
         placement: Where the update of a new adapter acts: after the decoder layers, or in the weights, as a LoRA.
+        atoms_per_task: Of a new adapter: fewer leave room for more tasks, which learn less.
         new: Whether the name is meant, though another task has almost the same.
         templates: Of prompt and answer, where the columns do not speak for themselves.
         split: Which split of a data set.
@@ -70,6 +71,7 @@ class LearnOptions:
     backbone: str | None = None
     budget_mb: float | None = None
     placement: Placement | None = None
+    atoms_per_task: int | None = None
     new: bool = False
     templates: tuple[str, str] | None = None
     split: str = "train"
@@ -287,7 +289,8 @@ def open_learner(store: AdapterStore, options: LearnOptions) -> Learner:
         HimalayaError: It cannot be loaded, or cannot learn more; a new one has no room for a task.
     """
     if store.exists:
-        if (options.budget_mb is not None or options.placement is not None) and not store.finished:
+        made_with = options.budget_mb, options.placement, options.atoms_per_task
+        if any(one is not None for one in made_with) and not store.finished:
             raise HimalayaError(f"{store.folder} is there already: room and placement were decided when it was made")
         _ = store.adapter  # refuses another method's, before a backbone is loaded for nothing
         loaded = load_adapter(store.folder, backbone=options.backbone, trainable=True)
@@ -296,7 +299,9 @@ def open_learner(store: AdapterStore, options: LearnOptions) -> Learner:
         return Learner(store, options, loaded.model, loaded.tokenizer, store.facts | {"backbone": told})
     backbone = load_backbone(options.backbone or DEFAULT_BACKBONE)
     budget = DEFAULT_BUDGET_MB if options.budget_mb is None else options.budget_mb
-    config = sized_config(budget, hidden_width(backbone.model), options.placement or "residual_stream", options.seed)
+    given = {"placement": options.placement, "atoms_per_task": options.atoms_per_task, "seed": options.seed}
+    given = {key: value for key, value in given.items() if value is not None}
+    config = sized_config(budget, hidden_width(backbone.model), **given)
     model = adapt(backbone.model, config, options.seed)
     told = _told(backbone.name, backbone.revision, backbone.model.config)
     return Learner(store, options, model, backbone.tokenizer, {"backbone": told, "tasks": {}})

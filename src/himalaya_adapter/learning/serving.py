@@ -24,6 +24,7 @@ from himalaya_adapter.errors import HimalayaError, unknown_name
 
 from .adapter_store import AdapterStore
 from .asking import question
+from .data import BadRow, refuse_control_tokens
 
 TASK_NAME = "{base}:{task}"
 
@@ -61,15 +62,22 @@ class TaskModels(ModelManager):
         name = model_id_and_revision.rpartition("@")[0]
         if name not in self.names:
             raise fastapi.HTTPException(404, str(unknown_name("model", name, self.names)))
-        task, tokenizer = self.names[name], self.adapter.tokenizer
+        task, tokenizer = self.names[name], copy.copy(self.adapter.tokenizer)
         form = AdapterStore(self.adapter.folder).form(task)
-        if form is not None and not form.chat:
-            tokenizer = copy.copy(tokenizer)
+        has_template = form is not None and not form.chat
+        if has_template:
+            tokenizer.split_special_tokens = True  # text is data, as in training
 
-            def put(messages: Sequence[Any], **_: Any) -> Any:
+        def put(messages: Sequence[Any], **options: Any) -> Any:
+            if form is not None and has_template:
                 return tokenizer(question(form, messages[-1]["content"]), return_tensors="pt")
+            try:
+                refuse_control_tokens(tokenizer, [str(said["content"]) for said in messages], "a message")
+            except BadRow as error:
+                raise fastapi.HTTPException(400, str(error)) from error
+            return self.adapter.tokenizer.apply_chat_template(messages, **options)
 
-            vars(tokenizer)["apply_chat_template"] = put
+        vars(tokenizer)["apply_chat_template"] = put
         return _AsTask(self.adapter.model, task), tokenizer
 
     def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:

@@ -152,7 +152,7 @@ def test_a_target_inside_of_a_checkpoint_gets_the_same_gradient(reentrant: bool)
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a fourth active atom": ({"active_atoms": 4}, "active_atoms=4 must be at most 3: 3, and atoms_per_task"),
     "more active than there are": ({"atoms_per_task": 2}, "active_atoms=3 must be at most 2"),
-    "less than one task": ({"elastic_atoms": 11}, "atoms_per_task=12 must be at most 11: the slots, elastic_atoms=11"),
+    "less than one task": ({"elastic_atoms": 23}, "atoms_per_task=24 must be at most 23: the slots, elastic_atoms=23"),
     "more than can be numbered": (
         {"elastic_atoms": 40_000},
         "elastic_atoms=40000 must be at most 32744: with",

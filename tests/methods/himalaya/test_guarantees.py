@@ -125,7 +125,7 @@ def test_a_file_holds_the_tensors_of_its_schema_and_no_data(tmp_path: Path) -> N
 def test_the_file_is_small_at_the_shape_of_llama_2_7b() -> None:
     adapter = HimalayaAdapter(HimalayaConfig(layers=32), 4096)
     assert sum(adapter.stored_bytes().values()) < LARGEST_FILE
-    assert adapter.atoms.numel() == 12 * 4096
+    assert adapter.atoms.numel() == 24 * 4096
 
 
 def test_the_sizes_of_files_are_those_that_the_page_of_deployment_names(tmp_path: Path) -> None:

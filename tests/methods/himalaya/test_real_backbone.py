@@ -28,7 +28,7 @@ def backbone() -> Backbone:
 
 @pytest.mark.parametrize("placement", ["residual_stream", pytest.param("weights", marks=pytest.mark.slow)])
 def test_three_tasks_answer_at_the_end_as_right_after_they_were_learnt(backbone: Backbone, placement: str) -> None:
-    config = HimalayaConfig(task_type="CAUSAL_LM", placement=placement, elastic_atoms=36)
+    config = HimalayaConfig(task_type="CAUSAL_LM", placement=placement, elastic_atoms=72)
     model, tokenizer = get_peft_model(backbone.model, config), backbone.tokenizer
     prompts = tokenizer([prompt for task in TASKS.values() for prompt in task], return_tensors="pt", padding=True)
 

@@ -36,8 +36,8 @@ class HimalayaConfig(TargetsConfig):
         elastic_atoms (`int`):
             Slots for the atoms that tasks learn. The file grows with it, and not with the tasks.
         atoms_per_task (`int`):
-            Atoms that a task learns. More learn more, and take more room. Start from 12; 24 learn as much as
-            LoReFT of rank 1 or more, and 3 is the smallest useful.
+            Atoms that a task learns. More learn more, and take more room. Start from 24, which learn as much as LoReFT
+            of rank 1; 12 learn almost as much, and 3 is the smallest useful.
         active_atoms (`int`): Atoms of a task that act in one layer, at most 3.
         norm_bound (`float`):
             Largest norm of a layer's update, above 0 and at most 2, with `placement="residual_stream"`. 1 is the
@@ -66,11 +66,11 @@ class HimalayaConfig(TargetsConfig):
     placement: Placement = "residual_stream"
     rank: int = 1
     core_atoms: int = 24
-    elastic_atoms: int = 768
-    atoms_per_task: int = 12
+    elastic_atoms: int = 672
+    atoms_per_task: int = 24
     active_atoms: int = 3
     norm_bound: float = field(default=2.0, metadata={"most": 2.0})
-    max_tasks: int = 64
+    max_tasks: int = 28
     evict: bool = False
     similarity_threshold_tau: float = field(default=0.98, metadata={"most": 1.0})
     index: Literal["learnable_kd_tree", "scan"] = "learnable_kd_tree"

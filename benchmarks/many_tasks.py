@@ -122,7 +122,7 @@ def main() -> None:
     for part in arguments.parts:
         setting = PARTS[part]
         if setting is None:
-            found: Any = [room_at_576(atoms) for atoms in (3, 12)]
+            found: Any = [room_at_576(atoms) for atoms in (3, 12, 24)]
         else:
             counts = [count for count in COUNTS if count <= setting.most]
             machine = {"cpu": processor_name(), "torch": torch.__version__, "rounds": arguments.rounds}

@@ -7,6 +7,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tiny_runs import run_words
+
+from himalaya_adapter.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,3 +68,17 @@ def test_bits(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     content = output.read_text(encoding="utf-8")
     module.main()
     assert output.read_text(encoding="utf-8") == content, "what is there is not measured again"
+
+
+def test_a_finished_run_is_scored_again(place: Path, tmp_path: Path) -> None:
+    room = "model.adapter.options.elastic_atoms=9"
+    assert main([*run_words(place, "HIMALAYA", max_updates_per_task=2), room, f"results_dir={tmp_path}"]) == 0
+    module, run = benchmark("score_again"), tmp_path / "himalaya"
+    found = module.scored_again(run)
+    assert (found["run"], found["tasks"], found["changed"], found["largest_difference"]) == ("himalaya", 3, 0, 0)
+    path = run / "item_scores.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    told["rows"][0][0][0] = 0.5
+    path.write_text(json.dumps(told), encoding="utf-8")
+    assert module.scored_again(run)["changed"] == 1
+    assert found["items"] == sum(len(rows[index]) for index, rows in enumerate(told["rows"]))

@@ -175,3 +175,9 @@ def test_a_model_in_16_bits_is_released_with_its_tasks(tmp_path: Path) -> None:
     released = opened(tmp_path)
     assert [released.task_hash(name) for name in NAMES] == hashes
     assert json.loads((tmp_path / CONFIG).read_text())["released"] is True
+
+
+def test_a_release_of_when_other_settings_were_the_default_keeps_its_checksum() -> None:
+    config = HimalayaConfig(atoms_per_task=12, elastic_atoms=768, max_tasks=64, layers=2)  # the defaults then
+    checksum = bytes(seal({"a": torch.arange(3)}, config)["checksum"].tolist()).hex()
+    assert checksum == "848fc122c589c58b5eea932f39247933b873d56aee346cea9fe42f96e3715358"

@@ -18,6 +18,7 @@ from himalaya_adapter.errors import HimalayaError, out_of_memory_told, unknown_n
 from himalaya_adapter.evaluation.scoring import TaskScore
 from himalaya_adapter.experiments.run_config import TrainingConfig
 from himalaya_adapter.experiments.schema import parse
+from himalaya_adapter.identity import config_identity
 from himalaya_adapter.methods.construction import adapt
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.himalaya.config import Placement
@@ -173,7 +174,8 @@ class Learner:
         self._check_room(name)
         training = self.training(len(task.train))
         identity = {"task": name, "data": task.hashes, "training": asdict(training)}
-        identity |= {"backbone": self.facts["backbone"], "checks": {one.name: one.hashes for one in checks}}
+        identity |= {"backbone": self.facts["backbone"], "config": config_identity(self.model.active_peft_config)}
+        identity |= {"checks": {one.name: one.hashes for one in checks}}
         if identity.items() <= self.store.finished.items():
             return self._learnt(name)
         self.store.begin(identity)

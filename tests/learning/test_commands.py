@@ -285,3 +285,9 @@ def test_sizes_that_no_adapter_has_are_one_line(files: Path, tmp_path: Path, ato
     assert main([*words, "--backbone", str(files / "base"), "--atoms-per-task", atoms]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.match("himalaya: (--budget-mb 0.001 has no room for one task|no adapter has such sizes .--atoms)", line)
+
+
+def test_a_seed_that_no_generator_takes_is_refused(files: Path, tmp_path: Path, capsys) -> None:
+    words = ["learn", str(tmp_path / "new"), str(files / "echo.jsonl"), "--task", "echo", "--seed", "4294967296"]
+    assert main([*words, "--backbone", str(files / "base")]) == 2
+    assert "is not in the range" in capsys.readouterr().err

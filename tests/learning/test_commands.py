@@ -290,4 +290,4 @@ def test_sizes_that_no_adapter_has_are_one_line(files: Path, tmp_path: Path, ato
 def test_a_seed_that_no_generator_takes_is_refused(files: Path, tmp_path: Path, capsys) -> None:
     words = ["learn", str(tmp_path / "new"), str(files / "echo.jsonl"), "--task", "echo", "--seed", "4294967296"]
     assert main([*words, "--backbone", str(files / "base")]) == 2
-    assert "is not in the range" in capsys.readouterr().err
+    assert "less than or equal to 2147483647" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from families import PADDING, Case, llama, random_tokens
 from learning import PLACEMENTS, adapter_of, assert_same, attached, learn, logits_of, prompts, snapshot
 from peft import PeftModel
 
-from himalaya_adapter import save_release
+from himalaya_adapter import HimalayaConfig, save_release
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.himalaya import HashedLinear
 from himalaya_adapter.methods.himalaya.adapter import UNNAMED
@@ -641,4 +641,19 @@ def test_modules_that_all_tasks_would_train_allow_one_task() -> None:
     before = snapshot(model)
     with pytest.raises(HimalayaError, match=r"^modules_to_save are trained by every task"):
         model.start_task("b")
+    assert_same(model, before)
+
+
+def test_of_two_active_adapters_both_begin_or_forget_a_task_or_none() -> None:
+    model = attached()
+    model.add_adapter("small", HimalayaConfig(task_type="CAUSAL_LM", atoms_per_task=3, elastic_atoms=3, max_tasks=1))
+    learn(model, "only here")
+    model.base_model.set_adapter(["default", "small"])
+    model.start_task("a")
+    model.end_task()
+    before = snapshot(model)
+    with pytest.raises(HimalayaError, match="^no room for task 'b'"):
+        model.start_task("b")
+    with pytest.raises(HimalayaError, match="^unknown task 'only here'"):
+        model.forget_task("only here")
     assert_same(model, before)

@@ -619,6 +619,10 @@ def test_a_loop_in_evaluation_mode_measures_channels_and_sees_prompts(caplog: py
     assert adapter_of(model).channels.any()
     assert adapter_of(model).router.counts[0] == 2
     assert not caplog.records
+    asleep = attached().eval()
+    with asleep.learning("a"):
+        asleep(input_ids=tokens, labels=labels).loss.backward()
+    assert torch.equal(adapter_of(asleep).channels, adapter_of(model).channels)
 
 
 def test_a_batch_with_more_rows_than_names_is_refused(two_tasks: PeftModel) -> None:

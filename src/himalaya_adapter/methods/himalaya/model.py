@@ -202,7 +202,7 @@ class HimalayaModel(PromptedModel):
         return middle_states(self.model, embeddings, mask), mask
 
     def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
-        if any(adapter.trains for adapter in self._active()):
+        if any(adapter.trains or adapter.open_task for adapter in self._active()):  # a loop may leave out train()
             self._measure_channels(model)
         super()._begin_pass(model, args, inputs)
 

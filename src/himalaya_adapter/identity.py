@@ -85,6 +85,8 @@ def config_identity(config: "PeftConfig") -> dict[str, Any]:
         default = field.default if field.default_factory is MISSING else field.default_factory()
         value = getattr(config, field.name)
         if field.name not in shared and value != field.metadata.get("at_first", default):
+            # PEFT may name a module to save twice.
+            value = [*dict.fromkeys(value)] if isinstance(value, list) else value
             own[field.name] = sorted(value) if isinstance(value, set) else value
     return own
 

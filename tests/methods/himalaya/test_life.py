@@ -656,8 +656,8 @@ def test_of_two_active_adapters_both_begin_or_forget_a_task_or_none() -> None:
     model.start_task("a")
     model.end_task()
     before = snapshot(model)
-    with pytest.raises(HimalayaError, match="^no room for task 'b'"):
+    with pytest.raises(HimalayaError, match=r"^no room for task 'b'"):
         model.start_task("b")
-    with pytest.raises(HimalayaError, match="^unknown task 'only here'"):
+    with pytest.raises(HimalayaError, match=r"^unknown task 'only here'"):
         model.forget_task("only here")
     assert_same(model, before)

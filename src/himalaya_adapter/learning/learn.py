@@ -164,7 +164,11 @@ class Learner:
     def learn(self, rows: list[Any], data: str, name: str) -> Learnt:
         """See the function `learn`."""
         options, known = self.options, name in self.method.tasks
-        self.model.check_closed(name)
+        if (half := self.model.open_task) is not None:
+            raise HimalayaError(
+                f"task '{half}' in {self.store.folder} is half learnt: himalaya forget removes it; in Python "
+                "model.end_task() keeps what it has learnt"
+            )
         _check_name(name, self.method.tasks, options.new)
         own = self._read(rows, data, name, templates=options.templates, metric=options.metric)
         before = self.store.record(name) if known else {}

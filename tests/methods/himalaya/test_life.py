@@ -9,6 +9,7 @@ import torch
 from families import PADDING, Case, llama, random_tokens
 from learning import PLACEMENTS, adapter_of, assert_same, attached, learn, logits_of, prompts, snapshot
 from peft import PeftModel
+from transformers import DynamicCache
 
 from himalaya_adapter import HimalayaConfig, save_release
 from himalaya_adapter.errors import HimalayaError
@@ -467,6 +468,16 @@ def test_a_prompt_has_one_task_for_the_whole_generation(two_tasks: PeftModel, us
     other = two_tasks.generate(input_ids=prompts(1), **settings)
     two_tasks.set_task(None)
     assert torch.equal(two_tasks.generate(input_ids=prompts(1), **settings), other)
+
+
+def test_a_prompt_whose_beginning_is_in_a_cache_chooses_no_task(two_tasks: PeftModel) -> None:
+    tokens, cache = prompts(sum(b"a"), 1), DynamicCache()
+    two_tasks.set_task("b")
+    logits_of(two_tasks, tokens[:, :-2], past_key_values=cache)
+    two_tasks.set_task(None)
+    with pytest.raises(HimalayaError, match=r"^no prompt has been seen since set_task\(None\)"):
+        two_tasks.generate(input_ids=tokens, attention_mask=tokens * 0 + 1, past_key_values=cache, **GENERATION)
+    two_tasks.set_task("a")
 
 
 def test_before_anything_was_learnt_a_prompt_is_answered_as_the_frozen_model() -> None:

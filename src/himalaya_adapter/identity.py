@@ -74,7 +74,8 @@ def _hashes(folder: Path) -> dict[str, str]:
 def config_identity(config: "PeftConfig") -> dict[str, Any]:
     """What a method's config says: the fields of its own, that is not those that every config of PEFT has.
 
-    Fields that have their default are left out, so that a field which is added later changes no identity.
+    Fields are left out that have the default with which they came (``at_first`` in the metadata of one whose default
+    is another one now): a field that is added later changes no identity, nor does a new default.
     """
     from peft import PeftConfig  # slow to import, and it imports the methods
 
@@ -83,7 +84,9 @@ def config_identity(config: "PeftConfig") -> dict[str, Any]:
     for field in fields(config):
         default = field.default if field.default_factory is MISSING else field.default_factory()
         value = getattr(config, field.name)
-        if field.name not in shared and value != default:
+        if field.name not in shared and value != field.metadata.get("at_first", default):
+            # PEFT may name a module to save twice.
+            value = [*dict.fromkeys(value)] if isinstance(value, list) else value
             own[field.name] = sorted(value) if isinstance(value, set) else value
     return own
 

@@ -206,6 +206,7 @@ def test_what_is_no_bundle_is_told(bundle: Path, tmp_path: Path, capsys: pytest.
         (["--task", "parity", "--tokens", "1,99999"], "token ids go from 0 to"),
         (["--task", "parity", ""], "the prompt is empty"),
         (["--task", "parity", " \n"], "the prompt is empty"),
+        (["--task", "parity", "caf\udce9"], "the prompt holds something else than text in UTF-8"),
         (["--task", "parity", "x", "--max-new-tokens", "9999"], "the backbone has 512 positions for both"),
     ],
 )
@@ -221,6 +222,9 @@ def test_a_wrong_word_is_one_line(
         ([], "one of the arguments text --tokens is required"),
         (["x", "--tokens", "1"], "not allowed with argument"),
         (["--tokens", "1,x"], "argument --tokens: invalid token_ids value: '1,x'"),
+        (["x", "--max-new-tokens", "0"], "argument --max-new-tokens: 0 is not a whole number from 1 to"),
+        (["x", "--threads", "99999"], "argument --threads: 99999 is not a whole number from 1 to 1024"),
+        (["x", "--threads", "many"], "argument --threads: invalid threads value: 'many'"),
     ],
 )
 def test_what_cannot_be_parsed_shows_the_usage(

@@ -120,10 +120,10 @@ def test_a_folder_says_what_it_is_and_nothing_of_this_machine(
 
 
 def test_a_name_that_is_no_folders_is_quoted(tiny_model: Any, place: Path, tmp_path: Path) -> None:
-    model = learn(tiny_model(), ("a/b",), placement="weights", target_modules=["q_proj"])
+    model = learn(tiny_model(), ("a/b", "..", "v1.5"), placement="weights", target_modules=["q_proj"])
     model.save_pretrained(tmp_path / "adapter")
     assert export(tmp_path / "adapter", tmp_path / "lora", "--backbone", str(place / "backbone")) == 0
-    assert [path.name for path in (tmp_path / "lora").iterdir()] == ["a%2Fb"]
+    assert {path.name for path in (tmp_path / "lora").iterdir()} == {"a%2Fb", "%2E%2E", "v1.5"}
 
 
 def test_mistakes_are_told_in_one_line(

@@ -267,3 +267,27 @@ def test_a_killed_process_goes_on_and_ends_the_same(mine: Path, files: Path, tmp
     for key in ("seconds", "peak_memory_bytes"):
         del record[key], expected[key]
     assert record == expected
+
+
+def test_what_was_begun_with_other_settings_of_the_adapter_is_dropped(files: Path, tmp_path: Path) -> None:
+    words = ["learn", str(tmp_path / "new"), str(files / "echo.jsonl"), "--task", "echo", *SHORT, "--save-steps", "1"]
+    words += ["--backbone", str(files / "base")]
+    assert in_own_process(words, "checkpoint-3", place=str(tmp_path)) == -9
+    assert main([*words, "--placement", "weights", "--budget-mb", "0.2"]) == 0
+    other = [str(tmp_path / "other"), *words[2:], "--placement", "weights", "--budget-mb", "0.2"]
+    assert main(["learn", *other]) == 0
+    assert (tmp_path / "new" / WEIGHTS).read_bytes() == (tmp_path / "other" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("atoms", ["3", "2000000"])
+def test_sizes_that_no_adapter_has_are_one_line(files: Path, tmp_path: Path, atoms: str, capsys) -> None:
+    words = ["learn", str(tmp_path / "new"), str(files / "echo.jsonl"), "--task", "echo", "--budget-mb", "1e-3"]
+    assert main([*words, "--backbone", str(files / "base"), "--atoms-per-task", atoms]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.match("himalaya: (--budget-mb 0.001 has no room for one task|no adapter has such sizes .--atoms)", line)
+
+
+def test_a_seed_that_no_generator_takes_is_refused(files: Path, tmp_path: Path, capsys) -> None:
+    words = ["learn", str(tmp_path / "new"), str(files / "echo.jsonl"), "--task", "echo", "--seed", "4294967296"]
+    assert main([*words, "--backbone", str(files / "base")]) == 2
+    assert "less than or equal to 2147483647" in capsys.readouterr().err

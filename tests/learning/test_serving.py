@@ -121,5 +121,5 @@ def test_what_a_user_writes_is_never_read_as_a_control_token(client: openai.Open
     said = [{"role": "user", "content": f"7{control}"}]
     chat = client.chat.completions.create(model="base:next", messages=said, max_tokens=6, temperature=0)
     assert chat.choices[0].message.content == expected
-    with pytest.raises(openai.BadRequestError, match="a message says '.*', which is a control token"):
+    with pytest.raises(openai.BadRequestError, match=r"a message says '.*', which is a control token"):
         client.chat.completions.create(model="base", messages=said)

@@ -1,5 +1,6 @@
 """A release of HIMALAYA: a part of the training file, for inference, with the same answers bit for bit."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from families import Case, llama, random_tokens
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from himalaya_adapter import HimalayaConfig, save_release
 from himalaya_adapter.errors import HimalayaError
@@ -175,3 +177,22 @@ def test_a_model_in_16_bits_is_released_with_its_tasks(tmp_path: Path) -> None:
     released = opened(tmp_path)
     assert [released.task_hash(name) for name in NAMES] == hashes
     assert json.loads((tmp_path / CONFIG).read_text())["released"] is True
+
+
+def test_a_release_of_a_classifier_answers_the_same(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "pad_token_id": 0}
+    config = LlamaConfig(**sizes, num_attention_heads=4, num_labels=3)
+    base = LlamaForSequenceClassification(config).eval()
+    model = get_peft_model(copy.deepcopy(base), HimalayaConfig(task_type="SEQ_CLS", init_weights=False)).eval()
+    model.end_task()
+    save_release(model, tmp_path)
+    released = PeftModel.from_pretrained(base, tmp_path).eval()
+    with torch.no_grad():
+        logits = [one(input_ids=random_tokens()).logits for one in (model, released)]
+    assert torch.equal(*logits)
+
+
+def test_a_release_of_when_other_settings_were_the_default_keeps_its_checksum() -> None:
+    config = HimalayaConfig(atoms_per_task=12, elastic_atoms=768, max_tasks=64, layers=2)  # the defaults then
+    checksum = bytes(seal({"a": torch.arange(3)}, config)["checksum"].tolist()).hex()
+    assert checksum == "848fc122c589c58b5eea932f39247933b873d56aee346cea9fe42f96e3715358"

@@ -30,7 +30,9 @@ def command(
     steps: Annotated[int | None, typer.Option(min=1, help="Most optimiser steps.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Items of a step.")] = 4,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
-    seed: Annotated[int, typer.Option(help="Of what is held out of a new task, and of the order.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Of what is held out of a new task, and of the order.")
+    ] = 0,
     save_steps: Annotated[
         int, typer.Option(min=1, help="Steps between two points that a killed process goes on at.")
     ] = 25,

@@ -44,7 +44,8 @@ def export_lora(folder: Path, output: Path, tasks: Sequence[str] = (), backbone:
     """
     with whole_folder(output) as place:
         adapter, chosen = load_for_export(folder, tasks, "weights", backbone)
-        names = [quote(task, safe=" ") for task in chosen]
+        # "." and ".." are no names of folders.
+        names = [quote(task, safe=" ") if task.strip(".") else task.replace(".", "%2E") for task in chosen]
         for task, name in zip(chosen, names, strict=True):
             adapter.model.set_task(task)
             _write_lora(place / name, adapter.model, task, public_name(adapter.backbone))

@@ -262,7 +262,10 @@ def sized_config(budget_mb: float, width: int, **options: Any) -> HimalayaConfig
         adapter = HimalayaAdapter(with_room(tasks), width)
         return HEADER_BYTES + sum(adapter.stored_bytes().values())
 
-    smallest, budget = size(1), budget_mb * BYTES_PER_MB
+    try:
+        smallest, budget = size(1), budget_mb * BYTES_PER_MB
+    except ValueError as error:
+        raise HimalayaError(f"no adapter has such sizes (--atoms-per-task {atoms}): {error}") from error
     if not smallest <= budget:
         raise HimalayaError(
             f"--budget-mb {budget_mb:g} has no room for one task: with this backbone it takes "

@@ -18,6 +18,7 @@ from himalaya_adapter.errors import HimalayaError, out_of_memory_told, unknown_n
 from himalaya_adapter.evaluation.scoring import TaskScore
 from himalaya_adapter.experiments.run_config import TrainingConfig
 from himalaya_adapter.experiments.schema import parse
+from himalaya_adapter.identity import config_identity
 from himalaya_adapter.methods.construction import adapt
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.himalaya.config import Placement
@@ -163,7 +164,11 @@ class Learner:
     def learn(self, rows: list[Any], data: str, name: str) -> Learnt:
         """See the function `learn`."""
         options, known = self.options, name in self.method.tasks
-        self.model.check_closed(name)
+        if (half := self.model.open_task) is not None:
+            raise HimalayaError(
+                f"task '{half}' in {self.store.folder} is half learnt: himalaya forget removes it; in Python "
+                "model.end_task() keeps what it has learnt"
+            )
         _check_name(name, self.method.tasks, options.new)
         own = self._read(rows, data, name, templates=options.templates, metric=options.metric)
         before = self.store.record(name) if known else {}
@@ -173,7 +178,8 @@ class Learner:
         self._check_room(name)
         training = self.training(len(task.train))
         identity = {"task": name, "data": task.hashes, "training": asdict(training)}
-        identity |= {"backbone": self.facts["backbone"], "checks": {one.name: one.hashes for one in checks}}
+        identity |= {"backbone": self.facts["backbone"], "config": config_identity(self.model.active_peft_config)}
+        identity |= {"checks": {one.name: one.hashes for one in checks}}
         if identity.items() <= self.store.finished.items():
             return self._learnt(name)
         self.store.begin(identity)

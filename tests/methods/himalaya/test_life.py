@@ -9,8 +9,9 @@ import torch
 from families import PADDING, Case, llama, random_tokens
 from learning import PLACEMENTS, adapter_of, assert_same, attached, learn, logits_of, prompts, snapshot
 from peft import PeftModel
+from transformers import DynamicCache
 
-from himalaya_adapter import save_release
+from himalaya_adapter import HimalayaConfig, save_release
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.himalaya import HashedLinear
 from himalaya_adapter.methods.himalaya.adapter import UNNAMED
@@ -469,6 +470,16 @@ def test_a_prompt_has_one_task_for_the_whole_generation(two_tasks: PeftModel, us
     assert torch.equal(two_tasks.generate(input_ids=prompts(1), **settings), other)
 
 
+def test_a_prompt_whose_beginning_is_in_a_cache_chooses_no_task(two_tasks: PeftModel) -> None:
+    tokens, cache = prompts(sum(b"a"), 1), DynamicCache()
+    two_tasks.set_task("b")
+    logits_of(two_tasks, tokens[:, :-2], past_key_values=cache)
+    two_tasks.set_task(None)
+    with pytest.raises(HimalayaError, match=r"^no prompt has been seen since set_task\(None\)"):
+        two_tasks.generate(input_ids=tokens, attention_mask=tokens * 0 + 1, past_key_values=cache, **GENERATION)
+    two_tasks.set_task("a")
+
+
 def test_before_anything_was_learnt_a_prompt_is_answered_as_the_frozen_model() -> None:
     model = attached()
     base = logits_of(model)
@@ -619,6 +630,10 @@ def test_a_loop_in_evaluation_mode_measures_channels_and_sees_prompts(caplog: py
     assert adapter_of(model).channels.any()
     assert adapter_of(model).router.counts[0] == 2
     assert not caplog.records
+    asleep = attached().eval()
+    with asleep.learning("a"):
+        asleep(input_ids=tokens, labels=labels).loss.backward()
+    assert torch.equal(adapter_of(asleep).channels, adapter_of(model).channels)
 
 
 def test_a_batch_with_more_rows_than_names_is_refused(two_tasks: PeftModel) -> None:
@@ -641,4 +656,19 @@ def test_modules_that_all_tasks_would_train_allow_one_task() -> None:
     before = snapshot(model)
     with pytest.raises(HimalayaError, match=r"^modules_to_save are trained by every task"):
         model.start_task("b")
+    assert_same(model, before)
+
+
+def test_of_two_active_adapters_both_begin_or_forget_a_task_or_none() -> None:
+    model = attached()
+    model.add_adapter("small", HimalayaConfig(task_type="CAUSAL_LM", atoms_per_task=3, elastic_atoms=3, max_tasks=1))
+    learn(model, "only here")
+    model.base_model.set_adapter(["default", "small"])
+    model.start_task("a")
+    model.end_task()
+    before = snapshot(model)
+    with pytest.raises(HimalayaError, match=r"^no room for task 'b'"):
+        model.start_task("b")
+    with pytest.raises(HimalayaError, match=r"^unknown task 'only here'"):
+        model.forget_task("only here")
     assert_same(model, before)

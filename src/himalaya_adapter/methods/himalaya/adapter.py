@@ -301,11 +301,16 @@ class HimalayaAdapter(SharedState):
             ``(k, d)``; ``(batch, k, d)`` where rows are answered as different tasks.
 
         Raises:
-            HimalayaError: The adapter is trained outside of a task, or as a release; or `set_task` was given another
-                number of tasks.
+            HimalayaError: The adapter is trained outside of a task, or as a release; `set_task` was given another
+                number of tasks; or the prompt is to choose the task, and none was read.
         """
         if first and self.trains:
             self.check_training()
+        if self.infers_task and self.rows is None:
+            raise HimalayaError(
+                "no prompt has been seen since set_task(None), as where its beginning is in a cache already: name the "
+                "task, or begin without the cache"
+            )
         tasks, dictionary = self.tasks, self.dictionary
         rows = (tasks.answering,) if self.rows is None else self.rows
         each, left = divmod(batch, len(rows))  # beams of a row lie side by side

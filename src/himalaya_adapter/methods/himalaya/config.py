@@ -66,11 +66,11 @@ class HimalayaConfig(TargetsConfig):
     placement: Placement = "residual_stream"
     rank: int = 1
     core_atoms: int = 24
-    elastic_atoms: int = 672
-    atoms_per_task: int = 24
+    elastic_atoms: int = field(default=672, metadata={"at_first": 768})
+    atoms_per_task: int = field(default=24, metadata={"at_first": 12})
     active_atoms: int = 3
     norm_bound: float = field(default=2.0, metadata={"most": 2.0})
-    max_tasks: int = 28
+    max_tasks: int = field(default=28, metadata={"at_first": 64})
     evict: bool = False
     similarity_threshold_tau: float = field(default=0.98, metadata={"most": 1.0})
     index: Literal["learnable_kd_tree", "scan"] = "learnable_kd_tree"

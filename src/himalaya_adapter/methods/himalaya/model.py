@@ -42,6 +42,19 @@ class HimalayaModel(PromptedModel):
 
     # The life of a task ----------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _unchanged_by_errors(self) -> Iterator[None]:
+        """A block after whose exception every active adapter is as before it."""
+        with ExitStack() as block:
+            for adapter in self._active():
+                block.enter_context(adapter.unchanged_by_errors())
+            yield
+
+    def start_task(self, name: str, examples: Mapping[str, Any] | None = None) -> list[Event]:
+        """As in every `PromptedModel`; after an error no adapter has begun it."""
+        with self._unchanged_by_errors():
+            return super().start_task(name, examples)
+
     def forget_task(self, name: str) -> None:
         """Remove a task: the adapter no longer knows its name, and all other tasks answer bit for bit as before.
 
@@ -55,8 +68,9 @@ class HimalayaModel(PromptedModel):
                 Nothing is changed.
         """
         refuse_if_merged(self.model, f"forget_task({name!r})")
-        for adapter in self._active():
-            adapter.forget_task(name)
+        with self._unchanged_by_errors():
+            for adapter in self._active():
+                adapter.forget_task(name)
 
     def drop_task(self) -> None:
         """Drop what the open task has learnt since it began: a known task is as it was, a new one is gone."""
@@ -96,9 +110,7 @@ class HimalayaModel(PromptedModel):
             HimalayaError: A task is being learnt already; or as `start_task`.
         """
         self.check_closed(name)
-        with ExitStack() as block:
-            for adapter in self._active():
-                block.enter_context(adapter.unchanged_by_errors())
+        with self._unchanged_by_errors(), ExitStack() as block:
             block.callback(register_optimizer_step_pre_hook(self._before_step).remove)
             block.callback(setattr, self, "_watches", False)
             self.start_task(name)
@@ -190,7 +202,7 @@ class HimalayaModel(PromptedModel):
         return middle_states(self.model, embeddings, mask), mask
 
     def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
-        if any(adapter.trains for adapter in self._active()):
+        if any(adapter.trains or adapter.open_task for adapter in self._active()):  # a loop may leave out train()
             self._measure_channels(model)
         super()._begin_pass(model, args, inputs)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from .manifest import Bundle, BundleError, open_bundle
 
 USER_ERROR = 2
+MOST_THREADS = 1024
 
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +32,18 @@ def token_ids(words: str) -> list[int]:
     return [int(word) for word in words.split(",")]
 
 
+def count(word: str, most: int = 10**6) -> int:
+    """A whole number of at least 1, and at most ``most``."""
+    if not 1 <= int(word) <= most:
+        raise argparse.ArgumentTypeError(f"{word} is not a whole number from 1 to {most}")
+    return int(word)
+
+
+def threads(word: str) -> int:
+    """A number of threads."""
+    return count(word, MOST_THREADS)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="run.py", description="Runs this bundle; see README.md.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -41,14 +54,14 @@ def _parser() -> argparse.ArgumentParser:
     prompt = generate.add_mutually_exclusive_group(required=True)
     prompt.add_argument("text", nargs="?", help="the prompt (needs the package tokenizers)")
     prompt.add_argument("--tokens", type=token_ids, metavar="ID,ID,…", help="the prompt as token ids")
-    generate.add_argument("--max-new-tokens", type=int, default=64)
+    generate.add_argument("--max-new-tokens", type=count, default=64)
     generate.set_defaults(command=_generate)
     latency = commands.add_parser("latency", help="the adapter's overhead on this machine")
     latency.add_argument("--seconds", type=float, default=20.0, help="for prefill and for decoding each")
     latency.add_argument("--output", type=Path, metavar="FILE.json", help="write all that was measured")
     latency.set_defaults(command=_latency)
     for command in (check, generate, latency):
-        command.add_argument("--threads", type=int, default=1)
+        command.add_argument("--threads", type=threads, default=1)
     return parser
 
 
@@ -70,6 +83,8 @@ def _generate(bundle: Bundle, chosen: argparse.Namespace) -> None:
         prompt = chosen.tokens
         if not all(0 <= token < vocabulary for token in prompt):
             raise BundleError(f"--tokens: token ids go from 0 to {vocabulary - 1}")
+    elif any("\ud800" <= letter <= "\udfff" for letter in chosen.text):
+        raise BundleError("the prompt holds something else than text in UTF-8")
     elif not chosen.text.strip():
         raise BundleError("the prompt is empty: give the text that is to be answered")
     else:

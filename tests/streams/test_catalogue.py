@@ -164,6 +164,11 @@ def test_the_card_tells_origin_labels_and_examples(write: Writer, capsys: pytest
         ({"metric": None}, "'metric' of task 'parity' of stream .*mine.yaml is missing"),
         ({"metrics": "accuracy"}, "unknown key .* 'metrics'; did you mean 'metric'"),
         ({"language": False}, r"'language' of task 'parity' .*quote it in YAML"),
+        ({"forbidden_words": [None]}, "'forbidden_words' of .* found .null., expected a text, or a list of texts"),
+        (
+            {"source": {"files": "rows.jsonl", "group": "id", "where": {"id": [None]}}},
+            "'source.where.id' .* found .null",
+        ),
         ({"max_new_tokens": 0}, "'max_new_tokens' .* found 0, expected a whole number of at least 1"),
         ({"max_new_tokens": True}, "expected a whole number"),
         ({"caps": {"dev": 3}}, "unknown key of task 'parity' .* 'caps.dev'"),

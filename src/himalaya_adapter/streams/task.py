@@ -23,7 +23,10 @@ def normal_label(text: str) -> str:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    return tuple(str(one) for one in value) if isinstance(value, list | tuple) else (str(value),)
+    names = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(one, str | int | float) for one in names):
+        raise ValueError("no text")
+    return tuple(map(str, names))
 
 
 def _part(value: Any) -> tuple[int, int]:

@@ -272,18 +272,28 @@ def test_comparison_refuses_runs_that_were_not_measured_alike(make_run: MakeRun,
     change(make_run("no_hashes", tasks=SIX_TASKS) / "environment.json", data_hashes={})
     config = make_run("other_length", tasks=SIX_TASKS) / "config.yaml"
     config.write_text(config.read_text(encoding="utf-8") + "dataset.max_seq_length: 64\n", encoding="utf-8")
+    matrix = make_run("other_metric", tasks=SIX_TASKS) / "matrix.json"
+    matrix.write_text(matrix.read_text(encoding="utf-8").replace('"accuracy"', '"macro_f1"'), encoding="utf-8")
+    asked = {"kind": "classification", "max_new_tokens": 4, "answers_are_lines": True}
+    for run_id, labels in (("asked", ["yes", "no"]), ("other_labels", ["yes", "no", "perhaps"])):
+        tasks = {task: {**asked, "labels": labels} for task in SIX_TASKS}
+        change(make_run(run_id, tasks=SIX_TASKS, seed=1) / "environment.json", tasks=tasks)
     for run_id, reason in {
         "other_backbone": "backbone 'smollm2-135m' against 'llama-2-7b'",
         "other_stream": "stream 'demo_stream_6' against 'full_stream_25'",
         "other_order": "order of tasks",
         "other_data": "hash of the test items of 'sarcasm'",
         "no_hashes": "no_hashes is damaged .*sarcasm",
+        "other_metric": "metric of '.*' 'accuracy' against 'macro_f1'",
         "other_length": "dataset.max_seq_length 512 against 64",
     }.items():
         with pytest.raises(HimalayaError, match=reason) as caught:
             write_comparison(tmp_path, ["a", run_id], tmp_path / "out")
         assert "\n" not in str(caught.value)
+    with pytest.raises(HimalayaError, match=r"labels of '.*' .*'perhaps'"):
+        write_comparison(tmp_path, ["asked", "other_labels"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    assert write_comparison(tmp_path, ["a", "asked"], tmp_path / "out").is_file()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from himalaya_adapter.identity import opened
 FORMAT = 1
 SEQUENTIAL, UNRANKED = "sequential", ("frozen", "joint")  # protocols of a run
 TASK_END = "task_end"
+ASKED = ("kind", "labels", "max_new_tokens", "answers_are_lines")  # of a task, beside its items and its metric
 SAME = 1e-9  # between two ways of adding up the same numbers
 REQUIRED_METRICS = {"method", "method_name", "backbone", "stream", "seed", "retained_accuracy", "tasks"}
 WRONG = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)  # what a damaged file raises
@@ -183,9 +184,9 @@ def read_comparable_runs(results_dir: Path, run_ids: Sequence[str]) -> list[RunR
     measured = _measured(first)
     for other in others:
         for what, found in _measured(other).items():
-            if found != measured.get(what):
+            if found != measured.get(what, found):  # older runs have not recorded all of it
                 raise HimalayaError(
-                    f"runs '{first.run_id}' and '{other.run_id}' cannot be compared: {what} {measured.get(what)!r} "
+                    f"runs '{first.run_id}' and '{other.run_id}' cannot be compared: {what} {measured[what]!r} "
                     f"against {found!r}; give runs that were measured alike"
                 )
     return [first, *others]
@@ -199,6 +200,8 @@ def _measured(run: RunRecord) -> dict[str, Any]:
         "evaluation.split": run.split,
         "order of tasks": ", ".join(run.tasks),
         **{f"hash of the {run.split} items of '{task}'": found for task, found in run.test_hashes.items()},
+        **{f"metric of '{task}'": cell["metric"] for task, cell in zip(run.tasks, run.final, strict=True)},
+        **{f"{key} of '{task}'": of[key] for task, of in run.environment.get("tasks", {}).items() for key in ASKED},
     }
 
 

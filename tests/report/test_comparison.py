@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 import pytest
 import yaml
 
+from himalaya_adapter.cli import main
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.item_scores import FILE
 from himalaya_adapter.report import markdown, score_figures, write_comparison
@@ -195,3 +196,11 @@ def test_the_frozen_model_is_drawn_once(make_run: MakeRun, tmp_path: Path) -> No
         assert {one.look.label for chart in charts for one in chart.series} == {"himalaya", "lora", "frozen model"}
     assert "Frozen" not in str(score_figures.scores_by_method(groups).charts)
     assert "Frozen" in str(score_figures.retained_accuracy(groups[2:]).charts)
+
+
+def test_a_run_that_was_about_to_be_deleted_is_not_compared(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("lora", tasks=TASKS, method="lora").rename(tmp_path / ".lora.deleted")
+    for run_id in ("himalaya", "lora"):
+        make_run(run_id, tasks=TASKS, method=run_id)
+    assert main(["compare", str(tmp_path)]) == 0
+    assert read_json(tmp_path / "comparison" / "aggregated_metrics.json")["runs"].keys() == {"himalaya", "lora"}

@@ -168,6 +168,11 @@ def _read_run(folder: Path) -> RunRecord:
     return run
 
 
+def finished_runs(results_dir: Path) -> list[str]:
+    """The names of the finished runs in a folder; what a killed process was about to delete is hidden, and is none."""
+    return sorted(path.parent.name for path in results_dir.glob("[!.]*/metrics.json"))
+
+
 def read_comparable_runs(results_dir: Path, run_ids: Sequence[str]) -> list[RunRecord]:
     """Read runs that may stand in one table: same backbone, stream, task order, prompt length, split and items of it.
 
@@ -178,8 +183,7 @@ def read_comparable_runs(results_dir: Path, run_ids: Sequence[str]) -> list[RunR
         raise HimalayaError(f"no runs to compare: {results_dir} holds no finished run, and none is named")
     for run_id in run_ids:
         if not (results_dir / run_id).is_dir():
-            known = [path.parent.name for path in results_dir.glob("*/metrics.json")]
-            raise unknown_name(f"run in {results_dir}", run_id, known)
+            raise unknown_name(f"run in {results_dir}", run_id, finished_runs(results_dir))
     first, *others = (read_run(results_dir / run_id) for run_id in run_ids)
     measured = _measured(first)
     for other in others:

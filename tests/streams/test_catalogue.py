@@ -136,6 +136,11 @@ def test_the_card_tells_origin_labels_and_examples(write: Writer, capsys: pytest
     assert train.endswith(f"(even {counts['even']}, odd {counts['odd']})")
 
 
+def test_brackets_and_colons_of_a_description_are_listed(write: Writer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "list", write(name="a", description="[b] or [/c] :+1:")]) == 0
+    assert "[b] or [/c] :+1:" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

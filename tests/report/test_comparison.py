@@ -11,11 +11,12 @@ import yaml
 from himalaya_adapter.cli import main
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.item_scores import FILE
+from himalaya_adapter.evaluation.metrics import ScoredRun
 from himalaya_adapter.report import markdown, score_figures, write_comparison
 from himalaya_adapter.report.comparison import Comparison, compare
 from himalaya_adapter.report.method_groups import group_by_method
 from himalaya_adapter.report.palette import METHOD_COLORS
-from himalaya_adapter.report.run_folder import read_comparable_runs
+from himalaya_adapter.report.run_folder import RunRecord, read_comparable_runs
 from himalaya_adapter.report.score_tables import measure_differences
 from himalaya_adapter.storage import read_json, write_atomic, write_json
 
@@ -116,6 +117,25 @@ def test_two_methods_with_the_same_answers_do_not_differ(make_run: MakeRun, tmp_
     assert len(other.measures) == 4
     for of, test in (other.measures | other.tasks).items():
         assert (test.difference, test.low, test.high, test.p) == (0.0, 0.0, 0.0, 1.0), of
+
+
+@pytest.mark.parametrize("items", [1, 3, 8])
+def test_a_few_items_that_differ_alike_prove_nothing(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: int
+) -> None:
+    def all_right_or_wrong(run: RunRecord) -> ScoredRun:
+        score = float(run.run_id == "a")
+        return ScoredRun(
+            [[score], [None, score], [0.0, score, 0.0]],
+            [[[score]], [None, [score] * items], [[0.0], [score] * items, [0.0]]],
+        )
+
+    monkeypatch.setattr(RunRecord, "scored_items", all_right_or_wrong)
+    make_run("a", tasks=TASKS)
+    make_run("b", tasks=TASKS, method="lora", method_name="LoRA")
+    (lora,) = comparison_of(tmp_path, "a", "b").rivals
+    assert lora.tasks[TASKS[1]].p == 2.0 ** (1 - items)
+    assert {test.p for test in lora.measures.values()} == {2.0**-items}, "the first task's item differs, too"
 
 
 def test_methods_without_a_common_seed_are_compared_unpaired(make_run: MakeRun, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def parse_document(text: str, where: str, *, json_text: bool = False) -> Any:
     try:
         if json_text:
             content = json.loads(text, object_pairs_hook=_object)
-            _check_size(content, 0, itertools.count())
+            _check_size(content, 0, itertools.repeat(0))  # without aliases, it stands for what is there
             return content
         loader = Loader(text)
         try:

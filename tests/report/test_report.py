@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.identity import sealed
 from himalaya_adapter.registry import METHODS
-from himalaya_adapter.report import write_comparison, write_run_report
+from himalaya_adapter.report import paper, write_comparison, write_run_report
+from himalaya_adapter.report.charts import Figure, Heat
 from himalaya_adapter.report.formats import format_value
 from himalaya_adapter.report.palette import BOUND, FROZEN, OTHER_COLORS, PART_COLORS
 from himalaya_adapter.report.run_folder import read_run
@@ -93,6 +94,11 @@ def test_figures_for_papers_are_written_on_demand(make_run: MakeRun) -> None:
         files = sorted((folder / "figures").glob(f"*.{suffix}"))
         assert {file.stem.removeprefix("himalaya_0_") for file in files} == set(page.figures)
         assert all(file.read_bytes().startswith(start) for file in files)
+
+
+def test_a_change_that_rounds_to_0_has_no_sign_on_paper() -> None:
+    sheet = paper.draw(Figure("topic", "", "", [Heat([[-0.001, -0.26, 1.0]], ["a"], ["b", "c", "d"], signed=True)]))
+    assert [text.get_text() for text in sheet.axes[0].texts] == [".00", "−.26", "1.00"]
 
 
 def test_events_are_counted_task_by_task(make_run: MakeRun) -> None:

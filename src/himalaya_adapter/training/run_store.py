@@ -33,6 +33,7 @@ RELEASED = "released"
 FIXED_PARTS = {
     "data_hashes": "other training or test data",
     "backbone_revision": "other backbone weights",
+    "dtype": "another precision of the backbone (dtype=auto is what the machine computes in)",
     "processes": "another number of processes",
     "scoring": "another way of scoring, by another version of himalaya-adapter",
     "tasks": "tasks that are asked or scored in another way",

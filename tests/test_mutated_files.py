@@ -180,7 +180,13 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 RUN_CONFIG = {"run_id": "run", "training": {"seed": 0, "learning_rate": 1e-3}, "dataset": {"name": "demo"}}
 ENVIRONMENT = {
-    **{"data_hashes": {"first": {"test": "a"}}, "backbone_revision": "r", "processes": 1, "scoring": 2},
+    **{
+        "data_hashes": {"first": {"test": "a"}},
+        "backbone_revision": "r",
+        "dtype": "float32",
+        "processes": 1,
+        "scoring": 2,
+    },
     "tasks": {"first": {"metric": "accuracy"}},
 }
 OF_A_BEGUN_RUN = (

@@ -9,7 +9,9 @@ import yaml
 from tiny_runs import write_backbone, write_run, write_stream
 
 from himalaya_adapter.cli import main
+from himalaya_adapter.commands import run
 from himalaya_adapter.commands.sweep import run_id
+from himalaya_adapter.errors import told
 
 
 @pytest.fixture
@@ -58,3 +60,23 @@ def test_a_mistake_in_one_run_does_not_stop_the_others(
     assert len(lines) == 1
     assert "run_id=../a training.learning_rate=0.01: run_id '../a' is not the name" in lines[0]
     assert [path.parent.name for path in (tmp_path / "out").glob("*/metrics.json")] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), ImportError("no onnxruntime", name="onnxruntime"), OSError(28, "full")]
+)
+def test_what_ends_one_run_does_not_stop_the_others(
+    words: list[str], error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = []
+
+    def command(line: list[str]) -> None:
+        begun.append(line)
+        if len(begun) == 1:
+            raise error
+
+    monkeypatch.setattr(run, "command", command)
+    assert main([*words, "training.seed=0,1"]) == 2
+    assert len(begun) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("himalaya: ")]
+    assert line.endswith(f"training.seed=0: {told(error)}")

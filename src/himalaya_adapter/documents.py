@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,23 @@ from himalaya_adapter.errors import HimalayaError, one_line
 MOST_NODES = 200_000  # of a document with its aliases written out; a few lines of aliases can stand for more than fits
 DEEPEST = 40  # levels
 INTERPOLATION = "${"
-NOT_JSON = ("binary", "omap", "pairs", "set", "timestamp")  # types of YAML that JSON does not have
+# What is no text without quotes, and the characters that it may begin with: less than in YAML 1.1, where no is false.
+PLAIN = {
+    "bool": (r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    "int": (r"[+-]?(0|[1-9][0-9]*)$", "+-0123456789"),
+    "float": (
+        r"([+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?|[+-]?\.inf|\.nan)$",
+        "+-.0123456789",
+    ),
+}
+NOT_JSON = ("binary", "omap", "pairs", "set", "timestamp", "value")  # types of YAML that JSON does not have
 # What PyYAML raises: its own errors, and those of the constructors, such as ValueError of `2020-13-45` or `!!int x`.
 NOT_YAML = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 class Loader(yaml.SafeLoader):
-    """YAML of what JSON can say: a key stands once, dates are text, and 2e-4 (no dot) is the number that it looks."""
+    """YAML of what JSON can say: a key stands once, and only true, false and plain numbers such as 7, 0.5 or 2e-4 are
+    anything but text: ``no``, ``007``, ``12:30`` and dates are as they are written."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As PyYAML does; refuses a key that stands twice."""
@@ -29,17 +39,27 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+class Dumper(yaml.SafeDumper):
+    """Writes what `Loader` reads: also a text that only it takes for a number stands in quotes."""
+
 
 Loader.yaml_constructors = {
     tag: construct
     for tag, construct in yaml.SafeLoader.yaml_constructors.items()
     if tag is None or tag.rpartition(":")[2] not in NOT_JSON
 }
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[+-]?\d+[eE][+-]?\d+$"), list("+-0123456789"))
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if tag.rpartition(":")[2] not in (*PLAIN, *NOT_JSON)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for kind, (form, begins) in PLAIN.items():
+    for reader_or_writer in (Loader, Dumper):
+        reader_or_writer.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(form), list(begins))
+
+
+def document_text(content: Mapping[str, Any]) -> str:
+    """A content as YAML that `parse_document` reads as the same."""
+    return yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_document(path: Path) -> Any:
@@ -77,7 +97,7 @@ def parse_document(text: str, where: str, *, json_text: bool = False) -> Any:
     try:
         if json_text:
             content = json.loads(text, object_pairs_hook=_object)
-            _check_size(content, 0, itertools.count())
+            _check_size(content, 0, itertools.repeat(0))  # without aliases, it stands for what is there
             return content
         loader = Loader(text)
         try:

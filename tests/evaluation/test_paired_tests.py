@@ -44,7 +44,7 @@ def test_run_against_itself() -> None:
     run = scored_run(1, hardness=hardness(0), forgets=0.1)
     first, second = resampled_measures([run, run], seed=0)
     for name in MEASURES:
-        test = bootstrap_test(0.0, first[name] - second[name])
+        test = bootstrap_test(0.0, first[name] - second[name], 0)
         assert (test.difference, test.low, test.high, test.p) == (0.0, 0.0, 0.0, 1.0)
     (test,) = item_tests(np.zeros((1, ITEMS)), seed=0)
     assert (test.difference, test.low, test.high, test.p) == (0.0, 0.0, 0.0, 1.0)
@@ -59,7 +59,7 @@ def test_resampled_measures_are_those_of_resampled_matrices() -> None:
     # The best of several rows is biased upwards by resampling, as a maximum of noisy numbers is.
     assert 0 <= resampled["forgetting"].mean() - metrics.forgetting(run.matrix) < 0.02
     own = bootstrap_retained_accuracy(run.matrix, run.item_scores, seed=9).auc
-    test = bootstrap_test(0.0, resampled["retained_accuracy_auc"])
+    test = bootstrap_test(0.0, resampled["retained_accuracy_auc"], TASKS * ITEMS)
     assert (test.low, test.high) == pytest.approx((0.0, own[1]), abs=0.01)  # widened to hold the 0 that was given
 
 
@@ -100,7 +100,7 @@ def test_shift_is_found_and_its_sign_is_right() -> None:
     first, second = resampled_measures([better, worse], seed=0)
     for name, measure in MEASURES.items():
         difference = measure(better.matrix) - measure(worse.matrix)
-        test = bootstrap_test(difference, first[name] - second[name])
+        test = bootstrap_test(difference, first[name] - second[name], TASKS * ITEMS)
         assert test.p < 0.01, name
         assert test.low <= difference <= test.high
         assert (test.high < 0) if name == "forgetting" else (test.low > 0), name
@@ -148,7 +148,9 @@ def test_error_rate_without_a_difference() -> None:
         runs = [scored_run(1000 + 2 * repetition + k, hardness=same, forgets=0.05) for k in range(2)]
         first, second = resampled_measures(runs, seed=repetition)
         for name, measure in MEASURES.items():
-            test = bootstrap_test(measure(runs[0].matrix) - measure(runs[1].matrix), first[name] - second[name])
+            test = bootstrap_test(
+                measure(runs[0].matrix) - measure(runs[1].matrix), first[name] - second[name], TASKS * ITEMS
+            )
             rejected[name] += test.p <= 0.05
             covered[name] += test.low <= 0 <= test.high
         (test,) = item_tests(at_the_end(runs[0]) - at_the_end(runs[1]), seed=repetition)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.batching import Batch, prompt_batches
@@ -117,6 +117,14 @@ def half_trained(request, tiny_model, tiny_tokenizer) -> tuple[LlamaForCausalLM,
     model = tiny_model(seed=1)
     train_half_way(model, tiny_tokenizer, task, steps=35)
     return model, task
+
+
+@pytest.mark.parametrize("kind", ["classification", "generation"])
+def test_a_prompt_leaves_room_for_the_answer_in_the_models_positions(tiny_tokenizer, kind: str) -> None:
+    config = GPT2Config(vocab_size=len(tiny_tokenizer), n_positions=48, n_embd=16, n_layer=1, n_head=1)
+    labels = SHARED_STARTS if kind == "classification" else ()
+    task = make_task(kind, [("the sky is blue " * 20 + "Answer:", "good film")] * 3, labels=labels)
+    assert evaluate(GPT2LMHeadModel(config).eval(), tiny_tokenizer, task, max_length=48).n == 3
 
 
 def test_the_two_label_sets_are_what_their_names_say(tiny_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from himalaya_adapter.documents import parse_document
+from himalaya_adapter.documents import document_text, parse_document
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.overrides import combinations, read_overrides
 
@@ -18,11 +18,24 @@ from himalaya_adapter.experiments.overrides import combinations, read_overrides
         ("a.b={type: uniform, low: 1e-5}", {"type": "uniform", "low": 1e-5}),
         ("a.b='1'", "1"),
         ("a.b=2020-12-31", "2020-12-31"),
+        ("a.b=1.5e3", 1500.0),
+        ("a.b=.5", 0.5),
+        ("a.b=True", True),
+        ("a.b=no", "no"),
+        ("a.b=007", "007"),
+        ("a.b=12:30", "12:30"),
+        ("a.b=1_000", "1_000"),
+        ("a.b==", "="),
     ],
 )
 def test_a_value_is_yaml(word: str, value: object) -> None:
     found = read_overrides([word])
     assert {key: parse_document(text, key) for key, text in found.items()} == {"a.b": value}
+
+
+@pytest.mark.parametrize("text", ["12e5", "1.5e3", "007", "no", "true", "12:30", "=", "2020-12-31", "~", "é\n"])
+def test_a_text_is_read_as_it_was_written(text: str) -> None:
+    assert parse_document(document_text({"a": text}), "a") == {"a": text}
 
 
 @pytest.mark.parametrize("word", ["a", "=1", ".a=1", "a.=1", "a..b=1"])

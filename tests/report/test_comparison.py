@@ -8,13 +8,15 @@ from statistics import fmean, stdev
 import pytest
 import yaml
 
+from himalaya_adapter.cli import main
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.item_scores import FILE
+from himalaya_adapter.evaluation.metrics import ScoredRun
 from himalaya_adapter.report import markdown, score_figures, write_comparison
 from himalaya_adapter.report.comparison import Comparison, compare
 from himalaya_adapter.report.method_groups import group_by_method
 from himalaya_adapter.report.palette import METHOD_COLORS
-from himalaya_adapter.report.run_folder import read_comparable_runs
+from himalaya_adapter.report.run_folder import RunRecord, read_comparable_runs
 from himalaya_adapter.report.score_tables import measure_differences
 from himalaya_adapter.storage import read_json, write_atomic, write_json
 
@@ -117,6 +119,25 @@ def test_two_methods_with_the_same_answers_do_not_differ(make_run: MakeRun, tmp_
         assert (test.difference, test.low, test.high, test.p) == (0.0, 0.0, 0.0, 1.0), of
 
 
+@pytest.mark.parametrize("items", [1, 3, 8])
+def test_a_few_items_that_differ_alike_prove_nothing(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: int
+) -> None:
+    def all_right_or_wrong(run: RunRecord) -> ScoredRun:
+        score = float(run.run_id == "a")
+        return ScoredRun(
+            [[score], [None, score], [0.0, score, 0.0]],
+            [[[score]], [None, [score] * items], [[0.0], [score] * items, [0.0]]],
+        )
+
+    monkeypatch.setattr(RunRecord, "scored_items", all_right_or_wrong)
+    make_run("a", tasks=TASKS)
+    make_run("b", tasks=TASKS, method="lora", method_name="LoRA")
+    (lora,) = comparison_of(tmp_path, "a", "b").rivals
+    assert lora.tasks[TASKS[1]].p == 2.0 ** (1 - items)
+    assert {test.p for test in lora.measures.values()} == {2.0**-items}, "the first task's item differs, too"
+
+
 def test_methods_without_a_common_seed_are_compared_unpaired(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("a", tasks=TASKS, seed=0)
     make_run("b", tasks=TASKS, seed=1, method="lora", method_name="LoRA")
@@ -195,3 +216,11 @@ def test_the_frozen_model_is_drawn_once(make_run: MakeRun, tmp_path: Path) -> No
         assert {one.look.label for chart in charts for one in chart.series} == {"himalaya", "lora", "frozen model"}
     assert "Frozen" not in str(score_figures.scores_by_method(groups).charts)
     assert "Frozen" in str(score_figures.retained_accuracy(groups[2:]).charts)
+
+
+def test_a_run_that_was_about_to_be_deleted_is_not_compared(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("lora", tasks=TASKS, method="lora").rename(tmp_path / ".lora.deleted")
+    for run_id in ("himalaya", "lora"):
+        make_run(run_id, tasks=TASKS, method=run_id)
+    assert main(["compare", str(tmp_path)]) == 0
+    assert read_json(tmp_path / "comparison" / "aggregated_metrics.json")["runs"].keys() == {"himalaya", "lora"}

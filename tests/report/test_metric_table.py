@@ -64,6 +64,8 @@ def test_values_are_printed_for_people() -> None:
         "1.84 MB",
         "2.35 GB",
     ]
+    assert [format_bytes(size) for size in (999.6, 99_996, 999_999)] == ["1.00 kB", "100 kB", "1.00 MB"]
+    assert [format_seconds(seconds) for seconds in (59.96, 3599.6, 3659)] == ["1 min 0 s", "1 h 0 min", "1 h 1 min"]
     assert [format_seconds(seconds) for seconds in (0.04, 59.94, 200, 4320)] == [
         "0.0 s",
         "59.9 s",

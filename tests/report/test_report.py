@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.identity import sealed
 from himalaya_adapter.registry import METHODS
-from himalaya_adapter.report import write_comparison, write_run_report
+from himalaya_adapter.report import paper, write_comparison, write_run_report
+from himalaya_adapter.report.charts import Figure, Heat
 from himalaya_adapter.report.formats import format_value
 from himalaya_adapter.report.palette import BOUND, FROZEN, OTHER_COLORS, PART_COLORS
 from himalaya_adapter.report.run_folder import read_run
@@ -93,6 +94,11 @@ def test_figures_for_papers_are_written_on_demand(make_run: MakeRun) -> None:
         files = sorted((folder / "figures").glob(f"*.{suffix}"))
         assert {file.stem.removeprefix("himalaya_0_") for file in files} == set(page.figures)
         assert all(file.read_bytes().startswith(start) for file in files)
+
+
+def test_a_change_that_rounds_to_0_has_no_sign_on_paper() -> None:
+    sheet = paper.draw(Figure("topic", "", "", [Heat([[-0.001, -0.26, 1.0]], ["a"], ["b", "c", "d"], signed=True)]))
+    assert [text.get_text() for text in sheet.axes[0].texts] == [".00", "−.26", "1.00"]
 
 
 def test_events_are_counted_task_by_task(make_run: MakeRun) -> None:
@@ -272,18 +278,28 @@ def test_comparison_refuses_runs_that_were_not_measured_alike(make_run: MakeRun,
     change(make_run("no_hashes", tasks=SIX_TASKS) / "environment.json", data_hashes={})
     config = make_run("other_length", tasks=SIX_TASKS) / "config.yaml"
     config.write_text(config.read_text(encoding="utf-8") + "dataset.max_seq_length: 64\n", encoding="utf-8")
+    matrix = make_run("other_metric", tasks=SIX_TASKS) / "matrix.json"
+    matrix.write_text(matrix.read_text(encoding="utf-8").replace('"accuracy"', '"macro_f1"'), encoding="utf-8")
+    asked = {"kind": "classification", "max_new_tokens": 4, "answers_are_lines": True}
+    for run_id, labels in (("asked", ["yes", "no"]), ("other_labels", ["yes", "no", "perhaps"])):
+        tasks = {task: {**asked, "labels": labels} for task in SIX_TASKS}
+        change(make_run(run_id, tasks=SIX_TASKS, seed=1) / "environment.json", tasks=tasks)
     for run_id, reason in {
         "other_backbone": "backbone 'smollm2-135m' against 'llama-2-7b'",
         "other_stream": "stream 'demo_stream_6' against 'full_stream_25'",
         "other_order": "order of tasks",
         "other_data": "hash of the test items of 'sarcasm'",
         "no_hashes": "no_hashes is damaged .*sarcasm",
+        "other_metric": "metric of '.*' 'accuracy' against 'macro_f1'",
         "other_length": "dataset.max_seq_length 512 against 64",
     }.items():
         with pytest.raises(HimalayaError, match=reason) as caught:
             write_comparison(tmp_path, ["a", run_id], tmp_path / "out")
         assert "\n" not in str(caught.value)
+    with pytest.raises(HimalayaError, match=r"labels of '.*' .*'perhaps'"):
+        write_comparison(tmp_path, ["asked", "other_labels"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    assert write_comparison(tmp_path, ["a", "asked"], tmp_path / "out").is_file()
 
 
 @pytest.mark.parametrize(

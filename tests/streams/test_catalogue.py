@@ -136,6 +136,11 @@ def test_the_card_tells_origin_labels_and_examples(write: Writer, capsys: pytest
     assert train.endswith(f"(even {counts['even']}, odd {counts['odd']})")
 
 
+def test_brackets_and_colons_of_a_description_are_listed(write: Writer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "list", write(name="a", description="[b] or [/c] :+1:")]) == 0
+    assert "[b] or [/c] :+1:" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -164,6 +169,11 @@ def test_the_card_tells_origin_labels_and_examples(write: Writer, capsys: pytest
         ({"metric": None}, "'metric' of task 'parity' of stream .*mine.yaml is missing"),
         ({"metrics": "accuracy"}, "unknown key .* 'metrics'; did you mean 'metric'"),
         ({"language": False}, r"'language' of task 'parity' .*quote it in YAML"),
+        ({"forbidden_words": [None]}, "'forbidden_words' of .* found .null., expected a text, or a list of texts"),
+        (
+            {"source": {"files": "rows.jsonl", "group": "id", "where": {"id": [None]}}},
+            "'source.where.id' .* found .null",
+        ),
         ({"max_new_tokens": 0}, "'max_new_tokens' .* found 0, expected a whole number of at least 1"),
         ({"max_new_tokens": True}, "expected a whole number"),
         ({"caps": {"dev": 3}}, "unknown key of task 'parity' .* 'caps.dev'"),

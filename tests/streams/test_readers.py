@@ -103,6 +103,13 @@ msgstr[1] "%d jours"
 """
 
 
+def test_tables_and_cells_of_any_size() -> None:
+    rows = [{"id": "x" * 200_000, "text": "a"}, *({"id": str(n), "text": "b"} for n in range(70_000))]
+    table = "".join(f"{row['id']},{row['text']}\n" for row in rows)
+    for name, content in (("rows.json", json.dumps(rows)), ("rows.csv", f"id,text\n{table}")):
+        assert list(read_file(content.encode(), name)) == rows
+
+
 def test_a_row_has_the_fields_of_the_header_or_is_reported() -> None:
     content = b"id,text,team\n3,server 3 is down, again,answer 3\n\n4,b\n5,c,z\n"
     first, second, good = rows("table", content, "rows.csv")

@@ -77,6 +77,12 @@ def test_a_task_that_is_asked_or_scored_otherwise_now_is_refused_by_name(
         stream.write_text(written, encoding="utf-8")
 
 
+def test_another_precision_is_refused(words: list[str], copied: Path) -> None:
+    change(copied / "environment.json", lambda environment: environment.update(dtype="bfloat16"))
+    with pytest.raises(HimalayaError, match="was begun with another precision of the backbone"):
+        go_on(words, copied)
+
+
 def test_a_folder_of_another_version_of_the_scoring_is_refused(words: list[str], copied: Path) -> None:
     change(copied / "environment.json", lambda environment: environment.pop("scoring"))
     with pytest.raises(HimalayaError, match="was begun with another way of scoring"):

@@ -16,6 +16,6 @@ def command(overrides: Overrides) -> None:
     check_run(run)
     budget = count_budget(run)
     for table in budget_tables(run, budget):
-        Console().print(table)
+        Console(markup=False, emoji=False).print(table)
     if run.model.adapter.total_parameter_budget_mb is not None:
         check_size(budget.stored, run.model.adapter.total_parameter_budget_mb)

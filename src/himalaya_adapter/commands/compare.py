@@ -17,9 +17,8 @@ def command(
     figures: Figures = False,
 ) -> None:
     """Compare finished runs of one stream."""
-    from himalaya_adapter.report import write_comparison
+    from himalaya_adapter.report import finished_runs, write_comparison
 
     for run_id in run_ids or ():
         check_name(run_id, "run")
-    chosen = run_ids or sorted(path.parent.name for path in folder.glob("*/metrics.json"))
-    print(write_comparison(folder, chosen, folder / "comparison", figures=figures))
+    print(write_comparison(folder, run_ids or finished_runs(folder), folder / "comparison", figures=figures))

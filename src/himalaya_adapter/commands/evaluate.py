@@ -19,9 +19,10 @@ def command(
 ) -> None:
     """Score a task on a file."""
     from himalaya_adapter.deploy.adapter_folder import load_adapter
+    from himalaya_adapter.evaluation.batching import context_of
     from himalaya_adapter.learning.adapter_store import AdapterStore
     from himalaya_adapter.learning.asking import score
-    from himalaya_adapter.learning.data import context_of, read_data, read_rows
+    from himalaya_adapter.learning.data import read_data, read_rows
 
     rows, templates = read_rows(data, split), templates_of(prompt, target)
     loaded = load_adapter(adapter, task=task, backbone=backbone)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from himalaya_adapter.commands import Overrides, run
-from himalaya_adapter.errors import HimalayaError, one_line
+from himalaya_adapter.errors import HimalayaError, one_line, told
 
 CONTINUES = True
 NO_NAME = re.compile(r"[^\w.+-]")  # what a folder's name is better without
@@ -32,16 +32,17 @@ def command(overrides: Overrides) -> None:
         line = lines[chosen.job]
         try:
             run.command([*line, *run_id(own, line)])
-        except (HimalayaError, OSError) as error:
-            if os.getpid() != here:
+        except Exception as error:
+            reason = told(error)
+            if reason is None or os.getpid() != here:
                 raise  # in another process, or on another machine: Hydra's launcher tells of it
-            failures.append(f"{' '.join(line)}: {one_line(error)}")
+            failures.append(f"{' '.join(line)}: {reason}")
 
     numbers = f"job={','.join(map(str, range(len(lines))))}"
     results = next((word.removeprefix("results_dir=") for word in own if word.startswith("results_dir=")), "outputs")
     of_hydra = [word for word in overrides if OF_HYDRA.match(word)]
-    told = ["--multirun", numbers, f"hydra.sweep.dir='{results}/.sweep'", *of_hydra]
-    arguments, sys.argv = sys.argv, ["himalaya sweep", *told]  # Hydra reads them there
+    of_launcher = ["--multirun", numbers, f"hydra.sweep.dir='{results}/.sweep'", *of_hydra]
+    arguments, sys.argv = sys.argv, ["himalaya sweep", *of_launcher]  # Hydra reads them there
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints an error itself, and ends the process
     try:
         hydra.main(config_path=str(CONF / "sweep"), config_name="sweep", version_base="1.3")(job)()

@@ -46,4 +46,4 @@ def command(
         scores = ("" if score is None else f"{score:.2f}" for score in (frozen[name], record["score"]))
         table.add_row(name, str(record["items"]), record["metric"], *scores, str(record["held_out"]), asked)
     if known:
-        Console().print(table)
+        Console(markup=False, emoji=False).print(table)  # [x] and :x: in a prompt are its own

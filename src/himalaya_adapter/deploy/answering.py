@@ -2,7 +2,6 @@
 
 import logging
 import re
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.evaluation.batching import context_of
 from himalaya_adapter.evaluation.generation import GREEDY
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.names import known_task
@@ -70,7 +70,7 @@ def choose_task(adapter: LoadedAdapter, prompt: str, task: str = AUTO) -> Chosen
         return ChosenTask(task)
     if not method.recognises_tasks:
         raise HimalayaError(f"{kind} cannot tell a task from its prompt: name one with --task ({', '.join(known)})")
-    ((name, confidence),) = method.infer_task(_encoded(adapter, prompt, _positions(adapter)), known)
+    ((name, confidence),) = method.infer_task(_encoded(adapter, prompt, context_of(adapter.model)), known)
     if confidence == 0:
         raise HimalayaError("the adapter has not learnt to tell tasks from prompts: name one with --task")
     method.set_task(name)  # without a name: as the prompt says, each time
@@ -99,7 +99,7 @@ def answer(
         HimalayaError: The prompt is empty, or the backbone has no room for so long an answer.
     """
     check_request(prompt, max_new_tokens)
-    positions = _positions(adapter)
+    positions = context_of(adapter.model)
     if max_new_tokens >= positions:
         raise HimalayaError(
             f"max_new_tokens={max_new_tokens}: the backbone has {positions} positions, prompt included"
@@ -128,11 +128,6 @@ def check_request(prompt: str, max_new_tokens: int) -> None:
         raise HimalayaError("the prompt is empty: give the text that is to be answered")
     if max_new_tokens < 1:
         raise HimalayaError(f"max_new_tokens={max_new_tokens}: expected a whole number of at least 1")
-
-
-def _positions(adapter: LoadedAdapter) -> int:
-    """The most tokens that the backbone reads."""
-    return getattr(adapter.model.config, "max_position_embeddings", None) or sys.maxsize
 
 
 def _encoded(adapter: LoadedAdapter, prompt: str, room: int, chat: bool = False) -> torch.Tensor:

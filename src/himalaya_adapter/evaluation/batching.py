@@ -13,6 +13,12 @@ from himalaya_adapter.streams.encoding import encode_prompt
 from himalaya_adapter.streams.task import Item
 
 PROMPTS_AT_ONCE = 64
+UNLIMITED = 2**20  # tokens, for a backbone that does not say how many it reads
+
+
+def context_of(model: Any) -> int:
+    """The most tokens that a backbone reads, a prompt's and its answer's."""
+    return getattr(model.config, "max_position_embeddings", None) or UNLIMITED
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """How far an adapter moves the base model on plain text that no task is about."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.batching import batches, reading
+
+LARGEST = math.log(sys.float_info.max)  # loss that has a perplexity
 
 
 def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: int, max_length: int) -> float:
@@ -24,7 +27,7 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: 
         max_length: The most tokens read of a text, from its beginning.
 
     Raises:
-        HimalayaError: The loss is not finite.
+        HimalayaError: The loss is not finite, or its exponential is not.
     """
     encoded = [tokenizer(text, split_special_tokens=True)["input_ids"][:max_length] for text in texts]
     predictable = [tokens for tokens in encoded if len(tokens) > 1]
@@ -36,12 +39,13 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: 
             for row, tokens, mask in zip(logits, batch.input_ids, batch.attention_mask.bool(), strict=True):
                 own = tokens[mask]
                 total += cross_entropy(row[mask][:-1].float(), own[1:], reduction="sum").item()
-    if not math.isfinite(total):
+    mean = total / sum(len(tokens) - 1 for tokens in predictable)
+    if not mean < LARGEST:
         raise HimalayaError(
-            "the loss on held-out text is not finite: training has diverged (lower the learning rate), or the "
+            f"the loss on held-out text is {mean:.3g}: training has diverged (lower the learning rate), or the "
             "backbone's weights are damaged"
         )
-    return math.exp(total / sum(len(tokens) - 1 for tokens in predictable))
+    return math.exp(mean)
 
 
 def base_drift(model: PeftModel, tokenizer: Any, texts: Sequence[str], *, batch_size: int, max_length: int) -> float:

@@ -52,21 +52,23 @@ def resampled_measures(runs: Sequence[ScoredRun], *, seed: int) -> list[dict[str
     return [{name: np.concatenate([block[name] for block in of_run]) for name in MEASURES} for of_run in of_runs]
 
 
-def bootstrap_test(difference: float, resampled: Array) -> PairedTest:
+def bootstrap_test(difference: float, resampled: Array, differing: int) -> PairedTest:
     """Paired bootstrap (Efron and Tibshirani, 1993): interval and p-value from resampled differences.
 
     ``p = 2 · min(P(d* ≤ 0), P(d* ≥ 0))``, at most 1, each share counted with the observed sample, (1 + #) / (1 + R):
-    twice the level at which the percentile interval begins to hold 0.
+    twice the level at which the percentile interval begins to hold 0. Resamples of a few items that all differ alike
+    hold no 0, however few they are, so p is no less than the sign-flip test could give, ``2 / 2^differing``.
 
     Args:
         difference: The difference as it was measured.
         resampled: The differences on resampled items, ``(R,)``.
+        differing: On how many test items the methods' scores differ.
     """
     low, high = percentile_interval(resampled, difference)
     # A difference that is 0 up to rounding lies on both sides.
     below, above = np.sum(resampled <= ROUNDING), np.sum(resampled >= -ROUNDING)
     p = 2 * (1 + min(int(below), int(above))) / (1 + len(resampled))
-    return PairedTest(difference, low, high, min(1.0, p))
+    return PairedTest(difference, low, high, min(1.0, max(p, 2.0 ** (1 - differing))))
 
 
 def item_tests(differences: Array, *, seed: int) -> list[PairedTest]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.evaluation.batching import prompt_batches, reading
+from himalaya_adapter.evaluation.batching import context_of, prompt_batches, reading
 from himalaya_adapter.evaluation.generation import answer_text, generate_texts, stop_tokens
 from himalaya_adapter.evaluation.intervals import bootstrap_weights, percentile_interval
 from himalaya_adapter.evaluation.labels import choose_labels
@@ -70,7 +70,8 @@ def evaluate_task(
         task: The task.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         batch_size: Prompts per batch.
-        max_length: The most tokens of a prompt; longer ones lose their beginning. The answer comes on top.
+        max_length: The most tokens of a prompt; longer ones lose their beginning. The answer comes on top,
+            so that both together are no more than the model reads.
         progress: Called with the items done and the number of items, after each batch.
 
     Raises:
@@ -88,6 +89,8 @@ def evaluate_task(
     ends = [token for token in sorted(stop) if not answer_text(tokenizer, [token], stop, newline_ends)]
     # Without the EOS that encode_target adds.
     labels = [encode_target(tokenizer, label, chat=items[0].chat)[:-1] for label in spec.labels]
+    longest = max(map(len, labels), default=spec.max_new_tokens)
+    max_length = max(1, min(max_length, context_of(model) - longest))
     predictions, written = [""] * len(items), [""] * len(items)
     done = 0
     with reading(model):

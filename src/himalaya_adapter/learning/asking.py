@@ -9,6 +9,7 @@ from transformers import TextStreamer
 
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
 from himalaya_adapter.deploy.answering import AUTO, answer, check_request, choose_task
+from himalaya_adapter.evaluation.batching import context_of
 from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.names import known_task
@@ -16,7 +17,7 @@ from himalaya_adapter.streams import Task
 from himalaya_adapter.training.progress import stage
 
 from .adapter_store import AdapterStore
-from .data import Form, chat_prompt, context_of, refuse_control_tokens
+from .data import Form, chat_prompt, refuse_control_tokens
 
 ITEMS_AT_ONCE = 16
 

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
+from himalaya_adapter.evaluation.batching import UNLIMITED
 from himalaya_adapter.evaluation.text_metrics import metric_by_name
 from himalaya_adapter.streams.encoding import encode_prompt, encode_target
 from himalaya_adapter.streams.items import BROKEN, EMPTY, NOT_UTF8, fields_of, item_of
@@ -27,7 +28,6 @@ HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
 LABEL_METRICS = ("accuracy", "macro_f1")
 # Targets are taken for labels if there are no more of them than this, each as short and on average as frequent.
 MOST_LABELS, LONGEST_LABEL, ITEMS_A_LABEL = 20, 40, 5
-UNLIMITED = 2**20  # tokens of an item, for a backbone that does not say how many it reads
 LONGEST_ANSWER = 256  # tokens that are generated to score an item
 # A value that loses at its ends no more than a space or a line break.
 TRIM = re.compile(r"\s?\S(.*\S)?\s?|\s*", re.DOTALL)
@@ -113,11 +113,6 @@ def _of_dataset(name: str, config: str | None, split: str, on_disk: bool) -> lis
             raise unknown_name(f"split of {name}", split, found)
         found = found[split]
     return list(found)
-
-
-def context_of(model: Any) -> int:
-    """The most tokens that a backbone reads."""
-    return getattr(model.config, "max_position_embeddings", None) or UNLIMITED
 
 
 def read_data(

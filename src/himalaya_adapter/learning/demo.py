@@ -123,7 +123,7 @@ def _rival(
 
 def print_result(result: DemoResult) -> None:
     """The scores as a table, and the answers to the first task's questions."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for method, rows in result.after.items():
         table = Table("after learning", *result.tasks, title=method)
         for name, scores in zip(("nothing", *result.tasks), (result.frozen, *rows), strict=True):
@@ -132,4 +132,4 @@ def print_result(result: DemoResult) -> None:
     console.print(f"Questions of {next(iter(result.tasks))}, asked after all tasks:", highlight=False)
     for number, item in enumerate(result.questions):
         answers = "; ".join(f"{method}: {told[number]!r}" for method, told in result.answers.items())
-        console.print(f"{item.prompt!r} (right: {item.target!r}) {answers}", highlight=False, markup=False)
+        console.print(f"{item.prompt!r} (right: {item.target!r}) {answers}", highlight=False)

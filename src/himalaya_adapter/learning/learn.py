@@ -15,6 +15,7 @@ from himalaya_adapter.backbones.shape import hidden_width, sizes_of
 from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.deploy.answering import AUTO
 from himalaya_adapter.errors import HimalayaError, out_of_memory_told, unknown_name
+from himalaya_adapter.evaluation.batching import context_of
 from himalaya_adapter.evaluation.scoring import TaskScore
 from himalaya_adapter.experiments.run_config import TrainingConfig
 from himalaya_adapter.experiments.schema import parse
@@ -36,7 +37,7 @@ from himalaya_adapter.training.task_training import (
 
 from .adapter_store import AdapterStore, room, sized_config
 from .asking import score
-from .data import OwnData, context_of, read_data, read_rows
+from .data import OwnData, read_data, read_rows
 from .held_out import MOST_SCORED, HeldOut, hold_out
 
 DEFAULT_BACKBONE, DEFAULT_BUDGET_MB = "smollm2-135m", 2.5

@@ -10,6 +10,7 @@ from himalaya_adapter import stream_metrics
 from himalaya_adapter.evaluation.intervals import Array
 from himalaya_adapter.evaluation.paired_tests import (
     MEASURES,
+    ROUNDING,
     PairedTest,
     ScoredRun,
     bootstrap_test,
@@ -125,6 +126,16 @@ class _Pair:
         ours, theirs = (np.mean([values[run_id] for run_id in side], axis=0) for side in self.sides)
         return np.asarray(ours - theirs)
 
+    def differing_items(self, scored: Mapping[str, ScoredRun]) -> int:
+        """On how many test items the two sides' scores differ, after any task."""
+        found = 0
+        for task in range(len(self.other.first.tasks)):
+            columns = {run_id: [row[task] for row in scored[run_id].item_scores[task:]] for run_id in self.names}
+            rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+            gaps = [self.gap(items) for items in rows if None not in items.values()]
+            found += int(np.any(np.abs(gaps) > ROUNDING, axis=0).sum())
+        return found
+
 
 def _paired(reference: MethodGroup, other: MethodGroup) -> _Pair:
     shared = tuple(seed for seed in reference.seeds if seed in other.seeds)
@@ -138,14 +149,15 @@ def _paired(reference: MethodGroup, other: MethodGroup) -> _Pair:
 def _measure_tests(pairs: Sequence[_Pair], scored: Mapping[str, ScoredRun], rows: Any) -> list[dict[str, PairedTest]]:
     """Of each pair the tests of the measures, where the same ``rows`` of the matrix were measured of all of them."""
     resampled = dict(zip(scored, resampled_measures([*scored.values()], seed=SEED), strict=True))
+    differing = [pair.differing_items(scored) for pair in pairs]
     found: list[dict[str, PairedTest]] = [{} for _ in pairs]
     for key, measure in MEASURES.items():
         points = {run_id: measure(one.matrix) for run_id, one in scored.items()}
         draws = {run_id: of_run[key] for run_id, of_run in resampled.items()}
         of_rows = key in stream_metrics.keys("of measured rows")
-        for pair, tests in zip(pairs, found, strict=True):
+        for pair, items, tests in zip(pairs, differing, found, strict=True):
             if not of_rows or pair.other.first.metrics.get("measured_rows") == rows:
-                tests[key] = bootstrap_test(float(pair.gap(points)), pair.gap(draws))
+                tests[key] = bootstrap_test(float(pair.gap(points)), pair.gap(draws), items)
     return found
 
 

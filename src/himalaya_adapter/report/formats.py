@@ -43,16 +43,15 @@ def format_interval(interval: Interval | None) -> str:
 def format_bytes(count: float) -> str:
     """Bytes in SI units (1 kB = 1000 bytes) with three significant figures or more."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}" if count < 100 * size else f"{count / size:.0f} {unit}"
+        if count >= 0.9995 * size:  # what rounds to 1000 of the smaller unit
+            return f"{count / size:.2f} {unit}" if count < 99.995 * size else f"{count / size:.0f} {unit}"
     return f"{count:.0f} B"
 
 
 def format_seconds(seconds: float) -> str:
     """``42.1 s``, ``3 min 20 s`` or ``1 h 12 min``."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    if round(seconds) < 3600:
+        return "{} min {} s".format(*divmod(round(seconds), 60))
+    return "{} h {} min".format(*divmod(round(seconds / 60), 60))

@@ -147,7 +147,7 @@ def _draw_heat(sheet: Sheet, axes: Axes, chart: Heat) -> None:
     for (row, column), value in np.ndenumerate(values):
         if len(chart.columns) < MANY_CELLS and not math.isnan(value):
             color = "white" if abs(value) > 0.6 * widest else INK
-            text = f"{value:.2f}".replace("0.", ".").replace("-", "−")
+            text = f"{round(value, 2) + 0.0:.2f}".replace("0.", ".").replace("-", "−")
             axes.text(column, row, text, ha="center", va="center", fontsize=6.2, color=color)
     for row, column in chart.framed:
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.2))

@@ -19,6 +19,7 @@ from himalaya_adapter.identity import opened
 FORMAT = 1
 SEQUENTIAL, UNRANKED = "sequential", ("frozen", "joint")  # protocols of a run
 TASK_END = "task_end"
+ASKED = ("kind", "labels", "max_new_tokens", "answers_are_lines")  # of a task, beside its items and its metric
 SAME = 1e-9  # between two ways of adding up the same numbers
 REQUIRED_METRICS = {"method", "method_name", "backbone", "stream", "seed", "retained_accuracy", "tasks"}
 WRONG = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)  # what a damaged file raises
@@ -167,6 +168,11 @@ def _read_run(folder: Path) -> RunRecord:
     return run
 
 
+def finished_runs(results_dir: Path) -> list[str]:
+    """The names of the finished runs in a folder; what a killed process was about to delete is hidden, and is none."""
+    return sorted(path.parent.name for path in results_dir.glob("[!.]*/metrics.json"))
+
+
 def read_comparable_runs(results_dir: Path, run_ids: Sequence[str]) -> list[RunRecord]:
     """Read runs that may stand in one table: same backbone, stream, task order, prompt length, split and items of it.
 
@@ -177,15 +183,14 @@ def read_comparable_runs(results_dir: Path, run_ids: Sequence[str]) -> list[RunR
         raise HimalayaError(f"no runs to compare: {results_dir} holds no finished run, and none is named")
     for run_id in run_ids:
         if not (results_dir / run_id).is_dir():
-            known = [path.parent.name for path in results_dir.glob("*/metrics.json")]
-            raise unknown_name(f"run in {results_dir}", run_id, known)
+            raise unknown_name(f"run in {results_dir}", run_id, finished_runs(results_dir))
     first, *others = (read_run(results_dir / run_id) for run_id in run_ids)
     measured = _measured(first)
     for other in others:
         for what, found in _measured(other).items():
-            if found != measured.get(what):
+            if found != measured.get(what, found):  # older runs have not recorded all of it
                 raise HimalayaError(
-                    f"runs '{first.run_id}' and '{other.run_id}' cannot be compared: {what} {measured.get(what)!r} "
+                    f"runs '{first.run_id}' and '{other.run_id}' cannot be compared: {what} {measured[what]!r} "
                     f"against {found!r}; give runs that were measured alike"
                 )
     return [first, *others]
@@ -199,6 +204,8 @@ def _measured(run: RunRecord) -> dict[str, Any]:
         "evaluation.split": run.split,
         "order of tasks": ", ".join(run.tasks),
         **{f"hash of the {run.split} items of '{task}'": found for task, found in run.test_hashes.items()},
+        **{f"metric of '{task}'": cell["metric"] for task, cell in zip(run.tasks, run.final, strict=True)},
+        **{f"{key} of '{task}'": of[key] for task, of in run.environment.get("tasks", {}).items() for key in ASKED},
     }
 
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import yaml
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
+from himalaya_adapter.documents import document_text
 from himalaya_adapter.experiments.validation import with_values
 from himalaya_adapter.identity import sealed
 from himalaya_adapter.search.study import REASON, SAME_AS, SharedStudy
@@ -47,8 +47,7 @@ def write_results(shared: SharedStudy) -> None:
         # On its own stream, with a name of its own beside the run with the values as written.
         values = {shared.keys[name]: value for name, value in shared.values(best).items()}
         chosen = with_values(run, {"run_id": f"{run.run_id}-best", "optuna": {}, **values})
-        text = yaml.safe_dump(asdict(chosen), sort_keys=False, allow_unicode=True)
-        write_atomic(shared.folder / "best.yaml", text)
+        write_atomic(shared.folder / "best.yaml", document_text(asdict(chosen)))
 
 
 def _record(shared: SharedStudy, trial: FrozenTrial) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-import yaml
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from himalaya_adapter import stream_metrics
+from himalaya_adapter.documents import document_text
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.keys import check_same, flattened, searched_keys
 from himalaya_adapter.experiments.run_config import RunConfig
@@ -81,7 +81,7 @@ class SharedStudy:
         check_same(self.study.user_attrs[CONFIG], now, f"the study of {self.folder}", "search")
         if not begun.is_file():
             run = replace(self.run, optuna=replace(self.run.optuna, storage=None))  # it may hold a password
-            write_atomic(begun, yaml.safe_dump(asdict(run), sort_keys=False, allow_unicode=True))
+            write_atomic(begun, document_text(asdict(run)))
 
     def trials(self) -> list[FrozenTrial]:
         """All trials so far."""

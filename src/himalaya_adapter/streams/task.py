@@ -23,7 +23,10 @@ def normal_label(text: str) -> str:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    return tuple(str(one) for one in value) if isinstance(value, list | tuple) else (str(value),)
+    names = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(one, str | int | float) for one in names):
+        raise ValueError("no text")
+    return tuple(map(str, names))
 
 
 def _part(value: Any) -> tuple[int, int]:
@@ -59,7 +62,7 @@ def _taken(expected: str, **limits: Any) -> Any:
     return Field(json_schema_extra={"expected": expected}, **limits)
 
 
-# YAML reads an unquoted `no` (Norwegian) as false, hence the advice.
+# YAML reads an unquoted `true` or `7` as no text, hence the advice.
 Text = Annotated[str, Strict(), _taken("non-empty text (quote it in YAML)", pattern=r"\S")]
 Name = Annotated[str, Strict(), _taken("the name of a configuration or a split", pattern=r"^\w[\w.-]*$")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), _taken("a text, or a list of texts")]

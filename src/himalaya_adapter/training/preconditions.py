@@ -8,6 +8,7 @@ from peft import PeftConfig
 
 from himalaya_adapter.backbones import Backbone
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.evaluation.batching import context_of
 from himalaya_adapter.experiments.method_options import method_of
 from himalaya_adapter.experiments.run_config import DatasetConfig, HardwareConfig, RunConfig
 from himalaya_adapter.methods.himalaya import HimalayaConfig
@@ -50,8 +51,8 @@ def check_backbone(max_seq_length: int, backbone: Backbone) -> None:
     Raises:
         HimalayaError: As said.
     """
-    context = getattr(backbone.model.config, "max_position_embeddings", None)
-    if context is not None and max_seq_length > context:
+    context = context_of(backbone.model)
+    if max_seq_length > context:
         raise HimalayaError(
             f"dataset.max_seq_length={max_seq_length}: {backbone.name} reads "
             f"at most {context} tokens; expected a whole number up to that"

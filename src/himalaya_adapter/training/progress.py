@@ -27,7 +27,7 @@ class OneBar:
         console = Console(stderr=True)
         self.shown = shown
         self.drawn = shown and (console.is_terminal or console.is_jupyter)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:.0f} %"))
         self.bar = Progress(
             *columns, console=console, transient=True, disable=not self.drawn, speed_estimate_period=math.inf
         )

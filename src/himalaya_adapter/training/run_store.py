@@ -8,10 +8,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from himalaya_adapter.budget import EWC_PART
-from himalaya_adapter.documents import read_document
+from himalaya_adapter.documents import document_text, read_document
 from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.experiments.keys import check_same
 from himalaya_adapter.identity import is_complete, mark_complete, opened, sealed
@@ -35,6 +33,7 @@ RELEASED = "released"
 FIXED_PARTS = {
     "data_hashes": "other training or test data",
     "backbone_revision": "other backbone weights",
+    "dtype": "another precision of the backbone (dtype=auto is what the machine computes in)",
     "processes": "another number of processes",
     "scoring": "another way of scoring, by another version of himalaya-adapter",
     "tasks": "tasks that are asked or scored in another way",
@@ -104,8 +103,7 @@ class RunStore:
                     "results_dir, or start anew with overwrite=true"
                 )
         if not (self.folder / "config.yaml").is_file():
-            text = yaml.safe_dump(dict(self.config), sort_keys=False, allow_unicode=True)
-            write_atomic(self.folder / "config.yaml", text)
+            write_atomic(self.folder / "config.yaml", document_text(dict(self.config)))
         write_json(path, environment)
         shutil.rmtree(self.unfinished_adapter, ignore_errors=True)
         self._write_events()  # a process killed right after a task's record has not written its event

@@ -17,7 +17,7 @@ def command(stream: Annotated[str, typer.Argument(help="A stream's name or its Y
     table = Table("task", "kind", "language", "metric", "what it asks", title=f"{stream}: {definition.description}")
     for spec in definition.tasks:
         table.add_row(spec.name, spec.kind, spec.language, spec.metric, spec.description)
-    console = Console()
+    console = Console(markup=False, emoji=False)  # [x] and :x: in a text are its own
     console.print(table)
     for archive in definition.used_archives().values():
         state = "cached" if archive_path(archive.requirement).is_file() else "not fetched"

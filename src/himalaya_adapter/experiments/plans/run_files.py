@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field
 
-from himalaya_adapter.documents import parse_document, read_document, without_interpolations
+from himalaya_adapter.documents import document_text, parse_document, read_document, without_interpolations
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.schema import Section, parse
@@ -84,7 +83,7 @@ def write_configs(contents: Sequence[Mapping[str, Any]], folder: Path, *, overwr
         HimalayaError: A file has other content. Then nothing is written.
     """
     # PyYAML writes 1e-5 as 1.0e-05, which is a number to every reader of YAML.
-    texts = [yaml.safe_dump(content, sort_keys=False, allow_unicode=True) for content in contents]
+    texts = [document_text(content) for content in contents]
     entries = [Entry(str(content["run_id"]), text) for content, text in zip(contents, texts, strict=True)]
     files = {folder / f"{entry.run_id}.yaml": entry.run_config_yaml for entry in entries}
     document = json.dumps(asdict(Document(entries)), indent=2, ensure_ascii=False)

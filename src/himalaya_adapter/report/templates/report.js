@@ -13,7 +13,7 @@
   // Numbers as people read them ------------------------------------------------------------------------------------
   const minus = text => text.replace("-", "−");
   const units = (value, steps) => {
-    const [size, unit] = steps.find(([size]) => Math.abs(value) >= size) || steps[steps.length - 1];
+    const [size, unit] = steps.find(([size]) => Math.abs(value) >= 0.9995 * size) || steps[steps.length - 1];
     return minus(+(value / size).toPrecision(3) + " " + unit);
   };
   const BYTES = [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"], [1, "B"]], SECONDS = [[60, "min"], [1, "s"]];
@@ -24,7 +24,8 @@
     if (kind === "seconds" && value >= 3600) return hours(Math.round(value / 60));
     if (kind === "seconds") return value ? units(value, SECONDS) : "0";
     if (kind === "count") return minus(Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(4)));
-    return minus((kind === "signed" && value > 0 ? "+" : "") + value.toFixed(3));
+    const rounded = +value.toFixed(3) || 0; // no −0
+    return minus((kind === "signed" && rounded > 0 ? "+" : "") + rounded.toFixed(3));
   }
   const tick = (value, kind) => (["score", "signed", "norm"].includes(kind) ? minus(String(+value.toFixed(4))) : said(value, kind));
 

@@ -63,6 +63,7 @@ def _decoded(content: bytes) -> str:
 
 def _csv_rows(text: str, delimiter: str) -> Iterator[Row | BadRow]:
     """Rows with the fields of the header; a quote that is not closed, or not at the end of its field, is an error."""
+    csv.field_size_limit(len(text) + 1)  # else 131 072 characters
     records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     begin = 1
     try:

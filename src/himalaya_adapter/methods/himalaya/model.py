@@ -202,8 +202,8 @@ class HimalayaModel(PromptedModel):
         return middle_states(self.model, embeddings, mask), mask
 
     def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
-        if any(adapter.trains or adapter.open_task for adapter in self._active()):  # a loop may leave out train()
-            self._measure_channels(model)
+        if torch.is_grad_enabled() and any(one.atoms.requires_grad for one in self._active()):
+            self._measure_channels(model)  # a loop may leave out train()
         super()._begin_pass(model, args, inputs)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:

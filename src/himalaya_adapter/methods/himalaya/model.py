@@ -202,7 +202,8 @@ class HimalayaModel(PromptedModel):
         return middle_states(self.model, embeddings, mask), mask
 
     def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
-        if any(adapter.trains or adapter.open_task for adapter in self._active()):  # a loop may leave out train()
+        # A loop of one's own may leave out model.train().
+        if any(adapter.trains or (torch.is_grad_enabled() and adapter.open_task) for adapter in self._active()):
             self._measure_channels(model)
         super()._begin_pass(model, args, inputs)
 

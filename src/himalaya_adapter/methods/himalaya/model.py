@@ -202,7 +202,7 @@ class HimalayaModel(PromptedModel):
         return middle_states(self.model, embeddings, mask), mask
 
     def _begin_pass(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
-        if torch.is_grad_enabled() and any(one.atoms.requires_grad for one in self._active()):
+        if torch.is_grad_enabled() and any(one.trains or one.open_task for one in self._active()):
             self._measure_channels(model)  # a loop may leave out train()
         super()._begin_pass(model, args, inputs)
 

@@ -374,7 +374,7 @@ with other options. A method without a number of seeds ran once. Times of runs t
 
 # Name of the picture -> the runs over 25 tasks that it shows, and how.
 Draw = Callable[[Sequence[MethodGroup]], Figure]
-LEARNERS = [name for name in SECTIONS[MAIN] if name not in ("loreft-independent-package25", "frozen")]
+LEARNERS = [name for name in SECTIONS[MAIN] if name != "frozen"]
 PICTURES: dict[str, tuple[Sequence[str], Draw]] = {
     "retained_accuracy": (HEADLINE_RUNS, score_figures.retained_accuracy),
     "learning_by_position": (LEARNERS, score_figures.learning_by_position),

@@ -154,6 +154,15 @@ def test_the_placements_over_the_stream_are_compared_as_measured() -> None:
     assert told in (ROOT / "docs" / "trials.md").read_text(encoding="utf-8")
 
 
+def test_whole_sizes_on_gemma_are_compared_as_measured() -> None:
+    results = ROOT / "benchmarks" / "results"
+    tasks = read_json(results / "single_task" / "whole_sizes_on_gemma.json")["tasks"]
+    roots = read_json(results / "gemma10" / "himalaya-24atoms" / "metrics.json")["learning_accuracy"]
+    whole = statistics.mean(task["score"] for task in tasks)
+    told = f"{len(tasks)} tasks are learnt to {whole:.3f}, with roots to {roots:.3f}".replace("10 tasks", "ten tasks")
+    assert told in (ROOT / "docs" / "trials.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/tried.md"])
 def test_every_score_in_the_prose_is_that_of_a_committed_run(page: str) -> None:
     """Of a run, of a method over its seeds, or of a generated table."""

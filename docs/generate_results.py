@@ -314,8 +314,8 @@ def source_atoms() -> str:
     changes = [now["score"] - then["score"] for now, then in zip(run.final, run.after_learning, strict=True)]
     gained = [now["score"] - before["score"] for now, before in zip(run.final, run.before, strict=True)]
     found = (
-        f"{len(survives)} evictions; of an evicted atom {100 * fmean(survives):.0f} % survives on average in the "
-        f"Fisher metric. From right after learning to the end {sum(one < -0.05 for one in changes)} of "
+        f"Seed 0: {len(survives)} evictions; of an evicted atom {100 * fmean(survives):.0f} % survives on average in "
+        f"the Fisher metric. From right after learning to the end {sum(one < -0.05 for one in changes)} of "
         f"{len(changes)} tasks lose more than 0.05, the worst {-min(changes):.2f}. At the end "
         f"{sum(one > 0.05 for one in gained)} tasks are more than 0.05 above the frozen model, "
         f"{sum(one < -0.05 for one in gained)} more than 0.05 below it."

@@ -54,13 +54,13 @@ def test_bits(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     keys += ["training.max_updates_per_task=2"]
     output = tmp_path / "bits.jsonl"
     words = ["bits", "--output", str(output), "--work", str(tmp_path), "--set", *keys]
-    monkeypatch.setattr(module, "BITS", {"loreft": (16, 3), "unilora": (8,), "himalaya": (3,)})
+    monkeypatch.setattr(module, "BITS", (16, 3))
     monkeypatch.setattr(sys, "argv", [*words, "--tasks", "1"])
     module.main()
     monkeypatch.setattr(sys, "argv", words)
     module.main()
     lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    asked = [("loreft", 16), ("loreft", 3), ("unilora", 8), ("himalaya", 3)]
+    asked = [(method, bits) for method in module.METHODS for bits in (16, 3)]
     assert [(line["method"], line["bits"]) for line in lines] == asked * 3
     assert all(0 <= line["score"] <= 1 and len(line["item_scores"]) == line["n"] == 8 for line in lines)
     assert all(line["steps"] == 2 for line in lines)

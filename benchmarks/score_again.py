@@ -22,7 +22,7 @@ OUTPUT = Path(__file__).parent / "results" / "scored_again.json"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("folder", type=Path, help="of a finished run with one adapter for all tasks")
+    parser.add_argument("folder", type=Path, help="of a run scored on test items, with one adapter for all tasks")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     chosen = parser.parse_args()
     write_json(chosen.output, scored_again(chosen.folder))
@@ -36,24 +36,24 @@ def scored_again(folder: Path) -> dict[str, Any]:
     """
     run = compose_run([f"run={folder / 'config.yaml'}"]).run
     limits = Limits(train=run.dataset.max_samples_per_task, test=run.dataset.max_test_samples_per_task)
-    tasks = load_stream(run.dataset.name, limits=limits).tasks
-    rows, scores = (read_json(folder / name)["rows"] for name in ("item_scores.json", "matrix.json"))
+    tasks = {task.name: task for task in load_stream(run.dataset.name, limits=limits).tasks}
+    rows, matrix = read_json(folder / "item_scores.json")["rows"], read_json(folder / "matrix.json")
     adapter = load_adapter(folder)
     items, changed, differences = 0, 0, []
-    for index, task in enumerate(tasks):
-        adapter.model.set_task(task.name)
+    for index, name in enumerate(matrix["tasks"]):  # in the order in which they were learnt
+        adapter.model.set_task(name)
         found = evaluate_task(
             adapter.model,
             adapter.tokenizer,
-            task,
+            tasks[name],
             batch_size=run.evaluation.eval_batch_size,
             max_length=run.dataset.max_seq_length,
         )
         again = [round(score, DECIMALS) for score in found.item_scores]
         items += len(again)
         changed += sum(one != other for one, other in zip(again, rows[index][index], strict=True))
-        differences.append(found.score - scores[index][index]["score"])
-        print(f"{task.name}: {found.score:.4f}, {changed} of {items} items changed so far", flush=True)
+        differences.append(found.score - matrix["rows"][index][index]["score"])
+        print(f"{name}: {found.score:.4f}, {changed} of {items} items changed so far", flush=True)
     largest = max(map(abs, differences))
     return {"run": run.run_id, "tasks": len(tasks), "items": items, "changed": changed, "largest_difference": largest}
 

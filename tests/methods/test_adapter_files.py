@@ -80,7 +80,7 @@ def added(name: str) -> Callable[[Tensors], Tensors]:
 
 
 MISFITS = {
-    "missing": ("adapter", without("fisher.seen"), r"'fisher\.seen' is nothing, expected int64 \["),
+    "missing": ("adapter", without("tasks.answers"), r"'tasks\.answers' is nothing, expected int64 \["),
     "unknown": ("adapter", added(f"{PREFIX}surprise"), r"'surprise' is float32 \[3\], expected nothing"),
     "elsewhere": (
         "adapter",
@@ -90,7 +90,7 @@ MISFITS = {
     "shape": (
         "adapter",
         changed("dictionary.elastic", lambda tensor: tensor[:, :16].contiguous()),
-        r"'dictionary\.elastic' is uint8 \[672, 16\], expected uint8 \[672, 32\]",
+        r"'dictionary\.elastic' is uint8 \[912, 16\], expected uint8 \[912, 32\]",
     ),
     "dtype": (
         "adapter",
@@ -112,12 +112,12 @@ MISFITS = {
     "shape in a release": (
         "release",
         changed("dictionary.elastic", lambda tensor: tensor[:-3].contiguous()),
-        r"'dictionary\.elastic' is uint8 \[669, 32\], expected uint8 \[672, 32\]",
+        r"'dictionary\.elastic' is uint8 \[909, 32\], expected uint8 \[912, 32\]",
     ),
     "dtype in a release": (
         "release",
         changed("tasks.coefficients", torch.Tensor.float),
-        r"'tasks\.coefficients' is float32 \[28, 24, 8\], expected int8 \[28, 24, 8\]",
+        r"'tasks\.coefficients' is float32 \[38, 24, 8\], expected int8 \[38, 24, 8\]",
     ),
     "one bit in a release": ("release", changed("tasks.learnt", torch.logical_not), "does not match its checksum"),
 }
@@ -185,10 +185,28 @@ def test_modules_to_save_come_along_and_are_checked(kind: str, tmp_path: Path) -
 def test_a_file_of_a_newer_version_is_refused_by_name(kind: str, written: Path, tmp_path: Path) -> None:
     shutil.copytree(written / kind, tmp_path / kind)
     config = json.loads((tmp_path / kind / CONFIG).read_text())
-    assert config["format_version"] == 3
-    (tmp_path / kind / CONFIG).write_text(json.dumps(config | {"format_version": 4}))
-    with pytest.raises(ValueError, match=r"^format_version=4 is newer than 3, the newest that this himalaya"):
+    assert config["format_version"] == 4
+    (tmp_path / kind / CONFIG).write_text(json.dumps(config | {"format_version": 5}))
+    with pytest.raises(ValueError, match=r"^format_version=5 is newer than 4, the newest that this himalaya"):
         PeftModel.from_pretrained(CASE.base(), tmp_path / kind)
+
+
+def test_a_file_of_version_3_is_read_and_its_memory_of_gradients_left_out(written: Path, tmp_path: Path) -> None:
+    evicting = get_peft_model(CASE.base(), HimalayaConfig(task_type="CAUSAL_LM", evict=True))
+    evicting.save_pretrained(tmp_path / "evicting")
+    held = {name: one for name, one in load_file(tmp_path / "evicting" / WEIGHTS).items() if ".fisher." in name}
+    assert len(held) == 4
+    for kind in ("adapter", "release"):
+        shutil.copytree(written / kind, tmp_path / kind)
+        config, tensors = json.loads((tmp_path / kind / CONFIG).read_text()), load_file(tmp_path / kind / WEIGHTS)
+        (tmp_path / kind / CONFIG).write_text(json.dumps(config | {"format_version": 3}))
+        save_file(tensors | (held if kind == "adapter" else {}), tmp_path / kind / WEIGHTS)
+        loaded = PeftModel.from_pretrained(CASE.base(), tmp_path / kind)
+        loaded.save_pretrained(tmp_path / f"{kind} again")
+        again = load_file(tmp_path / f"{kind} again" / WEIGHTS)
+        assert again.keys() == tensors.keys()
+        assert all(torch.equal(again[name], one) for name, one in tensors.items())
+        assert json.loads((tmp_path / f"{kind} again" / CONFIG).read_text())["format_version"] == 4
 
 
 # What `adapter_config.json` of version 0.1 held beside fields that there are still.

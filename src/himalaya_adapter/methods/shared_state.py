@@ -24,6 +24,10 @@ class SharedState(nn.Module):
 
     # The content of the release file that the adapter was loaded from, which is what is saved again.
     packed: dict[str, Tensor] | None = None
+    # Whether a generation runs, in which several rows of a batch may stand for one prompt, as beams do.
+    generates = False
+    # Attributes that belong to the state, and are no tensors.
+    beside_tensors: tuple[str, ...] = ()
 
     def refuse_if_released(self) -> None:
         """Make sure that the adapter may learn.
@@ -59,6 +63,8 @@ class SharedStateModel(TargetsModel):
     uses_shared_state = True
     # Beginnings of the names, inside the adapter, of tensors whose values must be finite; all by default.
     finite_values: tuple[str, ...] = ("",)
+    # Beginnings of the names of what an old file may hold, and an adapter need not.
+    may_be_left_out: tuple[str, ...] = ()
 
     @abstractmethod
     def _new_shared_state(self, config: Any, targets: Sequence[nn.Module], model: nn.Module) -> SharedState:
@@ -178,6 +184,7 @@ class SharedStateModel(TargetsModel):
         place = {cls._inside(cls._remove_adapter_name_from_key(key, adapter_name)): key for key in keys}
         own_keys = [key for key in state_dict if cls._inside(key) != key or key in place]
         own = {cls._inside(key): state_dict[key] for key in own_keys}
+        own = {name: one for name, one in own.items() if name in place or not name.startswith(cls.may_be_left_out)}
         others = {key: one for key, one in state_dict.items() if key not in own_keys}
         others = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, others)
         check_layout(others, {key: there[key] for key in others if key in there})

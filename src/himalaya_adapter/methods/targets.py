@@ -88,6 +88,8 @@ def refuse_newer(format_version: int, newest: int) -> None:
 class TargetLayer(nn.Module, BaseTunerLayer):
     """What takes the place of a target, ``base_layer``."""
 
+    adapter_layer_names: tuple[str, ...] = ("shared",)
+
     if TYPE_CHECKING:  # what PEFT's mix-in brings has no types
 
         def __getattr__(self, name: str) -> Any: ...

@@ -67,7 +67,6 @@ class TaskCallback(TrainerCallback):
                 f"the checkpoint was written while the adapter learnt {self.method.open_task or 'no task'}, not "
                 f"'{self.task}': resume from a checkpoint of this task, and give each task an output_dir of its own"
             )
-        self.method.check_closed(name, but=name)
         for event in self.method.start_task(name):
             _note(state, event)
         self.method.watch_prompts()

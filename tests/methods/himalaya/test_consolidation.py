@@ -6,15 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learning import random_atoms
 
+from himalaya_adapter import HimalayaConfig
 from himalaya_adapter.methods.fisher import RESIDUALS
 from himalaya_adapter.methods.himalaya.consolidation import FisherMemory
 
 SEEDS = st.integers(0, 2**31)
+SMALL = HimalayaConfig(elastic_atoms=4, atoms_per_task=2, active_atoms=2, evict=True)
 
 
 def remembering(seed: int, gradients: int, width: int) -> tuple[FisherMemory, torch.Tensor]:
     """A memory that has seen random gradients, and the dense metric that follows from it, in 64 bits."""
-    memory = FisherMemory(slots=4, atoms=2, width=width)
+    memory = FisherMemory(SMALL, width)
     for gradient in random_atoms(seed, gradients, width):
         memory.observe(torch.stack([gradient, 0.1 * gradient]))
     rows = memory.unit_residuals().double()
@@ -61,7 +63,7 @@ def test_the_candidate_that_has_most_of_the_atom_alone_is_chosen_first() -> None
 
 
 def test_the_steepest_row_of_a_gradient_is_remembered_as_a_direction_and_the_oldest_is_forgotten() -> None:
-    memory = FisherMemory(slots=4, atoms=2, width=8)
+    memory = FisherMemory(SMALL, 8)
     for number in range(RESIDUALS + 3):
         gradient = torch.zeros(2, 8)
         gradient[0, number % 8], gradient[1, 0] = 7.0, 1e-3

@@ -21,7 +21,6 @@ from peft import PeftModel
 
 from himalaya_adapter import save_release
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.methods.himalaya.tasks import FROZEN
 
 each_placement = pytest.mark.parametrize("placement", PLACEMENTS)
 
@@ -92,22 +91,24 @@ def test_nothing_of_the_only_task_is_left_in_the_file() -> None:
 
 
 def test_the_file_is_that_of_an_adapter_that_learnt_the_others_only() -> None:
-    """But for what is remembered of past gradients: which task they are from is not kept, so all of them go."""
-    model = attached()
-    learn(model, "a")
-    learn(model, "b")
-    model.forget_task("b")
-    other = attached()
-    learn(other, "a")
-    fisher = adapter_of(other).fisher
-    for buffer in (fisher.residuals, fisher.seen, fisher.energy):
-        buffer.zero_()
-    model.set_task("a")
-    assert_same(model, snapshot(other))
+    """With evictions but for past gradients: which task they are from is not kept, so all of them go."""
+    for evict in (False, True):
+        model = attached(evict=evict)
+        learn(model, "a")
+        learn(model, "b")
+        model.forget_task("b")
+        other = attached(evict=evict)
+        learn(other, "a")
+        fisher = adapter_of(other).fisher
+        for buffer in (fisher.residuals, fisher.seen, fisher.energy) if evict else ():
+            assert buffer is fisher.energy or buffer.any()
+            buffer.zero_()
+        model.set_task("a")
+        assert_same(model, snapshot(other))
 
 
 def test_a_shared_slot_stays_until_its_last_task_is_forgotten() -> None:
-    model = attached()
+    model = attached(evict=True)
     adapter, atoms = adapter_of(model), random_atoms(0)
     put(adapter, "a", atoms)
     (event, *others) = put(adapter, "b", torch.cat([atoms[:1], random_atoms(1)[1:]]))
@@ -124,9 +125,13 @@ def test_a_shared_slot_stays_until_its_last_task_is_forgotten() -> None:
 
 def test_rows_of_a_batch_that_named_it_are_frozen() -> None:
     model = three()
+    tokens = prompts(1, 2)
+    model.set_task([None, "b"])
+    wanted = logits_of(model, tokens)
     model.set_task(["a", "b"])
+    assert not torch.equal(logits_of(model, tokens), wanted)
     model.forget_task("a")
-    assert adapter_of(model).rows == (FROZEN, 1)
+    assert torch.equal(logits_of(model, tokens), wanted)
 
 
 def test_what_cannot_be_forgotten_is_refused_and_nothing_changes(tmp_path: Path) -> None:

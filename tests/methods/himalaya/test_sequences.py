@@ -1,6 +1,7 @@
 """No combination of calls forgets silently: random sequences of verbs against a plain list of what must be known."""
 
 from contextlib import suppress
+from types import SimpleNamespace
 
 import torch
 from hypothesis import settings
@@ -12,6 +13,7 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.himalaya import HimalayaAdapter
 from himalaya_adapter.methods.himalaya.adapter import UNNAMED
 from himalaya_adapter.methods.himalaya.update import unscaled
+from himalaya_adapter.methods.task_inference.prompted import PromptedModel
 
 NAMES = st.sampled_from("abcd")
 
@@ -30,11 +32,16 @@ class Verbs(RuleBasedStateMachine):
         self.learnt: dict[str, str] = {}
         self.seed = 0
 
+    def unchanged_by_errors(self):
+        """As the model's verbs are."""
+        return PromptedModel.unchanged_by_errors(SimpleNamespace(_active=lambda: [self.adapter], _watches=False))
+
     def attempt(self, verb, *arguments) -> bool:
         """Whether it was done; what is refused changes nothing."""
         before = {name: tensor.clone() for name, tensor in self.adapter.state_dict().items()}
         try:
-            verb(*arguments)
+            with self.unchanged_by_errors():
+                verb(*arguments)
         except HimalayaError:
             assert all(torch.equal(tensor, before[name]) for name, tensor in self.adapter.state_dict().items())
             return False
@@ -100,7 +107,7 @@ class Verbs(RuleBasedStateMachine):
     @rule(name=NAMES)
     def break_off(self, name: str) -> None:
         """As an exception inside of ``with model.learning(name)``."""
-        with suppress(KeyboardInterrupt), self.adapter.unchanged_by_errors():
+        with suppress(KeyboardInterrupt), self.unchanged_by_errors():
             if self.adapter.open_task is None and self.attempt(self.adapter.start_task, name):
                 self.adapter.atoms.data = unscaled(random_atoms(7))
             raise KeyboardInterrupt

@@ -65,7 +65,7 @@ def test_a_full_table_takes_no_new_task_and_every_old_one() -> None:
 def test_a_full_table_is_noticed_before_anything_changes() -> None:
     adapter = alone(max_tasks=2)
     put(adapter, "a", random_atoms(0))
-    adapter.start_task("b")
+    put(adapter, "b", random_atoms(1))
     before = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
     with pytest.raises(HimalayaError, match="no room for task 'c': all 2 rows"):
         adapter.start_task("c")

@@ -1,11 +1,9 @@
 """One adapter: whose atoms answer, the vectors that layers make of them, and what it learns, keeps and forgets."""
 
 import copy
-import hashlib
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.kept import Kept
 from himalaya_adapter.methods.packed_rows import RowFormat
+from himalaya_adapter.methods.release import CHECKSUM, seal
 from himalaya_adapter.methods.shared_state import SharedState
 from himalaya_adapter.methods.task_inference.gaussians import GaussianMemory
 from himalaya_adapter.names import normalised
@@ -31,8 +30,6 @@ UNNAMED = "unnamed"
 HOW_TO_TRAIN = "inside of `with model.learning(name):`, or give a Trainer callbacks=[TaskCallback(name)]"
 # A random adapter, for tests: its atoms are about so long.
 RANDOM_NORM = {"residual_stream": 0.5, "weights": 0.1}
-# Of the config, beside the core and the atoms.
-ANSWERS_DEPEND_ON = ("placement", "rank", "active_atoms", "norm_bound", "seed", "layers", "layers_to_transform")
 
 
 class HimalayaAdapter(SharedState):
@@ -45,6 +42,8 @@ class HimalayaAdapter(SharedState):
         config: The adapter's, with the number of layers.
         width: Width ``d`` of the atoms.
     """
+
+    beside_tensors = ("rows", "infers_task")
 
     def __init__(self, config: HimalayaConfig, width: int) -> None:
         super().__init__()
@@ -60,32 +59,19 @@ class HimalayaAdapter(SharedState):
         row_format = RowFormat(width, config.quantisation_bits)
         self.dictionary = Dictionary(config.core_atoms, config.elastic_atoms, row_format, config.seed)
         self.tasks = TaskTable(config.max_tasks, config.atoms_per_task)
-        self.fisher = FisherMemory(config.elastic_atoms, config.atoms_per_task, width)
+        self.fisher = FisherMemory(config, width) if config.evict else None
         self.update = AnchoredUpdate(config, config.layers or 1, self.dictionary)
         self.growth = Growth(config, self.dictionary, self.tasks, self.fisher)
         self.router = GaussianMemory(width, config.max_tasks)
         # Which row of the table answers each row of a batch; None: the one that `tasks.answers` names, for all.
         self.rows: tuple[int, ...] | None = None
         self.infers_task = False
-        self.repeats_rows = False  # whether several rows of a batch may stand for one prompt, as beams do
         self._warned = False
         self._atoms: Kept[Tensor] = Kept()
         self._pass: Vectors | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pass": None}  # the vectors of the last pass belong to its graph
-
-    @contextmanager
-    def unchanged_by_errors(self) -> Iterator[None]:
-        """A block after whose exception the adapter is as before it."""
-        before, rows, infers_task = copy.deepcopy(self.state_dict()), self.rows, self.infers_task
-        try:
-            yield
-        except BaseException:
-            self.load_state_dict(before)
-            self.rows, self.infers_task = rows, infers_task
-            self.atoms.grad = None
-            raise
 
     # Which task ------------------------------------------------------------------------------------------------
 
@@ -126,50 +112,44 @@ class HimalayaAdapter(SharedState):
         """What tells a prompt's task."""
         return self.router
 
-    def recognise(self, states: Tensor, mask: Tensor) -> tuple[list[int], list[float]]:
-        """Row of the task that each prompt looks like, and a confidence; below 1 it looks like none, `FROZEN`."""
-        rows, confidences = self.router.infer(self.router.features(states, mask))
-        confidences = confidences.where(mask.any(1), 0.0)
-        return rows.where(confidences == 1, FROZEN).tolist(), confidences.tolist()
-
-    def infer_task(
-        self, states: Tensor, mask: Tensor, names: Sequence[str] | None = None
-    ) -> list[tuple[str | None, float]]:
-        """The names of what `recognise` finds, ``None`` if it is not among ``names``, and its confidences."""
-        rows, confidences = self.recognise(states, mask)
+    def infer_task(self, states: Tensor, mask: Tensor, names: Sequence[str] | None) -> list[tuple[str | None, float]]:
+        """The task that each prompt looks like, ``None`` if it is not among ``names``, and a confidence."""
         allowed = {normalised(name): name for name in (self.tasks.known() if names is None else names)}
-        found = [None if row == FROZEN else allowed.get(self.tasks.name(row)) for row in rows]
-        return list(zip(found, confidences, strict=True))
+        found = self.router.recognise(states, mask)
+        return [(None if row is None else allowed.get(self.tasks.name(row)), sure) for row, sure in found]
 
     def read_prompts(self, states: Tensor, mask: Tensor) -> None:
         """Answer each row, until the next prompts, as the task that its prompt looks like."""
-        self.rows = tuple(self.recognise(states, mask)[0])
+        self.rows = tuple(FROZEN if row is None else row for row, _ in self.router.recognise(states, mask))
 
     # The life of a task ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def start_task(self, name: str) -> list[Event]:
-        """Begin to learn a task, new or known; one that is being learnt ends first.
+        """Begin to learn a task, new or known, or go on with it. What was learnt outside of a task is stored first.
 
         Raises:
-            HimalayaError: No room, a name that cannot be stored, or an adapter for inference. Nothing is changed.
+            HimalayaError: Another task is being learnt, no room, a name that cannot be stored, or an adapter for
+                inference.
         """
         self.refuse_if_released()
         if not self.atoms.requires_grad:
             raise HimalayaError("the adapter was loaded for inference: load it with is_trainable=True to train it")
-        row, ending = self.tasks.find(name), self.tasks.being_learnt
-        broken = not self.atoms.isfinite().all()
-        if row is not None and row == ending and not broken:
-            return []
-        with self.unchanged_by_errors():
-            # What cannot be stored can only begin anew.
-            events = [] if broken and ending in (row, NO_ROW) else self.end_task()
-            row = self.tasks.open(name)
-            self.growth.check_room(row)
-            self.atoms.copy_(unscaled(bounded(self.tasks.atoms(row, self.dictionary))))
-            self.answer_as(row)
-            self.fisher.energy.zero_()
-            self.router.task_moment.zero_()
+        other, events = self.open_task, list[Event]()
+        if other not in (None, normalised(name)):
+            raise HimalayaError(
+                f"task '{other}' is being learnt: before task '{name}' begins, model.end_task() keeps what it has "
+                "learnt so far, model.drop_task() drops that"
+            )
+        if self.atoms.isfinite().all():  # else it can only begin anew
+            if other is not None:
+                return []
+            events = self.end_task()
+        self.growth.check_room(self.tasks.find(name))
+        row = self.tasks.open(name)
+        self.atoms.copy_(unscaled(bounded(self.tasks.atoms(row, self.dictionary))))
+        self.answer_as(row)
+        self.router.task_moment.zero_()
         return events
 
     @torch.no_grad()
@@ -207,11 +187,8 @@ class HimalayaAdapter(SharedState):
             raise HimalayaError(f"task '{self.open_task}' is being learnt: end it before you forget task '{name}'")
         self.growth.remove(row)
         self.router.remove(row)
-        none_left = not self.tasks.learnt.any()
-        if self.rows is not None:
-            self.rows = tuple(FROZEN if one == row else one for one in self.rows)
-        if none_left or self.tasks.answering == row:
-            self.tasks.answers.fill_(NO_ROW if none_left else FROZEN)
+        if self.tasks.answering == row:
+            self.tasks.answers.fill_(NO_ROW)
 
     @torch.no_grad()
     def drop_task(self) -> None:
@@ -229,7 +206,8 @@ class HimalayaAdapter(SharedState):
         self.atoms.zero_()
         self.atoms.grad = None
         self.router.task_moment.zero_()
-        self._warned = False
+        if self.fisher is not None:
+            self.fisher.energy.zero_()
 
     def check_training(self) -> None:
         """Make sure that what is trained is the open task, and that its atoms are in the unit ball.
@@ -269,12 +247,9 @@ class HimalayaAdapter(SharedState):
             return
         other = copy.deepcopy(self)
         other.load_state_dict(state)
-        if other.open_task is None and not other.tasks.learnt.any():
-            return
-        theirs = {name: other.tasks.atoms(other.tasks.row_of(name), other.dictionary) for name in other.tasks.known()}
-        for name in self.tasks.known():
-            mine = self.tasks.atoms(self.tasks.row_of(name), self.dictionary)
-            if name != other.open_task and not (name in theirs and torch.equal(theirs[name], mine)):
+        theirs = {name: other.task_hash(name) for name in (*other.tasks.known(), other.open_task) if name is not None}
+        for name in self.tasks.known() if theirs else ():
+            if name != other.open_task and theirs.get(name) != self.task_hash(name):
                 raise HimalayaError(
                     f"task '{name}', which this adapter has learnt, is not in the file as it is here: load the file "
                     "as an adapter of another name, or delete this one first"
@@ -316,7 +291,7 @@ class HimalayaAdapter(SharedState):
         each, left = divmod(batch, len(rows))  # beams of a row lie side by side
         if len({*rows}) == 1:
             rows = rows[:1]
-        elif left or not each or (each > 1 and not self.repeats_rows):
+        elif left or not each or (each > 1 and not self.generates):
             raise HimalayaError(
                 f"set_task was given {len(rows)} tasks, the batch has {batch} rows; one task is needed for a merge, "
                 "and for a module that is given tokens without their rows"
@@ -365,15 +340,10 @@ class HimalayaAdapter(SharedState):
 
     @torch.no_grad()
     def task_hash(self, name: str) -> str:
-        """SHA-256 of all that a task's answers depend on beside the frozen model: the same as long as they are."""
+        """SHA-256 of the config and all else that a task's answers depend on beside the frozen model."""
         atoms = self.task_atoms(self.tasks.row_of(name))
-        config = {field: getattr(self.config, field) for field in ANSWERS_DEPEND_ON}
-        targets = self.config.target_modules
-        config["target_modules"] = sorted(targets) if isinstance(targets, set) else targets
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        for tensor in (self.update.anchors, self.channels, atoms):
-            digest.update(tensor.float().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        content = {"anchors": self.update.anchors, "channels": self.channels, "atoms": atoms}
+        return bytes(seal(content, replace(self.config, released=False))[CHECKSUM].tolist()).hex()
 
     def task_statistics(self) -> dict[str, Any]:
         """How much room is left."""

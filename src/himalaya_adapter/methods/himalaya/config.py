@@ -8,11 +8,13 @@ from peft import PeftType
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.quantization import Bits
 from himalaya_adapter.methods.targets import TargetsConfig, refuse_newer
+from himalaya_adapter.methods.task_inference.frozen import DECODER_LAYERS
 
 MOST_ACTIVE_ATOMS = 3
 MOST_ATOMS = 2**15
-# Version of the adapter files that this code writes and reads. Those of 0.1 had versions 1 and 2.
-FORMAT_VERSION = 3
+# Version of the adapter files that this code writes. Version 3, with a Fisher memory where nothing is evicted, can be
+# read too; those of 0.1 had versions 1 and 2.
+FORMAT_VERSION = 4
 
 Placement = Literal["residual_stream", "weights"]
 
@@ -66,11 +68,11 @@ class HimalayaConfig(TargetsConfig):
     placement: Placement = "residual_stream"
     rank: int = 1
     core_atoms: int = 24
-    elastic_atoms: int = field(default=672, metadata={"at_first": 768})
+    elastic_atoms: int = field(default=912, metadata={"at_first": 768})
     atoms_per_task: int = field(default=24, metadata={"at_first": 12})
     active_atoms: int = 3
     norm_bound: float = field(default=2.0, metadata={"most": 2.0})
-    max_tasks: int = field(default=28, metadata={"at_first": 64})
+    max_tasks: int = field(default=38, metadata={"at_first": 64})
     evict: bool = False
     similarity_threshold_tau: float = field(default=0.98, metadata={"most": 1.0})
     index: Literal["learnable_kd_tree", "scan"] = "learnable_kd_tree"
@@ -84,22 +86,24 @@ class HimalayaConfig(TargetsConfig):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        if self.format_version < FORMAT_VERSION:
+        if self.format_version < 3:
             raise HimalayaError(
                 "this adapter was written by himalaya-adapter 0.1, whose update was another one: load it with "
                 "himalaya-adapter 0.1, or learn its tasks again"
             )
         refuse_newer(self.format_version, FORMAT_VERSION)
+        self.format_version = FORMAT_VERSION
+        if self.target_modules is None:
+            self.target_modules = "all-linear" if self.placement == "weights" else DECODER_LAYERS
         super().__post_init__()
         self.peft_type = PeftType.HIMALAYA
-        limits = (
+        for name, most, what in (
             ("active_atoms", min(MOST_ACTIVE_ATOMS, self.atoms_per_task), "3, and atoms_per_task"),
             ("atoms_per_task", self.elastic_atoms, f"the slots, elastic_atoms={self.elastic_atoms}"),
             ("elastic_atoms", MOST_ATOMS - self.core_atoms, "with core_atoms, what 16 bits can number"),
-        )
+        ):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name}={getattr(self, name)} must be at most {most}: {what}")
         unused = "norm_bound" if self.placement == "weights" else "rank"
         if getattr(self, unused) != getattr(type(self), unused):
             raise ValueError(f"{unused}={getattr(self, unused)} has no effect with placement='{self.placement}'")
-        for name, most, what in limits:
-            if getattr(self, name) > most:
-                raise ValueError(f"{name}={getattr(self, name)} must be at most {most}: {what}")

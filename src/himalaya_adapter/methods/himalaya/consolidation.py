@@ -1,14 +1,17 @@
-"""What an evicted atom lives on as: replay-free consolidation (docs/method.md, "Eviction and consolidation")."""
+"""Which slot is missed least, and what its atom lives on as (docs/method.md, "Eviction and consolidation")."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from himalaya_adapter.methods.events import Eviction
 from himalaya_adapter.methods.fisher import Residuals, fisher_metric_product, fisher_projection
 
+from .config import HimalayaConfig
 from .dictionary import Dictionary
 from .tasks import TERMS, TaskTable, rounded
 
@@ -17,15 +20,15 @@ class FisherMemory(Residuals):
     """Directions in which past losses were steep, and how much each slot matters: gradients only, no data.
 
     Args:
-        slots: Number of elastic atoms.
-        atoms: Atoms of a task ``k``.
+        config: The adapter's.
         width: Width of an atom.
     """
 
-    def __init__(self, slots: int, atoms: int, width: int) -> None:
+    def __init__(self, config: HimalayaConfig, width: int) -> None:
         super().__init__(width)
-        self.importance: Tensor = nn.Buffer(torch.zeros(slots))  # in shares of a task
-        self.energy: Tensor = nn.Buffer(torch.zeros(atoms))  # of the open task's atoms
+        self.steps = config.fisher_projection_steps
+        self.importance: Tensor = nn.Buffer(torch.zeros(config.elastic_atoms))  # in shares of a task
+        self.energy: Tensor = nn.Buffer(torch.zeros(config.atoms_per_task))  # of the open task's atoms
 
     @torch.no_grad()
     def observe(self, gradient: Tensor) -> None:
@@ -35,6 +38,31 @@ class FisherMemory(Residuals):
         if squared[steepest] > 0:
             self.remember(normalize(gradient[steepest], dim=0))
             self.energy += squared / squared.sum()
+
+    def credit(self, slots: Mapping[int, int], uses: Tensor) -> None:
+        """Add to slots' importance the shares of the open task that its atoms have.
+
+        Args:
+            slots: Of its atoms, by their numbers.
+            uses: How many atoms of other tasks use each slot, ``(slots,)``.
+        """
+        self.importance[uses == 0] = 0
+        for number, slot in slots.items():
+            self.importance[slot] += self.energy[number] / self.energy.sum().clamp_min(1e-12)
+
+    def forget(self, uses: Tensor, shared: Tensor) -> None:
+        """Forget a task that is gone.
+
+        Args:
+            uses: How many atoms of other tasks use each slot, ``(slots,)``.
+            shared: Which slots they shared with it, ``(slots,)``.
+        """
+        self.importance[uses == 0] = 0
+        # As much as if each of the other tasks' atoms mattered alike.
+        self.importance[shared] = uses[shared] / len(self.energy)
+        # Which task a past gradient is from is not kept, so all of them go.
+        for buffer in (self.residuals, self.seen, self.energy):
+            buffer.zero_()
 
     def share(self, atom: Tensor, other: Tensor) -> float:
         """The share of an atom's energy that another one in its place has, below 0 if it is worse than nothing."""
@@ -57,8 +85,28 @@ class FisherMemory(Residuals):
         numbers = ((weighted @ atom).square() / energy).topk(min(most, len(candidates))).indices
         return numbers, fisher_projection(atom, candidates[numbers], residuals, steps)[0]
 
+    def evict(self, uses: Tensor, keep: Sequence[int], tasks: TaskTable, dictionary: Dictionary) -> Eviction:
+        """Free the slot that is missed least; what it held lives on as a combination of other atoms.
+
+        Args:
+            uses: How many atoms of tasks use each slot, ``(slots,)``.
+            keep: Slots that stay.
+            tasks: The table, in which the stand-ins are written.
+            dictionary: The atoms.
+        """
+        missed, there = uses * self.importance, uses > 0
+        missed[~there] = torch.inf
+        missed[[*keep]] = torch.inf
+        slot, first_slot = int(missed.argmin()), len(dictionary.core)
+        there[slot] = False  # a stand-in cannot rest on what it stands in for, nor on what is not there
+        usable = [*range(first_slot), *(there.nonzero().flatten() + first_slot).tolist()]
+        survives = self.consolidate(first_slot + slot, usable, tasks, dictionary)
+        self.importance[slot] = 0
+        names = tuple(sorted({tasks.name(row) for row, _ in survives}))
+        return Eviction(slot, fmean(survives.values()) if survives else 1.0, tasks=names)
+
     def consolidate(
-        self, number: int, usable: Sequence[int], tasks: TaskTable, dictionary: Dictionary, steps: int
+        self, number: int, usable: Sequence[int], tasks: TaskTable, dictionary: Dictionary
     ) -> dict[tuple[int, int], float]:
         """Let every task that uses an atom of the dictionary go on with the best stand-in for it.
 
@@ -67,7 +115,6 @@ class FisherMemory(Residuals):
             usable: Numbers of the atoms that a stand-in may combine.
             tasks: The table, in which the stand-ins are written.
             dictionary: The atoms.
-            steps: Most conjugate-gradient steps.
 
         Returns:
             Row and place of each task's atom that used it, and the share of that atom which survives.
@@ -77,7 +124,7 @@ class FisherMemory(Residuals):
         survives = {}
         for row, atom in users:
             held = tasks.atoms(row, dictionary)[atom]
-            chosen, weights = self.stand_in(held, candidates, TERMS, steps)
+            chosen, weights = self.stand_in(held, candidates, TERMS, self.steps)
             weights = rounded(weights).to(held)
             share = self.share(held, weights @ candidates[chosen])
             if share <= 0:  # rounded, it may be worse than nothing

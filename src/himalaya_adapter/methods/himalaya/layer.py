@@ -11,16 +11,10 @@ from himalaya_adapter.methods.targets import TargetLayer
 from .adapter import HimalayaAdapter
 from .update import edited
 
-NO_WEIGHT = (
-    "the update follows the layer's output, where there is no weight to merge it into: keep the adapter attached, or "
-    "learn the tasks with placement='weights', which merges exactly"
-)
-
 
 class HimalayaLayer(TargetLayer):
     """What the layers of both placements have in common."""
 
-    adapter_layer_names: tuple[str, ...] = ("shared",)
     other_param_names: tuple[str, ...] = ("number",)
     shared: dict[str, HimalayaAdapter]
 
@@ -35,7 +29,10 @@ class StreamLayer(OutputLayer, HimalayaLayer):
     It owns no parameter.
     """
 
-    no_weight = NO_WEIGHT
+    no_weight = (
+        "the update follows the layer's output, where there is no weight to merge it into: keep the adapter attached, "
+        "or learn the tasks with placement='weights', which merges exactly"
+    )
 
     def edited(
         self, name: str, output: Tensor, original: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]

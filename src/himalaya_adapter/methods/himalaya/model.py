@@ -1,7 +1,7 @@
 """HIMALAYA as a PEFT tuner."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.release import check_finite
-from himalaya_adapter.methods.task_inference.frozen import DECODER_LAYERS, middle_layer, middle_states
+from himalaya_adapter.methods.task_inference.frozen import middle_layer, middle_states
 from himalaya_adapter.methods.task_inference.prompted import PromptedModel
 from himalaya_adapter.names import normalised
 
@@ -39,21 +39,9 @@ class HimalayaModel(PromptedModel):
 
     prefix = "himalaya_"
     tuner_layer_cls = HimalayaLayer
+    may_be_left_out = ("fisher.",)
 
     # The life of a task ----------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _unchanged_by_errors(self) -> Iterator[None]:
-        """A block after whose exception every active adapter is as before it."""
-        with ExitStack() as block:
-            for adapter in self._active():
-                block.enter_context(adapter.unchanged_by_errors())
-            yield
-
-    def start_task(self, name: str, examples: Mapping[str, Any] | None = None) -> list[Event]:
-        """As in every `PromptedModel`; after an error no adapter has begun it."""
-        with self._unchanged_by_errors():
-            return super().start_task(name, examples)
 
     def forget_task(self, name: str) -> None:
         """Remove a task: the adapter no longer knows its name, and all other tasks answer bit for bit as before.
@@ -68,7 +56,7 @@ class HimalayaModel(PromptedModel):
                 Nothing is changed.
         """
         refuse_if_merged(self.model, f"forget_task({name!r})")
-        with self._unchanged_by_errors():
+        with self.unchanged_by_errors():
             for adapter in self._active():
                 adapter.forget_task(name)
 
@@ -83,19 +71,6 @@ class HimalayaModel(PromptedModel):
         """Name of the task that is being learnt."""
         return self._active()[0].open_task
 
-    def check_closed(self, name: str, but: str | None = None) -> None:
-        """Make sure that no other task than ``but`` is being learnt before task ``name`` begins.
-
-        Raises:
-            HimalayaError: One is.
-        """
-        other = self.open_task
-        if other not in (None, but):
-            raise HimalayaError(
-                f"task '{other}' is being learnt: before task '{name}' begins, model.end_task() keeps what it has "
-                f"learnt so far, model.drop_task() drops that"
-            )
-
     @contextmanager
     def learning(self, name: str) -> Iterator[None]:
         """Learn a task in a loop of your own: ``with model.learning("tickets"): ...``.
@@ -107,12 +82,9 @@ class HimalayaModel(PromptedModel):
             name: The task's name.
 
         Raises:
-            HimalayaError: A task is being learnt already; or as `start_task`.
+            HimalayaError: As `start_task`.
         """
-        self.check_closed(name)
-        with self._unchanged_by_errors(), ExitStack() as block:
-            block.callback(register_optimizer_step_pre_hook(self._before_step).remove)
-            block.callback(setattr, self, "_watches", False)
+        with self.unchanged_by_errors(), register_optimizer_step_pre_hook(self._before_step):
             self.start_task(name)
             self.watch_prompts()
             yield
@@ -138,10 +110,10 @@ class HimalayaModel(PromptedModel):
             gradient = adapter.atoms.grad
             if gradient is None or id(adapter.atoms) not in steps:
                 continue
-            if gradient.isfinite().all():
-                adapter.fisher.observe(gradient)
-            else:
+            if not gradient.isfinite().all():
                 optimizer.zero_grad()
+            elif adapter.fisher is not None:
+                adapter.fisher.observe(gradient)
 
     # Answering -------------------------------------------------------------------------------------------------
 
@@ -150,10 +122,6 @@ class HimalayaModel(PromptedModel):
         """Names of the tasks that the first active adapter has learnt."""
         return self._active()[0].tasks.known()
 
-    def remembers_task(self, name: str) -> bool:
-        """Whether the adapter has learnt this task and knows its prompts."""
-        return normalised(name) in self.tasks
-
     # What is reported ------------------------------------------------------------------------------------------
 
     def task_hash(self, name: str) -> str:
@@ -161,14 +129,6 @@ class HimalayaModel(PromptedModel):
         return self._active()[0].task_hash(name)
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
-
-    def _active(self) -> list[HimalayaAdapter]:
-        return super()._active()
-
-    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: Any) -> PeftConfig:
-        if peft_config.target_modules is None:
-            peft_config.target_modules = "all-linear" if peft_config.placement == "weights" else DECODER_LAYERS
-        return peft_config
 
     def _new_shared_state(
         self, config: HimalayaConfig, targets: Sequence[nn.Module], model: nn.Module
@@ -187,15 +147,14 @@ class HimalayaModel(PromptedModel):
                 f"a target returns {min(outputs - {width})} features, others {width}: the update of the residual "
                 "stream has one width, so name modules whose output is added to the stream"
             )
-        return HimalayaAdapter(config, width)
+        adapter = HimalayaAdapter(config, width)
+        if middle_layer(model) is None:
+            adapter.router.enough = 0  # no prompt can be read
+        return adapter
 
     def _new_layer(self, base: Any, config: PeftConfig) -> Any:
         kind = HashedLinear if config.placement == "weights" else StreamLayer
         return kind(base, **get_quantization_kwargs(self))
-
-    @property
-    def _reads_prompts(self) -> bool:
-        return middle_layer(self.model) is not None
 
     def _read(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         refuse_if_merged(self.model, "a prompt's task is found")
@@ -205,13 +164,6 @@ class HimalayaModel(PromptedModel):
         if torch.is_grad_enabled() and any(one.trains or one.open_task for one in self._active()):
             self._measure_channels(model)  # a loop may leave out train()
         super()._begin_pass(model, args, inputs)
-
-    def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        with ExitStack() as afterwards:
-            for adapter in self._active():
-                adapter.repeats_rows = True
-                afterwards.callback(setattr, adapter, "repeats_rows", False)
-            return super()._generate(*args, **kwargs)
 
     @torch.compiler.disable
     def _measure_channels(self, model: nn.Module) -> None:
@@ -229,7 +181,6 @@ class HimalayaModel(PromptedModel):
         adapter.attached += 1
         if isinstance(layer, HashedLinear):
             layer.add_adapter(name, config)
-            layer._move_adapter_to_device_of_base_layer(name)
 
     @staticmethod
     def _pack(state: Mapping[str, Tensor], config: HimalayaConfig) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.methods.kept import Kept
@@ -111,10 +112,9 @@ class TaskTable(nn.Module):
 
     def set_atom(self, row: int, atom: int, numbers: Sequence[int], coefficients: Tensor) -> None:
         """Say which dictionary atoms, and how much of each, one of a task's atoms is; none: it is zero."""
-        self.numbers[row, atom] = NOTHING
-        self.coefficients[row, atom] = 0
-        self.numbers[row, atom, : len(numbers)] = torch.tensor(numbers, dtype=torch.int16)
-        self.coefficients[row, atom, : len(numbers)] = (rounded(coefficients) / COEFFICIENT_STEP).to(torch.int8)
+        unused = TERMS - len(numbers)
+        self.numbers[row, atom] = torch.tensor([*numbers, *[NOTHING] * unused], dtype=torch.int16)
+        self.coefficients[row, atom] = pad((rounded(coefficients) / COEFFICIENT_STEP).to(torch.int8), (0, unused))
 
     def atoms(self, row: int, dictionary: Dictionary) -> Tensor:
         """The atoms ``(k, d)`` that are stored in a row; zero where nothing is."""

@@ -48,6 +48,7 @@ class HashedLinear(LinearDeltaLayer, HimalayaLayer):
         # Signs, as whole numbers: no cast of the model touches them.
         signs = torch.randint(0, 2, (config.rank, self.in_features), generator=generator, dtype=torch.int8)
         self.anchors[name] = signs * 2 - 1
+        self._move_adapter_to_device_of_base_layer(name)
 
     def scale(self, name: str) -> float:
         """1: the factors are the whole update."""

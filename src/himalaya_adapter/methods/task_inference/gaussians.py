@@ -119,6 +119,12 @@ class GaussianMemory(PromptMemory):
         for buffer in (self.means, self.spreads, self.counts):
             buffer[row] = 0
 
+    def recognise(self, states: Tensor, mask: Tensor) -> list[tuple[int | None, float]]:
+        """The row of the task that each prompt looks like, and a confidence: below 1 it looks like none, ``None``."""
+        rows, confidences = self.infer(self.features(states, mask))
+        found = zip(rows.tolist(), confidences.where(mask.any(1), 0.0).tolist(), strict=True)
+        return [(row if confidence == 1 else None, confidence) for row, confidence in found]
+
     @torch.no_grad()
     def infer(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The tasks that prompts are from.

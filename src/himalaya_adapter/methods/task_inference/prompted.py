@@ -1,8 +1,10 @@
 """What methods have in common whose adapters can tell a task from its prompt."""
 
+import copy
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -49,27 +51,45 @@ class PromptedModel(SharedStateModel):
     recognises_tasks = True
 
     def start_task(self, name: str, examples: Mapping[str, Any] | None = None) -> list[Event]:
-        """Begin to learn task ``name``. By HIMALAYA a task that has not been ended is ended first.
-
-        A new task starts as the frozen model. HIMALAYA learns a known one further.
+        """Begin to learn task ``name``, which starts as the frozen model; HIMALAYA learns a known one further.
 
         Args:
             name: The task's name; for HIMALAYA at most 64 bytes.
             examples: Used by HIMALAYA_STRICT alone.
 
         Returns:
-            What happened to make room, or when another task ended.
+            What happened to make room.
 
         Raises:
-            HimalayaError: No room, a name that cannot be stored, a merged adapter, one for inference, or a second
-                task where there are modules to save. Nothing is changed.
+            HimalayaError: Another task is being learnt, no room, a name that cannot be stored, a merged adapter, one
+                for inference, or a second task where there are modules to save. Nothing is changed.
         """
         refuse_if_merged(self.model, f"start_task({name!r})")
         shared = any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules())
         if shared and {*self.tasks} - {normalised(name)}:
             raise HimalayaError(MODULES_TO_SAVE)
-        self._end_watch()
-        return [event for adapter in self._active() for event in adapter.start_task(name)]
+        with self.unchanged_by_errors():
+            events = [event for adapter in self._active() for event in adapter.start_task(name)]
+        self._watches = False
+        return events
+
+    @contextmanager
+    def unchanged_by_errors(self) -> Iterator[None]:
+        """A block after whose exception every active adapter is as before it."""
+        adapters, watched = self._active(), self._watches
+        before = [
+            (copy.deepcopy(one.state_dict()), {name: getattr(one, name) for name in one.beside_tensors})
+            for one in adapters
+        ]
+        try:
+            yield
+        except BaseException:
+            self._watches = watched
+            for adapter, (tensors, others) in zip(adapters, before, strict=True):
+                adapter.load_state_dict(tensors)
+                vars(adapter).update(others)
+                adapter.zero_grad()
+            raise
 
     def end_task(self) -> list[Event]:
         """Store the task that is being learnt. HIMALAYA answers as it from now on; nothing changes it any more.
@@ -126,6 +146,10 @@ class PromptedModel(SharedStateModel):
             for adapter in self._active():
                 if not adapter.prompt_memory.gather():
                     logger.warning(NO_PROMPTS)
+
+    def remembers_task(self, name: str) -> bool:
+        """Whether this task has been learnt."""
+        return normalised(name) in self.tasks
 
     def stored_bytes(self) -> dict[str, int]:
         """Bytes of every stored tensor, by name."""
@@ -203,16 +227,11 @@ class PromptedModel(SharedStateModel):
         """Let the memories that have not seen enough see the rows that have a token."""
         rows = mask.any(1)
         memories = [one.prompt_memory for one in self._active() if not one.prompt_memory.has_enough]
-        if memories and rows.any() and self._reads_prompts:
+        if memories and rows.any():
             columns = mask.any(0)  # others, as those of the answers, are no part of a prompt
             seen = self._read(embeddings[rows][:, columns], mask[rows][:, columns])
             for memory in memories:
                 memory.observe_prompts(*seen)
-
-    @property
-    def _reads_prompts(self) -> bool:
-        """Whether `_read` can be called on this model."""
-        return True
 
     def _read(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """What a memory of prompts is given of prompts: by default their input embeddings, and the mask."""
@@ -244,10 +263,15 @@ class PromptedModel(SharedStateModel):
     def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """In the place of the model's own ``generate``: prompts choose the task once, with a cache or without."""
         self._generates = True
+        adapters = self._active()
         try:
+            for adapter in adapters:
+                adapter.generates = True
             return generate(*args, **kwargs)
         finally:
             self._generates = False
+            for adapter in adapters:
+                adapter.generates = False
 
     def _embedded(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         embeddings = cast(nn.Embedding, cast(PreTrainedModel, self.model).get_input_embeddings())(input_ids)

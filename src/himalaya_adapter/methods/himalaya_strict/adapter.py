@@ -59,7 +59,8 @@ class StrictAdapter(SharedState):
         self.update = Update(config, self.dictionary, self.router, self.tree, self.statistics)
         self.in_use = nn.Buffer(torch.arange(atoms) < core)  # which atoms hold something
         self.own = nn.Buffer(torch.zeros_like(self.in_use))  # the atoms of the task being learnt
-        self.importance = nn.Buffer(torch.zeros(elastic))  # how much earlier tasks would miss each slot, in shares
+        # How much earlier tasks would miss each slot, in shares of a task.
+        self.importance = nn.Buffer(torch.zeros(elastic))
         self.code = nn.Buffer(torch.zeros(code))  # of the task being learnt, or answered
         self.tasks_learnt = nn.Buffer(torch.zeros((), dtype=torch.int64))
         self.head_triangle = nn.Buffer(upper_triangle(torch.eye(self.router.head[0].numel())))

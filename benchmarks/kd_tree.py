@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 
-from himalaya_adapter.methods.kd_tree import FANOUTS, KDTree
+from himalaya_adapter.methods.kd_tree import KDTree
 from himalaya_adapter.storage import write_json
 
 RESULT = Path(__file__).parent / "results" / "kd_tree.json"
 ATOMS = (16, 64, 256, 1_000, 10_000, 100_000)
 DIMENSIONS = (6, 12)
 QUERIES = (1, 256)
+FANOUTS = (4, 8, 16)
 LEAF_SIZE = 4
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 40
 
@@ -81,7 +82,7 @@ def _compare(
     bounds = tree.bounds(keys)
     ways = {
         "scan": lambda queries: torch.cdist(queries, keys, compute_mode="use_mm_for_euclid_dist").argmin(1),
-        "at_hand": lambda queries: tree.search(queries, keys, bounds),
+        "at_hand": lambda queries: tree.nearest(queries, keys, bounds),
         "moved": lambda queries: tree.nearest(queries, keys),
     }
     exact = torch.cdist(targets.double(), keys.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from .quantization import INT8_LIMIT
+
 RESIDUALS = 128  # the source's ring buffer, 4 x 32
-INT8_LIMIT = 127
 
 
 class Residuals(nn.Module):

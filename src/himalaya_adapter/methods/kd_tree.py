@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FANOUTS = (4, 8, 16)
 # Where the thresholds of missing children lie: beyond every query, finite so that a gradient stays defined.
 FAR = 1e6
 SMALLEST_SPREAD = 1e-3
@@ -140,13 +139,21 @@ class KDTree(nn.Module):
             node = node * self.fanout + 1 + child
         return Leaves(len(self.path), tuple(levels))
 
-    def nearest(self, queries: Tensor, keys: Tensor) -> Tensor:
+    @torch.no_grad()
+    def nearest(self, queries: Tensor, keys: Tensor, bounds: Bounds | None = None) -> Tensor:
         """The index ``(n,)`` of the key ``(k, p)`` nearest to each query ``(n, p)``, the smallest among equals.
 
         Always what a scan with `torch.cdist` in 64 bits (``donot_use_mm_for_euclid_dist``) returns: the bounds come
         from the keys themselves, so neither trained thresholds nor keys that moved since `build` change the answer.
+
+        Args:
+            queries: ``(n, p)``.
+            keys: ``(k, p)``.
+            bounds: The `bounds` of these keys, if they are at hand.
         """
-        return self.search(queries, keys, self.bounds(keys))
+        bounds = bounds or self.bounds(keys)
+        parts = queries.split(max(1, PAIRS_AT_ONCE // len(keys)))
+        return torch.cat([self._search(part, keys, bounds) for part in parts])
 
     @torch.no_grad()
     def bounds(self, keys: Tensor) -> Bounds:
@@ -168,12 +175,6 @@ class KDTree(nn.Module):
         while len(levels[0]) > 1:
             levels.insert(0, levels[0].unflatten(0, (-1, self.fanout)).amin(1))
         return torch.cat(levels)
-
-    @torch.no_grad()
-    def search(self, queries: Tensor, keys: Tensor, bounds: Bounds) -> Tensor:
-        """`nearest` with the `bounds` of these keys at hand."""
-        parts = queries.split(max(1, PAIRS_AT_ONCE // len(keys)))
-        return torch.cat([self._search(part, keys, bounds) for part in parts])
 
     def _search(self, queries: Tensor, keys: Tensor, bounds: Bounds) -> Tensor:
         """Branch and bound, level by level for all queries at once."""

@@ -8,7 +8,7 @@ from peft import PeftType
 from torch import Tensor, nn
 
 from .linear_delta import LinearDeltaLayer, LinearDeltaModel, widths
-from .quantization import UNQUANTISED_BITS, ReleaseBits, dequantise_matrix, quantise_matrix
+from .quantization import UNQUANTISED_BITS, ReleaseBits, column_smoothing, dequantise_matrix, quantise_matrix
 from .release import check_finite, prefixed, split_by_prefix
 from .shared_state import SharedState, SharedStateModel
 from .targets import TargetsConfig
@@ -107,8 +107,12 @@ def pack(state: Mapping[str, Tensor], config: LilacConfig) -> dict[str, Tensor]:
         matrix = torch.cat([state[name] for name in _names(state, kind)]).detach().float()
         # Steps and minima are in half precision, to which small coefficients would be zero.
         peak = matrix.abs().amax()
-        relative, bits = matrix / torch.where(peak > 0, peak, 1.0), config.quantisation_bits
-        parts = {"values": relative.half()} if bits == UNQUANTISED_BITS else quantise_matrix(relative, bits)
+        relative = matrix / torch.where(peak > 0, peak, 1.0)
+        if config.quantisation_bits == UNQUANTISED_BITS:
+            parts = {"values": relative.half()}
+        else:
+            smoothing = column_smoothing(relative)
+            parts = quantise_matrix(relative / smoothing, config.quantisation_bits) | {"smoothing": smoothing}
         packed |= prefixed(f"{kind}.", {**parts, "peak": peak})
     return packed
 
@@ -123,8 +127,12 @@ def unpack(packed: Mapping[str, Tensor], config: LilacConfig, state: Mapping[str
     """
     found: dict[str, Tensor] = {}
     for kind in (DICTIONARY, *COEFFICIENTS):
-        (parts, _), bits = split_by_prefix(packed, f"{kind}."), config.quantisation_bits
-        relative = parts["values"].float() if bits == UNQUANTISED_BITS else dequantise_matrix(parts, bits)
+        parts, _ = split_by_prefix(packed, f"{kind}.")
+        if config.quantisation_bits == UNQUANTISED_BITS:
+            relative = parts["values"].float()
+        else:
+            smoothing = parts["smoothing"].float()
+            relative = dequantise_matrix(parts, config.quantisation_bits, len(smoothing)) * smoothing
         names = _names(state, kind)
         matrices = (relative * parts["peak"]).chunk(len(names))
         found |= {name: one.clone() for name, one in zip(names, matrices, strict=True)}

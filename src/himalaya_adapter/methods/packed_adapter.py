@@ -64,8 +64,7 @@ def pack(tensors: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
     row = torch.cat([one / torch.where(peak > 0, peak, 1.0) for one, peak in zip(flat, peaks, strict=True)])
     if bits == UNQUANTISED_BITS:
         return {"peaks": peaks, "values": row.half()}
-    parts = quantise_matrix(row[None], bits, torch.ones_like(row), GROUP)
-    return {"peaks": peaks} | {name: parts[name] for name in ("codes", "scale", "minimum")}
+    return {"peaks": peaks} | quantise_matrix(row[None], bits, GROUP)
 
 
 def unpack(packed: Mapping[str, Tensor], bits: int, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -74,7 +73,6 @@ def unpack(packed: Mapping[str, Tensor], bits: int, like: Mapping[str, Tensor]) 
     if bits == UNQUANTISED_BITS:
         row = packed["values"].float()
     else:
-        smoothing = torch.ones(sum(sizes), device=packed["codes"].device)
-        row = dequantise_matrix({**packed, "smoothing": smoothing}, bits, GROUP)[0]
+        row = dequantise_matrix(packed, bits, sum(sizes), GROUP)[0]
     found = zip(like.items(), row.split(sizes), packed["peaks"], strict=True)
     return {name: (part * peak).view_as(one).to(one) for (name, one), part, peak in found}

@@ -50,7 +50,7 @@ class RowFormat(NamedTuple):
 
     def _pack(self, atoms: Tensor) -> Tensor:
         padded = pad(atoms, (0, self.groups * GROUP - self.width))
-        parts = quantise_matrix(padded, self.bits, torch.ones_like(padded[0]), GROUP)
+        parts = quantise_matrix(padded, self.bits, GROUP)
         halves = [parts[name].view(torch.uint8) for name in HALVES]
         return torch.cat([parts["codes"].view(len(atoms), -1), *halves], dim=1)
 
@@ -58,8 +58,8 @@ class RowFormat(NamedTuple):
         """Rows ``(n, row_bytes)`` as `dequantise_matrix` takes them: packed codes, scale and minimum of each group."""
         codes, *halves = rows.split([self.row_bytes - 4 * self.groups, 2 * self.groups, 2 * self.groups], dim=1)
         parts = {name: half.contiguous().view(torch.float16) for name, half in zip(HALVES, halves, strict=True)}
-        return parts | {"codes": codes.flatten(), "smoothing": torch.ones(self.groups * GROUP, device=rows.device)}
+        return parts | {"codes": codes.flatten()}
 
     def unpack(self, rows: Tensor) -> Tensor:
         """The way back: atoms ``(n, d)`` in float32."""
-        return dequantise_matrix(self.parts(rows), self.bits, GROUP)[:, : self.width]
+        return dequantise_matrix(self.parts(rows), self.bits, self.groups * GROUP, GROUP)[:, : self.width]

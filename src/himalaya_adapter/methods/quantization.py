@@ -43,46 +43,45 @@ def unpack_codes(packed: Tensor, count: int, bits: int) -> Tensor:
 
 
 def column_smoothing(matrix: Tensor) -> Tensor:
-    r"""The smoothing :math:`s_j = \max_i |D_{ij}|^{1/2}` of a matrix, float16 ``(d,)``; 1 for a column of zeros."""
+    r"""The smoothing :math:`s_j = \max_i |D_{ij}|^{1/2}` of a matrix, float16 ``(d,)``; 1 for a column of zeros.
+
+    What is quantised is the matrix divided by it: a column of large entries then does not widen the steps of its
+    neighbours (as SmoothQuant, Xiao et al. 2023, arXiv:2211.10438).
+    """
     smoothing = matrix.float().abs().amax(0).pow(SMOOTHING).half()
     return torch.where(smoothing > 0, smoothing, 1.0)
 
 
-def quantise_matrix(
-    matrix: Tensor, bits: int, smoothing: Tensor | None = None, group: int = GROUP
-) -> dict[str, Tensor]:
-    r"""Smooth quantisation: :math:`D_{ij} \approx s_j (m_{ig} + q_{ij}\,\delta_{ig})`, ``g`` being the group of ``j``.
+def quantise_matrix(matrix: Tensor, bits: int, group: int = GROUP) -> dict[str, Tensor]:
+    r"""Quantisation by groups: :math:`D_{ij} \approx m_{ig} + q_{ij}\,\delta_{ig}`, ``g`` being the group of ``j``.
 
-    The smoothing :math:`s_j = \max_i |D_{ij}|^{1/2}` keeps a column of large entries from widening the steps of its
-    neighbours (as SmoothQuant, Xiao et al. 2023, arXiv:2211.10438). Each group of neighbours in a row has its own
-    minimum :math:`m` and step :math:`\delta`; codes are rounded to the nearest.
+    Each group of neighbours in a row has its own minimum :math:`m` and step :math:`\delta`; codes are rounded to the
+    nearest.
 
     Args:
         matrix: ``(k, d)``, entries of magnitude up to about 1.
         bits: Bits of a code, 2 to 8.
-        smoothing: That of a larger matrix to which the rows belong, ``(d,)``; by default their own.
         group: How many neighbours share a scale and a minimum.
 
     Returns:
-        uint8 ``codes``, packed; float16 ``smoothing`` ``(d,)``, ``scale`` and ``minimum`` ``(k, ceil(d / group))``.
+        uint8 ``codes``, packed; float16 ``scale`` and ``minimum`` ``(k, ceil(d / group))``.
     """
-    smoothing = column_smoothing(matrix) if smoothing is None else smoothing
-    groups = _grouped(matrix.float() / smoothing, group)
+    groups = _grouped(matrix.float(), group)
     # The codes are computed from the rounded minimum and step, which are those that the reader has.
     minimum = groups.amin(-1).half()
     scale = ((groups.amax(-1) - minimum) / ((1 << bits) - 1)).half()
     steps = (groups - minimum[..., None]) / torch.where(scale > 0, scale, 1.0)[..., None].float()
     codes = steps.round().clamp(0, (1 << bits) - 1).to(torch.uint8)
     packed = pack_codes(codes.flatten(1)[:, : matrix.shape[1]], bits)
-    return {"codes": packed, "smoothing": smoothing, "scale": scale, "minimum": minimum}
+    return {"codes": packed, "scale": scale, "minimum": minimum}
 
 
-def dequantise_matrix(parts: Mapping[str, Tensor], bits: int, group: int = GROUP) -> Tensor:
-    """The matrix ``(k, d)`` in float32 that the parts returned by `quantise_matrix` with the same group stand for."""
-    rows, width = len(parts["scale"]), len(parts["smoothing"])
+def dequantise_matrix(parts: Mapping[str, Tensor], bits: int, width: int, group: int = GROUP) -> Tensor:
+    """The matrix ``(k, width)`` in float32 that the parts from `quantise_matrix` with the same group stand for."""
+    rows = len(parts["scale"])
     codes = unpack_codes(parts["codes"], rows * width, bits).view(rows, width)
     groups = parts["minimum"][..., None].float() + _grouped(codes.float(), group) * parts["scale"][..., None].float()
-    return groups.flatten(1)[:, :width] * parts["smoothing"].float()
+    return groups.flatten(1)[:, :width]
 
 
 def quantise_rows(rows: Tensor) -> dict[str, Tensor]:

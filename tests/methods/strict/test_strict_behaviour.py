@@ -4,6 +4,8 @@ import pytest
 import torch
 from families import STRICT_CASES, Case, random_tokens
 
+from himalaya_adapter.methods.himalaya_strict.update import Routes
+
 pytestmark = pytest.mark.parametrize("case", STRICT_CASES.values(), ids=STRICT_CASES.keys())
 
 
@@ -69,14 +71,14 @@ def test_a_part_of_the_model_called_by_itself_sees_the_adapter_as_it_is_now(case
 def test_a_token_uses_at_most_three_atoms(case: Case, monkeypatch) -> None:
     model = case.adapted()
     shared = model.base_model.himalaya_strict_shared["default"]
-    route, used = shared.route, []
+    route, used = shared.update.route, []
 
-    def count(projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        coefficients, gain = route(projected)
+    def count(projected: torch.Tensor, routes: Routes) -> tuple[torch.Tensor, torch.Tensor]:
+        coefficients, gain = route(projected, routes)
         used.append((coefficients != 0).sum(-1))
         return coefficients, gain
 
-    monkeypatch.setattr(shared, "route", count)
+    monkeypatch.setattr(shared.update, "route", count)
     for mode in (True, False):
         model.train(mode)
         model.start_task("count")

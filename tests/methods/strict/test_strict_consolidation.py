@@ -76,6 +76,11 @@ def test_the_newcomer_is_the_atom_after_which_most_survives(seed, residuals, ran
 # What past tasks notice ----------------------------------------------------------------------------------------
 
 
+def route(shared: StrictAdapter, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coefficients and gain of tokens with these projections, as the adapter is now."""
+    return shared.update.route(projected, shared.update.routes(shared.code, shared.in_use))
+
+
 def after_tasks(seed: int, tasks: int, atoms_per_task: int, index: str) -> tuple[StrictAdapter, dict]:
     """An adapter whose tasks have learnt random routings, and what each looked at: code, latent inputs, atoms."""
     config = HimalayaStrictConfig(
@@ -99,7 +104,7 @@ def after_tasks(seed: int, tasks: int, atoms_per_task: int, index: str) -> tuple
         with torch.no_grad():
             shared.router.head.copy_(head)
             for part in projected.split(20):  # every pass draws its gates once
-                shared.train().route(part)
+                route(shared.train(), part)
         shared.end_task()
         past[name] = (projected, shared.own.clone())
     centre = random_rows(seed, 1, WIDTH)
@@ -114,7 +119,7 @@ def routing(shared: StrictAdapter, name: str, projected: torch.Tensor) -> tuple[
     shared.set_task(name)
     latents = pad(torch.tanh(projected - shared.router.offset), (0, 1), value=1.0)
     outputs = latents @ shared.router.task_head(shared.code).T
-    return shared.route(projected)[0], outputs[:, :-1]
+    return route(shared, projected)[0], outputs[:, :-1]
 
 
 @pytest.mark.slow
@@ -165,7 +170,7 @@ def test_evictions_far_beyond_the_number_of_codes_keep_the_head_bounded() -> Non
     for task in range(150):
         shared.start_task(f"task {task}")
         with torch.no_grad():
-            shared.route(torch.randn(20, len(shared.router.offset), generator=generator))
+            route(shared, torch.randn(20, len(shared.router.offset), generator=generator))
         shared.growth.observe(torch.randn(WIDTH, generator=generator), torch.tensor(0.5))
         shared.end_task()
     assert shared.router.head.isfinite().all()

@@ -29,7 +29,9 @@ def dense_layer(shared: StrictAdapter, inputs: torch.Tensor, output_width: int, 
     width = inputs.shape[-1]
     atoms = shared.dictionary.atoms()
     normalised = inputs / inputs.square().mean(-1, keepdim=True).sqrt()
-    u, gain = shared.route(normalised @ shared.router.projection[:, :width].T)
+    u, gain = shared.update.route(
+        normalised @ shared.router.projection[:, :width].T, shared.update.routes(shared.code, shared.in_use)
+    )
     r_in = normalize(u @ atoms[:, :width], dim=-1) + leaf[:, :width]
     r_out = normalize(u @ atoms[:, :output_width], dim=-1) + leaf[:, :output_width]
     if shared.config.norm_target == "residual":
@@ -65,13 +67,14 @@ def test_the_residual_is_the_negative_gradient_by_r_over_tokens_and_layers(place
     measured = loss([shared, shared])
     torch.testing.assert_close(measured, dense)
     measured.backward()
-    torch.testing.assert_close(shared.probe.grad.double(), gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max())
+    found = shared.update.probe.grad.double()
+    torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max())
 
     assert shared.before_step()
     assert cosine_similarity(shared.growth.unit_residuals()[0].double(), -gradient, dim=0) > 0.999
     best = cosine_similarity(shared.dictionary.elastic.detach(), gradient[None]).abs().max().item()
     assert 0 < shared.growth.similarities[0] <= best * (1 + 1e-6)
-    assert shared.probe.grad is None  # the next step starts anew
+    assert shared.update.probe.grad is None  # the next step starts anew
 
 
 # The ring buffer and its window --------------------------------------------------------------------------------
@@ -196,6 +199,6 @@ def test_a_promotion_rebuilds_the_tree() -> None:
     shared.dictionary.elastic.copy_(shared.dictionary.elastic.flip(0))  # as if the atoms had moved since
     shared.grow()
     fresh = KDTree(8, len(shared.router.projection), 4, 1)
-    fresh.build(shared._keys(shared.dictionary.elastic))
+    fresh.build(shared.router.keys(shared.dictionary.elastic))
     for name, tensor in fresh.state_dict().items():
         assert torch.equal(shared.tree.state_dict()[name], tensor), name

@@ -139,4 +139,4 @@ def test_growth_needs_no_gradient_of_a_frozen_dictionary() -> None:
     shared = model.base_model.himalaya_strict_shared["default"]
     shared.dictionary.elastic.requires_grad_(False)
     model(input_ids=random_tokens(), labels=random_tokens()).loss.backward()
-    assert shared.probe is None
+    assert shared.update.probe is None

@@ -12,8 +12,8 @@ from peft import get_peft_model
 from safetensors import safe_open
 
 from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig, StrictAdapter
-from himalaya_adapter.methods.himalaya_strict.answering import LARGEST_TREE_BONUS
 from himalaya_adapter.methods.himalaya_strict.router import FINAL_TEMPERATURE_SHARE, budget_shift, task_code
+from himalaya_adapter.methods.himalaya_strict.update import LARGEST_TREE_BONUS
 
 WIDTH = 48
 SEEDS = st.integers(0, 2**32 - 1)
@@ -63,6 +63,11 @@ def shared_adapter(seed: int = 0, **changes) -> StrictAdapter:
     shared = StrictAdapter(config, WIDTH).double().eval()
     shared.in_use.fill_(True)
     return shared
+
+
+def route(shared: StrictAdapter, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coefficients and gain of tokens with these projections, as the adapter is now."""
+    return shared.update.route(projected, shared.update.routes(shared.code, shared.in_use))
 
 
 def dense_bonus(shared: StrictAdapter, query: torch.Tensor) -> torch.Tensor:
@@ -168,7 +173,7 @@ def test_the_straight_through_gates_have_the_gradient_of_the_relaxed_ones() -> N
     shared = shared_adapter().train()
     projected = torch.randn(10, len(shared.router.offset), dtype=torch.float64)
     torch.manual_seed(0)
-    coefficients, _ = shared.route(projected)
+    coefficients, _ = route(shared, projected)
     coefficients.sum().backward()
     gate_rows, coefficient_rows = shared.router.head.grad.flatten(1).split([40, 41])
     assert (gate_rows.abs().sum(1) > 0).all()  # gates that are off learn, too
@@ -180,15 +185,15 @@ def test_the_gates_cool_down_over_a_task() -> None:
     """At the end of a task, sampled gates agree with those of inference far more often than at its start."""
     shared = shared_adapter().float()
     projected = torch.randn(2000, len(shared.router.offset), generator=torch.manual_seed(0))
-    hard = shared.route(projected)[0] != 0
+    hard = route(shared, projected)[0] != 0
     shared.train()
     agreement = []
     for progress in (0.0, 1.0):
-        shared.anneal(progress)
-        agreement.append(((shared.route(projected)[0] != 0) == hard).all(-1).float().mean().item())
+        shared.update.progress = progress
+        agreement.append(((route(shared, projected)[0] != 0) == hard).all(-1).float().mean().item())
     assert agreement[1] > agreement[0] + 0.1
     shared.start_task("next")
-    assert shared.temperature == shared.config.temperature_init
+    assert shared.update.temperature == shared.config.temperature_init
 
 
 def test_slots_that_are_not_in_use_are_never_chosen() -> None:
@@ -196,7 +201,7 @@ def test_slots_that_are_not_in_use_are_never_chosen() -> None:
     shared.in_use[::2] = False
     projected = torch.randn(500, len(shared.router.offset), dtype=torch.float64)
     for training in (True, False):
-        coefficients, _ = shared.train(training).route(projected)
+        coefficients, _ = route(shared.train(training), projected)
         assert (coefficients[:, ::2] == 0).all()
         assert (coefficients[:, 1::2] != 0).any(-1).all()
 

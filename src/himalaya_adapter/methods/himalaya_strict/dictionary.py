@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -24,8 +25,8 @@ class Dictionary(nn.Module):
         core = gaussian[:core_atoms]
         if core_atoms <= width:
             core = torch.linalg.qr(core.double().T).Q.T.float()
-        self.core = nn.Buffer(unit_rows(core))
-        self.elastic = nn.Parameter(unit_rows(gaussian[core_atoms:]))
+        self.core = nn.Buffer(normalize(core, dim=-1))
+        self.elastic = nn.Parameter(normalize(gaussian[core_atoms:], dim=-1))
 
     def atoms(self) -> Tensor:
         """All atoms, core first: ``(k, d)``."""
@@ -34,51 +35,9 @@ class Dictionary(nn.Module):
     @torch.no_grad()
     def return_to_sphere(self, moved: Tensor) -> None:
         """Put the elastic atoms of the mask ``moved`` ``(k_e,)`` back to unit length, as after every step."""
-        self.elastic.copy_(torch.where(moved[:, None], unit_rows(self.elastic), self.elastic))
+        self.elastic.copy_(torch.where(moved[:, None], normalize(self.elastic, dim=-1), self.elastic))
 
     @torch.no_grad()
     def largest_norm(self) -> float:
         """The largest Euclidean norm of an atom."""
         return torch.linalg.vector_norm(self.atoms(), dim=1).max().item()
-
-
-def unit_rows(rows: Tensor) -> Tensor:
-    """Scale every row of ``(n, d)`` to Euclidean length 1 (a zero row stays zero)."""
-    return torch.nn.functional.normalize(rows, dim=-1)
-
-
-def unit_coefficients(coefficients: Tensor, gram: Tensor) -> Tensor:
-    r"""Coefficients of the unit vector :math:`D^\top u / \lVert D^\top u\rVert`: :math:`u / \sqrt{u^\top G u}`.
-
-    Args:
-        coefficients: :math:`u`, shape ``(..., k)``; all zero stays zero.
-        gram: :math:`G = D D^\top`, ``(k, k)``.
-    """
-    squared = (coefficients @ gram * coefficients).sum(-1, keepdim=True)
-    return coefficients / squared.clamp_min(torch.finfo(coefficients.dtype).tiny).sqrt()
-
-
-def rank_one_update(projections: Tensor, gain: Tensor, unit_in: Tensor, unit_out: Tensor, atoms_out: Tensor) -> Tensor:
-    r"""Apply the self-normalising update :math:`\gamma\, r_m r_n^\top x` without forming :math:`r` (section 2).
-
-    With :math:`r_n = D_n^\top w_n` and :math:`r_m = D_m^\top w_m` of norm 1 (`unit_coefficients`) the result is
-    :math:`\gamma\,(w_n \cdot D_n x)\, D_m^\top w_m`, hence :math:`\lVert\Delta W\rVert = |\gamma|`.
-
-    Args:
-        projections: :math:`D_n x`, shape ``(..., k)``.
-        gain: :math:`\gamma`, shape ``(..., 1)``.
-        unit_in: :math:`w_n`, shape ``(..., k)``.
-        unit_out: :math:`w_m`, shape ``(..., k)``.
-        atoms_out: :math:`D_m`, shape ``(k, m)``.
-
-    Returns:
-        The update of the layer's output, ``(..., m)``, in the precision of ``atoms_out``.
-    """
-    scale = gain * (unit_in * projections).sum(-1, keepdim=True)
-    return (scale * unit_out).to(atoms_out.dtype) @ atoms_out
-
-
-def gram(atoms: Tensor) -> Tensor:
-    """Gram matrix ``(k, k)`` of atoms ``(k, d)``, accumulated in at least 32 bits."""
-    wide = atoms.to(torch.promote_types(atoms.dtype, torch.float32))
-    return wide @ wide.T

@@ -78,15 +78,13 @@ class HimalayaStrictModel(PromptedModel):
                 if not (inputs.isfinite().all() and curvature.isfinite().all()):
                     logger.warning("task %s: its first residuals are not finite, so it starts at random", name)
                     continue
-                if adapter.tasks_learnt == 0:
-                    adapter.fit_projection(inputs)
-                adapter.promote(name, curvature)
+                adapter.promote(name, inputs, curvature)
         return events
 
     def anneal(self, progress: float) -> None:
         """Lower the gates' temperature; ``progress`` in [0, 1] is the share of the task's steps done."""
         for adapter in self._active():
-            adapter.anneal(progress)
+            adapter.update.progress = progress
 
     def protect(
         self, optimizer: torch.optim.Optimizer, on_event: Callable[[Event], None] | None = None
@@ -128,9 +126,6 @@ class HimalayaStrictModel(PromptedModel):
         return bool((memory.known_codes().sign() == code.sign()).all(1).any())
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
-
-    def _active(self) -> list[StrictAdapter]:
-        return super()._active()
 
     def _new_shared_state(
         self, config: HimalayaStrictConfig, targets: Sequence[nn.Module], model: nn.Module

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from himalaya_adapter.methods.quantization import (
     BITS,
@@ -17,7 +18,6 @@ from himalaya_adapter.methods.quantization import (
 from himalaya_adapter.methods.release import check_finite, prefixed, split_by_prefix
 
 from .config import HimalayaStrictConfig
-from .dictionary import unit_rows
 
 # Tensors whose values must be finite.
 VALUES = ("dictionary.", "router.")
@@ -25,7 +25,7 @@ VALUES = ("dictionary.", "router.")
 # What inference needs. Everything else that an adapter stores is the state of its training, and left out.
 ATOMS = ("dictionary.core", "dictionary.elastic")
 # The smoothing of the columns is that of all atoms, so that core and elastic ones can be added up before it.
-SMOOTHING, CODED = "dictionary.smoothing", ("codes", "scale", "minimum")
+SMOOTHING = "dictionary.smoothing"
 ROWS = ("router.head", "router.projection")
 AS_THEY_ARE = (
     *("router.offset", "code", "in_use"),
@@ -51,8 +51,7 @@ def pack(state: Mapping[str, Tensor], config: HimalayaStrictConfig) -> dict[str,
         return packed | {name: state[name].half() for name in (*ATOMS, *ROWS)}
     packed[SMOOTHING] = column_smoothing(torch.cat([state[name] for name in ATOMS]))
     for name, bits in atom_bits(config).items():
-        parts = quantise_matrix(state[name], bits, packed[SMOOTHING])
-        packed |= prefixed(f"{name}.", {kind: parts[kind] for kind in CODED})
+        packed |= prefixed(f"{name}.", quantise_matrix(state[name].float() / packed[SMOOTHING], bits))
     for name in ROWS:
         packed |= prefixed(f"{name}.", quantise_rows(state[name]))
     return packed
@@ -72,10 +71,11 @@ def unpack(
         wide = {name: packed[name].float() for name in (*ATOMS, *ROWS)}
     else:
         wide = {name: dequantise_rows(split_by_prefix(packed, f"{name}.")[0]) for name in ROWS}
+        smoothing = packed[SMOOTHING].float()
         for name, bits in atom_bits(config).items():
             parts, _ = split_by_prefix(packed, f"{name}.")
-            wide[name] = dequantise_matrix({**parts, "smoothing": packed[SMOOTHING]}, bits)
-    wide |= {name: unit_rows(wide[name]) for name in ATOMS}
+            wide[name] = dequantise_matrix(parts, bits, len(smoothing)) * smoothing
+    wide |= {name: normalize(wide[name], dim=-1) for name in ATOMS}
     return wide | {name: packed[name] for name in AS_THEY_ARE if name in packed}
 
 

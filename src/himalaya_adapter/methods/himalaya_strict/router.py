@@ -185,6 +185,10 @@ class HyperRouter(nn.Module):
         coefficients = (coefficients + constant) * serving[:, None]
         return torch.cat([gates, coefficients, torch.zeros_like(gain)])
 
+    def keys(self, vectors: Tensor) -> Tensor:
+        """Keys ``(n, p)`` of unit vectors ``(n, d)`` in the tree: their latent coordinates at a token's length."""
+        return vectors @ self.projection.T * self.projection.shape[1] ** 0.5
+
     @torch.no_grad()
     def fit_projection(self, inputs: Tensor) -> None:
         """Set ``P`` to the leading principal directions of normalised inputs ``(n, d)``, scaled to unit variance."""

@@ -1,20 +1,17 @@
-"""What answers: from a layer's input to its update, the same for all layers (docs/method-strict.md, 1 to 4)."""
+"""The self-normalising rank-one update, and what routes its tokens (docs/method-strict.md, sections 2 to 4)."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from himalaya_adapter.methods.kd_tree import KDTree, Leaves
-from himalaya_adapter.methods.shared_state import SharedState
 
 from .config import HimalayaStrictConfig
-from .dictionary import TINY, Dictionary, gram, rank_one_update, unit_coefficients
-from .prompt_memory import DiscriminantMemory
-from .router import FINAL_TEMPERATURE_SHARE, HyperRouter, final_gates, latent_width, relaxed_gates, task_code
+from .dictionary import TINY, Dictionary
+from .router import FINAL_TEMPERATURE_SHARE, HyperRouter, final_gates, relaxed_gates
 from .statistics import TaskStatistics
 
 MASKED = -1e4
@@ -42,110 +39,72 @@ class Routes(NamedTuple):
     leaves: Leaves | None
 
 
-class Answering(SharedState):
-    """All that an adapter answers with, which is what a release file holds, and what belongs to one pass of the model.
+@dataclass(eq=False)
+class Update:
+    """The update of every layer. It stores nothing; its own is what belongs to one pass of the model.
 
     Args:
-        config: The method's configuration.
-        width: Width ``d`` of the atoms: that of the hidden states, or of the widest target.
-        embedding_width: Width of the input embeddings, if it is another one.
+        config: The adapter's.
+        dictionary: The atoms.
+        router: What the tokens are routed by.
+        tree: Its membership moves the gates; none for a scan.
+        statistics: Where passes of training are noted.
     """
 
-    def __init__(self, config: HimalayaStrictConfig, width: int, embedding_width: int | None = None) -> None:
-        super().__init__()
-        core, elastic = config.core_atoms, config.elastic_atoms
-        atoms = core + elastic
-        latent = latent_width(width, atoms, config.code_width, config.hidden_params)
-        self.config = config
-        self.dictionary = Dictionary(core, elastic, width, config.seed)
-        self.router = HyperRouter(atoms, width, latent, config.code_width, config.seed)
-        # Its membership moves the gates; none for a scan.
-        self.tree = KDTree(elastic, latent, config.fanout, config.leaf_size) if config.index != "scan" else None
-        self.statistics = TaskStatistics(atoms, elastic, latent + 1)
-        self.memory = DiscriminantMemory(width if embedding_width is None else embedding_width, config.code_width)
-        self.in_use = nn.Buffer(torch.arange(atoms) < core)  # which atoms hold something
-        self.code = nn.Buffer(torch.zeros(config.code_width))  # of the task being learnt, or answered
-        self.update_norm_max = nn.Buffer(torch.zeros(()))
-        self.infers_task = False
-        # The codes inferred from a batch's prompts, ``(batch, e)``, or that of all, ``(e,)``; none for a named task.
-        self.prompt_codes: Tensor | None = None
-        self.temperature = config.temperature_init
-        # A zero vector added to r: its gradient is that of the loss by r, summed over tokens and layers.
-        self.probe: Tensor | None = None
-        # Made anew for each pass of the model, for all layer shapes known, in the order in which they were seen: that
-        # is the order in which a pass adds up their gradients.
-        self._maps: dict[tuple[int, int, torch.dtype], Maps | None] = {}
-        self._routes: Routes | None = None
-        self._tokens: Tensor | None = None
+    config: HimalayaStrictConfig
+    dictionary: Dictionary
+    router: HyperRouter
+    tree: KDTree | None
+    statistics: TaskStatistics
+    # The share of the task's steps that are done.
+    progress: float = 0.0
+    # A zero vector added to r: its gradient is that of the loss by r, summed over tokens and layers.
+    probe: Tensor | None = None
+    # Made anew for each pass of the model, for all layer shapes known, in the order in which they were seen: that is
+    # the order in which a pass adds up their gradients.
+    _maps: dict[tuple[int, int, torch.dtype], Maps | None] = field(default_factory=dict)
+    _routes: Routes | None = None
+    _tokens: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies leave out what belongs to a pass: it is part of that pass's graph."""
         nothing = {"_maps": dict.fromkeys(self._maps), "_routes": None, "_tokens": None, "probe": None}
-        return super().__getstate__() | nothing
-
-    # Which task ------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def set_task(self, name: str | None) -> None:
-        """Route by the code of task ``name``, or by the one that each prompt's features say (``None``)."""
-        self.infers_task, self.prompt_codes = name is None, None
-        self.clear_pass()
-        if name is not None:
-            self.code.copy_(task_code(name, len(self.code)))
-
-    def read_prompts(self, embeddings: Tensor, mask: Tensor) -> None:
-        """Route each row, until the next prompts, as the task that its prompt looks like.
-
-        Args:
-            embeddings: Input embeddings of the prompts, ``(b, s, d)``.
-            mask: 0 at padding, ``(b, s)``.
-        """
-        codes = self.memory.infer(self.memory.features(embeddings, mask))[0].to(self.code.dtype)
-        self.prompt_codes = codes[0] if bool((codes == codes[0]).all()) else codes
-
-    def infer_task(self, embeddings: Tensor, mask: Tensor, names: Sequence[str]) -> list[tuple[str | None, float]]:
-        """The one of ``names`` that each prompt's code stands for, or ``None``, and a confidence in [0, 1]."""
-        codes, confidences = self.memory.infer(self.memory.features(embeddings, mask))
-        known = {tuple(task_code(name, codes.shape[1]).sign().tolist()): name for name in names}
-        found = [known.get(tuple(code)) for code in codes.sign().tolist()]
-        return list(zip(found, confidences.tolist(), strict=True))
+        return self.__dict__ | nothing
 
     @property
-    def prompt_memory(self) -> DiscriminantMemory:
-        """What tells a prompt's task."""
-        return self.memory
-
-    def anneal(self, progress: float) -> None:
-        """Lower the gates' temperature linearly; ``progress`` in [0, 1] is the share of the task's steps done."""
-        self.temperature = self.config.temperature_init * (1 - (1 - FINAL_TEMPERATURE_SHARE) * progress)
+    def temperature(self) -> float:
+        """That of the gates in training, which falls linearly over a task."""
+        return self.config.temperature_init * (1 - (1 - FINAL_TEMPERATURE_SHARE) * self.progress)
 
     # One pass of the model -------------------------------------------------------------------------------------
 
-    def begin_pass(self, tokens: Tensor | None) -> None:
+    def begin_pass(self, code: Tensor, in_use: Tensor, tokens: Tensor | None) -> None:
         """Called before each pass of the model: what the layers share is made once, before the first of them.
 
         Args:
+            code: The code of the task that answers, ``(e,)``, or of each row's, ``(b, e)``.
+            in_use: Mask of the atoms that hold something, ``(k,)``.
             tokens: Mask of the tokens that are not padding, ``(batch, length)``; ``None`` if all count.
         """
         self._tokens = tokens
-        if self._growing:
+        if self._grows:
             self._set_up_probe()  # a compiled layer could not make a leaf
-        with torch.autocast(self.code.device.type, enabled=False):  # as in `forward`
-            self._routes = self._make_routes()
+        with torch.autocast(code.device.type, enabled=False):  # as for a layer
+            self._routes = self.routes(code, in_use)
             self._maps = {shape: self._make_maps(*shape) for shape in self._maps}
 
     def clear_pass(self) -> None:
         """Make anew what the layers share: it has changed, and a part of the model may be called by itself."""
         self._maps, self._routes = dict.fromkeys(self._maps), None
 
-    def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation, as for every module."""
-        self.clear_pass()  # the probe is there in training only
-        return super().train(mode)
+    @property
+    def trains(self) -> bool:
+        """Whether a pass now is one of training."""
+        return self.dictionary.training and self.dictionary.elastic.requires_grad
 
     @property
-    def _growing(self) -> bool:
-        return self.training and self.config.grow and self.dictionary.elastic.requires_grad
+    def _grows(self) -> bool:
+        return self.trains and self.config.grow
 
     def _set_up_probe(self) -> Tensor:
         like = self.dictionary.elastic
@@ -157,7 +116,7 @@ class Answering(SharedState):
         # Rounded to the input's precision before anything is computed from them: the norms then hold exactly.
         atoms, projection = self.dictionary.atoms().to(dtype), self.router.projection
         count = len(atoms)
-        if self._growing:
+        if self._grows:
             atoms = torch.cat([atoms, self._set_up_probe()[None].to(dtype)])
         inward = torch.cat([projection[:, :width].to(dtype), atoms[:, :width]])
         gram_in = gram(atoms[:count, :width])
@@ -165,28 +124,31 @@ class Answering(SharedState):
             return Maps(inward, inward[len(projection) :], gram_in, gram_in)
         return Maps(inward, atoms[:, :output_width], gram_in, gram(atoms[:count, :output_width]))
 
-    def _make_routes(self) -> Routes:
-        head = self.router.task_head(self.code if self.prompt_codes is None else self.prompt_codes)
-        open_rows = pad(self.in_use, (0, len(self.in_use) + 1), value=True)
+    def routes(self, code: Tensor, in_use: Tensor) -> Routes:
+        """How tokens of tasks with these codes are routed, out of the atoms in use."""
+        head = self.router.task_head(code)
+        open_rows = pad(in_use, (0, len(in_use) + 1), value=True)
         bias = head[..., -1].masked_fill(~open_rows, MASKED)
         head = head[..., :-1].masked_fill(~open_rows[:, None], 0)
         leaves = None if self.tree is None else self.tree.as_leaves()
         return Routes(head, bias if head.dim() == 2 else bias[:, None], leaves)
 
-    def forward(self, hidden_states: Tensor, output_width: int) -> Tensor:
-        """The update for inputs ``(..., n)`` of a module with ``output_width`` outputs: ``(..., output_width)``.
+    # One layer -------------------------------------------------------------------------------------------------
 
-        Raises:
-            HimalayaError: The adapter was loaded from a release file, and it is trained.
+    def __call__(
+        self, hidden_states: Tensor, output_width: int, code: Tensor, in_use: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The update of a layer, outside of automatic mixed precision.
+
+        Args:
+            hidden_states: Its inputs, ``(..., n)``.
+            output_width: Width ``m`` of its outputs.
+            code: As for `begin_pass`.
+            in_use: As for `begin_pass`.
+
+        Returns:
+            The update ``(..., m)``; and in training the largest norm that it has for a token.
         """
-        if self.training and self.dictionary.elastic.requires_grad:
-            self.refuse_if_released()
-        device = hidden_states.device.type
-        # The norms need the precision chosen here. A context for each layer and token takes longer than a product.
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            return self._update(hidden_states, output_width)
-
-    def _update(self, hidden_states: Tensor, output_width: int) -> Tensor:
         width, dtype = hidden_states.shape[-1], hidden_states.dtype
         if self._routes is not None and self._routes.head.requires_grad and not torch.is_grad_enabled():
             self.clear_pass()  # reentrant checkpointing: each layer will want a graph of its own
@@ -200,30 +162,28 @@ class Answering(SharedState):
         latent = len(self.router.projection)
         normalised = projected / rms.clamp_min(TINY)
         latents, projections = normalised.split([latent, len(maps.inward) - latent], dim=-1)
-        coefficients, gain = self.route(latents)
+        coefficients, gain = self.route(latents, self._routes or self.routes(code, in_use))
         if self.config.placement == "weights":  # they act on their input as it is, the skip path on the normalised one
             projections = projected[..., latent:]
         if self.config.norm_target == "residual":
             gain = gain / self.dictionary.width**0.5
         unit_in = self._unit_coefficients(coefficients, maps.gram_in)
         unit_out = unit_in if maps.gram_out is maps.gram_in else self._unit_coefficients(coefficients, maps.gram_out)
-        if self.training:
-            self._certify(gain, unit_in, unit_out, maps)
-        return rank_one_update(projections, gain, unit_in, unit_out, maps.atoms_out)
+        norm = self._largest_norm(gain, unit_in, unit_out, maps) if self.dictionary.training else None
+        return rank_one_update(projections, gain, unit_in, unit_out, maps.atoms_out), norm
 
     def _unit_coefficients(self, coefficients: Tensor, gram: Tensor) -> Tensor:
         """Those of r, the probe's among them while there is one."""
         unit = unit_coefficients(coefficients, gram)
-        return pad(unit, (0, 1), value=1.0) if self._growing else unit
+        return pad(unit, (0, 1), value=1.0) if self._grows else unit
 
-    def route(self, projected: Tensor) -> tuple[Tensor, Tensor]:
+    def route(self, projected: Tensor, routes: Routes) -> tuple[Tensor, Tensor]:
         r"""Which atoms serve tokens whose normalised input has the projections :math:`P \hat x` ``(..., p)``.
 
         Returns:
             Coefficients :math:`u` ``(..., k)``, at most `expected_active_atoms` not 0, and the gain ``(..., 1)``.
         """
-        most, atoms = self.config.expected_active_atoms, len(self.in_use)
-        routes = self._routes or self._make_routes()
+        most, atoms = self.config.expected_active_atoms, routes.head.shape[-2] // 2
         centred = projected - self.router.offset
         latents = torch.tanh(centred)
         head, bias = routes.head.to(latents.dtype), routes.bias.to(latents.dtype)
@@ -240,7 +200,7 @@ class Answering(SharedState):
             bonus = below / torch.rsub(below, -1, alpha=1 / LARGEST_TREE_BONUS)
             logits = logits + pad(bonus, (self.config.core_atoms, 0))
         gain = torch.ones_like(raw_gain) if self.config.gain == "fixed" else torch.tanh(raw_gain)
-        if not self.training:
+        if not self.dictionary.training:
             temperature = self.config.temperature_init * FINAL_TEMPERATURE_SHARE
             return final_gates(logits, most, temperature) * coefficients, gain
         # One draw per atom and layer, for all tokens: it is the same however a batch is spread over processes.
@@ -250,8 +210,8 @@ class Answering(SharedState):
         return gates * coefficients, gain
 
     @torch.no_grad()
-    def _certify(self, gain: Tensor, unit_in: Tensor, unit_out: Tensor, maps: Maps) -> None:
-        """Measure the norm of the strongest token's update on its dense vectors and keep the largest seen."""
+    def _largest_norm(self, gain: Tensor, unit_in: Tensor, unit_out: Tensor, maps: Maps) -> Tensor:
+        """The norm of the strongest token's update, measured on its dense vectors."""
         gain, strongest = gain.abs().flatten().max(0, keepdim=True)
 
         def length(unit: Tensor, atoms: Tensor) -> Tensor:  # by `index_select`, for which a GPU does not wait
@@ -259,6 +219,41 @@ class Answering(SharedState):
 
         length_in = length(unit_in, maps.inward[len(self.router.projection) :])
         length_out = length_in if unit_out is unit_in else length(unit_out, maps.atoms_out)
-        norm = (gain * length_in * length_out)[0]
-        # `fmax` ignores what is not a number: such a pass is dropped before it changes anything.
-        self.update_norm_max.copy_(torch.fmax(self.update_norm_max, norm.to(self.update_norm_max.dtype)))
+        return (gain * length_in * length_out)[0]
+
+
+def unit_coefficients(coefficients: Tensor, gram: Tensor) -> Tensor:
+    r"""Coefficients of the unit vector :math:`D^\top u / \lVert D^\top u\rVert`: :math:`u / \sqrt{u^\top G u}`.
+
+    Args:
+        coefficients: :math:`u`, shape ``(..., k)``; all zero stays zero.
+        gram: :math:`G = D D^\top`, ``(k, k)``.
+    """
+    squared = (coefficients @ gram * coefficients).sum(-1, keepdim=True)
+    return coefficients / squared.clamp_min(torch.finfo(coefficients.dtype).tiny).sqrt()
+
+
+def rank_one_update(projections: Tensor, gain: Tensor, unit_in: Tensor, unit_out: Tensor, atoms_out: Tensor) -> Tensor:
+    r"""Apply the self-normalising update :math:`\gamma\, r_m r_n^\top x` without forming :math:`r` (section 2).
+
+    With :math:`r_n = D_n^\top w_n` and :math:`r_m = D_m^\top w_m` of norm 1 (`unit_coefficients`) the result is
+    :math:`\gamma\,(w_n \cdot D_n x)\, D_m^\top w_m`, hence :math:`\lVert\Delta W\rVert = |\gamma|`.
+
+    Args:
+        projections: :math:`D_n x`, shape ``(..., k)``.
+        gain: :math:`\gamma`, shape ``(..., 1)``.
+        unit_in: :math:`w_n`, shape ``(..., k)``.
+        unit_out: :math:`w_m`, shape ``(..., k)``.
+        atoms_out: :math:`D_m`, shape ``(k, m)``.
+
+    Returns:
+        The update of the layer's output, ``(..., m)``, in the precision of ``atoms_out``.
+    """
+    scale = gain * (unit_in * projections).sum(-1, keepdim=True)
+    return (scale * unit_out).to(atoms_out.dtype) @ atoms_out
+
+
+def gram(atoms: Tensor) -> Tensor:
+    """Gram matrix ``(k, k)`` of atoms ``(k, d)``, accumulated in at least 32 bits."""
+    wide = atoms.to(torch.promote_types(atoms.dtype, torch.float32))
+    return wide @ wide.T

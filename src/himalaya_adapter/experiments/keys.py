@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from himalaya_adapter.documents import read_document
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.schema import ANY_NAME, REQUIRED, keys_of
 from himalaya_adapter.experiments.search_config import searched_key
+from himalaya_adapter.storage import is_foreign
+
+CONFIG_FILE = "config.yaml"
 
 
 def flattened(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -58,6 +63,32 @@ def completed(written: Any) -> dict[str, Any]:
     """
     known = [key for key in keys_of(RunConfig).values() if ANY_NAME not in key.path]
     return {key.path: key.default for key in known if key.default not in (REQUIRED, {})} | flattened(written)
+
+
+def check_folder(folder: Path, run_id: str, kind: str, *before: str) -> None:
+    """Refuse a folder with anything else in it than the run or the search that this is.
+
+    The search of run ``a`` and a run called ``a_search`` have folders of one name.
+
+    Args:
+        folder: What is gone on with, or deleted.
+        run_id: Of the run, or of the searched one, as its config says.
+        kind: ``run`` or ``search``.
+        before: Files that it may hold before it has its config.
+
+    Raises:
+        HimalayaError: As said, or the config there cannot be read.
+    """
+    path = folder / CONFIG_FILE
+    if path.is_file():
+        written = read_document(path)
+        foreign = not isinstance(written, dict) or str(written.get("run_id")) != run_id
+    else:
+        foreign = is_foreign(folder, *before)
+    if foreign:
+        raise HimalayaError(
+            f"{folder} is no {kind}'s folder (no {CONFIG_FILE} of '{run_id}'): choose another results_dir or run_id"
+        )
 
 
 def check_same(written: Any, wanted: Any, kept: str, this: str) -> None:

@@ -15,10 +15,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from himalaya_adapter import stream_metrics
 from himalaya_adapter.documents import document_text
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.keys import check_same, flattened, searched_keys
+from himalaya_adapter.experiments.keys import CONFIG_FILE, check_folder, check_same, flattened, searched_keys
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.search.pruning import LatestMedianPruner
-from himalaya_adapter.storage import delete_folder, is_foreign, write_atomic
+from himalaya_adapter.storage import delete_folder, write_atomic
 
 STUDY = "study.db"
 CONFIG = "config"  # the study's attribute that says whose it is
@@ -62,11 +62,7 @@ class SharedStudy:
             HimalayaError: The study belongs to another config, whose first differing key the message names; the folder
                 is no search's; the storage cannot be opened; or others work on what is to be deleted.
         """
-        begun = self.folder / "config.yaml"
-        if is_foreign(self.folder, begun.name, STUDY):
-            raise HimalayaError(
-                f"{self.folder} is no search's folder (no config.yaml): choose another results_dir or run_id"
-            )
+        check_folder(self.folder, self.run.run_id, "search", STUDY)
         if overwrite:
             self._delete_folder()
         storage = self._storage()
@@ -79,6 +75,7 @@ class SharedStudy:
         if CONFIG not in self.study.user_attrs:
             self.study.set_user_attr(CONFIG, now)
         check_same(self.study.user_attrs[CONFIG], now, f"the study of {self.folder}", "search")
+        begun = self.folder / CONFIG_FILE
         if not begun.is_file():
             run = replace(self.run, optuna=replace(self.run.optuna, storage=None))  # it may hold a password
             write_atomic(begun, document_text(asdict(run)))

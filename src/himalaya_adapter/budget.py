@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +100,7 @@ def count_budget(run: RunConfig) -> Budget:
     if isinstance(config, HimalayaConfig):
         model.set_task([None])  # which task answers cannot be seen without values; all cost the same
     try:
-        _pass(model, mode)  # finds out what the layers share, which every later pass makes once
+        _operations(model, mode)  # finds out what the layers share, which every later pass makes once
         adapted = _operations(model, mode)
     except RuntimeError:  # what torch raises when values of a fake tensor are asked for, as WaveFT does in each pass
         adapted = None
@@ -190,17 +189,11 @@ def _by_part(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 
 def _operations(model: PeftModel, mode: ShapeMode) -> Operations:
-    products, elements = FlopCounterMode(display=False), ElementCounter()
-    _pass(model, mode, products, elements)
-    return Operations(products.get_total_flops(), elements.total)
-
-
-def _pass(model: PeftModel, mode: ShapeMode, *counters: AbstractContextManager[Any]) -> None:
-    with torch.no_grad(), mode, ExitStack() as counting:
+    with torch.no_grad(), mode:
         tokens = torch.zeros(1, TOKENS, dtype=torch.int64)
-        for counter in counters:
-            counting.enter_context(counter)
-        model(input_ids=tokens)
+        with FlopCounterMode(display=False) as products, ElementCounter() as elements:
+            model(input_ids=tokens)
+    return Operations(products.get_total_flops(), elements.total)
 
 
 class ElementCounter(TorchDispatchMode):

@@ -123,6 +123,7 @@ def test_the_budget_is_a_bound_and_not_a_byte_less(run: Callable[..., RunConfig]
     with pytest.raises(HimalayaError, match=r"takes 3 MB \(2 of them b\), .* allows 2\.5: lower"):
         check_size({"a": 1_000_000, "b": 2_000_000}, 2.5)
 
+
 def test_the_budget_counts_the_bits_in_which_an_adapter_is_stored(run: Callable[..., RunConfig]) -> None:
     sizes = {
         bits: sum(count_budget(run(*METHODS["lora"], f"model.adapter.bits={bits}")).stored.values())

@@ -25,7 +25,7 @@ def archive_path(requirement: str) -> Path:
     return cache_folder() / "archives" / f"{requirement.replace('==', '-')}.whl"
 
 
-def fetch_archive(requirement: str, sha256: str, *, offline: bool = False, progress: bool = True) -> Path:
+def fetch_archive(requirement: str, sha256: str, *, offline: bool = False) -> Path:
     """Return the path of one wheel, from the cache if its hash is right, else from the package index.
 
     The wheel is downloaded by ``pip download`` without its dependencies and without being installed. It appears in
@@ -35,7 +35,6 @@ def fetch_archive(requirement: str, sha256: str, *, offline: bool = False, progr
         requirement: A pin such as ``"django==5.2.19"``. Only wheels for every platform are taken.
         sha256: Expected hash of the wheel, 64 lower-case hexadecimal digits.
         offline: Use the cache only.
-        progress: Let pip show its progress bar on standard error.
 
     Raises:
         HimalayaError: Not in the cache and offline or unreachable; a damaged cached archive that cannot be fetched
@@ -52,7 +51,7 @@ def fetch_archive(requirement: str, sha256: str, *, offline: bool = False, progr
     state = "is not in the cache" if found is None else f"is damaged in the cache (sha256 {found[:12]}…)"
     if offline:
         raise HimalayaError(f"{requirement} {state} at {path} and offline use was asked for; fetch it once online")
-    _download(requirement, sha256, path, state, progress)
+    _download(requirement, sha256, path, state)
     return path
 
 
@@ -88,7 +87,7 @@ def open_member(archive: Path, member: str) -> IO[bytes]:
         return opened.open(member)
 
 
-def _download(requirement: str, sha256: str, path: Path, state: str, progress: bool) -> None:
+def _download(requirement: str, sha256: str, path: Path, state: str) -> None:
     with beside(path) as folder:
         folder.mkdir()
         pins = folder / "requirements.txt"
@@ -97,8 +96,7 @@ def _download(requirement: str, sha256: str, path: Path, state: str, progress: b
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--platform", "any"]
         command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
         command += ["--retries", str(PIP_RETRIES), "--require-hashes", "-r", str(pins), "-d", str(folder)]
-        shown_on = STANDARD_ERROR if progress else subprocess.DEVNULL
-        result = subprocess.run(command, stdout=shown_on, stderr=subprocess.PIPE, text=True, check=False)
+        result = subprocess.run(command, stdout=STANDARD_ERROR, stderr=subprocess.PIPE, text=True, check=False)
         if result.returncode != 0:
             raise HimalayaError(_reason(requirement, state, result.stderr))
         wheel = next(folder.glob("*.whl"))

@@ -237,5 +237,5 @@ def values_of_trials(run: RunConfig) -> dict[str, Any]:
 
 def direction_of(run: RunConfig) -> Literal["maximize", "minimize"]:
     """As the run says, else what is better of its primary metric."""
-    better = "minimize" if run.evaluation.primary_metric in stream_metrics.LOWER_IS_BETTER else "maximize"
-    return "minimize" if (run.optuna.direction or better) == "minimize" else "maximize"
+    lower = run.evaluation.primary_metric in stream_metrics.LOWER_IS_BETTER
+    return run.optuna.direction or ("minimize" if lower else "maximize")

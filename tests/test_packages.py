@@ -90,17 +90,6 @@ def test_a_version_that_is_not_there(upstream: Path) -> None:
         packages.fetch_archive("sample-data==2.0", sha256(upstream))
 
 
-@pytest.mark.parametrize("requirement", ["sample-data", "sample-data>=1", "sample-data==1 --pre", "../x==1"])
-def test_a_requirement_that_is_not_a_pin(upstream: Path, requirement: str) -> None:
-    with pytest.raises(HimalayaError, match="not a pin"):
-        packages.fetch_archive(requirement, sha256(upstream))
-
-
-def test_malformed_hash(upstream: Path) -> None:
-    with pytest.raises(HimalayaError, match="64 lower-case hexadecimal"):
-        packages.fetch_archive(REQUIREMENT, "abc")
-
-
 def test_a_member_is_streamed(upstream: Path) -> None:
     with packages.open_member(upstream, MEMBER) as file:
         assert file.read(16) + file.read() == CONTENT

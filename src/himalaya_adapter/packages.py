@@ -15,8 +15,6 @@ from himalaya_adapter.storage import beside, cache_folder
 
 STANDARD_ERROR = 2  # pip draws its progress bar on our standard error, so that standard output stays clean
 PIP_RETRIES = 2
-PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+")
-SHA256 = re.compile(r"[0-9a-f]{64}")
 NETWORK_SIGNS = ("Retrying", "ConnectionError", "Could not fetch URL", "Name or service not known", "timed out")
 
 
@@ -32,18 +30,15 @@ def fetch_archive(requirement: str, sha256: str, *, offline: bool = False) -> Pa
     the cache by a rename after its hash was checked, so an interrupted download leaves no half archive there.
 
     Args:
-        requirement: A pin such as ``"django==5.2.19"``. Only wheels for every platform are taken.
+        requirement: A pin such as ``"django==5.2.19"``, from a file whose schema has checked it. Only wheels for every
+            platform are taken.
         sha256: Expected hash of the wheel, 64 lower-case hexadecimal digits.
         offline: Use the cache only.
 
     Raises:
         HimalayaError: Not in the cache and offline or unreachable; a damaged cached archive that cannot be fetched
-            again; the index offers another hash; a malformed pin or hash.
+            again; the index offers another hash.
     """
-    if not PIN.fullmatch(requirement):
-        raise HimalayaError(f"requirement '{requirement}' is not a pin; write it as 'name==version'")
-    if not SHA256.fullmatch(sha256):
-        raise HimalayaError(f"sha256 of {requirement} is '{sha256}'; expected 64 lower-case hexadecimal digits")
     path = archive_path(requirement)
     found = file_sha256(path) if path.is_file() else None
     if found == sha256:

@@ -106,8 +106,8 @@ class Item:
 class Archive(Section):
     """A pinned package archive: what ``pip`` is asked for, its hash, its size and its licence."""
 
-    requirement: str
-    sha256: str
+    requirement: Annotated[str, _taken("a pin, name==version", pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")]
+    sha256: Annotated[str, _taken("64 lower-case hexadecimal digits", pattern="^[0-9a-f]{64}$")]
     megabytes: NotNegative
     licence: str
 

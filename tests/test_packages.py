@@ -88,8 +88,3 @@ def test_upstream_with_another_hash_is_refused(upstream: Path) -> None:
 def test_a_version_that_is_not_there(upstream: Path) -> None:
     with pytest.raises(HimalayaError, match=r"No matching distribution found for sample-data==2\.0"):
         packages.fetch_archive("sample-data==2.0", sha256(upstream))
-
-
-def test_a_member_is_streamed(upstream: Path) -> None:
-    with packages.open_member(upstream, MEMBER) as file:
-        assert file.read(16) + file.read() == CONTENT

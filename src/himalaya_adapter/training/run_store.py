@@ -67,7 +67,7 @@ class RunStore:
         self.config = config
         self.overwrite = overwrite
         path = folder / "config.yaml"
-        check_folder(folder, config["run_id"], "run")
+        check_folder(folder, folder.name, "run")
         if path.is_file() and not overwrite:
             check_same(read_document(path), config, str(folder), "run")
 

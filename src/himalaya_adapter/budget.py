@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +28,7 @@ from himalaya_adapter.methods.release import has_release
 BYTES_PER_MB = 1_000_000
 TOKENS = 128  # of the forward pass in which operations are counted
 FILE_HEADER = "header"
-EWC_PART = "ewc"
+EWC_PART, PACKED_PART = "ewc", "packed"
 FISHER_DTYPE = torch.bfloat16  # of EWC's stored Fisher: its order of magnitude matters, not its third digit
 LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 WRAPPERS = re.compile(r"^(base_model\.|model\.|[a-z_]+_shared\.|default\.)+")
@@ -54,9 +53,9 @@ class Budget:
 
     Args:
         trainable: Trainable parameters by part.
-        stored: Bytes of the saved adapter's file by part, with its header: their sum is the file's size. With EWC its
-            file, too, as one part.
-        released: The same of the release file, for a method that has one, or of what is stored in few bits.
+        stored: Bytes by part of what a run keeps. The parts of the adapter's file, with its header, add up to the
+            file's size; what is stored in few bits, and EWC's file, are one part each.
+        released: The same of the release file, for a method that has one.
         router: Parameters of HIMALAYA_STRICT's router, trained and frozen.
         bare: Operations of the backbone alone.
         adapted: Operations of the backbone with the adapter; None if they depend on the values of weights.
@@ -93,42 +92,37 @@ def count_budget(run: RunConfig) -> Budget:
     mode = ShapeMode()
     model = _empty_model(run, run_method(run), mode)
     config = model.active_peft_config
-    trainable = {name: tensor.shape for name, tensor in trainable_parameters(model).items()}
-    parameters = _by_part((name, shape.numel()) for name, shape in trainable.items())
-    stored = _training_bytes(run, model)
+    trainable = _by_part((name, tensor.numel()) for name, tensor in trainable_parameters(model).items())
+    stored = _kept_bytes(run, model)
     with model.disable_adapter():
         bare = _operations(model, mode)
     model.requires_grad_(False)  # operations are those of inference
     if isinstance(config, HimalayaConfig):
         model.set_task([None])  # which task answers cannot be seen without values; all cost the same
     try:
-        _pass(model, mode)  # finds out what the layers share, which every later pass makes once
+        _operations(model, mode)  # finds out what the layers share, which every later pass makes once
         adapted = _operations(model, mode)
     except RuntimeError:  # what torch raises when values of a fake tensor are asked for, as WaveFT does in each pass
         adapted = None
-    router, released, bits = None, None, run.model.adapter.bits
+    router, released = None, None
     if isinstance(config, HimalayaStrictConfig):
         state = model.base_model.himalaya_strict_shared["default"].state_dict()
         router = sum(tensor.numel() for name, tensor in state.items() if name.startswith("router."))
     if has_release(config):
         config.released = True  # what PEFT saves from now on is a release
-        released = _stored_bytes(model)
-    if bits is not None:
-        layout = pack({name: torch.empty(shape, device="meta") for name, shape in trainable.items()}, bits)
-        zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in layout.items()}
-        released = {"packed": len(save(zeros))}
-    return Budget(parameters, stored, released, router, bare, adapted)
+        released = _file_bytes(model)
+    return Budget(trainable, stored, released, router, bare, adapted)
 
 
 def check_budget(run: RunConfig, adapter: PeftConfig) -> None:
-    """Refuse a run whose saved adapter would be larger than its own ``total_parameter_budget_mb``.
+    """Refuse a run that would keep more for its adapter than its own ``total_parameter_budget_mb``.
 
     Raises:
         HimalayaError: As said, or what `count_budget` raises.
     """
     if run.model.adapter.total_parameter_budget_mb is not None:
-        stored = _training_bytes(run, _empty_model(run, adapter, ShapeMode()))
-        check_size(stored, run.model.adapter.total_parameter_budget_mb)
+        kept = _kept_bytes(run, _empty_model(run, adapter, ShapeMode()))
+        check_size(kept, run.model.adapter.total_parameter_budget_mb)
 
 
 def check_size(stored: Mapping[str, int], budget_mb: float) -> None:
@@ -160,23 +154,30 @@ def _empty_model(run: RunConfig, adapter: PeftConfig, mode: ShapeMode) -> PeftMo
         ) from error
 
 
-def _training_bytes(run: RunConfig, model: PeftModel) -> dict[str, int]:
-    """Bytes by part of all that a run keeps between two tasks: the adapter and, if it is on, EWC's Fisher."""
-    stored = _stored_bytes(model)
-    if run.model.adapter.ewc_lambda is not None:
-        trainable = trainable_parameters(model).items()
-        fisher = {name: torch.zeros(tensor.shape, dtype=FISHER_DTYPE) for name, tensor in trainable}
-        stored[EWC_PART] = len(save(fisher))
-    return stored
+def _kept_bytes(run: RunConfig, model: PeftModel) -> dict[str, int]:
+    """Bytes by part of what a run keeps after a task: the adapter in its bits and, if it is on, EWC's Fisher."""
+    adapter, trainable = run.model.adapter, trainable_parameters(model)
+    if adapter.bits is None:
+        kept = _file_bytes(model)
+    else:
+        shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in trainable.items()}
+        kept = {PACKED_PART: _file_size(pack(shapes, adapter.bits))}
+    if adapter.ewc_lambda is not None:
+        kept[EWC_PART] = _file_size({name: tensor.to(FISHER_DTYPE) for name, tensor in trainable.items()})
+    return kept
 
 
-def _stored_bytes(model: PeftModel) -> dict[str, int]:
+def _file_bytes(model: PeftModel) -> dict[str, int]:
     """Bytes of ``adapter_model.safetensors`` by part."""
     state = get_peft_model_state_dict(model)
-    # Zeros: a copy of one of the backbone's modules, which PEFT may train whole, has no values here.
-    zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
-    parts = _by_part((name, tensor.nbytes) for name, tensor in zeros.items())
-    return {FILE_HEADER: len(save(zeros, metadata={"format": "pt"})) - sum(parts.values())} | parts
+    parts = _by_part((name, tensor.nbytes) for name, tensor in state.items())
+    return {FILE_HEADER: _file_size(state, {"format": "pt"}) - sum(parts.values())} | parts
+
+
+def _file_size(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> int:
+    """Bytes of a safetensors file, of zeros in the place of what has a shape and no values."""
+    zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()}
+    return len(save(zeros, metadata=metadata))
 
 
 def _by_part(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -188,17 +189,11 @@ def _by_part(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 
 def _operations(model: PeftModel, mode: ShapeMode) -> Operations:
-    products, elements = FlopCounterMode(display=False), ElementCounter()
-    _pass(model, mode, products, elements)
-    return Operations(products.get_total_flops(), elements.total)
-
-
-def _pass(model: PeftModel, mode: ShapeMode, *counters: AbstractContextManager[Any]) -> None:
-    with torch.no_grad(), mode, ExitStack() as counting:
+    with torch.no_grad(), mode:
         tokens = torch.zeros(1, TOKENS, dtype=torch.int64)
-        for counter in counters:
-            counting.enter_context(counter)
-        model(input_ids=tokens)
+        with FlopCounterMode(display=False) as products, ElementCounter() as elements:
+            model(input_ids=tokens)
+    return Operations(products.get_total_flops(), elements.total)
 
 
 class ElementCounter(TorchDispatchMode):

@@ -48,7 +48,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> HimalayaError:
     few = len(names) <= FEW
     near = difflib.get_close_matches(name, names, n=1 if few else 3, cutoff=0.0)
     suggestion = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return HimalayaError(f"unknown {kind} '{name}'{suggestion}{f' (known: {_listed(names)})' if few else ''}")
+    listed = f" (known: {', '.join(names) or 'none'})" if few else ""
+    return HimalayaError(f"unknown {kind} '{name}'{suggestion}{listed}")
 
 
 def one_line(error: BaseException | str) -> str:
@@ -108,7 +109,3 @@ def _of_the_machine(error: OSError) -> str:
     place = " and ".join(str(path) for path in (error.filename, error.filename2) if path is not None)
     mend = MENDS.get(error.errno or 0)
     return (f"{place}: " if place else "") + (error.strerror or str(error)) + (f"; {mend}" if mend else "")
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names) or "none"

@@ -2,23 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-# The run keys of HIMALAYA's and HIMALAYA_STRICT's dictionary.
-DICTIONARY_OPTIONS = {
-    "model.adapter.core_dictionary.num_atoms": "core_atoms",
-    "model.adapter.elastic_dictionary.max_atoms": "elastic_atoms",
-    "model.adapter.elastic_dictionary.index": "index",
-    "model.adapter.elastic_dictionary.quantisation_bits": "quantisation_bits",
-    "model.kd_tree.fanout": "fanout",
-    "model.kd_tree.leaf_size": "leaf_size",
-    "training.similarity_threshold_tau": "similarity_threshold_tau",
-    "training.fisher_projection_steps": "fisher_projection_steps",
-}
-DICTIONARY_FIXED = {
-    "model.adapter.core_dictionary.init": ("isotropic", "the core is orthonormal"),
-    "model.adapter.coeff_precision_bits": (8, "coefficients are stored as int8"),
-    "model.norm_rescaling": (True, "the bound on the update's norm rests on it"),
-}
+from pydantic import TypeAdapter
+
+from himalaya_adapter.documents import read_document
 
 
 @dataclass(frozen=True)
@@ -51,44 +39,7 @@ class Method:
         return {*self.options, *self.fixed}
 
 
-HERE = f"{__package__}.methods."
-# The first six colours are of the palette of Okabe and Ito (2008), told apart with any of the common colour
-# deficiencies. Each further one is as far as possible (in CIELAB, at least 20) from all before it and from grey, as
-# seen with normal vision and with any of the three deficiencies (Machado et al., 2009).
-ROWS = (
-    Method(
-        *("HIMALAYA", "#0072B2", f"{HERE}himalaya", "HimalayaConfig", "HimalayaModel"),
-        protects_itself=True,
-        options=DICTIONARY_OPTIONS | {"model.adapter.router.expected_active_atoms": "active_atoms"},
-        fixed=DICTIONARY_FIXED,
-    ),
-    Method("LORA", "#D55E00"),
-    Method(
-        *("LILAC", "#009E73", f"{HERE}lilac", "LilacConfig", "LilacModel"),
-        options={
-            "model.adapter.lora_rank": "lora_rank",
-            "model.adapter.dictionary_size": "dictionary_size",
-            "model.adapter.quantisation_bits": "quantisation_bits",
-        },
-    ),
-    Method("COLTAS", "#CC79A7", f"{HERE}coltas", "ColtasConfig", "ColtasModel"),
-    Method("GLODIS", "#C38700", f"{HERE}glodis", "GlodisConfig", "GlodisModel"),
-    Method("LOREFT", "#4999C6", f"{HERE}loreft", "LoReftConfig", "LoReftModel"),
-    Method("O_LORA", "#7A7A00", f"{HERE}olora", "OLoraConfig", "OLoraModel", protects_itself=True),
-    Method("IA3", "#9D0AFF"),
-    Method(
-        *("HIMALAYA_STRICT", "#7253D0", f"{HERE}himalaya_strict", "HimalayaStrictConfig", "HimalayaStrictModel"),
-        protects_itself=True,
-        options=DICTIONARY_OPTIONS
-        | {
-            "model.adapter.router.hidden_params": "hidden_params",
-            "model.adapter.router.expected_active_atoms": "expected_active_atoms",
-            "model.adapter.router.temperature_init": "temperature_init",
-        },
-        fixed=DICTIONARY_FIXED
-        | {"training.router_temperature_anneal": ("linear", "the gates' temperature falls linearly over a task")},
-    ),
-)
+ROWS = TypeAdapter(list[Method]).validate_python(read_document(Path(__file__).with_suffix(".yaml")))
 METHODS = {row.type: row for row in ROWS}
 
 

@@ -7,7 +7,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import compose_run
-from himalaya_adapter.experiments.search_config import SearchRange, searched_key
+from himalaya_adapter.experiments.keys import searched_key
+from himalaya_adapter.experiments.search_config import SearchRange
 from himalaya_adapter.experiments.validation import check_run
 
 RUN = "run=demo-himalaya"

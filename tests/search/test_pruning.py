@@ -4,7 +4,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from himalaya_adapter.search.pruning import LatestMedianPruner
+from himalaya_adapter.search.study import LatestMedianPruner
 
 
 def study_of(finished: int) -> optuna.Study:

@@ -9,6 +9,7 @@ import pytest
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.search.study import SharedStudy
+from himalaya_adapter.training.run_store import RunStore
 
 Opened = Callable[..., SharedStudy]
 
@@ -19,13 +20,13 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     studies = []
 
-    def open_one(*words: str) -> SharedStudy:
+    def open_one(*words: str, overwrite: bool = False) -> SharedStudy:
         space = "optuna.search_space.lr_scheduler={type: categorical, choices: [linear, cosine]}"
         run = compose_run(["run=lora-package25", "run_id=lora", "optuna.n_trials=4", space, *words]).run
         shared = SharedStudy(tmp_path / "lora_search", run)
         studies.append(shared)
         with shared.lock:
-            shared.begin(overwrite=False)
+            shared.begin(overwrite=overwrite)
         return shared
 
     yield open_one
@@ -79,3 +80,20 @@ def test_a_study_of_something_else_in_the_database_is_left_alone(opened: Opened,
     with pytest.raises(HimalayaError, match=r"optuna\.storage holds a study 'lora' of something else"):
         opened(f"optuna.storage={url}")
     assert [trial.value for trial in study.trials] == [1.0]
+
+
+def test_a_run_that_is_called_as_a_search_is_left_alone(opened: Opened, tmp_path: Path) -> None:
+    """The folder of a search of ``lora`` and that of a run called ``lora_search`` have one name."""
+    config = tmp_path / "lora_search" / "config.yaml"
+    config.parent.mkdir()
+    config.write_text("run_id: lora_search\n", encoding="utf-8")
+    for overwrite in (False, True):
+        with pytest.raises(HimalayaError, match=r"lora_search is no search's folder \(no config\.yaml of 'lora'\)"):
+            opened(overwrite=overwrite)
+    assert [path.name for path in config.parent.iterdir()] == ["config.yaml"]
+
+
+def test_a_search_is_left_alone_by_a_run_of_its_folders_name(opened: Opened, tmp_path: Path) -> None:
+    opened()
+    with pytest.raises(HimalayaError, match="lora_search is no run's folder"):
+        RunStore(tmp_path / "lora_search", {"run_id": "lora_search"}, overwrite=True)

@@ -365,8 +365,19 @@ def test_unknown_stream_and_task(write: Writer, tmp_path: Path) -> None:
         ("taks: 1\ntasks: [3]", "unknown key .* 'taks'; did you mean 'tasks'"),
         ("archives: {mine: {requirement: a==1}}\ntasks: [ENTRY]", "'archives.mine.sha256' of stream .* is missing"),
         (
-            "archives: {mine: {requirement: a==1, sha256: b, megabytes: many, licence: c}}\ntasks: [ENTRY]",
-            "'archives.mine.megabytes' .* found \"many\", expected a number",
+            "archives: {mine: {ARCHIVE many}}\ntasks: [ENTRY]",
+            "'archives.mine.megabytes' .* found \"many\", expected a n",
+        ),
+        *(
+            (
+                f"archives: {{mine: {{requirement: {pin}}}}}\ntasks: [ENTRY]",
+                "'archives.mine.requirement' .* a pin, name==",
+            )
+            for pin in ("sample-data", "sample-data>=1", "sample-data==1 --pre", "../x==1")
+        ),
+        (
+            "archives: {mine: {requirement: a==1, sha256: abc}}\ntasks: [ENTRY]",
+            "'archives.mine.sha256' .* found \"abc\", expected 64 lower-case hexadecimal digits",
         ),
         ("tasks: [ENTRY, ENTRY]", "two tasks named 'parity'"),
         ("tasks: [NAMED ../parity]", "'name' of task '../parity' .* expected the name of a folder: letters"),
@@ -377,6 +388,7 @@ def test_unknown_stream_and_task(write: Writer, tmp_path: Path) -> None:
 def test_mistakes_in_a_stream_file(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.yaml"
     text = re.sub(r"NAMED ([^]]+)", lambda found: json.dumps(ENTRY | {"name": found[1]}), text)
+    text = text.replace("ARCHIVE", f"requirement: a==1, sha256: {'b' * 64}, licence: c, megabytes:")
     path.write_text(text.replace("ENTRY", json.dumps(ENTRY)), encoding="utf-8")
     with pytest.raises(HimalayaError, match=message) as error:
         load_stream(str(path))

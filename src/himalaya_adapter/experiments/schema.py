@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
 
@@ -24,19 +24,12 @@ LIMITS = {
 LONGEST = 60  # characters that are shown of a wrong value
 
 
-def no_switch(value: Any) -> Any:
-    """Refuse true and false where a number is expected."""
-    if isinstance(value, bool):
-        raise ValueError("true and false are no numbers")
-    return value
-
-
 Switch = Annotated[bool, Strict()]
 Whole = Annotated[int, Strict()]
-Count = Annotated[int, Strict(), Field(ge=1)]
-Number = Annotated[float, BeforeValidator(no_switch)]
-Positive = Annotated[float, Field(gt=0), BeforeValidator(no_switch)]
-NotNegative = Annotated[float, Field(ge=0), BeforeValidator(no_switch)]
+Count = Annotated[Whole, Field(ge=1)]
+Number = Annotated[float, Strict()]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
 
 
 class Section:

@@ -1,18 +1,15 @@
 """The part of a run config that says what a search would vary. A plain run checks it and does not search."""
 
 import json
-import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
+from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.experiments.schema import Count, Number, Section, Switch
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-OPTIMISER = frozenset({"adamw"})
 TAKES = {
     "uniform": "low and high, perhaps step",
     "loguniform": "low and high",
@@ -92,32 +89,3 @@ class OptunaConfig(Section):
     """URL of a database (``sqlite:///…``) that keeps the study; ``null`` keeps a file in its folder."""
     search_space: dict[str, SearchRange] = field(default_factory=dict)
     """Ranges by the name of the key that they vary."""
-
-
-def searched_key(name: str, keys: Sequence[str], where: str = "optuna.search_space") -> str:
-    """The one key that a name stands for.
-
-    Either a whole key, with ``_`` for dots if you like, or all words of its last part, and others of its path alone:
-    ``learning_rate`` is ``training.learning_rate``, ``kd_tree_fanout`` is ``model.kd_tree.fanout``. The optimiser's
-    name may stand before its keys' (``adamw_weight_decay``).
-
-    Args:
-        name: As it is written.
-        keys: All that there are.
-        where: Where it is written, for the message.
-
-    Raises:
-        HimalayaError: No key or several.
-    """
-    words = _words(name) - OPTIMISER
-    found = [key for key in keys if key.replace(".", "_") == name.replace(".", "_")]
-    found = found or [key for key in keys if _words(key.rpartition(".")[2]) <= words <= _words(key)]
-    if not found:
-        raise unknown_name(f"key in {where}", name, [key.replace(".", "_") for key in keys])
-    if len(found) > 1:
-        raise HimalayaError(f"{where}.{name} may mean {' or '.join(found)}: write more of the key")
-    return found[0]
-
-
-def _words(name: str) -> frozenset[str]:
-    return frozenset(re.findall(r"[^\W_]+", name.casefold()))

@@ -1,22 +1,29 @@
 """Searches hyper-parameters; any number of processes may run the same search, and each may be killed at any moment."""
 
+import gc
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
+import torch
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, Trial, TrialState
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from himalaya_adapter.backbones.shape import backbone_shape
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, one_line
+from himalaya_adapter.evaluation.metrics import MEASURES
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.validation import check_run, with_values
 from himalaya_adapter.methods.construction import run_method
-from himalaya_adapter.search.objective import run_trial
 from himalaya_adapter.search.results import write_results
 from himalaya_adapter.search.study import REASON, SharedStudy, values_of_trials
+from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams import Limits, load_stream
+from himalaya_adapter.training import run_stream
 from himalaya_adapter.training.preconditions import announce
 
 logger = logging.getLogger(__name__)
@@ -56,7 +63,7 @@ def run_search(run: RunConfig, results_dir: Path, *, overwrite: bool = False) ->
         with shared.lock:
             shared.begin(overwrite=overwrite)
         while (trial := _next(shared)) is not None:
-            _tell(shared, run_trial(shared, trial, base, tasks))
+            _tell(shared, _run_trial(shared, trial, base, tasks))
     except StorageInternalError as error:
         raise HimalayaError(f"optuna.storage failed ({error}); the same command goes on from here") from error
     finally:
@@ -70,6 +77,55 @@ def _next(shared: SharedStudy) -> Trial | None:
         trial = shared.take()
         write_results(shared)
     return trial
+
+
+def _run_trial(shared: SharedStudy, trial: Trial, base: RunConfig, tasks: int) -> FrozenTrial:
+    """Run a trial, from where another process has left it, and tell the study how it ended.
+
+    Args:
+        shared: The study.
+        trial: Its values are known.
+        base: The searched run with the values of all trials.
+        tasks: Number of tasks of the search's stream; after the last one there is nothing left to save.
+    """
+    measure = MEASURES[base.evaluation.primary_metric]
+    reported = trial.storage.get_trial(trial._trial_id).intermediate_values
+    values = {shared.keys[name]: value for name, value in shared.values(trial).items()}
+
+    def after_task(rows: list[list[float | None]]) -> None:
+        step = len(rows)
+        if any(later > step for later in reported):
+            return  # another process reported this, and went on
+        if step not in reported:
+            trial.report(measure(rows), step)
+        if step < tasks and trial.should_prune():
+            raise optuna.TrialPruned
+
+    try:
+        run = with_values(base, {"run_id": str(trial.number), **values})
+        with _quiet():
+            folder = run_stream(run, shared.folder / "trials", after_task=after_task)
+    except optuna.TrialPruned:
+        ended = shared.study.tell(trial, state=TrialState.PRUNED)
+    except (HimalayaError, torch.OutOfMemoryError) as error:
+        trial.set_user_attr(REASON, one_line(error))
+        ended = shared.study.tell(trial, state=TrialState.FAIL)
+    else:
+        ended = shared.study.tell(trial, read_json(folder / "metrics.json")[run.evaluation.primary_metric])
+    gc.collect()  # the model, before the next one is loaded
+    return ended
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hush what a run says of each task, and would say again in every trial."""
+    logging.disable(logging.WARNING)
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        enable_progress_bar()
+        logging.disable(logging.NOTSET)
 
 
 def _tell(shared: SharedStudy, trial: FrozenTrial) -> None:

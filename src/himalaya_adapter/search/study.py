@@ -1,5 +1,6 @@
 """One study that several processes share and restarts continue: who does which trial, and none twice."""
 
+import copy
 import re
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -9,16 +10,16 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 from filelock import FileLock, Timeout
+from optuna.pruners import MedianPruner
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from himalaya_adapter import stream_metrics
 from himalaya_adapter.documents import document_text
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.keys import check_same, flattened, searched_keys
+from himalaya_adapter.experiments.keys import CONFIG_FILE, check_folder, check_same, flattened, searched_keys
 from himalaya_adapter.experiments.run_config import RunConfig
-from himalaya_adapter.search.pruning import LatestMedianPruner
-from himalaya_adapter.storage import delete_folder, is_foreign, write_atomic
+from himalaya_adapter.storage import delete_folder, write_atomic
 
 STUDY = "study.db"
 CONFIG = "config"  # the study's attribute that says whose it is
@@ -62,11 +63,7 @@ class SharedStudy:
             HimalayaError: The study belongs to another config, whose first differing key the message names; the folder
                 is no search's; the storage cannot be opened; or others work on what is to be deleted.
         """
-        begun = self.folder / "config.yaml"
-        if is_foreign(self.folder, begun.name, STUDY):
-            raise HimalayaError(
-                f"{self.folder} is no search's folder (no config.yaml): choose another results_dir or run_id"
-            )
+        check_folder(self.folder, self.run.run_id, "search", STUDY)
         if overwrite:
             self._delete_folder()
         storage = self._storage()
@@ -79,6 +76,7 @@ class SharedStudy:
         if CONFIG not in self.study.user_attrs:
             self.study.set_user_attr(CONFIG, now)
         check_same(self.study.user_attrs[CONFIG], now, f"the study of {self.folder}", "search")
+        begun = self.folder / CONFIG_FILE
         if not begun.is_file():
             run = replace(self.run, optuna=replace(self.run.optuna, storage=None))  # it may hold a password
             write_atomic(begun, document_text(asdict(run)))
@@ -139,9 +137,9 @@ class SharedStudy:
         for attempt in range(DRAWS):
             seeds = np.random.SeedSequence([self.run.training.seed, len(trials), attempt])
             sampler = optuna.samplers.TPESampler(seed=int(seeds.generate_state(1)[0]), constant_liar=True)
-            copy = optuna.create_study(direction=self.direction, sampler=sampler)
-            copy.add_trials(trials)
-            params = copy.ask(self.distributions).params
+            in_memory = optuna.create_study(direction=self.direction, sampler=sampler)
+            in_memory.add_trials(trials)
+            params = in_memory.ask(self.distributions).params
             like = [trial for trial in trials if trial.params == params]
             if not like:
                 return params, None
@@ -187,6 +185,24 @@ class SharedStudy:
         delete_folder(self.folder)
 
 
+class LatestMedianPruner(MedianPruner):
+    """Stops a trial whose measure of the tasks so far is below the median of the finished trials after that task.
+
+    Optuna's rule (Golovin et al., 2017, "Google Vizier") looks at the best that a trial has reported so far, for
+    losses that come down in zigzag. An area under retained accuracy falls only with forgetting, and a trial that did
+    well on its first task must not be kept for it: only the latest value counts here.
+    """
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial is to be stopped."""
+        step = trial.last_step
+        if step is None:
+            return False
+        latest = copy.copy(trial)
+        latest.intermediate_values = {step: trial.intermediate_values[step]}
+        return super().prune(study, latest)
+
+
 def hyper_parameters(run: RunConfig) -> dict[str, str]:
     """The keys that a search of a checked run varies, by their names in ``optuna.search_space``.
 
@@ -221,5 +237,5 @@ def values_of_trials(run: RunConfig) -> dict[str, Any]:
 
 def direction_of(run: RunConfig) -> Literal["maximize", "minimize"]:
     """As the run says, else what is better of its primary metric."""
-    better = "minimize" if run.evaluation.primary_metric in stream_metrics.LOWER_IS_BETTER else "maximize"
-    return "minimize" if (run.optuna.direction or better) == "minimize" else "maximize"
+    lower = run.evaluation.primary_metric in stream_metrics.LOWER_IS_BETTER
+    return run.optuna.direction or ("minimize" if lower else "maximize")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
-from himalaya_adapter.experiments.schema import Count, NotNegative, Section, no_switch
+from himalaya_adapter.experiments.schema import Count, NotNegative, Section
 
 SPLITS = ("train", "validation", "test")
 FOLDER_NAME = re.compile(r"\w[\w.-]*")
@@ -81,7 +81,7 @@ Labels = Annotated[
 ]
 Paths = Annotated[Mapping[str, str], _taken("field names, each with a path in a row", min_length=1)]
 Part = Annotated[tuple[int, int], BeforeValidator(_part), _taken("which of how many parts, such as '1/2'")]
-Share = Annotated[float, _taken("a share of at least 0 and below 1", ge=0, lt=1), BeforeValidator(no_switch)]
+Share = Annotated[float, Strict(), _taken("a share of at least 0 and below 1", ge=0, lt=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,8 @@ class Item:
 class Archive(Section):
     """A pinned package archive: what ``pip`` is asked for, its hash, its size and its licence."""
 
-    requirement: str
-    sha256: str
+    requirement: Annotated[str, _taken("a pin, name==version", pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")]
+    sha256: Annotated[str, _taken("64 lower-case hexadecimal digits", pattern="^[0-9a-f]{64}$")]
     megabytes: NotNegative
     licence: str
 

@@ -11,12 +11,11 @@ from typing import Any
 from himalaya_adapter.budget import EWC_PART
 from himalaya_adapter.documents import document_text, read_document
 from himalaya_adapter.errors import HimalayaError, one_line
-from himalaya_adapter.experiments.keys import check_same
+from himalaya_adapter.experiments.keys import check_folder, check_same
 from himalaya_adapter.identity import is_complete, mark_complete, opened, sealed
 from himalaya_adapter.methods.packed_adapter import PACKED_FILE
 from himalaya_adapter.storage import (
     delete_folder,
-    is_foreign,
     make_readable,
     one_process,
     read_json,
@@ -68,8 +67,7 @@ class RunStore:
         self.config = config
         self.overwrite = overwrite
         path = folder / "config.yaml"
-        if is_foreign(folder, path.name):
-            raise HimalayaError(f"{folder} is no run's folder (no config.yaml): choose another results_dir or run_id")
+        check_folder(folder, folder.name, "run")
         if path.is_file() and not overwrite:
             check_same(read_document(path), config, str(folder), "run")
 

@@ -47,7 +47,7 @@ def test_a_name_means_one_key(name: str, key: str | None) -> None:
         ("2-64", "training.batch_size", SearchRange("int", 2.0, 64.0, log=True)),
         ("4,8,16", "model.kd_tree.fanout", SearchRange("categorical", choices=[4, 8, 16])),
         (["linear", "cosine"], "training.lr_scheduler", SearchRange("categorical", choices=["linear", "cosine"])),
-        ({"type": "uniform", "low": "7e-1", "high": 0.9}, "x", SearchRange("uniform", 0.7, 0.9)),
+        ({"type": "uniform", "low": 7e-1, "high": 0.9}, "x", SearchRange("uniform", 0.7, 0.9)),
     ],
 )
 def test_a_range_is_read_as_it_is_written(value: Any, key: str, expected: SearchRange) -> None:

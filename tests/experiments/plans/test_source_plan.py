@@ -14,9 +14,8 @@ import yaml
 from himalaya_adapter.cli import main
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.experiments.composition import CONF
-from himalaya_adapter.experiments.keys import flattened
+from himalaya_adapter.experiments.keys import flattened, searched_key
 from himalaya_adapter.experiments.plans import read_plan
-from himalaya_adapter.experiments.search_config import searched_key
 from himalaya_adapter.experiments.validation import check_run
 
 SUFFIX = "iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
@@ -33,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def meaning(path: Path) -> dict[str, Any]:
     """All keys of a composed run with their values; names of the search space as the keys that they stand for."""
     content = asdict(compose_run([f"run={path}"]).run)
-    keys = [key for key in flattened(content) if not key.startswith("optuna.")]
+    keys = flattened(content)
     space = content["optuna"]["search_space"]
     content["optuna"]["search_space"] = {searched_key(name, keys): entry for name, entry in space.items()}
     return flattened(content)

@@ -6,9 +6,10 @@ from typing import Any
 
 from himalaya_adapter.documents import parse_document
 from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.experiments.keys import searched_key
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.schema import keys_of, parse
-from himalaya_adapter.experiments.search_config import SearchRange, searched_key
+from himalaya_adapter.experiments.search_config import SearchRange
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"\s*({NUMBER})\s*(?:-|–|to|\.\.)\s*({NUMBER})\s*")
@@ -22,9 +23,7 @@ def key_by_name(name: str, where: str) -> str:
     Raises:
         HimalayaError: No key, or several.
     """
-    if name.startswith(OPTIONS):
-        return name
-    return searched_key(name, [key for key in keys_of(RunConfig) if not key.startswith("optuna.")], where)
+    return name if name.startswith(OPTIONS) else searched_key(name, keys_of(RunConfig), where)
 
 
 def read_range(value: Any, key: str, where: str) -> SearchRange:

@@ -101,7 +101,9 @@ def macro_f1_from_totals(totals: Array) -> float:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 # Chinese and Japanese put no spaces between words, so each of these characters counts as one.
-IDEOGRAPH = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
+IDEOGRAPH = re.compile(
+    r"([\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff])"
+)
 
 
 def split_ideographs(text: str) -> str:
@@ -206,16 +208,20 @@ def entity_f1_from_totals(totals: Array) -> float:
 BLEU_ORDER = 4  # sacrebleu's default
 # A sentence shorter than four words has no 4-gram; "effective order" then uses the orders it has.
 SENTENCE_BLEU = BLEU(effective_order=True, force=True)
-# By default a Chinese sentence would be a single word.
-CHINESE_BLEU = BLEU(effective_order=True, force=True, tokenize="zh")
+# By default a Chinese or Japanese sentence would be a single word.
+IDEOGRAPH_BLEU = BLEU(effective_order=True, force=True, tokenize="zh")
 PERCENT = 100.0
 SENTENCE_CHRF = CHRF()
 
 
 def bleu_score(prediction: str, target: str) -> BLEUScore:
-    """sacrebleu's sentence BLEU; tokenizer ``zh`` where the target holds ideographs, else 13a."""
-    bleu = CHINESE_BLEU if IDEOGRAPH.search(target) else SENTENCE_BLEU
-    return bleu.sentence_score(prediction, [target])
+    """sacrebleu's sentence BLEU, tokenizer 13a; ``zh`` where the target holds ideographs, each of them a word.
+
+    By itself ``zh`` leaves Hiragana and Katakana together: a sentence without kanji would be one word.
+    """
+    if IDEOGRAPH.search(target):
+        return IDEOGRAPH_BLEU.sentence_score(split_ideographs(prediction), [split_ideographs(target)])
+    return SENTENCE_BLEU.sentence_score(prediction, [target])
 
 
 def sentence_bleu(prediction: str, target: str) -> float:

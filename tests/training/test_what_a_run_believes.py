@@ -13,7 +13,7 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.identity import sealed
 from himalaya_adapter.storage import read_json, write_json
-from himalaya_adapter.training import run_stream
+from himalaya_adapter.training.stream_runner import run_stream
 
 SCORE, RECORD = "evaluations/after_0_task_0.json", "checkpoints/record_0.json"
 

@@ -16,7 +16,7 @@ from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.validation import with_values
 from himalaya_adapter.search.study import REASON, SharedStudy
 from himalaya_adapter.storage import read_json
-from himalaya_adapter.training import run_stream
+from himalaya_adapter.training.stream_runner import run_stream
 
 
 def run_trial(shared: SharedStudy, trial: Trial, base: RunConfig, tasks: int) -> FrozenTrial:

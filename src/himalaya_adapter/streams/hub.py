@@ -74,8 +74,8 @@ def hub_rows(source: HubSource, split: str) -> Iterator[Row]:
         raise HimalayaError(f"cannot read {path}: {one_line(error)}; delete it and fetch again") from error
     with file:
         known = file.schema_arrow.names
-        for column in set(source.columns).difference(known):  # the user's own mirror may lack one
-            raise unknown_name(f"column in split '{split}' of {source.id}", column, known)
+        if missing := [column for column in source.columns if column not in known]:  # from the user's own mirror
+            raise unknown_name(f"column in split '{split}' of {source.id}", missing[0], known)
         for batch in file.iter_batches(BATCH, columns=source.columns):
             for row in batch.to_pylist():
                 yield {field: _value(row, place, source) for field, place in source.fields.items()}

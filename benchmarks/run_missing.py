@@ -13,7 +13,7 @@ from himalaya_adapter.deploy.run_latency import measure_secondary_metric
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.storage import read_json, write_atomic, write_json
-from himalaya_adapter.training import run_stream
+from himalaya_adapter.training.stream_runner import run_stream
 
 RESULTS = Path(__file__).with_name("results")
 KEPT = ("config.yaml", "environment.json", "events.jsonl", "item_scores.json", "matrix.json", "metrics.json")

@@ -147,7 +147,7 @@ def main(folder: Path, method: str) -> None:
     import tiny_runs
 
     from himalaya_adapter.experiments import compose_run
-    from himalaya_adapter.training import run_stream
+    from himalaya_adapter.training.stream_runner import run_stream
 
     logging.disable(logging.WARNING)
     tokenizer = conftest.tiny_tokenizer.__wrapped__()

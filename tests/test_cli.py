@@ -156,7 +156,7 @@ def test_changed_data_do_not_mix_with_older_scores(
     (tmp_path / "out" / "himalaya" / "metrics.json").unlink()  # as if it had been killed at its end
     rows = tmp_path / "rows.jsonl"
     rows.write_text(rows.read_text(encoding="utf-8").replace("sofa", "chair"), encoding="utf-8")
-    assert "was begun with other training or test data" in one_line(arguments, capsys)
+    assert "was begun with data_hashes." in one_line(arguments, capsys)
 
 
 def test_a_results_dir_that_is_a_file(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams import load_stream
-from himalaya_adapter.training import run_stream
+from himalaya_adapter.training.stream_runner import run_stream
 
 METHODS = ("HIMALAYA", "LORA")
 FRACTIONS = (

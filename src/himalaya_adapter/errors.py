@@ -12,7 +12,7 @@ DISTRIBUTION = "himalaya-adapter"
 EXTRAS = {
     **dict.fromkeys(("onnx", "onnx_ir", "onnxruntime", "onnxscript"), "deploy"),
     **dict.fromkeys(("datasets", "gguf", "hydra", "jinja2", "matplotlib", "optuna", "polib", "pyarrow"), "lab"),
-    **dict.fromkeys(("rapidfuzz", "rouge_score", "sacrebleu"), "lab"),
+    **dict.fromkeys(("rapidfuzz", "sacrebleu"), "lab"),
     "bitsandbytes": "4bit",
     **dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve"),
 }

@@ -173,17 +173,18 @@ def test_bootstrap_interval_holds_the_score_and_repeats_with_its_seed() -> None:
     intervals = metrics.bootstrap_retained_accuracy(a, item_scores, seed=3)
     assert intervals == metrics.bootstrap_retained_accuracy(a, item_scores, seed=3)
     assert intervals != metrics.bootstrap_retained_accuracy(a, item_scores, seed=4)
-    assert intervals.auc[0] < metrics.retained_accuracy_auc(a) < intervals.auc[1]
-    for (low, high), point in zip(intervals.rows, metrics.retained_accuracy(a), strict=True):
+    auc, rows = intervals
+    assert auc[0] < metrics.retained_accuracy_auc(a) < auc[1]
+    for (low, high), point in zip(rows, metrics.retained_accuracy(a), strict=True):
         assert 0 <= low < point < high <= 1
 
 
 def test_bootstrap_width_is_the_normal_approximations() -> None:
     item_scores = [[np.repeat([0.0, 1.0], [200, 200])]]
-    intervals = metrics.bootstrap_retained_accuracy([[0.5]], item_scores, seed=0)
+    auc, (row,) = metrics.bootstrap_retained_accuracy([[0.5]], item_scores, seed=0)
     half_width = 1.96 * np.sqrt(0.25 / 400)
-    assert intervals.auc == intervals.rows[0]
-    assert intervals.auc == pytest.approx((0.5 - half_width, 0.5 + half_width), abs=0.008)
+    assert auc == row
+    assert auc == pytest.approx((0.5 - half_width, 0.5 + half_width), abs=0.008)
 
 
 def test_bootstrap_resamples_a_task_with_one_index_in_all_rows() -> None:
@@ -191,15 +192,15 @@ def test_bootstrap_resamples_a_task_with_one_index_in_all_rows() -> None:
     right = np.repeat([0.0, 1.0], [30, 30])
     always = np.ones(60)
     item_scores = [[right], [1 - right, always]]
-    intervals = metrics.bootstrap_retained_accuracy(means(item_scores), item_scores, seed=0)
+    auc, rows = metrics.bootstrap_retained_accuracy(means(item_scores), item_scores, seed=0)
     # AUC = (a11 + (a21 + 1) / 2) / 2 with a21 = 1 − a11, that is 1/2 + a11 / 4.
-    low, high = intervals.rows[0]
-    assert intervals.auc == pytest.approx((0.5 + low / 4, 0.5 + high / 4))
+    low, high = rows[0]
+    assert auc == pytest.approx((0.5 + low / 4, 0.5 + high / 4))
 
 
 def test_bootstrap_of_scores_that_are_not_item_means_is_centred_on_them() -> None:
     item_scores = simulated_items(np.random.default_rng(2), tasks=2, items=80)
-    low, high = metrics.bootstrap_retained_accuracy([[0.4], [0.4, 0.4]], item_scores, seed=0).auc
+    (low, high), _ = metrics.bootstrap_retained_accuracy([[0.4], [0.4, 0.4]], item_scores, seed=0)
     assert low < 0.4 < high
     assert high - low < 0.3
 
@@ -207,8 +208,8 @@ def test_bootstrap_of_scores_that_are_not_item_means_is_centred_on_them() -> Non
 def test_bootstrap_reads_only_the_measured_rows() -> None:
     item_scores = simulated_items(np.random.default_rng(3), tasks=5, items=40)
     a = means(item_scores)
-    whole = metrics.bootstrap_retained_accuracy(a, item_scores, seed=0)
+    _, whole = metrics.bootstrap_retained_accuracy(a, item_scores, seed=0)
     only_measured = without(item_scores, [0, 2, 4])
-    fewer = metrics.bootstrap_retained_accuracy(without(a, [0, 2, 4]), only_measured, seed=0)
-    assert fewer.rows == (whole.rows[0], whole.rows[2], whole.rows[4])
-    assert fewer.auc[0] < metrics.retained_accuracy_auc(without(a, [0, 2, 4])) < fewer.auc[1]
+    auc, fewer = metrics.bootstrap_retained_accuracy(without(a, [0, 2, 4]), only_measured, seed=0)
+    assert fewer == [whole[0], whole[2], whole[4]]
+    assert auc[0] < metrics.retained_accuracy_auc(without(a, [0, 2, 4])) < auc[1]

@@ -45,9 +45,9 @@ def test_run_against_itself() -> None:
     first, second = resampled_measures([run, run], seed=0)
     for name in MEASURES:
         test = bootstrap_test(0.0, first[name] - second[name], 0)
-        assert (test.difference, test.low, test.high, test.p) == (0.0, 0.0, 0.0, 1.0)
+        assert (test.difference, test.interval, test.p) == (0.0, (0.0, 0.0), 1.0)
     (test,) = item_tests(np.zeros((1, ITEMS)), seed=0)
-    assert (test.difference, test.low, test.high, test.p) == (0.0, 0.0, 0.0, 1.0)
+    assert (test.difference, test.interval, test.p) == (0.0, (0.0, 0.0), 1.0)
 
 
 def test_resampled_measures_are_those_of_resampled_matrices() -> None:
@@ -58,9 +58,9 @@ def test_resampled_measures_are_those_of_resampled_matrices() -> None:
         assert resampled[name].mean() == pytest.approx(MEASURES[name](run.matrix), abs=0.002), name
     # The best of several rows is biased upwards by resampling, as a maximum of noisy numbers is.
     assert 0 <= resampled["forgetting"].mean() - metrics.forgetting(run.matrix) < 0.02
-    own = bootstrap_retained_accuracy(run.matrix, run.item_scores, seed=9).auc
+    own, _ = bootstrap_retained_accuracy(run.matrix, run.item_scores, seed=9)
     test = bootstrap_test(0.0, resampled["retained_accuracy_auc"], TASKS * ITEMS)
-    assert (test.low, test.high) == pytest.approx((0.0, own[1]), abs=0.01)  # widened to hold the 0 that was given
+    assert test.interval == pytest.approx((0.0, own[1]), abs=0.01)  # widened to hold the 0 that was given
 
 
 def test_each_resample_is_the_measure_of_a_resampled_matrix() -> None:
@@ -102,10 +102,13 @@ def test_shift_is_found_and_its_sign_is_right() -> None:
         difference = measure(better.matrix) - measure(worse.matrix)
         test = bootstrap_test(difference, first[name] - second[name], TASKS * ITEMS)
         assert test.p < 0.01, name
-        assert test.low <= difference <= test.high
-        assert (test.high < 0) if name == "forgetting" else (test.low > 0), name
+        assert test.interval is not None
+        low, high = test.interval
+        assert low <= difference <= high
+        assert (high < 0) if name == "forgetting" else (low > 0), name
     (test,) = item_tests(at_the_end(better) - at_the_end(worse), seed=0)
-    assert test.low > 0
+    assert test.interval is not None
+    assert test.interval[0] > 0
     assert test.p < 0.001
 
 
@@ -118,6 +121,19 @@ def test_pairing_sharpens_the_test() -> None:
     assert test.p == 2 / 2**12  # all twelve items that differ point one way
     unpaired = math.sqrt(2 * 0.46 * 0.54 / 100)  # standard error of a difference of two independent shares
     assert test.difference / unpaired < 1.96
+
+
+@pytest.mark.parametrize("items", [1, 3, 200])
+def test_items_that_all_differ_alike_give_no_interval(items: int) -> None:
+    """Every resample of them is the same; one item that differs less, and there is an interval."""
+    (test,) = item_tests(np.full((1, items), 0.5), seed=0)
+    assert (test.difference, test.interval) == (0.5, None)
+    assert test.p == pytest.approx(2.0 ** (1 - items), abs=2e-4)
+    (test,) = item_tests(np.array([[0.5] * items + [0.25]]), seed=0)
+    assert test.interval is not None
+    assert test.interval[0] < test.difference < test.interval[1]
+    test = bootstrap_test(0.5, np.full(1000, 0.5), items)
+    assert (test.difference, test.interval) == (0.5, None)
 
 
 def test_exact_sign_flip_by_hand() -> None:
@@ -152,7 +168,7 @@ def test_error_rate_without_a_difference() -> None:
                 measure(runs[0].matrix) - measure(runs[1].matrix), first[name] - second[name], TASKS * ITEMS
             )
             rejected[name] += test.p <= 0.05
-            covered[name] += test.low <= 0 <= test.high
+            covered[name] += test.interval is not None and test.interval[0] <= 0 <= test.interval[1]
         (test,) = item_tests(at_the_end(runs[0]) - at_the_end(runs[1]), seed=repetition)
         rejected["one task"] += test.p <= 0.05
     for name, count in rejected.items():

@@ -167,6 +167,22 @@ def test_bleu_of_chinese_is_sacrebleus_with_its_chinese_tokenizer() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("prediction", "target"),
+    [
+        ("これはぺんです。", "それはぺんです。"),
+        ("コーヒーヲノム", "コーヒーヲノミマス"),
+        ("ｶﾀｶﾅ", "ｶﾀｶﾅﾃﾞｽ"),
+        ("これは本です。", "これは赤い本です。"),
+    ],
+)
+def test_bleu_of_japanese_counts_characters_with_or_without_kanji(prediction: str, target: str) -> None:
+    expected = sacrebleu.sentence_bleu(prediction, [target], tokenize="char").score / 100
+    assert 0.1 < expected < 0.9
+    assert item("bleu", prediction, target) == pytest.approx(expected)
+    assert corpus("bleu", [(prediction, target)]) == pytest.approx(expected)
+
+
 def test_sentence_bleu_and_chrf_are_sacrebleus() -> None:
     for prediction, target in TRANSLATIONS:
         assert item("bleu", prediction, target) == pytest.approx(

@@ -19,7 +19,7 @@ from himalaya_adapter.experiments.run_config import DatasetConfig
 from himalaya_adapter.methods.construction import adapt, method_config
 from himalaya_adapter.report.budget_tables import budget_tables
 from himalaya_adapter.storage import read_json
-from himalaya_adapter.training import run_stream
+from himalaya_adapter.training.stream_runner import run_stream
 
 QUERIES = {"target_modules": ["q_proj"]}
 METHODS: dict[str, dict[str, Any]] = {

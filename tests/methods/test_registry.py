@@ -11,7 +11,7 @@ from himalaya_adapter.methods.construction import run_method
 from himalaya_adapter.methods.registration import register
 from himalaya_adapter.registry import METHODS, Method
 from himalaya_adapter.storage import read_json
-from himalaya_adapter.training import run_stream
+from himalaya_adapter.training.stream_runner import run_stream
 
 RIVAL = {
     "__init__.py": """

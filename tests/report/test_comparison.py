@@ -99,11 +99,12 @@ def test_himalaya_is_the_reference_and_the_forgetful_are_found_out(two_methods: 
     own = fmean(comparison.groups[1].values("forgetting")[:2])  # of the seeds that LoRA has, too
     assert lora.seeds == (0, 1)
     assert forgetting.difference == pytest.approx(own - fmean(lora.group.values("forgetting")))
-    assert forgetting.high < 0
+    assert forgetting.interval is not None
+    assert forgetting.interval[1] < 0
     assert forgetting.significant
     assert forgetting.p_holm >= forgetting.p
     assert not lora.measures["learning_accuracy"].significant
-    assert lora.tasks[TASKS[0]].low > 0  # forgotten
+    assert (lora.tasks[TASKS[0]].interval or (0,))[0] > 0  # forgotten
     assert not lora.tasks[TASKS[-1]].significant  # nothing came after it
     assert comparison == comparison_of(two_methods, "l0", "l1", "h0", "h1", "h2")  # drawn with a seed of its own
 
@@ -116,7 +117,7 @@ def test_two_methods_with_the_same_answers_do_not_differ(make_run: MakeRun, tmp_
     (other,) = comparison_of(tmp_path, "a", "b").rivals
     assert len(other.measures) == 4
     for of, test in (other.measures | other.tasks).items():
-        assert (test.difference, test.low, test.high, test.p) == (0.0, 0.0, 0.0, 1.0), of
+        assert (test.difference, test.interval, test.p) == (0.0, (0.0, 0.0), 1.0), of
 
 
 @pytest.mark.parametrize("items", [1, 3, 8])
@@ -135,6 +136,8 @@ def test_a_few_items_that_differ_alike_prove_nothing(
     make_run("b", tasks=TASKS, method="lora", method_name="LoRA")
     (lora,) = comparison_of(tmp_path, "a", "b").rivals
     assert lora.tasks[TASKS[1]].p == 2.0 ** (1 - items)
+    assert lora.tasks[TASKS[1]].interval is None
+    assert "no interval" in write_comparison(tmp_path, ["a", "b"], tmp_path / "out").read_text(encoding="utf-8")
     assert {test.p for test in lora.measures.values()} == {2.0**-items}, "the first task's item differs, too"
 
 

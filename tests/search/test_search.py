@@ -18,7 +18,7 @@ from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.search import run_search
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams.splits import split_of
-from himalaya_adapter.training import run_stream
+from himalaya_adapter.training.stream_runner import run_stream
 
 KILLED = -9
 TRIALS = 6  # as in conftest.py

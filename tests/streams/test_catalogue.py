@@ -183,7 +183,10 @@ def test_brackets_and_colons_of_a_description_are_listed(write: Writer, capsys: 
         ({"source": {"files": "rows.jsonl", "group": "id", "reader": "tables"}}, "did you mean 'table'"),
         ({"source": {"files": "rows.jsonl", "group": "id", "archive": "djngo"}}, "did you mean 'django'"),
         ({"source": {"files": "rows.jsonl", "group": "id", "where": ["text"]}}, "'source.where' of task"),
-        ({"source": {"files": "rows.jsonl", "group": "id", "options": {"slot": "x"}}}, "unknown key in 'options'"),
+        (
+            {"source": {"files": "rows.jsonl", "group": "id", "options": {"slot": "x"}}},
+            "option 'slot' for .*: Unexpected keyword",
+        ),
         (
             {"source": {"files": "rows.jsonl", "group": "id", "where": {"id": ["no such"]}}},
             "'train' .* is empty \\(train 0, ",

@@ -11,7 +11,7 @@ from far_device import DEVICE, SHORT, FarDevice
 from tiny_runs import results, run_words
 
 from himalaya_adapter.experiments import compose_run
-from himalaya_adapter.training import run_stream
+from himalaya_adapter.training.stream_runner import run_stream
 
 TESTS = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ from tiny_runs import in_own_process, results, run_words
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.methods.construction import run_method
 from himalaya_adapter.storage import read_json
-from himalaya_adapter.training import run_stream
+from himalaya_adapter.training.stream_runner import run_stream
 
 KILLED = -9
 

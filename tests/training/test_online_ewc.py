@@ -20,7 +20,6 @@ from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.methods.construction import run_method
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams.encoding import IGNORED_LABEL
-from himalaya_adapter.training import run_stream
 from himalaya_adapter.training.batches import AnswerCollator, AnswerTrainer, answer_log_likelihoods, answer_loss
 from himalaya_adapter.training.online_ewc import (
     DECAY,
@@ -31,6 +30,7 @@ from himalaya_adapter.training.online_ewc import (
     scaled_to_mean_one,
     trainable_parameters,
 )
+from himalaya_adapter.training.stream_runner import run_stream
 
 KILLED = -9
 BF16_ROUNDING = 2**-8

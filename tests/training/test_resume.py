@@ -13,8 +13,9 @@ from tiny_runs import DRIFT_TOKENS, in_own_process, results, run_words
 from himalaya_adapter.cli import main
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.storage import read_json, write_json
-from himalaya_adapter.training import run_stream, stream_runner
+from himalaya_adapter.training import stream_runner
 from himalaya_adapter.training.run_store import mark_complete
+from himalaya_adapter.training.stream_runner import run_stream
 
 KILLED = -9
 both_methods = pytest.mark.parametrize("method", ["HIMALAYA", "LORA_EWC"], indirect=True)

@@ -12,7 +12,7 @@ from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.methods.coltas import ColtasConfig, task_components
 from himalaya_adapter.storage import read_json
-from himalaya_adapter.training import run_stream
+from himalaya_adapter.training.stream_runner import run_stream
 
 RIVALS = ("LILAC", "COLTAS", "GLODIS")
 WEIGHTS = "adapter_model.safetensors"

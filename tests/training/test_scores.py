@@ -12,7 +12,8 @@ from himalaya_adapter.evaluation.scoring import evaluate_task
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.report import write_comparison, write_run_report
 from himalaya_adapter.storage import read_json
-from himalaya_adapter.training import run_stream, stream_scores
+from himalaya_adapter.training import stream_scores
+from himalaya_adapter.training.stream_runner import run_stream
 
 # Room for all tasks: without an eviction no task's answers change once it is learnt.
 ROOM = "model.adapter.options.elastic_atoms=9"

@@ -17,7 +17,7 @@ from himalaya_adapter.experiments.validation import check_run
 from himalaya_adapter.methods.construction import adapt, run_method
 from himalaya_adapter.methods.packed_adapter import PACKED_FILE, pack, trainable_parameters, unpack
 from himalaya_adapter.storage import read_json
-from himalaya_adapter.training import run_stream
+from himalaya_adapter.training.stream_runner import run_stream
 
 QUERIES = ["q_proj", "o_proj"]
 RIVALS: dict[str, dict[str, Any]] = {

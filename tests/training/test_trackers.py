@@ -13,8 +13,9 @@ from tiny_runs import TASKS, run_words
 
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.storage import read_json
-from himalaya_adapter.training import progress, run_stream
+from himalaya_adapter.training import progress
 from himalaya_adapter.training.progress import StreamProgress
+from himalaya_adapter.training.stream_runner import run_stream
 
 
 class Stopped(Exception):

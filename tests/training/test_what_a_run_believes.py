@@ -13,7 +13,7 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.identity import sealed
 from himalaya_adapter.storage import read_json, write_json
-from himalaya_adapter.training import run_stream
+from himalaya_adapter.training.stream_runner import run_stream
 
 SCORE, RECORD = "evaluations/after_0_task_0.json", "checkpoints/record_0.json"
 
@@ -57,10 +57,14 @@ def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("before", "now", "told"),
     [
-        ("metric: accuracy", "metric: macro_f1", "metric='accuracy' of task 'parity', which has 'macro_f1' now"),
-        ("- 'yes'\n  - 'no'", "- 'no'\n  - 'yes'", r"labels=\['yes', 'no'\] of task 'parity'"),
-        ("max_new_tokens: 6", "max_new_tokens: 5", "max_new_tokens=6 of task 'echo', which has 5 now"),
-        ("Answer:", "Answer now:", "other training or test data"),
+        ("metric: accuracy", "metric: macro_f1", "tasks.parity.metric='accuracy', which is 'macro_f1' now"),
+        (
+            "- 'yes'\n  - 'no'",
+            "- 'no'\n  - 'yes'",
+            r"tasks.parity.labels=\['yes', 'no'\], which is \['no', 'yes'\] now",
+        ),
+        ("max_new_tokens: 6", "max_new_tokens: 5", "tasks.echo.max_new_tokens=6, which is 5 now"),
+        ("Answer:", "Answer now:", "data_hashes.parity.train="),
     ],
 )
 def test_a_task_that_is_asked_or_scored_otherwise_now_is_refused_by_name(
@@ -79,13 +83,13 @@ def test_a_task_that_is_asked_or_scored_otherwise_now_is_refused_by_name(
 
 def test_another_precision_is_refused(words: list[str], copied: Path) -> None:
     change(copied / "environment.json", lambda environment: environment.update(dtype="bfloat16"))
-    with pytest.raises(HimalayaError, match="was begun with another precision of the backbone"):
+    with pytest.raises(HimalayaError, match="was begun with dtype='bfloat16', which is 'float32' now"):
         go_on(words, copied)
 
 
 def test_a_folder_of_another_version_of_the_scoring_is_refused(words: list[str], copied: Path) -> None:
     change(copied / "environment.json", lambda environment: environment.pop("scoring"))
-    with pytest.raises(HimalayaError, match="was begun with another way of scoring"):
+    with pytest.raises(HimalayaError, match="was begun with scoring=None, which is 2 now"):
         go_on(words, copied)
 
 

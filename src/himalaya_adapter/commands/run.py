@@ -18,7 +18,7 @@ def command(overrides: Overrides) -> None:
 
     from himalaya_adapter.deploy.run_latency import measure_secondary_metric
     from himalaya_adapter.report import write_run_report
-    from himalaya_adapter.training import run_stream
+    from himalaya_adapter.training.stream_runner import run_stream
 
     folder = run_stream(launch.run, launch.results_dir, overwrite=launch.overwrite)
     if os.environ.get("RANK", "0") != "0":

@@ -23,6 +23,7 @@ from himalaya_adapter.evaluation.intervals import RESAMPLES, Array, bootstrap_we
 Value = Any
 Matrix = Sequence[Sequence[float | None]] | Array
 ItemScores = Sequence[Sequence[Sequence[float] | None]]
+Interval = tuple[float, float]
 
 
 def lower_triangle(a: Matrix) -> Array:
@@ -184,16 +185,8 @@ def resampled(runs: Sequence[ScoredRun], generator: np.random.Generator) -> list
     return matrices
 
 
-@dataclass(frozen=True)
-class RetainedAccuracyIntervals:
-    """95 % bootstrap intervals ``(low, high)`` of the retained-accuracy AUC and of each measured ``R_i``."""
-
-    auc: tuple[float, float]
-    rows: tuple[tuple[float, float], ...]
-
-
-def bootstrap_retained_accuracy(a: Matrix, item_scores: ItemScores, *, seed: int) -> RetainedAccuracyIntervals:
-    """Intervals of the AUC and of the retained accuracy after each task, from resampling the test items.
+def bootstrap_retained_accuracy(a: Matrix, item_scores: ItemScores, *, seed: int) -> tuple[Interval, list[Interval]]:
+    """95 % intervals of the AUC and of each measured ``R_i``, from resampling the test items.
 
     Args:
         a: The accuracy matrix, T rows.
@@ -204,8 +197,6 @@ def bootstrap_retained_accuracy(a: Matrix, item_scores: ItemScores, *, seed: int
         ValueError: As `resampled`.
     """
     (draws,) = resampled([ScoredRun(a, item_scores)], np.random.default_rng(seed))
+    auc = percentile_interval(retained_accuracy_auc(draws), retained_accuracy_auc(a))
     of_rows = zip(retained_accuracy(draws), retained_accuracy(a), strict=True)
-    return RetainedAccuracyIntervals(
-        auc=percentile_interval(retained_accuracy_auc(draws), retained_accuracy_auc(a)),
-        rows=tuple(percentile_interval(of_row, point) for of_row, point in of_rows),
-    )
+    return auc, [percentile_interval(of_row, point) for of_row, point in of_rows]

@@ -25,12 +25,21 @@ MEASURES = {key: metrics.MEASURES[key] for key in stream_metrics.keys("paired")}
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A difference, its 95 % interval and the two-sided p-value of "there is none"."""
+    """A difference, its 95 % interval and the two-sided p-value of "there is none".
+
+    There is no interval where all items differ alike: every resample of them then gives the same difference, which
+    says nothing of how far other items would move it.
+    """
 
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p: float
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends of the interval, if there is one."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 def resampled_measures(runs: Sequence[ScoredRun], *, seed: int) -> list[dict[str, Array]]:
@@ -64,11 +73,15 @@ def bootstrap_test(difference: float, resampled: Array, differing: int) -> Paire
         resampled: The differences on resampled items, ``(R,)``.
         differing: On how many test items the methods' scores differ.
     """
-    low, high = percentile_interval(resampled, difference)
     # A difference that is 0 up to rounding lies on both sides.
     below, above = np.sum(resampled <= ROUNDING), np.sum(resampled >= -ROUNDING)
     p = 2 * (1 + min(int(below), int(above))) / (1 + len(resampled))
-    return PairedTest(difference, low, high, min(1.0, max(p, 2.0 ** (1 - differing))))
+    return PairedTest(difference, *_interval(resampled, difference), min(1.0, max(p, 2.0 ** (1 - differing))))
+
+
+def _interval(resampled: Array, difference: float) -> tuple[float | None, float | None]:
+    all_alike = abs(difference) > ROUNDING and np.ptp(resampled) <= ROUNDING
+    return (None, None) if all_alike else percentile_interval(resampled, difference)
 
 
 def item_tests(differences: Array, *, seed: int) -> list[PairedTest]:
@@ -86,11 +99,11 @@ def item_tests(differences: Array, *, seed: int) -> list[PairedTest]:
     weights = bootstrap_weights(differences.shape[1], generator) / differences.shape[1]
     resampled = weights @ differences.T  # (resamples, comparisons)
     p_values = _sign_flip_p(differences, generator)
-    tests = []
-    for of_one, draws, p in zip(differences, resampled.T, p_values, strict=True):
-        difference = float(of_one.mean())
-        tests.append(PairedTest(difference, *percentile_interval(draws, difference), p))
-    return tests
+    means = map(float, differences.mean(axis=1))
+    return [
+        PairedTest(mean, *_interval(draws, mean), p)
+        for mean, draws, p in zip(means, resampled.T, p_values, strict=True)
+    ]
 
 
 def _sign_flip_p(differences: Array, generator: np.random.Generator) -> list[float]:

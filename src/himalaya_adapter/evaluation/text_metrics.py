@@ -15,11 +15,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
-from rapidfuzz.distance import Levenshtein
+from rapidfuzz.distance import LCSseq, Levenshtein
 from sacrebleu.metrics.bleu import BLEU, BLEUScore
 from sacrebleu.metrics.chrf import CHRF
 
@@ -101,7 +99,9 @@ def macro_f1_from_totals(totals: Array) -> float:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 # Chinese and Japanese put no spaces between words, so each of these characters counts as one.
-IDEOGRAPH = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
+IDEOGRAPH = re.compile(
+    r"([\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff])"
+)
 
 
 def split_ideographs(text: str) -> str:
@@ -144,29 +144,24 @@ def multiset_f1(predicted: Sequence[str], wanted: Sequence[str]) -> float:
     return 2 * (Counter(predicted) & Counter(wanted)).total() / (len(predicted) + len(wanted))
 
 
-class UnicodeWords:
+def rouge_words(text: str) -> list[str]:
     """Words for ROUGE: runs of letters, digits and combining marks of any script, in lower case; single ideographs.
 
-    rouge-score's own tokenizer keeps only ``[a-z0-9]``: it drops Cyrillic and Chinese entirely and cuts words at a
+    The package rouge-score keeps only ``[a-z0-9]``: it drops Cyrillic and Chinese entirely and cuts words at a
     diacritic. On ASCII text the two agree. Thai, Lao and Khmer, which put no spaces either, give one word a phrase.
     """
-
-    def tokenize(self, text: str) -> list[str]:
-        """Split ``text`` into words."""
-        text = split_ideographs(unicodedata.normalize("NFC", text).lower())
-        return "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in text).split()
-
-
-@cache
-def _rouge() -> Any:
-    from rouge_score import rouge_scorer  # brings nltk, scipy and scikit-learn: seconds that only ROUGE is worth
-
-    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=UnicodeWords())
+    text = split_ideographs(unicodedata.normalize("NFC", text).lower())
+    return "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in text).split()
 
 
 def rouge_l(prediction: str, target: str) -> float:
-    """ROUGE-L: F1 of the longest common subsequence of words (Lin, 2004), by rouge-score without stemming."""
-    return float(_rouge().score(target, prediction)["rougeL"].fmeasure)
+    """ROUGE-L: F1 of the longest common subsequence of words (Lin, 2004), as rouge-score without stemming."""
+    predicted, wanted = rouge_words(prediction), rouge_words(target)
+    common = LCSseq.similarity(predicted, wanted)
+    if not common:
+        return 0.0
+    precision, recall = common / len(predicted), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)
 
 
 # --- entities --------------------------------------------------------------------------------------------------------
@@ -206,16 +201,20 @@ def entity_f1_from_totals(totals: Array) -> float:
 BLEU_ORDER = 4  # sacrebleu's default
 # A sentence shorter than four words has no 4-gram; "effective order" then uses the orders it has.
 SENTENCE_BLEU = BLEU(effective_order=True, force=True)
-# By default a Chinese sentence would be a single word.
-CHINESE_BLEU = BLEU(effective_order=True, force=True, tokenize="zh")
+# By default a Chinese or Japanese sentence would be a single word.
+IDEOGRAPH_BLEU = BLEU(effective_order=True, force=True, tokenize="zh")
 PERCENT = 100.0
 SENTENCE_CHRF = CHRF()
 
 
 def bleu_score(prediction: str, target: str) -> BLEUScore:
-    """sacrebleu's sentence BLEU; tokenizer ``zh`` where the target holds ideographs, else 13a."""
-    bleu = CHINESE_BLEU if IDEOGRAPH.search(target) else SENTENCE_BLEU
-    return bleu.sentence_score(prediction, [target])
+    """sacrebleu's sentence BLEU, tokenizer 13a; ``zh`` where the target holds ideographs, each of them a word.
+
+    By itself ``zh`` leaves Hiragana and Katakana together: a sentence without kanji would be one word.
+    """
+    if IDEOGRAPH.search(target):
+        return IDEOGRAPH_BLEU.sentence_score(split_ideographs(prediction), [split_ideographs(target)])
+    return SENTENCE_BLEU.sentence_score(prediction, [target])
 
 
 def sentence_bleu(prediction: str, target: str) -> float:

@@ -99,7 +99,7 @@ def paired_differences(comparison: Comparison) -> Figure | None:
     charts = []
     for metric in METRICS:
         series = [
-            Series(rival.group.look, [(one.difference, row, one.low, one.high)], hollow=not one.significant)
+            Series(rival.group.look, [(one.difference, row, *(one.interval or ()))], hollow=not one.significant)
             for row, rival in enumerate(comparison.rivals)
             if (one := rival.measures.get(metric.key)) is not None
         ]

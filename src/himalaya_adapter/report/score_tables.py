@@ -225,5 +225,5 @@ def _difference(found: Difference | None) -> Text:
     if found is None:
         return Text("–")
     p = f"p = {found.p_holm:.3f}" if found.p_holm >= 0.001 else "p < 0.001"
-    small = f"{format_interval((found.low, found.high))},\n{p}"
+    small = f"{format_interval(found.interval) or 'no interval'},\n{p}"
     return Text(format_value(found.difference, "signed"), small, bold=found.significant)

@@ -23,8 +23,8 @@ from himalaya_adapter.search.results import write_results
 from himalaya_adapter.search.study import REASON, SharedStudy, values_of_trials
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams import Limits, load_stream
-from himalaya_adapter.training import run_stream
 from himalaya_adapter.training.preconditions import announce
+from himalaya_adapter.training.stream_runner import run_stream
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments.schema import Section, parse
 from himalaya_adapter.streams.hub import fetch_splits
 from himalaya_adapter.streams.items import read_items, read_split
-from himalaya_adapter.streams.readers import READERS, options_of
+from himalaya_adapter.streams.readers import READERS
 from himalaya_adapter.streams.splits import content_hash, cut, cut_given, stratified, with_label_noise
 from himalaya_adapter.streams.task import Archive, Limits, Stream, Task, TaskSpec
 
@@ -186,9 +186,6 @@ def _read_task(entry: Any, stream: str) -> TaskSpec:
         raise HimalayaError(f"'source' of {here} needs 'files' or 'hub', what to read")
     if source.reader not in READERS:
         raise unknown_name(f"reader in {here}", source.reader, READERS)
-    for name in source.options:
-        if name not in options_of(source.reader):
-            raise unknown_name(f"key in 'options' of {here}", name, options_of(source.reader))
     return spec
 
 

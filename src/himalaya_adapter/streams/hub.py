@@ -73,7 +73,9 @@ def hub_rows(source: HubSource, split: str) -> Iterator[Row]:
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise HimalayaError(f"cannot read {path}: {one_line(error)}; delete it and fetch again") from error
     with file:
-        _check_columns(source, split, file.schema_arrow.names)
+        known = file.schema_arrow.names
+        if missing := [column for column in source.columns if column not in known]:  # from the user's own mirror
+            raise unknown_name(f"column in split '{split}' of {source.id}", missing[0], known)
         for batch in file.iter_batches(BATCH, columns=source.columns):
             for row in batch.to_pylist():
                 yield {field: _value(row, place, source) for field, place in source.fields.items()}
@@ -86,38 +88,24 @@ def _row_limit(source: HubSource, split: str) -> int | None:
 def _download(source: HubSource, split: str, path: Path) -> None:
     """Stream a split into a parquet file that appears when it is whole."""
     import datasets
-    import pyarrow
     import pyarrow.parquet
 
     limit = _row_limit(source, split)
     try:
-        rows = datasets.load_dataset(
-            source.id, source.config, split=split, revision=source.revision, streaming=True
-        ).with_format("arrow")
+        rows = datasets.load_dataset(source.id, source.config, split=split, revision=source.revision, streaming=True)
+        rows = rows.select_columns(source.columns).with_format("arrow")
         tables = (rows.take(limit) if limit else rows).iter(BATCH)
-        first = next(tables, None)
-        if first is None:
-            raise HimalayaError(f"split '{split}' of {source.id} has no rows")
-        _check_columns(source, split, first.column_names)
-        schema = first.select(source.columns).schema
+        first = next(tables)
         with beside(path) as temporary:
-            with pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
+            with pyarrow.parquet.ParquetWriter(temporary, first.schema) as writer:
                 for table in itertools.chain([first], tables):
-                    writer.write_table(table.select(source.columns).cast(schema))
+                    writer.write_table(table.cast(first.schema))
             os.replace(temporary, path)
-    except HimalayaError:
-        raise
     except Exception as error:  # the library raises errors of its own, of pyarrow, of the hub's client and of httpx
         raise HimalayaError(
             f"cannot fetch split '{split}' of {source.id} ({source.config or 'default'}, revision {source.revision}): "
             f"{one_line(error) or type(error).__name__}; {WITHOUT_HUB}"
         ) from error
-
-
-def _check_columns(source: HubSource, split: str, known: Sequence[str]) -> None:
-    for column in source.columns:
-        if column not in known:
-            raise unknown_name(f"column in split '{split}' of {source.id}", column, known)
 
 
 def _value(row: Row, place: str, source: HubSource) -> Any:

@@ -150,9 +150,6 @@ def _texts(fields: Sequence[str], row: Row | BadRow, where: str) -> dict[str, st
         if field not in row:
             raise BadRow(NO_FIELD, str(unknown_name(f"field in {where}", field, row)))
         value = row[field]
-        if isinstance(value, str):  # of most rows all are
-            texts[field] = value
-            continue
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
             raise BadRow(NO_VALUE, f"{where} has no value in field '{field}'")
         if not isinstance(value, PLAIN):

@@ -11,7 +11,7 @@ from typing import Any
 from himalaya_adapter.budget import EWC_PART
 from himalaya_adapter.documents import document_text, read_document
 from himalaya_adapter.errors import HimalayaError, one_line
-from himalaya_adapter.experiments.keys import check_folder, check_same
+from himalaya_adapter.experiments.keys import check_folder, check_same, flattened
 from himalaya_adapter.identity import is_complete, mark_complete, opened, sealed
 from himalaya_adapter.methods.packed_adapter import PACKED_FILE
 from himalaya_adapter.storage import (
@@ -29,24 +29,8 @@ BEFORE = "before"
 ADAPTER_FILE = "adapter_model.safetensors"
 UNLABELLED = "unlabelled"
 RELEASED = "released"
-FIXED_PARTS = {
-    "data_hashes": "other training or test data",
-    "backbone_revision": "other backbone weights",
-    "dtype": "another precision of the backbone (dtype=auto is what the machine computes in)",
-    "processes": "another number of processes",
-    "scoring": "another way of scoring, by another version of himalaya-adapter",
-    "tasks": "tasks that are asked or scored in another way",
-}
-
-
-def _of_tasks(before: Any, now: Mapping[str, Mapping[str, Any]]) -> str:
-    """In what a task differs from what was written before."""
-    for name in now if isinstance(before, dict) else ():
-        for key, value in now[name].items():
-            written = (before.get(name) or {}).get(key)
-            if written != value:
-                return f"{key}={written!r} of task '{name}', which has {value!r} now"
-    return FIXED_PARTS["tasks"]
+# What decides a run's numbers, of what environment.json tells; a run goes on only with the same.
+FIXED = ("data_hashes", "backbone_revision", "dtype", "processes", "scoring", "tasks")
 
 
 class RunStore:
@@ -92,14 +76,13 @@ class RunStore:
         path = self.folder / "environment.json"
         if path.is_file():
             found = self._read(path, needs_hash=False)
-            differences = [key for key in FIXED_PARTS if found.get(key) != environment[key]]
-            if differences:
-                first = differences[0]
-                told = _of_tasks(found.get(first), environment[first]) if first == "tasks" else FIXED_PARTS[first]
-                raise HimalayaError(
-                    f"{self.folder} was begun with {told}: restore it, choose another run_id or "
-                    "results_dir, or start anew with overwrite=true"
-                )
+            before, now = (flattened({key: one.get(key) for key in FIXED}) for one in (found, environment))
+            for key in now | before:
+                if before.get(key) != now.get(key):
+                    raise HimalayaError(
+                        f"{self.folder} was begun with {key}={before.get(key)!r}, which is {now.get(key)!r} now: "
+                        "restore it, choose another run_id or results_dir, or start anew with overwrite=true"
+                    )
         if not (self.folder / "config.yaml").is_file():
             write_atomic(self.folder / "config.yaml", document_text(dict(self.config)))
         write_json(path, environment)

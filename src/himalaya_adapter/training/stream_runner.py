@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,25 +31,11 @@ from himalaya_adapter.methods.packed_adapter import PackedAdapter
 from himalaya_adapter.streams import Limits, Stream, Task, load_stream
 from himalaya_adapter.streams.encoding import count_truncated
 from himalaya_adapter.streams.plain_text import held_out_text
+from himalaya_adapter.training import preconditions, protocols
 from himalaya_adapter.training.batches import AnswerCollator, EncodedItems, answer_log_likelihoods
 from himalaya_adapter.training.environment import describe_environment, peak_memory_bytes
 from himalaya_adapter.training.online_ewc import FISHER_ITEMS, OnlineEWC
-from himalaya_adapter.training.preconditions import (
-    announce,
-    check_backbone,
-    check_latency,
-    check_stream,
-    check_tracker,
-)
 from himalaya_adapter.training.progress import StreamProgress
-from himalaya_adapter.training.protocols import (
-    FROZEN,
-    INDEPENDENT,
-    adapters_stored,
-    check_protocol,
-    protocol_of,
-    tasks_learnt_at,
-)
 from himalaya_adapter.training.run_store import ADAPTER_FILE, BEFORE, RunStore, stored_bytes, values
 from himalaya_adapter.training.stream_scores import StreamScores
 from himalaya_adapter.training.summary import write_results
@@ -97,8 +83,8 @@ def run_stream(
         logger.warning("%s is finished; nothing to do (overwrite=true starts it anew)", folder)
         return folder
     adapter = run_method(config)
-    check_tracker(config.training.report_to)
-    check_latency(config, adapter)
+    preconditions.check_tracker(config.training.report_to)
+    preconditions.check_latency(config, adapter)
     check_budget(config, adapter)
     scored = config.dataset.max_test_samples_per_task
     limits = Limits(
@@ -111,16 +97,16 @@ def run_stream(
         plain_text = held_out_text()  # for the drift: better missed now than after the last task
     if config.dataset.order == "reversed":
         stream = Stream(stream.name, stream.tasks[::-1])
-    check_stream(config.dataset, stream)
-    announce(config.hardware, searches=bool(config.optuna.search_space))
+    preconditions.check_stream(config.dataset, stream)
+    preconditions.announce(config.hardware, searches=bool(config.optuna.search_space))
     wanted = config.model.backbone
     with processes.local_main_process_first():
         quantisation = "4-bit" if wanted.quantisation else None
         backbone = load_backbone(wanted.name, quantisation=quantisation, dtype=wanted.dtype)
-    check_backbone(config.dataset.max_seq_length, backbone)
+    preconditions.check_backbone(config.dataset.max_seq_length, backbone)
     # Scores are measured before the Trainer would move it.
     model = adapt(backbone.model, adapter, config.training.seed).to(processes.device)
-    check_protocol(config, continual(model))
+    protocols.check_protocol(config, continual(model))
     # From here on the folder is written to: whatever could be wrong with the config has been found by now.
     with store.locked() if processes.is_main_process else nullcontext():
         if processes.is_main_process:
@@ -132,6 +118,7 @@ def run_stream(
     return folder
 
 
+@dataclass
 class StreamRunner:
     """Drives one adapted model through one stream.
 
@@ -146,47 +133,41 @@ class StreamRunner:
         model: The backbone with its adapter.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        store: RunStore,
-        stream: Stream,
-        plain_text: Sequence[str],
-        backbone: Backbone,
-        model: PeftModel,
-    ) -> None:
-        self.config = config
+    config: RunConfig
+    store: RunStore
+    stream: Stream
+    plain_text: Sequence[str]
+    backbone: Backbone
+    model: PeftModel
+
+    def __post_init__(self) -> None:
+        config, tasks = self.config, self.stream.tasks
         self.max_length = config.dataset.max_seq_length
-        self.store = store
-        self.stream = stream
-        self.plain_text = plain_text
-        self.tokenizer = backbone.tokenizer
-        self.model = model
-        self.method = continual(model)
+        self.tokenizer = self.backbone.tokenizer
+        self.method = continual(self.model)
         self.processes = PartialState()
-        self.protocol = protocol_of(config)
-        self.scores = StreamScores(
-            store, stream, backbone.tokenizer, model, config.evaluation, self.max_length, self.protocol
-        )
+        self.protocol = protocols.protocol_of(config)
+        scoring = config.evaluation, self.max_length, self.protocol
+        self.scores = StreamScores(self.store, self.stream, self.tokenizer, self.model, *scoring)
         self.fresh: dict[str, Tensor] = {}  # what every task of the protocol `independent` starts from
-        if self.protocol == INDEPENDENT:
-            self.fresh = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
+        if self.protocol == protocols.INDEPENDENT:
+            self.fresh = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(self.model).items()}
         strength = config.model.adapter.ewc_lambda
         self.ewc = OnlineEWC(strength) if strength is not None else None
         bits = config.model.adapter.bits
-        self.packed = PackedAdapter(model, bits) if bits is not None else None
+        self.packed = PackedAdapter(self.model, bits) if bits is not None else None
         shown = self.processes.is_main_process
-        self.trackers = Trackers(config.training.report_to if shown else "none", store.folder)
-        self.learnt = [tasks_learnt_at(self.protocol, index, stream.tasks) for index in range(len(stream.tasks))]
-        items = [sum(len(task.train) for task in tasks) for tasks in self.learnt]
-        self.progress = StreamProgress([task.name for task in stream.tasks], items, shown=shown)
+        report_to = config.training.report_to if shown else "none"
+        self.trackers = Trackers(report_to, self.store.folder, self._arguments(0, 1), self.model)
+        self.learnt = [protocols.tasks_learnt_at(self.protocol, index, tasks) for index in range(len(tasks))]
+        items = [sum(len(task.train) for task in learnt) for learnt in self.learnt]
+        self.progress = StreamProgress([task.name for task in tasks], items, shown=shown)
 
     def run(self, after_task: AfterTask | None = None) -> None:
         """Learn what is not yet learned, score what is not yet scored, write the results."""
         learned = len(self.store.learned())
         if learned:
             self._load_adapter(self.store.adapter_path(learned - 1))
-        self.trackers.begin(self._arguments(0, 1), self.model)
         with self.progress.bar:
             self.scores.score_all(BEFORE)
             for index, task in enumerate(self.stream.tasks):
@@ -218,7 +199,7 @@ class StreamRunner:
         if not self.learnt[index]:
             self._record(index, {"steps": 0, "train_seconds": 0.0})
             return
-        if self.protocol == INDEPENDENT:
+        if self.protocol == protocols.INDEPENDENT:
             set_peft_model_state_dict(self.model, self.fresh)
         examples = EncodedItems(self.tokenizer, self.learnt[index], self.max_length)
         before = sum(record["steps"] for record in self.store.learned())
@@ -270,7 +251,7 @@ class StreamRunner:
         if self.packed:
             self.packed.save(self.store.unfinished_adapter)
         head = {"event": "task_end", "index": index, "task": task.name, "truncated_prompts": self._truncated(task)}
-        adapters = adapters_stored(self.protocol, index)
+        adapters = protocols.adapters_stored(self.protocol, index)
         stored = stored_bytes(self.store.unfinished_adapter, record.get("stored_bytes_by_part"), adapters)
         self.store.write_learned(index, head | record | stored)
 
@@ -293,7 +274,7 @@ class StreamRunner:
         shutil.copytree(last, self.store.folder / "adapter")
         self.scores.score_unlabelled()
         released = self.scores.release()
-        if self.protocol != FROZEN:
+        if self.protocol != protocols.FROZEN:
             self.method.set_task(self.stream.tasks[-1].name)
         config = self.config
         batch_size = config.evaluation.eval_batch_size
@@ -313,7 +294,7 @@ class StreamRunner:
         trainable, _ = self.model.get_nb_trainable_parameters()
         measured = {
             "base_drift": drift,
-            "trainable_parameters": 0 if self.protocol == FROZEN else trainable,
+            "trainable_parameters": 0 if self.protocol == protocols.FROZEN else trainable,
             "peak_memory_bytes": peak_memory_bytes(),
             "released_bytes": sum(released.values()) if released else None,
         }

@@ -34,19 +34,19 @@ def write_results(store: RunStore, stream: Stream, facts: Mapping[str, Any], mea
     everywhere: list[Sequence[dict[str, Any] | None]] = [before, *rows, unlabelled, released]
     of_task = [[score for row in everywhere for score in row[task : task + 1] if score] for task in range(count)]
     scores, items = values(rows, "score"), values(rows, "item_scores")
-    intervals = metrics.bootstrap_retained_accuracy(scores, items, seed=facts["seed"])
+    (auc_low, auc_high), of_rows = metrics.bootstrap_retained_accuracy(scores, items, seed=facts["seed"])
     answers = values([before, *rows], "answers")
     after = [row + 1 for row in metrics.measured_rows(scores)]
     train_seconds = sum(record["train_seconds"] for record in learned)
     cost = evaluation_cost([score for one in of_task for score in one], train_seconds)
-    curve = zip(after, metrics.retained_accuracy(scores), intervals.rows, strict=True)
+    curve = zip(after, metrics.retained_accuracy(scores), of_rows, strict=True)
     summary = {
         "format": FORMAT,
         **facts,
         "measured_rows": after,
         **{name: measure(scores) for name, measure in metrics.MEASURES.items()},
-        "retained_accuracy_auc_low": intervals.auc[0],
-        "retained_accuracy_auc_high": intervals.auc[1],
+        "retained_accuracy_auc_low": auc_low,
+        "retained_accuracy_auc_high": auc_high,
         "unlabelled_accuracy": _mean(unlabelled, "score"),
         "tasks_recognised": _mean(unlabelled, "recognised"),
         "released_accuracy": _mean(released, "score"),

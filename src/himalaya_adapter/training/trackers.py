@@ -23,19 +23,16 @@ class Trackers:
     Args:
         report_to: Name of the tracker, or ``none``.
         folder: The run's folder, where a tracker keeps its files if it keeps any.
+        arguments: Those of a Trainer, whose ``run_name`` is the run's.
+        model: What learns.
     """
 
-    def __init__(self, report_to: str, folder: Path) -> None:
+    def __init__(self, report_to: str, folder: Path, arguments: TrainingArguments, model: Any) -> None:
+        self.arguments = arguments
         self.callbacks = [callback() for callback in get_reporting_integration_callbacks(report_to)]
         for callback in self.callbacks:
             if getattr(callback, "logging_dir", folder) is None:
                 callback.logging_dir = str(folder / report_to)
-        self.arguments: TrainingArguments | None = None
-
-    def begin(self, arguments: TrainingArguments, model: Any) -> None:
-        """Open the trackers."""
-        self.arguments = arguments
-        for callback in self.callbacks:
             callback.on_train_begin(arguments, TrainerState(), TrainerControl(), model=model)
 
     def log(self, values: Mapping[str, float], at: int) -> None:

@@ -1,6 +1,5 @@
 """Readers: each turns the bytes of one file into rows (field name to value)."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -29,11 +28,6 @@ READERS: dict[str, Callable[..., Iterator[Row | BadRow]]] = {
 }
 
 
-def options_of(reader: str) -> list[str]:
-    """The options that a reader takes."""
-    return list(inspect.signature(READERS[reader]).parameters)[2:]
-
-
 def read_file(
     content: bytes, name: str, reader: str = "table", options: Mapping[str, Any] | None = None
 ) -> Iterator[Row | BadRow]:
@@ -46,7 +40,7 @@ def read_file(
         options: Of the YAML entry.
 
     Raises:
-        HimalayaError: The content is not what this reader reads, or an option has a wrong value.
+        HimalayaError: The content is not what this reader reads, or it has no such option, or none of such a value.
     """
     try:
         yield from READERS[reader](content, name, **(options or {}))
@@ -60,4 +54,4 @@ def read_file(
         raise HimalayaError(f"cannot read {name} as {reader}: {kind}{one_line(error)}") from error
 
 
-__all__ = ["READERS", "BadRow", "Row", "options_of", "read_file"]
+__all__ = ["READERS", "BadRow", "Row", "read_file"]

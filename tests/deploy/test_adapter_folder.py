@@ -27,7 +27,6 @@ from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
 from himalaya_adapter.deploy.answering import answer
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.identity import sealed
 from himalaya_adapter.storage import read_json
 
 PROMPTS = {"parity": "Is 12 even?\nAnswer:", "echo": "Repeat 12:"}
@@ -357,16 +356,6 @@ def test_a_damaged_file_of_a_run_is_one_clear_line(
     for damaged in (content[: len(content) // 2] + "\n{", "[]"):
         (copied / name).write_text(damaged, encoding="utf-8")
         assert f"of the run in {copied} is damaged" in refused(capsys, copied, "text")
-
-
-@pytest.mark.parametrize("facts", ["{tasks: null}", "{tasks: [1]}", "{backbone: null}", "{backbone: name}"])
-def test_a_card_of_other_types_is_one_clear_line(
-    facts: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    moved = shutil.copytree(run / "release", tmp_path / "moved")
-    head = yaml.safe_dump({"himalaya": sealed(yaml.safe_load(facts))})
-    (moved / "README.md").write_text(f"---\n{head}---\n", encoding="utf-8")
-    assert "README.md is damaged" in refused(capsys, moved, "text")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,24 @@ TASKS_FORMAT = 1
 NEW = "new"  # folder of a new state, inside of what is not finished
 IN_A_RUN = ("adapter", "release")
 # What reading a damaged file raises.
-DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
+DAMAGES = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
+    *(yaml.YAMLError, SafetensorError, re.error),
+)
 OURS = ("himalaya-adapter", "base_model:adapter:")  # in every model card that this package writes
+
+
+@contextmanager
+def damage_told(what: object, mend: str = "put back what was there") -> Iterator[None]:
+    """Say in one line that what is read inside is damaged, why, and what to do.
+
+    Raises:
+        HimalayaError: It is.
+    """
+    try:
+        yield
+    except DAMAGES as error:
+        raise HimalayaError(f"{what} is damaged: {one_line(error)}; {mend}") from error
 
 
 @dataclass(frozen=True)
@@ -97,7 +114,7 @@ def load_adapter(
     try:
         with quiet_peft():
             model = PeftModel.from_pretrained(loaded.model, place, is_trainable=trainable).eval()
-    except (*DAMAGES, RuntimeError, SafetensorError, re.error) as error:
+    except DAMAGES as error:
         raise HimalayaError(f"the adapter in {place} could not be loaded: {one_line(error)}") from error
     method = continual(model)
     if task is not None:
@@ -143,8 +160,6 @@ def _find(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     place = Path(folder)
     run, name = (place.parent, place.name) if place.name in IN_A_RUN else (place, IN_A_RUN[0])
     if (run / "metrics.json").is_file() and (run / "config.yaml").is_file():
-        if not (run / name).is_dir():
-            raise HimalayaError(f"{run / name} is not a finished run's: it has no {name}/ beside metrics.json")
         return run / name, _facts_of_run(run, name)
     place = newest_state(place)
     if not (place / CONFIG_FILE).is_file():
@@ -172,7 +187,8 @@ def newest_state(folder: Path) -> Path:
 
 def _facts_of_run(run: Path, name: str) -> dict[str, Any]:
     """The facts of a finished run's adapter or release, as `_facts`."""
-    try:
+    files = f"metrics.json, config.yaml or environment.json of the run in {run}"
+    with damage_told(files, f"give {run / name}, copied out of the run, or repeat the run with overwrite=true"):
         written = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]["backbone"]
         environment = read_json(run / "environment.json") if (run / "environment.json").is_file() else {}
         backbone = {
@@ -180,15 +196,8 @@ def _facts_of_run(run: Path, name: str) -> dict[str, Any]:
             "revision": environment.get("backbone_revision"),
             **environment.get("backbone_sizes", {}),
         }
-        return {
-            "tasks": [entry["name"] for entry in opened(read_json(run / "metrics.json"))["tasks"]],
-            "backbone": backbone,
-        }
-    except DAMAGES as error:
-        raise HimalayaError(
-            f"metrics.json, config.yaml or environment.json of the run in {run} is damaged: give {run / name}, copied "
-            "out of the run, or repeat the run with overwrite=true"
-        ) from error
+        tasks = [entry["name"] for entry in opened(read_json(run / "metrics.json"))["tasks"]]
+    return {"tasks": tasks, "backbone": backbone}
 
 
 def _with_config(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
@@ -197,11 +206,9 @@ def _with_config(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
         raise HimalayaError(f"the adapter in {folder} has lost its file {WEIGHTS_FILE}")
     if (folder / COMPLETE).is_file() and not is_complete(folder):
         raise HimalayaError(f"the adapter in {folder} is damaged: its files are not those of {COMPLETE}")
-    try:
+    with damage_told(folder / CONFIG_FILE):
         config = read_json(folder / CONFIG_FILE)
         return {"name": config["base_model_name_or_path"], "revision": config.get("revision")} | told
-    except DAMAGES as error:
-        raise HimalayaError(f"the adapter in {folder} could not be loaded: {CONFIG_FILE} is damaged") from error
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -209,17 +216,8 @@ def _facts(folder: Path) -> dict[str, Any]:
     if (folder / TASKS_FILE).is_file():
         return learnt_facts(folder)
     path = folder / CARD_FILE
-    told: dict[str, Any] = {"tasks": [], "backbone": {}}
-    try:
-        told |= _card_facts(path) if path.is_file() else {}
-        if not all(isinstance(name, str) for name in told["tasks"]) or not isinstance(told["backbone"], dict):
-            raise ValueError("expected tasks and a backbone")
-    except DAMAGES as error:
-        raise HimalayaError(
-            f"{path} is damaged: {one_line(error)}; put back what was there, or delete it, and name the backbone "
-            "(--backbone)"
-        ) from error
-    return told
+    with damage_told(path, "put back what was there, or delete it, and name the backbone (--backbone)"):
+        return {"tasks": [], "backbone": {}} | (_card_facts(path) if path.is_file() else {})
 
 
 def learnt_facts(folder: Path) -> dict[str, Any]:
@@ -228,18 +226,13 @@ def learnt_facts(folder: Path) -> dict[str, Any]:
     Raises:
         HimalayaError: It is not what `himalaya learn` has written together with the adapter's two files.
     """
-    path = folder / TASKS_FILE
-    try:
-        facts = opened(read_json(path), needs_hash=True)
+    lost = "the adapter keeps its tasks, their templates and scores are lost"
+    with damage_told(folder / TASKS_FILE, f"put back what was there, or delete it: {lost}"):
+        facts = opened(read_json(folder / TASKS_FILE), needs_hash=True)
         if facts["format"] > TASKS_FORMAT:
             raise ValueError("it was written by a newer himalaya-adapter: update it")
         if facts["files"] != files_identity(folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)):
             raise ValueError(f"it was not written with the {CONFIG_FILE} and {WEIGHTS_FILE} beside it")
-    except DAMAGES as error:
-        raise HimalayaError(
-            f"{path} is damaged: {one_line(error)}; put back what was there, or delete it: the adapter keeps its "
-            "tasks, their templates and scores are lost"
-        ) from error
     return facts
 
 

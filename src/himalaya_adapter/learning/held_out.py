@@ -60,7 +60,6 @@ def hold_out(data: OwnData, name: str, task: str, before: HeldOut) -> tuple[Task
         raise HimalayaError(f"all items of {name} are held out of task '{task}' to score it: give more rows to learn")
     if len(held) == len(kept):
         raise HimalayaError(f"{name} gives one conversation only: at least two are needed, one of them to score")
-    left_out = Counter(data.left_out)
-    left_out["repeated or contradictory"] = len(data.items) - len(kept)
-    chosen = replace(data, left_out=+left_out)
+    repeated = Counter({"repeated or contradictory": len(data.items) - len(kept)})
+    chosen = replace(data, left_out=data.left_out + repeated)
     return chosen.task(task, [item for item in kept if place[item.source] > now.up_to], held[:MOST_SCORED]), now

@@ -104,11 +104,8 @@ def load_adapter(
     try:
         loaded = load_backbone(name, quantisation=quantisation, dtype=dtype or told.get("dtype", "auto"))
     except HimalayaError as error:
-        if backbone is not None:
-            raise
         raise HimalayaError(
-            f"the adapter in {place} was trained on '{name}', which is not here: {error}; "
-            "say with --backbone where it is"
+            f"the backbone '{name}' of the adapter in {place} is not here: {error}; say with --backbone where it is"
         ) from error
     _check_backbone(loaded, told, place, same_weights=trainable)
     try:
@@ -213,19 +210,23 @@ def _with_config(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
 
 def _facts(folder: Path) -> dict[str, Any]:
     """``tasks`` and ``backbone`` as the list of tasks or the card's front matter says; empty if neither is ours."""
-    if (folder / TASKS_FILE).is_file():
-        return learnt_facts(folder)
     path = folder / CARD_FILE
+    if (folder / TASKS_FILE).is_file() or not path.is_file():
+        return learnt_facts(folder)
     with damage_told(path, "put back what was there, or delete it, and name the backbone (--backbone)"):
-        return {"tasks": [], "backbone": {}} | (_card_facts(path) if path.is_file() else {})
+        return {"tasks": [], "backbone": {}} | _card_facts(path)
 
 
 def learnt_facts(folder: Path) -> dict[str, Any]:
     """What ``tasks.json`` says of the adapter beside it: ``backbone``, and of each task its record under ``tasks``.
 
+    Both are empty if nobody has written them down.
+
     Raises:
         HimalayaError: It is not what `himalaya learn` has written together with the adapter's two files.
     """
+    if not (folder / TASKS_FILE).is_file():
+        return {"backbone": {}, "tasks": {}}
     lost = "the adapter keeps its tasks, their templates and scores are lost"
     with damage_told(folder / TASKS_FILE, f"put back what was there, or delete it: {lost}"):
         facts = opened(read_json(folder / TASKS_FILE), needs_hash=True)

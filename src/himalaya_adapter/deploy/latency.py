@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from himalaya_adapter.backbones.shape import backbone_shape
-from himalaya_adapter.deploy.bundle.runner.latency import measure
-from himalaya_adapter.deploy.bundle.runner.measure import cpus, device
+from himalaya_adapter.deploy.bundle.runner.latency import cpus, device, measure
 from himalaya_adapter.deploy.neutral_prompt import neutral_prompt
 from himalaya_adapter.deploy.onnx.decoder_graph import decoder_graph
 from himalaya_adapter.deploy.onnx.export import load_for_onnx, write_pair

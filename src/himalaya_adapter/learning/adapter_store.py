@@ -91,8 +91,7 @@ class AdapterStore:
         Raises:
             HimalayaError: It is not what was written with the adapter.
         """
-        there = (self.place / TASKS_FILE).is_file()
-        return learnt_facts(self.place) if there else {"backbone": {}, "tasks": {}}
+        return learnt_facts(self.place)
 
     def record(self, task: str) -> dict[str, Any]:
         """What is written about a task; nothing, if it was learnt in another way than by `learn`."""

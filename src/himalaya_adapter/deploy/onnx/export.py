@@ -36,11 +36,6 @@ class OnnxAdapter:
     tasks: list[str]
 
     @property
-    def shared(self) -> Any:
-        """The adapter's shared state."""
-        return self.loaded.model.base_model.himalaya_shared["default"]
-
-    @property
     def metadata(self) -> dict[str, Any]:
         """What every graph with the adapter says of itself."""
         return {
@@ -102,9 +97,10 @@ def export_onnx(
         found: dict[str, Differences] = {}
         if graph != "model":
             path = place / ADAPTER_FILE
-            vectors = vectors_graph(ExportedUpdate(adapter.shared, adapter.tasks), opset)
+            shared = adapter.loaded.model.base_model.himalaya_shared["default"]
+            vectors = vectors_graph(ExportedUpdate(shared, adapter.tasks), opset)
             write_model(finish(vectors, adapter.metadata), path)
-            cases = vectors_cases(adapter.shared, adapter.tasks)
+            cases = vectors_cases(shared, adapter.tasks)
             found |= {file.name: compare(open_session(file), cases) for file in (path, write_function_free(path))}
         if graph != "adapter":
             base, adapted = write_pair(adapter.decoder(opset), place)

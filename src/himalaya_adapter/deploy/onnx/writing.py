@@ -20,14 +20,13 @@ DEFAULT_OPSET = 18
 EXTERNAL_FROM_BYTES = 4096
 PAGE = 4096  # bytes; ONNX Runtime maps a weight into memory as it lies in the file
 METADATA_PREFIX = "himalaya."
-PAST_PREFIX, PRESENT_PREFIX = "past_key_values.", "present."
 CLEANING = ir.passes.Sequential(
     passes.RemoveUnusedFunctionsPass(), passes.RemoveUnusedOpsetsPass(), passes.ClearMetadataAndDocStringPass()
 )
 
 
 def cache_names(layers: int) -> list[str]:
-    """What the tensors of a decoder's cache are called, after `PAST_PREFIX` or `PRESENT_PREFIX`."""
+    """What the tensors of a decoder's cache are called, after `PAST` or `PRESENT`."""
     return [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
 
 

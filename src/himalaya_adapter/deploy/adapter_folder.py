@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +122,8 @@ def load_adapter(
 
 def load_for_export(
     folder: Path, tasks: Sequence[str], placement: str, backbone: str | None, dtype: str | None = None
-) -> tuple[LoadedAdapter, list[str]]:
-    """Load an adapter of HIMALAYA that is to become something else, and choose its tasks.
+) -> LoadedAdapter:
+    """Load an adapter of HIMALAYA that is to become something else, with those of its ``tasks`` that are chosen.
 
     Args:
         folder: A run's folder, the ``adapter`` or ``release`` folder in it, or a copy of one of these.
@@ -149,7 +149,8 @@ def load_for_export(
         )
     if not adapter.tasks:
         raise HimalayaError(f"the adapter in {adapter.folder} has learnt no task")
-    return adapter, [*dict.fromkeys(known_task(name, adapter.tasks) for name in tasks or adapter.tasks)]
+    chosen = dict.fromkeys(known_task(name, adapter.tasks) for name in tasks or adapter.tasks)
+    return replace(adapter, tasks=tuple(chosen))
 
 
 def _find(folder: str | Path) -> tuple[Path, dict[str, Any]]:

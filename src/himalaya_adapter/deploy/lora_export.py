@@ -32,10 +32,10 @@ def export_lora(folder: Path, output: Path, tasks: Sequence[str] = (), backbone:
         HimalayaError: As `load_for_export`; a folder that is not empty.
     """
     with whole_folder(output) as place:
-        adapter, chosen = load_for_export(folder, tasks, "weights", backbone)
+        adapter = load_for_export(folder, tasks, "weights", backbone)
         # "." and ".." are no names of folders.
-        names = [quote(task, safe=" ") if task.strip(".") else task.replace(".", "%2E") for task in chosen]
-        for task, name in zip(chosen, names, strict=True):
+        names = [quote(task, safe=" ") if task.strip(".") else task.replace(".", "%2E") for task in adapter.tasks]
+        for task, name in zip(adapter.tasks, names, strict=True):
             adapter.model.set_task(task)
             _write_lora(place / name, adapter.model, public_name(adapter.backbone))
     return [output / name for name in names]

@@ -22,10 +22,6 @@ class HeldOut:
     seed: int
     up_to: float = 0.0
 
-    def place(self, source: str) -> float:
-        """The hash of an item's source."""
-        return stable_hash(f"held out {self.seed} {source}") / HASH_RANGE
-
 
 def hold_out(data: OwnData, name: str, task: str, before: HeldOut) -> tuple[Task, HeldOut]:
     """Cut the items into those that are learnt and those that are scored, by a hash: the same ones every time.
@@ -50,7 +46,7 @@ def hold_out(data: OwnData, name: str, task: str, before: HeldOut) -> tuple[Task
         raise HimalayaError(
             f"{name} gives {len(kept)} different items: at least {FEWEST_ITEMS} are needed, some of them to score"
         )
-    place = {item.source: before.place(item.source) for item in kept}
+    place = {one.source: stable_hash(f"held out {before.seed} {one.source}") / HASH_RANGE for one in kept}
     ordered = sorted(kept, key=lambda item: place[item.source])
     share = sum(place[item.source] < HELD_OUT_SHARE for item in kept)
     count = max(share, min(FEWEST_HELD_OUT, len(kept) // 4))

@@ -172,7 +172,11 @@ class Learner:
         held = HeldOut(**before.get("held_out_by", {"seed": options.seed}))
         task, held = hold_out(own, data, name, held)
         checks = self._checks(name)
-        self._check_room(name)
+        if not known and room(self.model.base_model.himalaya_shared["default"]) == 0:
+            raise HimalayaError(
+                f"no room for another task in {self.store.folder}: himalaya forget removes one, or begin another "
+                "adapter with a larger --budget-mb"
+            )
         training = self.training(len(task.train))
         identity = {"task": name, "data": task.hashes, "training": asdict(training)}
         identity |= {"backbone": facts["backbone"], "config": config_identity(self.model.active_peft_config)}
@@ -236,13 +240,6 @@ class Learner:
             checks[name] = own.task(name, own.items, own.items[:MOST_SCORED])
         checks.pop(learning, None)
         return list(checks.values())
-
-    def _check_room(self, name: str) -> None:
-        if name not in self.method.tasks and room(self.model.base_model.himalaya_shared["default"]) == 0:
-            raise HimalayaError(
-                f"no room for another task in {self.store.folder}: himalaya forget removes one, or begin another "
-                "adapter with a larger --budget-mb"
-            )
 
     # Training --------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from onnx import inliner
 from onnx_ir.passes import common as passes
 
 from .operator import DOMAIN, FUNCTIONS, VERSION
@@ -23,6 +22,7 @@ METADATA_PREFIX = "himalaya."
 CLEANING = ir.passes.Sequential(
     passes.RemoveUnusedFunctionsPass(), passes.RemoveUnusedOpsetsPass(), passes.ClearMetadataAndDocStringPass()
 )
+INLINING = ir.passes.Sequential(passes.InlinePass(), passes.RemoveUnusedOpsetsPass())
 
 
 def cache_names(layers: int) -> list[str]:
@@ -93,10 +93,7 @@ def write_function_free(source: Path) -> Path:
     Returns:
         The copy, named ``*_function_free.onnx``.
     """
-    model = inliner.inline_local_functions(onnx.load(source, load_external_data=False))
-    standard = [entry for entry in model.opset_import if entry.domain != DOMAIN]
-    del model.opset_import[:]
-    model.opset_import.extend(standard)
-    path = source.with_stem(f"{source.stem}_function_free")
-    onnx.save(model, path)
+    model, path = ir.load(source), source.with_stem(f"{source.stem}_function_free")
+    INLINING(model)
+    write_model(model, path)
     return path

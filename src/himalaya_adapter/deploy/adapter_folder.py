@@ -46,6 +46,8 @@ def damage_told(what: object, mend: str = "put back what was there") -> Iterator
     """
     try:
         yield
+    except HimalayaError:  # it says more
+        raise
     except DAMAGES as error:
         raise HimalayaError(f"{what} is damaged: {one_line(error)}; {mend}") from error
 

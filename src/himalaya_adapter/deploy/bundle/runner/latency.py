@@ -72,9 +72,9 @@ def measure(
     ]
 
 
-def told(device: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def told(machine: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What was measured, line by line, and on which machine."""
-    yield ", ".join(f"{name} {value}" for name, value in device.items())
+    yield ", ".join(f"{name} {value}" for name, value in machine.items())
     for entry in measured:
         for name, graph in entry["graphs"].items():
             line = f"{entry['precision']} {entry['phase']} ({entry['tokens']} tokens after {entry['past']}), {name}: "

@@ -36,7 +36,7 @@ from himalaya_adapter.learning.held_out import HeldOut, hold_out
 from himalaya_adapter.report import write_search_report
 from himalaya_adapter.report.run_folder import SAME, read_run
 from himalaya_adapter.storage import write_json
-from himalaya_adapter.streams import load_stream
+from himalaya_adapter.streams import Item, load_stream
 from himalaya_adapter.streams.task import SPLITS
 from himalaya_adapter.training.run_store import RunStore
 
@@ -335,10 +335,11 @@ def own(adapters: Path) -> Path:
     config = json.loads((adapters / "adapter" / "adapter_config.json").read_text())
     record = {"items": 3, "form": {"prompt": "{a}", "target": "{b}"}, "score": 0.5}
     facts = {"backbone": {"name": str(adapters / "backbone")}, "tasks": {"first": record, "second": record}}
-    kept = {"first": [{"prompt": "a", "target": "b", "source": "a", "chat": False}]}
+    kept = {"first": [Item(prompt="a", target="b", source="a")]}
     assert config["peft_type"] == "HIMALAYA"
     store = AdapterStore(adapters / "own")
-    store.replace(lambda folder: shutil.copytree(adapters / "adapter", folder, dirs_exist_ok=True), facts, kept)
+    store.facts.update(facts)
+    store.replace(lambda folder: shutil.copytree(adapters / "adapter", folder, dirs_exist_ok=True), kept)
     return store.folder
 
 

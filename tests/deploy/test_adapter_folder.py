@@ -27,7 +27,6 @@ from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
 from himalaya_adapter.deploy.answering import answer
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.identity import sealed
 from himalaya_adapter.storage import read_json
 
 PROMPTS = {"parity": "Is 12 even?\nAnswer:", "echo": "Repeat 12:"}
@@ -227,7 +226,7 @@ def test_a_method_without_tasks_answers_and_one_that_cannot_tell_them_asks(
     assert answered != ""
     assert line == ""
     assert generated(capsys, others / "lora", PROMPTS["echo"], "--task", "echo")[0] == answered
-    assert "an adapter of LORA answers alike for all tasks: the name 'echo' changes nothing" in caplog.text
+    assert "an adapter of LORA answers alike for all tasks: 'echo' changes nothing" in caplog.text
     assert "unknown task 'ecco'" in refused(capsys, others / "lora", "text", "--task", "ecco")
     assert "COLTAS cannot tell a task from its prompt: name one with --task (parity, colour_word, echo)" in refused(
         capsys, others / "coltas", "text"
@@ -359,16 +358,6 @@ def test_a_damaged_file_of_a_run_is_one_clear_line(
         assert f"of the run in {copied} is damaged" in refused(capsys, copied, "text")
 
 
-@pytest.mark.parametrize("facts", ["{tasks: null}", "{tasks: [1]}", "{backbone: null}", "{backbone: name}"])
-def test_a_card_of_other_types_is_one_clear_line(
-    facts: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    moved = shutil.copytree(run / "release", tmp_path / "moved")
-    head = yaml.safe_dump({"himalaya": sealed(yaml.safe_load(facts))})
-    (moved / "README.md").write_text(f"---\n{head}---\n", encoding="utf-8")
-    assert "README.md is damaged" in refused(capsys, moved, "text")
-
-
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
@@ -411,9 +400,8 @@ def test_what_is_missing_or_damaged_is_one_clear_line(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = shutil.copytree(run / "release", tmp_path / "moved")
-    assert "was trained on 'backbone', which is not here: unknown backbone 'backbone'" in refused(
-        capsys, moved, "text"
-    )
+    told = refused(capsys, moved, "text")
+    assert f"the backbone 'backbone' of the adapter in {moved} is not here: unknown backbone 'backbone'" in told
     assert "unknown task 'ecco'; did you mean 'echo'" in refused(capsys, moved, "text", "--task", "ecco")
     card = (moved / "README.md").read_text()
     (moved / "README.md").write_text(card.replace("himalaya:", "himalaya: [", 1))

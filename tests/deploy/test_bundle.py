@@ -19,9 +19,9 @@ from tiny_runs import TASKS
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
+from himalaya_adapter.deploy.bundle import writer
 from himalaya_adapter.deploy.bundle.runner.command import main as runner_main
 from himalaya_adapter.deploy.bundle.runner.manifest import digest, sha256
-from himalaya_adapter.deploy.onnx.export import OnnxAdapter
 from himalaya_adapter.storage import read_json
 
 NEEDED = ("numpy", "onnxruntime")
@@ -38,8 +38,8 @@ def learnt(place: Path) -> Path:
 def graphs_of_one_export() -> Iterator[None]:
     """All bundles here are of one adapter: its graphs are made once, which takes longest."""
     with pytest.MonkeyPatch.context() as patch:
-        made, export = [], OnnxAdapter.decoder
-        patch.setattr(OnnxAdapter, "decoder", lambda adapter: (made or made.append(export(adapter)) or made)[0])
+        made, export = [], writer.whole_graph
+        patch.setattr(writer, "whole_graph", lambda adapter: (made or made.append(export(adapter)) or made)[0])
         yield
 
 

@@ -12,8 +12,7 @@ from tiny_runs import run_words
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy import run_latency
-from himalaya_adapter.deploy.bundle.runner import latency as runner_latency
-from himalaya_adapter.deploy.bundle.runner import measure
+from himalaya_adapter.deploy.bundle.runner import latency
 from himalaya_adapter.deploy.bundle.runner.latency import CONTROL
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.training.environment import processor_name
@@ -24,15 +23,15 @@ needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason
 def test_runs_are_timed_there_and_back() -> None:
     order: list[str] = []
     runs = {name: lambda name=name: order.append(name) for name in "ABC"}
-    times = measure.interleaved(runs, seconds=0)
-    assert {seconds.shape for seconds in times.values()} == {(measure.FEWEST_ROUNDS,)}
-    timed = "".join(order[measure.WARM_UP * 3 :])
-    assert timed == "ABCCBA" * measure.FEWEST_ROUNDS
+    times = latency.interleaved(runs, seconds=0)
+    assert {seconds.shape for seconds in times.values()} == {(latency.FEWEST_ROUNDS,)}
+    timed = "".join(order[latency.WARM_UP * 3 :])
+    assert timed == "ABCCBA" * latency.FEWEST_ROUNDS
 
 
 def test_a_drift_of_the_machine_leaves_the_ratio() -> None:
     base = 1.0 + 0.5 * np.arange(40)
-    found = measure.compare([{"base": base, "adapted": 1.02 * base}] * 2, "base")
+    found = latency.compare([{"base": base, "adapted": 1.02 * base}] * 2, "base")
     assert found["adapted"]["ratio"] == pytest.approx(1.02)
     assert found["adapted"]["interval"] == pytest.approx([1.02, 1.02])
     assert found["base"] == {"milliseconds": pytest.approx(10750.0)}
@@ -45,7 +44,7 @@ def test_the_interval_covers_the_true_ratio() -> None:
             {"base": 1 + 0.1 * generator.random(10), "adapted": 1.05 * (1 + 0.1 * generator.random(10))}
             for _ in range(4)
         ]
-        low, high = measure.compare(openings, "base")["adapted"]["interval"]
+        low, high = latency.compare(openings, "base")["adapted"]["interval"]
         covered += low <= 1.05 <= high
     assert covered >= 16  # of 20, at 95 %
 
@@ -56,7 +55,7 @@ def test_an_opening_that_is_slow_as_a_whole_widens_the_interval() -> None:
         {"base": 1 + 0.01 * generator.random(50), "adapted": slower + 0.01 * generator.random(50)}
         for slower in (1.0, 1.0, 1.0, 1.2)
     ]
-    low, high = measure.compare(openings, "base")["adapted"]["interval"]
+    low, high = latency.compare(openings, "base")["adapted"]["interval"]
     assert high > 1.05, "rounds of one opening are no independent evidence"
     assert low > 0.95
 
@@ -64,24 +63,24 @@ def test_an_opening_that_is_slow_as_a_whole_widens_the_interval() -> None:
 @needs_affinity
 def test_pinning_ends_with_the_measurement() -> None:
     before = os.sched_getaffinity(0)
-    with measure.pinned(1) as cpus:
+    with latency.pinned(1) as cpus:
         assert os.sched_getaffinity(0) == set(cpus or ())
         assert len(cpus or ()) == 1
     assert os.sched_getaffinity(0) == before
 
 
 def test_only_a_pi_is_called_a_pi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "DEVICE_TREE", tmp_path / "model")
-    assert "Raspberry" not in str(measure.device())
+    monkeypatch.setattr(latency, "DEVICE_TREE", tmp_path / "model")
+    assert "Raspberry" not in str(latency.device())
     (tmp_path / "model").write_bytes(b"Raspberry Pi 4 Model B Rev 1.4\0")
-    assert measure.device()["machine"] == "Raspberry Pi 4 Model B Rev 1.4"
+    assert latency.device()["machine"] == "Raspberry Pi 4 Model B Rev 1.4"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_openings() -> Iterator[None]:
     """Intervals are not looked at here: open the graphs twice only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner_latency, "OPENINGS", 2)
+        patch.setattr(latency, "OPENINGS", 2)
         yield
 
 
@@ -105,13 +104,13 @@ def test_what_is_written_about_a_run(measured: dict[str, Any]) -> None:
             assert graph["interval"][0] <= graph["ratio"] <= graph["interval"][1]
         assert entry["graphs"]["base"]["milliseconds"] > 0
         assert entry["threads"] == 1
-        assert all(rounds >= measure.FEWEST_ROUNDS for rounds in entry["rounds"])
+        assert all(rounds >= latency.FEWEST_ROUNDS for rounds in entry["rounds"])
         assert len(entry["rounds"]) == 2
 
 
 @pytest.mark.slow
 def test_every_graph_is_told(measured: dict[str, Any]) -> None:
-    first, *lines = runner_latency.told(measured["device"], measured["measurements"])
+    first, *lines = latency.told(measured["device"], measured["measurements"])
     assert measured["device"]["cpu"] in first
     assert len(lines) == 6 * 3
 
@@ -148,10 +147,10 @@ def test_a_run_measures_its_secondary_metric_on_its_own_cpu(
     assert metrics["cpu_latency_overhead"] == decode["graphs"]["adapted"]["ratio"] - 1
     assert metrics["cpu_latency_overhead_low"] <= metrics["cpu_latency_overhead"]
     assert metrics["cpu_latency_overhead"] <= metrics["cpu_latency_overhead_high"]
-    assert metrics["cpu_latency"]["device"]["cpu"] == measure.device()["cpu"]
+    assert metrics["cpu_latency"]["device"]["cpu"] == latency.device()["cpu"]
     assert ("one decoder layer" in metrics["cpu_latency"]["subject"]) == (largest == 1)
     told = [(tmp_path / "himalaya" / name).read_text(encoding="utf-8") for name in ("metrics.json", "report.html")]
-    assert all(measure.device()["cpu"] in text and "raspberry" not in text.split("config.yaml")[0] for text in told)
+    assert all(latency.device()["cpu"] in text and "raspberry" not in text.split("config.yaml")[0] for text in told)
     assert "CPU latency overhead" in told[1]
     assert main(words) == 0
     assert read_json(tmp_path / "himalaya" / "metrics.json") == metrics, "it is measured once"

@@ -105,18 +105,13 @@ def test_a_folder_says_what_it_is_and_nothing_of_this_machine(
     assert export(tmp_path / "release", tmp_path / "lora", *words) == 0
     (folder,) = (tmp_path / "lora").iterdir()
     assert capsys.readouterr().out == f"{folder}\n"
-    assert {path.name for path in folder.iterdir()} == {
-        "README.md",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    }
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert not any(str(place).encode() in path.read_bytes() for path in folder.iterdir())
     config = read_json(folder / "adapter_config.json")
     assert (config["peft_type"], config["r"]) == ("LORA", 2)
     assert config["base_model_name_or_path"] == "backbone"
     modules = [f"model.layers.1.self_attn.{name}_proj" for name in ("o", "q")]
     assert sorted(config["target_modules"]) == modules
-    assert "task `echo`" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_name_that_is_no_folders_is_quoted(tiny_model: Any, place: Path, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_what_was_held_out_is_not_learnt_later_under_another_seed_or_from_a_larg
     monkeypatch.setattr(Learner, "train", seen)
     new = options(files, backbone=str(files / "base"), budget_mb=0.2, keep_check=True)
     learn(tmp_path / "mine", str(files / "echo.jsonl"), "echo", new)
-    held = {item["prompt"] for item in AdapterStore(tmp_path / "mine").kept("echo") or []}
+    held = {item.prompt for item in AdapterStore(tmp_path / "mine").kept("echo") or []}
     more = write(tmp_path / "more.jsonl", [{"prompt": f"Repeat {n}:", "completion": f"{n} {n}"} for n in range(300)])
     learn(tmp_path / "mine", more, "echo", options(files, seed=1))
     assert len(held) == 6
@@ -231,7 +231,7 @@ MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [
         "echo.jsonl",
         "x",
         {"checks": {"parrot": "echo.jsonl"}},
-        "unknown task in --check 'parrot'; did you mean 'parity'",
+        "unknown task 'parrot'; did you mean 'parity'",
     ),
     ("echo.jsonl", "x", {"checks": {"parity": "odd.jsonl"}}, "has the answer 'never'; the task has learnt: no, yes"),
     ("echo.jsonl", "parity", {}, "the task has been learnt as 'Is {number} even"),
@@ -355,10 +355,10 @@ def test_kept_items_that_were_changed_are_refused(learnt, files: Path, tmp_path:
     folder = shutil.copytree(learnt[0], tmp_path / "mine")
     kept = folder / "kept" / "parity.json"
     shutil.copy(folder / "kept" / "echo.json", kept)
-    with pytest.raises(HimalayaError, match=r"parity\.json is damaged \(it is of task 'echo'\): delete it"):
+    with pytest.raises(HimalayaError, match=r"parity\.json is damaged: it is of task 'echo'; delete it"):
         learn(folder, str(files / "order.jsonl"), "order", options(files))
     kept.write_text("[]")
-    with pytest.raises(HimalayaError, match=r"parity\.json is damaged \(it has no hash"):
+    with pytest.raises(HimalayaError, match=r"parity\.json is damaged: it has no hash"):
         learn(folder, str(files / "order.jsonl"), "order", options(files))
 
 

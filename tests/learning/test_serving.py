@@ -123,3 +123,12 @@ def test_what_a_user_writes_is_never_read_as_a_control_token(client: openai.Open
     assert chat.choices[0].message.content == expected
     with pytest.raises(openai.BadRequestError, match=r"a message says '.*', which is a control token"):
         client.chat.completions.create(model="base", messages=said)
+
+
+def test_a_request_that_says_too_little_is_a_bad_one(client: openai.OpenAI) -> None:
+    for model in ("base", "base:echo"):
+        with pytest.raises(openai.BadRequestError, match=r"'messages' is empty: send at least one"):
+            client.chat.completions.create(model=model, messages=[])
+    said = [{"role": "user", "content": "7"}]
+    with pytest.raises(openai.BadRequestError, match=r"chat.template"):
+        client.chat.completions.create(model="base", messages=said)

@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,26 @@ TASKS_FORMAT = 1
 NEW = "new"  # folder of a new state, inside of what is not finished
 IN_A_RUN = ("adapter", "release")
 # What reading a damaged file raises.
-DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
+DAMAGES = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
+    *(yaml.YAMLError, SafetensorError, re.error),
+)
 OURS = ("himalaya-adapter", "base_model:adapter:")  # in every model card that this package writes
+
+
+@contextmanager
+def damage_told(what: object, mend: str = "put back what was there") -> Iterator[None]:
+    """Say in one line that what is read inside is damaged, why, and what to do.
+
+    Raises:
+        HimalayaError: It is.
+    """
+    try:
+        yield
+    except HimalayaError:  # it says more
+        raise
+    except DAMAGES as error:
+        raise HimalayaError(f"{what} is damaged: {one_line(error)}; {mend}") from error
 
 
 @dataclass(frozen=True)
@@ -87,17 +106,14 @@ def load_adapter(
     try:
         loaded = load_backbone(name, quantisation=quantisation, dtype=dtype or told.get("dtype", "auto"))
     except HimalayaError as error:
-        if backbone is not None:
-            raise
         raise HimalayaError(
-            f"the adapter in {place} was trained on '{name}', which is not here: {error}; "
-            "say with --backbone where it is"
+            f"the backbone '{name}' of the adapter in {place} is not here: {error}; say with --backbone where it is"
         ) from error
     _check_backbone(loaded, told, place, same_weights=trainable)
     try:
         with quiet_peft():
             model = PeftModel.from_pretrained(loaded.model, place, is_trainable=trainable).eval()
-    except (*DAMAGES, RuntimeError, SafetensorError, re.error) as error:
+    except DAMAGES as error:
         raise HimalayaError(f"the adapter in {place} could not be loaded: {one_line(error)}") from error
     method = continual(model)
     if task is not None:
@@ -108,8 +124,8 @@ def load_adapter(
 
 def load_for_export(
     folder: Path, tasks: Sequence[str], placement: str, backbone: str | None, dtype: str | None = None
-) -> tuple[LoadedAdapter, list[str]]:
-    """Load an adapter of HIMALAYA that is to become something else, and choose its tasks.
+) -> LoadedAdapter:
+    """Load an adapter of HIMALAYA that is to become something else, with those of its ``tasks`` that are chosen.
 
     Args:
         folder: A run's folder, the ``adapter`` or ``release`` folder in it, or a copy of one of these.
@@ -135,7 +151,8 @@ def load_for_export(
         )
     if not adapter.tasks:
         raise HimalayaError(f"the adapter in {adapter.folder} has learnt no task")
-    return adapter, [*dict.fromkeys(known_task(name, adapter.tasks) for name in tasks or adapter.tasks)]
+    chosen = dict.fromkeys(known_task(name, adapter.tasks) for name in tasks or adapter.tasks)
+    return replace(adapter, tasks=tuple(chosen))
 
 
 def _find(folder: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -143,8 +160,6 @@ def _find(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     place = Path(folder)
     run, name = (place.parent, place.name) if place.name in IN_A_RUN else (place, IN_A_RUN[0])
     if (run / "metrics.json").is_file() and (run / "config.yaml").is_file():
-        if not (run / name).is_dir():
-            raise HimalayaError(f"{run / name} is not a finished run's: it has no {name}/ beside metrics.json")
         return run / name, _facts_of_run(run, name)
     place = newest_state(place)
     if not (place / CONFIG_FILE).is_file():
@@ -172,7 +187,8 @@ def newest_state(folder: Path) -> Path:
 
 def _facts_of_run(run: Path, name: str) -> dict[str, Any]:
     """The facts of a finished run's adapter or release, as `_facts`."""
-    try:
+    files = f"metrics.json, config.yaml or environment.json of the run in {run}"
+    with damage_told(files, f"give {run / name}, copied out of the run, or repeat the run with overwrite=true"):
         written = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]["backbone"]
         environment = read_json(run / "environment.json") if (run / "environment.json").is_file() else {}
         backbone = {
@@ -180,15 +196,8 @@ def _facts_of_run(run: Path, name: str) -> dict[str, Any]:
             "revision": environment.get("backbone_revision"),
             **environment.get("backbone_sizes", {}),
         }
-        return {
-            "tasks": [entry["name"] for entry in opened(read_json(run / "metrics.json"))["tasks"]],
-            "backbone": backbone,
-        }
-    except DAMAGES as error:
-        raise HimalayaError(
-            f"metrics.json, config.yaml or environment.json of the run in {run} is damaged: give {run / name}, copied "
-            "out of the run, or repeat the run with overwrite=true"
-        ) from error
+        tasks = [entry["name"] for entry in opened(read_json(run / "metrics.json"))["tasks"]]
+    return {"tasks": tasks, "backbone": backbone}
 
 
 def _with_config(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
@@ -197,49 +206,37 @@ def _with_config(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
         raise HimalayaError(f"the adapter in {folder} has lost its file {WEIGHTS_FILE}")
     if (folder / COMPLETE).is_file() and not is_complete(folder):
         raise HimalayaError(f"the adapter in {folder} is damaged: its files are not those of {COMPLETE}")
-    try:
+    with damage_told(folder / CONFIG_FILE):
         config = read_json(folder / CONFIG_FILE)
         return {"name": config["base_model_name_or_path"], "revision": config.get("revision")} | told
-    except DAMAGES as error:
-        raise HimalayaError(f"the adapter in {folder} could not be loaded: {CONFIG_FILE} is damaged") from error
 
 
 def _facts(folder: Path) -> dict[str, Any]:
     """``tasks`` and ``backbone`` as the list of tasks or the card's front matter says; empty if neither is ours."""
-    if (folder / TASKS_FILE).is_file():
-        return learnt_facts(folder)
     path = folder / CARD_FILE
-    told: dict[str, Any] = {"tasks": [], "backbone": {}}
-    try:
-        told |= _card_facts(path) if path.is_file() else {}
-        if not all(isinstance(name, str) for name in told["tasks"]) or not isinstance(told["backbone"], dict):
-            raise ValueError("expected tasks and a backbone")
-    except DAMAGES as error:
-        raise HimalayaError(
-            f"{path} is damaged: {one_line(error)}; put back what was there, or delete it, and name the backbone "
-            "(--backbone)"
-        ) from error
-    return told
+    if (folder / TASKS_FILE).is_file() or not path.is_file():
+        return learnt_facts(folder)
+    with damage_told(path, "put back what was there, or delete it, and name the backbone (--backbone)"):
+        return {"tasks": [], "backbone": {}} | _card_facts(path)
 
 
 def learnt_facts(folder: Path) -> dict[str, Any]:
     """What ``tasks.json`` says of the adapter beside it: ``backbone``, and of each task its record under ``tasks``.
 
+    Both are empty if nobody has written them down.
+
     Raises:
         HimalayaError: It is not what `himalaya learn` has written together with the adapter's two files.
     """
-    path = folder / TASKS_FILE
-    try:
-        facts = opened(read_json(path), needs_hash=True)
+    if not (folder / TASKS_FILE).is_file():
+        return {"backbone": {}, "tasks": {}}
+    lost = "the adapter keeps its tasks, their templates and scores are lost"
+    with damage_told(folder / TASKS_FILE, f"put back what was there, or delete it: {lost}"):
+        facts = opened(read_json(folder / TASKS_FILE), needs_hash=True)
         if facts["format"] > TASKS_FORMAT:
             raise ValueError("it was written by a newer himalaya-adapter: update it")
         if facts["files"] != files_identity(folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)):
             raise ValueError(f"it was not written with the {CONFIG_FILE} and {WEIGHTS_FILE} beside it")
-    except DAMAGES as error:
-        raise HimalayaError(
-            f"{path} is damaged: {one_line(error)}; put back what was there, or delete it: the adapter keeps its "
-            "tasks, their templates and scores are lost"
-        ) from error
     return facts
 
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.backbones.shape import backbone_shape
-from himalaya_adapter.deploy.bundle.runner.latency import measure
-from himalaya_adapter.deploy.bundle.runner.measure import cpus, device
+from himalaya_adapter.deploy.bundle.runner.latency import cpus, device, measure
 from himalaya_adapter.deploy.neutral_prompt import neutral_prompt
 from himalaya_adapter.deploy.onnx.decoder_graph import decoder_graph
-from himalaya_adapter.deploy.onnx.export import load_for_onnx, write_pair
+from himalaya_adapter.deploy.onnx.export import load_for_onnx, whole_graph, write_pair
 from himalaya_adapter.deploy.onnx.layer import TASK, one_layer
 from himalaya_adapter.deploy.quantisation import PRECISIONS
 from himalaya_adapter.errors import unknown_name
@@ -50,8 +50,8 @@ def measure_latency(
         subject = f"one decoder layer of {name}, random weights"
     else:
         whole = load_for_onnx(adapter, backbone=backbone)
-        graph, prompt = whole.decoder(), neutral_prompt(whole.loaded.tokenizer)
-        subject = f"{whole.metadata['backbone']} with the adapter in {adapter.resolve().name}"
+        graph, prompt = whole_graph(whole), neutral_prompt(whole.tokenizer)
+        subject = f"{public_name(whole.backbone)} with the adapter in {adapter.resolve().name}"
     measured = []
     for precision in precisions:
         with tempfile.TemporaryDirectory() as place:

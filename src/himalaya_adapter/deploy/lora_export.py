@@ -10,21 +10,10 @@ from safetensors.torch import save_file
 from himalaya_adapter.backbones.catalogue import public_name
 from himalaya_adapter.deploy.adapter_folder import load_for_export
 from himalaya_adapter.methods.himalaya import HashedLinear
-from himalaya_adapter.methods.release import CARD_FILE, WEIGHTS_FILE
+from himalaya_adapter.methods.release import WEIGHTS_FILE
 from himalaya_adapter.storage import whole_folder
 
 INNER = "base_model.model."  # what PEFT puts before a module's name
-CARD = """---
-library_name: peft
-tags: [lora, himalaya-adapter]
----
-
-# {task}: a LoRA made from a HIMALAYA adapter
-
-A LoRA of rank {rank} for `{backbone}`, task `{task}`. It equals the adapter's own update of the weights exactly.
-
-It loads with `peft.PeftModel.from_pretrained(model, FOLDER)`, without `himalaya-adapter`.
-"""
 
 
 def export_lora(folder: Path, output: Path, tasks: Sequence[str] = (), backbone: str | None = None) -> list[Path]:
@@ -43,35 +32,35 @@ def export_lora(folder: Path, output: Path, tasks: Sequence[str] = (), backbone:
         HimalayaError: As `load_for_export`; a folder that is not empty.
     """
     with whole_folder(output) as place:
-        adapter, chosen = load_for_export(folder, tasks, "weights", backbone)
+        adapter = load_for_export(folder, tasks, "weights", backbone)
         # "." and ".." are no names of folders.
-        names = [quote(task, safe=" ") if task.strip(".") else task.replace(".", "%2E") for task in chosen]
-        for task, name in zip(chosen, names, strict=True):
+        names = [quote(task, safe=" ") if task.strip(".") else task.replace(".", "%2E") for task in adapter.tasks]
+        for task, name in zip(adapter.tasks, names, strict=True):
             adapter.model.set_task(task)
-            _write_lora(place / name, adapter.model, task, public_name(adapter.backbone))
+            _write_lora(place / name, adapter.model, public_name(adapter.backbone))
     return [output / name for name in names]
 
 
-def _write_lora(folder: Path, model: PeftModel, task: str, backbone: str) -> None:
-    """Write what the model answers as now: a plain PEFT LoRA and a model card."""
-    active = model.active_adapter
-    layers = {
-        name.removeprefix(INNER): layer for name, layer in model.named_modules() if isinstance(layer, HashedLinear)
-    }
-    rank, state = model.peft_config[active].rank, {}
-    for module, layer in layers.items():
-        ((down, up),) = layer.factors(active)
-        for part, factor in (("A", down), ("B", up)):
-            state[f"{INNER}{module}.lora_{part}.weight"] = factor.detach().float().cpu().contiguous()
+def _write_lora(folder: Path, model: PeftModel, backbone: str) -> None:
+    """Write what the model answers as now as a plain PEFT LoRA."""
+    active, factors = model.active_adapter, {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, HashedLinear):
+            (factors[name],) = layer.factors(active)
+    rank = model.peft_config[active].rank
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,  # the factors are the whole update
-        target_modules=sorted(layers),
+        target_modules=sorted(name.removeprefix(INNER) for name in factors),
         base_model_name_or_path=backbone,
         task_type=TaskType.CAUSAL_LM,
         inference_mode=True,
     )
+    state = {
+        f"{name}.lora_{part}.weight": factor.detach().float().cpu().contiguous()
+        for name, pair in factors.items()
+        for part, factor in zip("AB", pair, strict=True)
+    }
     folder.mkdir()
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
-    (folder / CARD_FILE).write_text(CARD.format(task=task, rank=rank, backbone=backbone), encoding="utf-8")

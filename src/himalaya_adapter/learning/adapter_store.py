@@ -5,23 +5,24 @@ import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from peft import PeftConfig
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from himalaya_adapter.deploy.adapter_folder import (
     NEW,
     TASKS_FORMAT,
+    damage_told,
     learnt_facts,
     newest_state,
     unfinished_place,
 )
-from himalaya_adapter.errors import HimalayaError, one_line
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.identity import COMPLETE, files_identity, is_complete, mark_complete, opened, sealed
 from himalaya_adapter.methods import HimalayaConfig, HimalayaModel
 from himalaya_adapter.methods.himalaya.adapter import HimalayaAdapter
@@ -29,6 +30,7 @@ from himalaya_adapter.methods.release import CARD_FILE, CONFIG_FILE, TASKS_FILE,
 from himalaya_adapter.names import normalised
 from himalaya_adapter.packages import file_sha256
 from himalaya_adapter.storage import in_use, one_process, read_json, write_atomic, write_json
+from himalaya_adapter.streams import Item
 
 from .data import Form
 
@@ -89,13 +91,12 @@ class AdapterStore:
         Raises:
             HimalayaError: It is not what was written with the adapter.
         """
-        there = (self.place / TASKS_FILE).is_file()
-        return learnt_facts(self.place) if there else {"backbone": {}, "tasks": {}}
+        return learnt_facts(self.place)
 
     def record(self, task: str) -> dict[str, Any]:
         """What is written about a task; nothing, if it was learnt in another way than by `learn`."""
-        tasks = self.facts["tasks"]
-        return tasks.get(normalised(task), {}) if tasks else {}
+        record: dict[str, Any] = self.facts["tasks"].get(normalised(task), {})
+        return record
 
     def form(self, task: str | None) -> Form | None:
         """The form that a task was learnt in; ``None`` if nobody has written it down."""
@@ -109,22 +110,16 @@ class AdapterStore:
         Raises:
             HimalayaError: There is none of this method.
         """
-        try:
+        with damage_told(self.folder / CONFIG_FILE):
             config = PeftConfig.from_pretrained(str(self.place)) if self.exists else None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise HimalayaError(f"{self.folder / CONFIG_FILE} is damaged: {one_line(error)}") from error
         if not isinstance(config, HimalayaConfig) or config.released:
             kind = "a release" if isinstance(config, HimalayaConfig) else config and config.peft_type
             found = getattr(kind, "value", kind) or "no adapter"
             raise HimalayaError(f"{self.folder} is no adapter that goes on learning (found: {found})")
-        try:
+        with damage_told(self.folder / WEIGHTS_FILE):
             own, _ = split_by_prefix(load_file(self.place / WEIGHTS_FILE), PREFIX)
-            width = own["atoms"].shape[1]
-            adapter = HimalayaAdapter(config, width)
+            adapter = HimalayaAdapter(config, own["atoms"].shape[1])
             adapter.load_state_dict(own)
-        except (SafetensorError, KeyError, IndexError, RuntimeError) as error:
-            reason = one_line(error)
-            raise HimalayaError(f"{self.folder / WEIGHTS_FILE} is damaged: {reason}") from error
         return adapter
 
     @property
@@ -132,7 +127,7 @@ class AdapterStore:
         """Size of the adapter's file."""
         return (self.place / WEIGHTS_FILE).stat().st_size
 
-    def kept(self, task: str) -> list[dict[str, Any]] | None:
+    def kept(self, task: str) -> list[Item] | None:
         """The held-out items that were kept of a task; ``None`` if none were.
 
         Raises:
@@ -142,14 +137,11 @@ class AdapterStore:
         path = self.folder / _kept_file(task)
         if not path.is_file():
             return None
-        try:
+        with damage_told(path, f"delete it, and {task} is no longer checked"):
             found = opened(read_json(path), needs_hash=True)
             if found["task"] != task:
                 raise ValueError(f"it is of task '{found['task']}'")
-            return list(found["items"])
-        except (ValueError, KeyError, TypeError) as error:
-            reason = one_line(error)
-            raise HimalayaError(f"{path} is damaged ({reason}): delete it, and {task} is no longer checked") from error
+            return [Item(**item) for item in found["items"]]
 
     # Changing it -----------------------------------------------------------------------------------------------
 
@@ -173,17 +165,11 @@ class AdapterStore:
         except ValueError:
             return {}
 
-    def replace(
-        self,
-        save: Callable[[Path], None],
-        facts: Mapping[str, Any],
-        kept: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-    ) -> None:
-        """Put a new state in the place of the old one.
+    def replace(self, save: Callable[[Path], None], kept: Mapping[str, Sequence[Item]] | None = None) -> None:
+        """Put a new state in the place of the old one, with `facts` as they are now.
 
         Args:
             save: Writes PEFT's files into a folder.
-            facts: The new content of ``tasks.json``.
             kept: Held-out items to keep, by their task.
         """
         new = self.unfinished / NEW
@@ -192,9 +178,9 @@ class AdapterStore:
         save(new)
         (new / CARD_FILE).unlink(missing_ok=True)  # PEFT's says nothing
         for task, items in (kept or {}).items():
-            write_json(new / _kept_file(task), sealed({"task": task, "items": items}))
+            write_json(new / _kept_file(task), sealed({"task": task, "items": [asdict(item) for item in items]}))
         files = files_identity(new / name for name in (CONFIG_FILE, WEIGHTS_FILE))
-        write_json(new / TASKS_FILE, sealed({**facts, "format": TASKS_FORMAT, "files": files}))
+        write_json(new / TASKS_FILE, sealed({**self.facts, "format": TASKS_FORMAT, "files": files}))
         mark_complete(new)
         self._move()
 
@@ -212,7 +198,7 @@ class AdapterStore:
             shutil.copy(self.folder / CONFIG_FILE, folder)
             save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
-        self.replace(save, self.facts)
+        self.replace(save)
 
     def _move(self) -> None:
         new = self.unfinished / NEW

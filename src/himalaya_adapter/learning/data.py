@@ -3,8 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ class OwnData:
 
     form: Form
     items: tuple[Item, ...]
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def task(self, name: str, train: Sequence[Item], test: Sequence[Item]) -> Task:
         """These items as a task: what is learnt, and what is scored."""
@@ -145,20 +144,12 @@ def read_data(
     """
     if metric is not None:
         metric_by_name(metric)
-    readable = [row for row in rows if not isinstance(row, BadRow)]
-    if not readable:
-        raise HimalayaError(f"{name} holds no row that can be read")
-    form = None
-    for one in readable if skip_bad_rows else ():
-        with suppress(HimalayaError):  # it lacks a column
-            form = _form(one, name, known, templates)
-            break
-    form = form or _form(readable[0], name, known, templates)
+    form = _form([row for row in rows if not isinstance(row, BadRow)], name, known, templates)
     if form.chat and tokenizer.chat_template is None:
         raise HimalayaError(
             f"{name} holds conversations, and the backbone has no chat template: use prompt/completion"
         )
-    items, left_out, cut, wrong = [], Counter[str](), 0, None
+    items, left_out, cut = [], Counter[str](), 0
     spec = _spec(name, replace(form, labels=()))  # a known classification may get new labels
     columns = fields_of(spec)
     for number, row in enumerate(rows, start=1):
@@ -170,15 +161,12 @@ def read_data(
             for item in found:
                 _check_length(item, tokenizer, context, where)
         except BadRow as error:
-            wrong = wrong or error
+            if not skip_bad_rows:
+                raise HimalayaError(f"{error} (--skip-bad-rows leaves such rows out)") from error
             left_out[error.reason] += 1
         else:
             items += found
             cut += any(TRIM.fullmatch(str(row[column])) is None for column in columns)
-        if wrong and items and not skip_bad_rows:
-            raise HimalayaError(f"{wrong} (--skip-bad-rows leaves such rows out)") from wrong
-    if wrong and not skip_bad_rows:  # all rows are bad
-        raise wrong
     if cut:
         logger.warning(
             "%s: white space at the ends of a text is not learnt, such as indentation (rows: %d)", name, cut
@@ -193,28 +181,36 @@ def read_data(
     return OwnData(form, tuple(items), left_out)
 
 
-def _form(row: Row, name: str, known: Form | None, templates: tuple[str, str] | None) -> Form:
+def _form(rows: Sequence[Row], name: str, known: Form | None, templates: tuple[str, str] | None) -> Form:
     """The form that was asked for, or that the task has been learnt in, or that the columns speak for."""
+    if not rows:
+        raise HimalayaError(f"{name} holds no row that can be read")
+    columns = {str(column) for row in rows for column in row}
+    there = f"{name} has the columns {', '.join(sorted(columns))}"
+    first_prompt = next((row["prompt"] for row in rows if "prompt" in row), None)
+    chat = "messages" in columns or isinstance(first_prompt, list)
     if templates is not None:
-        return Form(*templates)
-    columns = ", ".join(sorted(str(column) for column in row))
-    chat = "messages" in row or isinstance(row.get("prompt"), list)
-    if known is not None and not known.chat and set(fields_of(_spec(name, known))) <= row.keys():
-        return known
-    if known is not None and not (known.chat and chat):
+        form = Form(*templates)
+        for column in fields_of(_spec(name, form)):
+            if column not in columns:
+                raise unknown_name(f"column of {name}", column, columns)
+        return form
+    if known is not None:
+        fits = chat if known.chat else columns.issuperset(fields_of(_spec(name, known)))
+        if fits:
+            return known
         how = "conversations" if known.chat else f"{known.prompt!r} -> {known.target!r}"
         raise HimalayaError(
-            f"{name} has the columns {columns}; the task has been learnt as {how}: rename the columns, or give "
+            f"{there}; the task has been learnt as {how}: rename the columns, or give "
             "--prompt and --target, which changes how its questions are put"
         )
     if chat:
         return Form("", "", chat=True)
-    if {"prompt", "completion"} <= row.keys():
-        return Form(*PROMPT_COMPLETION)
-    if {"instruction", "output"} <= row.keys():
-        return Form(*ALPACA)
+    for form in (Form(*PROMPT_COMPLETION), Form(*ALPACA)):
+        if columns.issuperset(fields_of(_spec(name, form))):
+            return form
     raise HimalayaError(
-        f"{name} has the columns {columns}; expected prompt and completion, messages, or instruction and output: "
+        f"{there}; expected prompt and completion, messages, or instruction and output: "
         "say how a row becomes a question and its answer: --prompt 'Ticket: {text}\\nTeam:' --target '{team}'"
     )
 

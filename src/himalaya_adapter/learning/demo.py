@@ -18,6 +18,7 @@ from himalaya_adapter.streams import Item, Limits, Task
 from himalaya_adapter.streams.catalogue import load_task
 
 from .adapter_store import AdapterStore
+from .asking import score
 from .data import read_data, read_rows
 from .held_out import HeldOut, hold_out
 from .learn import DEFAULT_BACKBONE, Learner, LearnOptions, learn
@@ -109,16 +110,17 @@ def _rival(
     options = LearnOptions(steps=steps, learning_rate=LORA_RATE)
     store = AdapterStore(folder / "lora")
     model = adapt(loaded.model, method_config("LORA", LORA), options.seed)
-    learner, tasks = Learner(store, options, model, loaded.tokenizer, {}), list[Task]()
+    rival = LoadedAdapter(model, loaded.tokenizer, (), loaded.name, store.folder)
+    learner, tasks = Learner(store, options, rival), list[Task]()
     for name, file in files.items():
         own = read_data(read_rows(str(file)), str(file), loaded.tokenizer, learner.context, metric=TASKS[name])
         tasks.append(hold_out(own, str(file), name, HeldOut(options.seed))[0])
         store.begin({"task": name})
         learner.train(tasks[-1], learner.training(len(tasks[-1].train)))
         shutil.rmtree(store.unfinished)
-        rows.append({task.name: learner.score(task).score for task in tasks})
-        print("LoRA:", " ".join(f"{task} {score:.2f}" for task, score in rows[-1].items()), flush=True)
-    return LoadedAdapter(model, loaded.tokenizer, (), loaded.name, folder), tasks
+        rows.append({task.name: score(model, loaded.tokenizer, task).score for task in tasks})
+        print("LoRA:", " ".join(f"{task} {found:.2f}" for task, found in rows[-1].items()), flush=True)
+    return rival, tasks
 
 
 def print_result(result: DemoResult) -> None:

@@ -22,10 +22,6 @@ class HeldOut:
     seed: int
     up_to: float = 0.0
 
-    def place(self, source: str) -> float:
-        """The hash of an item's source."""
-        return stable_hash(f"held out {self.seed} {source}") / HASH_RANGE
-
 
 def hold_out(data: OwnData, name: str, task: str, before: HeldOut) -> tuple[Task, HeldOut]:
     """Cut the items into those that are learnt and those that are scored, by a hash: the same ones every time.
@@ -50,7 +46,7 @@ def hold_out(data: OwnData, name: str, task: str, before: HeldOut) -> tuple[Task
         raise HimalayaError(
             f"{name} gives {len(kept)} different items: at least {FEWEST_ITEMS} are needed, some of them to score"
         )
-    place = {item.source: before.place(item.source) for item in kept}
+    place = {one.source: stable_hash(f"held out {before.seed} {one.source}") / HASH_RANGE for one in kept}
     ordered = sorted(kept, key=lambda item: place[item.source])
     share = sum(place[item.source] < HELD_OUT_SHARE for item in kept)
     count = max(share, min(FEWEST_HELD_OUT, len(kept) // 4))
@@ -60,7 +56,6 @@ def hold_out(data: OwnData, name: str, task: str, before: HeldOut) -> tuple[Task
         raise HimalayaError(f"all items of {name} are held out of task '{task}' to score it: give more rows to learn")
     if len(held) == len(kept):
         raise HimalayaError(f"{name} gives one conversation only: at least two are needed, one of them to score")
-    left_out = Counter(data.left_out)
-    left_out["repeated or contradictory"] = len(data.items) - len(kept)
-    chosen = replace(data, left_out=+left_out)
+    repeated = Counter({"repeated or contradictory": len(data.items) - len(kept)})
+    chosen = replace(data, left_out=data.left_out + repeated)
     return chosen.task(task, [item for item in kept if place[item.source] > now.up_to], held[:MOST_SCORED]), now

@@ -6,25 +6,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from rapidfuzz.distance import OSA
 from transformers import TrainerState
 
 from himalaya_adapter.backbones import load_backbone
 from himalaya_adapter.backbones.shape import hidden_width, sizes_of
-from himalaya_adapter.deploy.adapter_folder import load_adapter
+from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
 from himalaya_adapter.deploy.answering import AUTO
-from himalaya_adapter.errors import HimalayaError, out_of_memory_told, unknown_name
+from himalaya_adapter.errors import HimalayaError, out_of_memory_told
 from himalaya_adapter.evaluation.batching import context_of
-from himalaya_adapter.evaluation.scoring import TaskScore
 from himalaya_adapter.experiments.run_config import TrainingConfig
 from himalaya_adapter.experiments.schema import parse
 from himalaya_adapter.identity import config_identity
 from himalaya_adapter.methods.construction import adapt
 from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.himalaya.config import Placement
-from himalaya_adapter.names import normalised
-from himalaya_adapter.streams import Item, Task
+from himalaya_adapter.names import known_task, normalised
+from himalaya_adapter.streams import Task
 from himalaya_adapter.training.batches import EncodedItems
 from himalaya_adapter.training.environment import peak_memory_bytes
 from himalaya_adapter.training.progress import stage
@@ -138,7 +136,7 @@ def learn(folder: Path, data: str, name: str, options: LearnOptions | None = Non
     name, store = normalised(name), AdapterStore(folder)
     rows = read_rows(data, options.split)
     with store.locked():
-        learner = open_learner(store, options)
+        learner = Learner(store, options, _opened(store, options) if store.exists else _begun(store, options))
         with out_of_memory_told("try --batch-size 1, shorter rows, or a smaller backbone"):
             return learner.learn(rows, data, name)
 
@@ -149,22 +147,20 @@ class Learner:
     Args:
         store: Where the adapter lies, and where what is not finished goes.
         options: See there.
-        model: The backbone with the adapter, of any method.
-        tokenizer: The backbone's.
-        facts: What ``tasks.json`` says so far.
+        adapter: The adapter on its backbone, of any method.
     """
 
-    def __init__(
-        self, store: AdapterStore, options: LearnOptions, model: PeftModel, tokenizer: Any, facts: dict[str, Any]
-    ) -> None:
-        self.store, self.options = store, options
-        self.model, self.tokenizer, self.facts = model, tokenizer, facts
-        self.method = continual(model)
-        self.context = context_of(model)
+    def __init__(self, store: AdapterStore, options: LearnOptions, adapter: LoadedAdapter) -> None:
+        self.store, self.options, self.adapter = store, options, adapter
+        self.model, self.tokenizer = adapter.model, adapter.tokenizer
+        self.method = continual(self.model)
+        self.context = context_of(self.model)
 
     def learn(self, rows: list[Any], data: str, name: str) -> Learnt:
         """See the function `learn`."""
-        options, known = self.options, name in self.method.tasks
+        options, known, facts = self.options, name in self.method.tasks, self.store.facts
+        # Nobody has written the backbone down beside an adapter that is new, or that PEFT has saved.
+        facts["backbone"] = facts["backbone"] or _told(self.adapter)
         if (half := self.model.open_task) is not None:
             raise HimalayaError(
                 f"task '{half}' in {self.store.folder} is half learnt: himalaya forget removes it; in Python "
@@ -176,26 +172,30 @@ class Learner:
         held = HeldOut(**before.get("held_out_by", {"seed": options.seed}))
         task, held = hold_out(own, data, name, held)
         checks = self._checks(name)
-        self._check_room(name)
+        if not known and room(self.model.base_model.himalaya_shared["default"]) == 0:
+            raise HimalayaError(
+                f"no room for another task in {self.store.folder}: himalaya forget removes one, or begin another "
+                "adapter with a larger --budget-mb"
+            )
         training = self.training(len(task.train))
         identity = {"task": name, "data": task.hashes, "training": asdict(training)}
-        identity |= {"backbone": self.facts["backbone"], "config": config_identity(self.model.active_peft_config)}
+        identity |= {"backbone": facts["backbone"], "config": config_identity(self.model.active_peft_config)}
         identity |= {"checks": {one.name: one.hashes for one in checks}}
         if identity.items() <= self.store.finished.items():
             return self._learnt(name)
         self.store.begin(identity)
         asked = [task, *checks]
-        earlier = [self.score(one, frozen=one is task and not known) for one in asked]
+        earlier = [score(self.model, self.tokenizer, one, frozen=one is task and not known) for one in asked]
         state = self.train(task, training)
-        scores = [self.score(one) for one in asked]
+        scores = [score(self.model, self.tokenizer, one) for one in asked]
         after = scores[0]
         frozen = before.get("score_frozen", before.get("score_before")) if known else earlier[0].score
         changes = [
             Change(one.name, new.metric, new.n, old.score, new.score)
             for one, old, new in zip(asked, earlier, scores, strict=True)
         ]
-        self.facts["tasks"] = {one: self.store.record(one) for one in self.method.tasks}  # all that can be asked for
-        self.facts["tasks"][name] = {
+        facts["tasks"] = {one: self.store.record(one) for one in self.method.tasks}  # all that can be asked for
+        facts["tasks"][name] = {
             "items": len(task.train) + before.get("items", 0),
             "held_out": after.n,
             "held_out_by": asdict(held),
@@ -212,8 +212,8 @@ class Learner:
             "form": asdict(own.form),
             "changes": [asdict(change) for change in changes],
         }
-        kept = {name: [asdict(item) for item in task.test]} if options.keep_check else {}
-        self.store.replace(lambda folder: self.model.save_pretrained(folder), self.facts, kept)
+        kept = {name: task.test} if options.keep_check else {}
+        self.store.replace(lambda folder: self.model.save_pretrained(folder), kept)
         return self._learnt(name)
 
     def _learnt(self, name: str) -> Learnt:
@@ -231,29 +231,15 @@ class Learner:
         """The earlier tasks that are scored before and after, with the items to score them on."""
         checks = {}
         for name in self.method.tasks:
-            kept, form = self.store.kept(name) if name != learning else None, self.store.form(name)
+            kept, form = self.store.kept(name), self.store.form(name)
             if kept is not None and form is not None:
-                items = tuple(Item(**item) for item in kept)
-                own = OwnData(form, items)
-                checks[name] = own.task(name, items, items)
-        for name, file in self.options.checks.items():
-            if normalised(name) not in self.method.tasks:
-                raise unknown_name("task in --check", name, self.method.tasks)
-            own = self._read(read_rows(file), file, normalised(name), new_labels=False)
-            checks[normalised(name)] = own.task(normalised(name), own.items, own.items[:MOST_SCORED])
+                checks[name] = OwnData(form, tuple(kept)).task(name, kept, kept)
+        for said, file in self.options.checks.items():
+            name = known_task(said, self.method.tasks)
+            own = self._read(read_rows(file), file, name, new_labels=False)
+            checks[name] = own.task(name, own.items, own.items[:MOST_SCORED])
         checks.pop(learning, None)
         return list(checks.values())
-
-    def score(self, task: Task, frozen: bool = False) -> TaskScore:
-        """Score the model on the held-out items of a task, as that task or without the adapter."""
-        return score(self.model, self.tokenizer, task, frozen)
-
-    def _check_room(self, name: str) -> None:
-        if name not in self.method.tasks and room(self.model.base_model.himalaya_shared["default"]) == 0:
-            raise HimalayaError(
-                f"no room for another task in {self.store.folder}: himalaya forget removes one, or begin another "
-                "adapter with a larger --budget-mb"
-            )
 
     # Training --------------------------------------------------------------------------------------------------
 
@@ -289,35 +275,39 @@ class _LearnCallback(StreamCallback):
     remedy = "try a lower --learning-rate"
 
 
-def open_learner(store: AdapterStore, options: LearnOptions) -> Learner:
-    """The adapter of a folder on its backbone, or a new one.
+def _opened(store: AdapterStore, options: LearnOptions) -> LoadedAdapter:
+    """The adapter of a folder on its backbone.
 
     Raises:
-        HimalayaError: It cannot be loaded, or cannot learn more; a new one has no room for a task.
+        HimalayaError: It cannot be loaded, or cannot learn more.
     """
-    if store.exists:
-        made_with = options.budget_mb, options.placement, options.atoms_per_task
-        if any(one is not None for one in made_with) and not store.finished:
-            raise HimalayaError(f"{store.folder} is there already: room and placement were decided when it was made")
-        _ = store.adapter  # refuses another method's, before a backbone is loaded for nothing
-        loaded = load_adapter(store.folder, backbone=options.backbone, trainable=True)
-        # Nobody has written the backbone down beside an adapter that PEFT has saved.
-        told = store.facts["backbone"] or _told(loaded.backbone, loaded.revision, loaded.model.config)
-        return Learner(store, options, loaded.model, loaded.tokenizer, store.facts | {"backbone": told})
+    made_with = options.budget_mb, options.placement, options.atoms_per_task
+    if any(one is not None for one in made_with) and not store.finished:
+        raise HimalayaError(f"{store.folder} is there already: room and placement were decided when it was made")
+    _ = store.adapter  # refuses another method's, before a backbone is loaded for nothing
+    return load_adapter(store.folder, backbone=options.backbone, trainable=True)
+
+
+def _begun(store: AdapterStore, options: LearnOptions) -> LoadedAdapter:
+    """A new adapter on its backbone.
+
+    Raises:
+        HimalayaError: It has no room for a task.
+    """
     backbone = load_backbone(options.backbone or DEFAULT_BACKBONE)
     budget = DEFAULT_BUDGET_MB if options.budget_mb is None else options.budget_mb
     given = {"placement": options.placement, "atoms_per_task": options.atoms_per_task, "seed": options.seed}
     given = {key: value for key, value in given.items() if value is not None}
     config = sized_config(budget, hidden_width(backbone.model), **given)
     model = adapt(backbone.model, config, options.seed)
-    told = _told(backbone.name, backbone.revision, backbone.model.config)
-    return Learner(store, options, model, backbone.tokenizer, {"backbone": told, "tasks": {}})
+    return LoadedAdapter(model, backbone.tokenizer, (), backbone.name, store.folder, backbone.revision)
 
 
-def _told(backbone: str, revision: str | None, config: Any) -> dict[str, Any]:
+def _told(adapter: LoadedAdapter) -> dict[str, Any]:
     """What ``tasks.json`` says of a backbone."""
-    place = str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone
-    return {"name": place, "revision": revision, **sizes_of(config)}
+    place = Path(adapter.backbone)
+    name = str(place.resolve()) if place.is_dir() else adapter.backbone
+    return {"name": name, "revision": adapter.revision, **sizes_of(adapter.model.config)}
 
 
 def _check_name(name: str, known: Sequence[str], new: bool) -> None:

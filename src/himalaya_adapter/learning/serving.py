@@ -20,11 +20,11 @@ from transformers.cli.serving.transcription import TranscriptionHandler
 from transformers.cli.serving.utils import BaseGenerateManager, GenerationState
 
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
-from himalaya_adapter.errors import HimalayaError, unknown_name
+from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
 
 from .adapter_store import AdapterStore
 from .asking import question
-from .data import BadRow, refuse_control_tokens
+from .data import refuse_control_tokens
 
 TASK_NAME = "{base}:{task}"
 
@@ -69,12 +69,11 @@ class TaskModels(ModelManager):
             tokenizer.split_special_tokens = True  # text is data, as in training
 
         def put(messages: Sequence[Any], **options: Any) -> Any:
+            if not messages:
+                raise HimalayaError("'messages' is empty: send at least one, with the question last")
             if form is not None and has_template:
                 return tokenizer(question(form, messages[-1]["content"]), return_tensors="pt")
-            try:
-                refuse_control_tokens(tokenizer, [str(said["content"]) for said in messages], "a message")
-            except BadRow as error:
-                raise fastapi.HTTPException(400, str(error)) from error
+            refuse_control_tokens(tokenizer, [str(said["content"]) for said in messages], "a message")
             return self.adapter.tokenizer.apply_chat_template(messages, **options)
 
         vars(tokenizer)["apply_chat_template"] = put
@@ -127,8 +126,10 @@ def serve(adapter: LoadedAdapter, base: str, at: socket.socket) -> None:
     )
 
     @app.exception_handler(fastapi.HTTPException)
-    async def told(_: fastapi.Request, error: fastapi.HTTPException) -> JSONResponse:
+    @app.exception_handler(ValueError)  # what a request says that cannot be done, also as transformers tells it
+    async def told(_: fastapi.Request, error: Exception) -> JSONResponse:
         # In the form in which OpenAI's client shows an error's message.
-        return JSONResponse({"error": {"message": error.detail}}, error.status_code)
+        message, status = getattr(error, "detail", one_line(error)), getattr(error, "status_code", 400)
+        return JSONResponse({"error": {"message": message}}, status)
 
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[at])

@@ -13,7 +13,7 @@ from himalaya_adapter.deploy.bundle import runner
 from himalaya_adapter.deploy.bundle.runner.check import LOGITS, answers
 from himalaya_adapter.deploy.bundle.runner.manifest import DIGEST, MANIFEST, Bundle, digest, sha256
 from himalaya_adapter.deploy.neutral_prompt import neutral_prompt
-from himalaya_adapter.deploy.onnx.export import load_for_onnx, write_pair
+from himalaya_adapter.deploy.onnx.export import load_for_onnx, metadata_of, whole_graph, whole_parity, write_pair
 from himalaya_adapter.deploy.onnx.parity import check_parity
 from himalaya_adapter.storage import whole_folder, write_json
 from himalaya_adapter.streams.encoding import encode_prompt
@@ -44,14 +44,14 @@ def export_bundle(
     """
     with whole_folder(output) as place:
         adapter = load_for_onnx(folder, tasks, backbone)
-        tokenizer, config = adapter.loaded.tokenizer, adapter.loaded.model.config
-        ends = adapter.loaded.model.generation_config.eos_token_id
-        base, adapted = write_pair(adapter.decoder(), place, precision)
-        parity = adapter.decoder_parity([adapted], base)
+        tokenizer, config = adapter.tokenizer, adapter.model.config
+        ends = adapter.model.generation_config.eos_token_id
+        base, adapted = write_pair(whole_graph(adapter), place, precision)
+        parity = whole_parity(adapter, [adapted], base)
         if precision == "fp32":
             check_parity(parity)
         manifest: dict[str, Any] = {
-            **adapter.metadata,
+            **metadata_of(adapter),
             "himalaya_adapter": version("himalaya-adapter"),
             "onnxruntime": onnxruntime.__version__,
             "precision": precision,

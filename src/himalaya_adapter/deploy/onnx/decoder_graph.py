@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from himalaya_adapter.deploy.bundle.runner.graph import PAST, PRESENT
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.himalaya import StreamLayer
 
 from .operator import DOMAIN
 from .update import ExportedUpdate
-from .writing import DEFAULT_OPSET, PAST_PREFIX, PRESENT_PREFIX, cache_names, finish, silent
+from .writing import DEFAULT_OPSET, cache_names, finish, silent
 
 # ONNX Runtime has one kernel for a norm in this form.
 NORM = RewriteRule(
     lambda op, x, v: op.Mul(x, op.Reciprocal(op.Sqrt(v))), lambda op, x, v: op.Div(x, op.Sqrt(v)), name="norm"
 )
 # Of the examples that are exported; different, so that no dimension is taken for another.
-BATCH, LENGTH, PAST = 2, 3, 5
+BATCH, LENGTH, SEEN = 2, 3, 5
 
 
 class DecoderGraph(nn.Module):
@@ -97,9 +98,9 @@ def decoder_graph(
             DecoderGraph(inner, update).eval(),
             kwargs={
                 "input_ids": torch.zeros(BATCH, LENGTH, dtype=torch.long),
-                "attention_mask": torch.ones(BATCH, PAST + LENGTH, dtype=torch.long),
+                "attention_mask": torch.ones(BATCH, SEEN + LENGTH, dtype=torch.long),
                 "task": torch.zeros(BATCH, dtype=torch.long),
-                "past": [torch.randn(BATCH, heads, PAST, head_width) for _ in caches],
+                "past": [torch.randn(BATCH, heads, SEEN, head_width) for _ in caches],
             },
             dynamic_shapes={
                 "input_ids": {0: "batch", 1: "sequence"},
@@ -107,8 +108,8 @@ def decoder_graph(
                 "task": {0: "batch"},
                 "past": [{0: "batch", 2: "past"} for _ in caches],
             },
-            input_names=["input_ids", "attention_mask", "task", *(PAST_PREFIX + one for one in caches)],
-            output_names=["logits", *(PRESENT_PREFIX + one for one in caches)],
+            input_names=["input_ids", "attention_mask", "task", *(PAST + one for one in caches)],
+            output_names=["logits", *(PRESENT + one for one in caches)],
             opset_version=opset,
             dynamo=True,
             verbose=False,

@@ -1,7 +1,6 @@
 """An adapter as ONNX graphs in a folder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,53 +22,37 @@ PARITY_FILE, ADAPTER_FILE = "parity.json", "adapter.onnx"
 ADAPTED_FILE, BASE_FILE, MODEL_WEIGHTS = "model.onnx", "model_base.onnx", "model_weights.bin"
 
 
-@dataclass(frozen=True)
-class OnnxAdapter:
-    """A loaded adapter as what its graphs are made of.
-
-    Args:
-        loaded: The model, in 32 bits.
-        tasks: The exported tasks, in the order of their numbers.
-    """
-
-    loaded: LoadedAdapter
-    tasks: list[str]
-
-    @property
-    def shared(self) -> Any:
-        """The adapter's shared state."""
-        return self.loaded.model.base_model.himalaya_shared["default"]
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What every graph with the adapter says of itself."""
-        return {
-            "tasks": self.tasks,
-            "method": self.loaded.model.active_peft_config.peft_type.value,
-            "backbone": public_name(self.loaded.backbone),
-        }
-
-    def decoder(self, opset: int = DEFAULT_OPSET) -> ir.Model:
-        """The graph of the whole backbone with the adapter."""
-        return decoder_graph(self.loaded.model, self.tasks, self.metadata, opset)
-
-    def decoder_parity(self, adapted: Sequence[Path], base: Path) -> dict[str, Differences]:
-        """How far graphs of the backbone with the adapter, and the one without it, are from PyTorch; by file name."""
-        model, tokens = self.loaded.model, neutral_prompt(self.loaded.tokenizer)
-        model.set_task(self.tasks)  # a row for each
-        cases = decoder_cases(model, tokens, len(self.tasks))
-        found = {path.name: compare(open_session(path), cases) for path in adapted}
-        with model.disable_adapter():
-            return found | {base.name: compare(open_session(base), decoder_cases(model, tokens, 2))}
+def metadata_of(adapter: LoadedAdapter) -> dict[str, Any]:
+    """What every graph with the adapter says of itself."""
+    return {
+        "tasks": list(adapter.tasks),
+        "method": adapter.model.active_peft_config.peft_type.value,
+        "backbone": public_name(adapter.backbone),
+    }
 
 
-def load_for_onnx(folder: Path, tasks: Sequence[str] = (), backbone: str | None = None) -> OnnxAdapter:
-    """Load an adapter whose graphs are wanted.
+def whole_graph(adapter: LoadedAdapter, opset: int = DEFAULT_OPSET) -> ir.Model:
+    """The graph of the whole backbone with the adapter, of `load_for_onnx`."""
+    return decoder_graph(adapter.model, adapter.tasks, metadata_of(adapter), opset)
+
+
+def whole_parity(adapter: LoadedAdapter, adapted: Sequence[Path], base: Path) -> dict[str, Differences]:
+    """How far graphs of the backbone with the adapter, and the one without it, are from PyTorch; by file name."""
+    model, tokens = adapter.model, neutral_prompt(adapter.tokenizer)
+    model.set_task(list(adapter.tasks))  # a row for each
+    cases = decoder_cases(model, tokens, len(adapter.tasks))
+    found = {path.name: compare(open_session(path), cases) for path in adapted}
+    with model.disable_adapter():
+        return found | {base.name: compare(open_session(base), decoder_cases(model, tokens, 2))}
+
+
+def load_for_onnx(folder: Path, tasks: Sequence[str] = (), backbone: str | None = None) -> LoadedAdapter:
+    """Load an adapter whose graphs are wanted, in 32 bits; tasks are numbered in the order of its ``tasks``.
 
     Raises:
         HimalayaError: As `load_for_export`.
     """
-    return OnnxAdapter(*load_for_export(folder, tasks, "residual_stream", backbone, dtype="float32"))
+    return load_for_export(folder, tasks, "residual_stream", backbone, dtype="float32")
 
 
 def export_onnx(
@@ -102,13 +85,14 @@ def export_onnx(
         found: dict[str, Differences] = {}
         if graph != "model":
             path = place / ADAPTER_FILE
-            vectors = vectors_graph(ExportedUpdate(adapter.shared, adapter.tasks), opset)
-            write_model(finish(vectors, adapter.metadata), path)
-            cases = vectors_cases(adapter.shared, adapter.tasks)
+            shared = adapter.model.base_model.himalaya_shared["default"]
+            vectors = vectors_graph(ExportedUpdate(shared, adapter.tasks), opset)
+            write_model(finish(vectors, metadata_of(adapter)), path)
+            cases = vectors_cases(shared, adapter.tasks)
             found |= {file.name: compare(open_session(file), cases) for file in (path, write_function_free(path))}
         if graph != "adapter":
-            base, adapted = write_pair(adapter.decoder(opset), place)
-            found |= adapter.decoder_parity([adapted, write_function_free(adapted)], base)
+            base, adapted = write_pair(whole_graph(adapter, opset), place)
+            found |= whole_parity(adapter, [adapted, write_function_free(adapted)], base)
         check_parity(found)
         write_json(place / PARITY_FILE, found)
     return found

@@ -25,10 +25,7 @@ def one_layer(backbone: PretrainedConfig) -> PeftModel:
         torch.manual_seed(0)
         inner = AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval()
         inner.model.norm = nn.Identity()
-        model = get_peft_model(inner, HimalayaConfig(init_weights=False)).eval()
-        atoms = model.base_model.himalaya_shared["default"].atoms
-        learnt = atoms.detach().clone()
-        model.start_task(TASK)
-        atoms.data.copy_(learnt)
-        model.end_task()
+        model = get_peft_model(inner, HimalayaConfig()).eval()
+        with model.learning(TASK):
+            nn.init.normal_(model.base_model.himalaya_shared["default"].atoms)
     return model

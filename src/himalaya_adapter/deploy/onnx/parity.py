@@ -9,9 +9,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from himalaya_adapter.deploy.bundle.runner.graph import PAST, PRESENT
 from himalaya_adapter.errors import HimalayaError
 
-from .writing import PAST_PREFIX, PRESENT_PREFIX, cache_names
+from .writing import cache_names
 
 # Largest difference, relative to the largest entry of PyTorch's output where that is above 1.
 TOLERANCE = 1e-5
@@ -88,9 +89,9 @@ def decoder_cases(model: PeftModel, tokens: Sequence[int], rows: int) -> list[Ca
             "input_ids": new,
             "attention_mask": torch.ones(rows, past[0].shape[2] + new.shape[1], dtype=torch.long),
             "task": torch.arange(rows),
-            **{PAST_PREFIX + name: one for name, one in zip(names, past, strict=True)},
+            **{PAST + name: one for name, one in zip(names, past, strict=True)},
         }
-        presents = {PRESENT_PREFIX + name: one for name, one in zip(names, present, strict=True)}
+        presents = {PRESENT + name: one for name, one in zip(names, present, strict=True)}
         cases.append((given, {"logits": outputs.logits, **presents}))
         past = present
     return cases

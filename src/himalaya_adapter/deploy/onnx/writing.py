@@ -10,7 +10,6 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from onnx import inliner
 from onnx_ir.passes import common as passes
 
 from .operator import DOMAIN, FUNCTIONS, VERSION
@@ -20,14 +19,14 @@ DEFAULT_OPSET = 18
 EXTERNAL_FROM_BYTES = 4096
 PAGE = 4096  # bytes; ONNX Runtime maps a weight into memory as it lies in the file
 METADATA_PREFIX = "himalaya."
-PAST_PREFIX, PRESENT_PREFIX = "past_key_values.", "present."
 CLEANING = ir.passes.Sequential(
     passes.RemoveUnusedFunctionsPass(), passes.RemoveUnusedOpsetsPass(), passes.ClearMetadataAndDocStringPass()
 )
+INLINING = ir.passes.Sequential(passes.InlinePass(), passes.RemoveUnusedOpsetsPass())
 
 
 def cache_names(layers: int) -> list[str]:
-    """What the tensors of a decoder's cache are called, after `PAST_PREFIX` or `PRESENT_PREFIX`."""
+    """What the tensors of a decoder's cache are called, after `PAST` or `PRESENT`."""
     return [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
 
 
@@ -94,10 +93,7 @@ def write_function_free(source: Path) -> Path:
     Returns:
         The copy, named ``*_function_free.onnx``.
     """
-    model = inliner.inline_local_functions(onnx.load(source, load_external_data=False))
-    standard = [entry for entry in model.opset_import if entry.domain != DOMAIN]
-    del model.opset_import[:]
-    model.opset_import.extend(standard)
-    path = source.with_stem(f"{source.stem}_function_free")
-    onnx.save(model, path)
+    model, path = ir.load(source), source.with_stem(f"{source.stem}_function_free")
+    INLINING(model)
+    write_model(model, path)
     return path

@@ -33,10 +33,11 @@ def check(bundle: Bundle, threads: int) -> Iterator[str]:
     """
     wanted, tolerance = np.load(bundle.folder / LOGITS, allow_pickle=False), bundle.manifest["tolerance"]
     names = ["without the adapter", *(f"task {name}" for name in bundle.tasks)]
-    for number, (logits, greedy) in enumerate(answers(bundle, threads)):
-        difference, equal = float(np.abs(logits - wanted[number]).max()), greedy == bundle.manifest["greedy"][number]
+    expected = zip(names, wanted, bundle.manifest["greedy"], answers(bundle, threads), strict=True)
+    for name, wanted_logits, wanted_tokens, (logits, tokens) in expected:
+        difference, equal = float(np.abs(logits - wanted_logits).max()), tokens == wanted_tokens
         line = (
-            f"{names[number]}: largest difference of a logit {difference:.1e} (allowed {tolerance:.1e}), "
+            f"{name}: largest difference of a logit {difference:.1e} (allowed {tolerance:.1e}), "
             f"greedy tokens {'equal' if equal else 'differ'}"
         )
         if not difference <= tolerance or not equal:

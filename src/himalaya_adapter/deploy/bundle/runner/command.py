@@ -114,8 +114,7 @@ def _generate(bundle: Bundle, chosen: argparse.Namespace) -> None:
 
 
 def _latency(bundle: Bundle, chosen: argparse.Namespace) -> None:
-    from .latency import measure, told
-    from .measure import device
+    from .latency import device, measure, told
 
     graphs, here = (bundle.graph("base"), bundle.graph("adapted")), device()
     precision, prompt = bundle.manifest["precision"], bundle.manifest["prompt"]

@@ -43,13 +43,12 @@ def open_bundle(folder: Path) -> Bundle:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        whole = manifest[DIGEST] == digest(manifest)
+        if manifest[DIGEST] != digest(manifest):
+            raise ValueError("its hash differs")
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder / MANIFEST} is damaged: copy the bundle again") from error
-    if not whole:
-        raise BundleError(f"{folder / MANIFEST} is damaged (its hash differs): copy the bundle again")
+        raise BundleError(f"{folder / MANIFEST} is damaged ({error}): copy the bundle again") from error
     for name, expected in manifest["files"].items():
         if not (folder / name).is_file():
             raise BundleError(f"the bundle has lost its file {name}: copy the bundle again")

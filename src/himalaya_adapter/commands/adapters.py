@@ -2,6 +2,8 @@
 
 import json
 import sys
+import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +20,7 @@ app = typer.Typer()
 
 @app.command()
 def learn(
+    ctx: typer.Context,
     adapter: Annotated[Path, typer.Argument(help="The adapter's folder; made if it is not there.")],
     data: Annotated[
         str,
@@ -55,8 +58,6 @@ def learn(
     new: Annotated[bool, typer.Option("--new", help="Another task has almost this name, and that is meant.")] = False,
 ) -> None:
     """Learn a task from your own file; what the adapter has learnt before stays as it is."""
-    import time
-
     from himalaya_adapter.learning.learn import LearnOptions, learn
 
     started = time.perf_counter()
@@ -64,25 +65,9 @@ def learn(
     checks = {name: file for name, _, file in (one.partition("=") for one in given)}
     if not all(checks.values()) or len(checks) < len(given):
         raise HimalayaError(f"--check {' --check '.join(given)}: expected TASK=FILE, one file for each task")
-    options = LearnOptions(
-        backbone=backbone,
-        budget_mb=budget_mb,
-        placement=placement,
-        atoms_per_task=atoms_per_task,
-        new=new,
-        templates=templates_of(prompt, target),
-        split=split,
-        metric=metric,
-        skip_bad_rows=skip_bad_rows,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        save_steps=save_steps,
-        checks=checks,
-        keep_check=keep_check,
-    )
+    # What else can be typed has the names of their fields.
+    named = {field.name: ctx.params[field.name] for field in fields(LearnOptions) if field.name in ctx.params}
+    options = LearnOptions(templates=templates_of(prompt, target), checks=checks, **named)
     learnt = learn(adapter, data, task, options)
     record = learnt.record
     for reason, count in record["left_out"].items():

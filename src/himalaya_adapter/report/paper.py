@@ -72,8 +72,8 @@ def _draw_xy(axes: Axes, chart: XY) -> None:
     bands = sum(one.line for one in chart.series) <= MOST_BANDS
     for one in chart.series:
         _draw_series(axes, one, across, bands)
-    for value, _ in chart.bounds:
-        (axes.axvline if across else axes.axhline)(value, color=BOUND, linestyle="dashed", linewidth=1.2)
+    for value, name in chart.bounds:
+        (axes.axvline if across else axes.axhline)(value, color=BOUND, linestyle="dashed", linewidth=1.2, label=name)
     if across:
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
@@ -81,12 +81,6 @@ def _draw_xy(axes: Axes, chart: XY) -> None:
     axes.set(title=_plain(chart.title), xlabel=x, ylabel=y)
     _scale(axes, chart.x, "x")
     _scale(axes, chart.y, "y")
-    for value, label in chart.bounds:
-        place = (value, 0.0) if across else (0.99, value)
-        coordinates = ("data", "axes fraction") if across else ("axes fraction", "data")
-        side = "left" if across and value < sum(axes.get_xlim()) / 2 else "right"  # where there is more room
-        offset = (4 if side == "left" else -4 if across else 0, 3)
-        axes.annotate(label, place, offset, coordinates, "offset points", ha=side)
 
 
 def _draw_series(axes: Axes, one: Series, across: bool, bands: bool) -> None:

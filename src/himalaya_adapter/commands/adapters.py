@@ -65,7 +65,7 @@ def learn(
     checks = {name: file for name, _, file in (one.partition("=") for one in given)}
     if not all(checks.values()) or len(checks) < len(given):
         raise HimalayaError(f"--check {' --check '.join(given)}: expected TASK=FILE, one file for each task")
-    # What else can be typed has the names of their fields.
+    # All others are typed under the names of their fields.
     named = {field.name: ctx.params[field.name] for field in fields(LearnOptions) if field.name in ctx.params}
     options = LearnOptions(templates=templates_of(prompt, target), checks=checks, **named)
     learnt = learn(adapter, data, task, options)

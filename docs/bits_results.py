@@ -113,16 +113,16 @@ def draw() -> None:
     """Write the picture, if there is something to show: a line a method, a mark a number of bits."""
     if not points():
         return
-    figure = paper.new_sheet(4.2)
-    axes = figure.subplots()
-    for (name, marks), style in zip(points().items(), ("o-", "s--", "D", "d"), strict=False):
-        color = OWN if name.startswith("HIMALAYA") else BOUND
-        axes.plot([size for _, size, _ in marks], [score for *_, score in marks], style, color=color, label=name)
-        for bits, size, score in marks:
-            axes.annotate(f"{bits}", (size, score), (5, 5), textcoords="offset points", fontsize=paper.SMALL_TEXT_SIZE)
-    axes.set_xscale("log")
-    axes.margins(x=0.2)
-    axes.set_ylim(0, 1.2 * max(score for marks in points().values() for *_, score in marks))
-    axes.legend(frameon=False, fontsize=paper.SMALL_TEXT_SIZE, loc="lower left")
-    paper.style_axes(axes, x=f"bytes of {TASKS} tasks; beside a mark its bits", y="mean score")
-    figure.savefig(PICTURE, dpi=paper.PNG_DPI, metadata={"Description": shown()})
+    with paper.sheet(4.2) as figure:
+        axes = figure.subplots()
+        for (name, marks), style in zip(points().items(), ("o-", "s--", "D", "d"), strict=False):
+            color = OWN if name.startswith("HIMALAYA") else BOUND
+            axes.plot([size for _, size, _ in marks], [score for *_, score in marks], style, color=color, label=name)
+            for bits, size, score in marks:
+                axes.annotate(f"{bits}", (size, score), (5, 5), textcoords="offset points")
+        axes.set_xscale("log")
+        axes.margins(x=0.2)
+        axes.set_ylim(0, 1.2 * max(score for marks in points().values() for *_, score in marks))
+        axes.legend(loc="lower left")
+        axes.set(xlabel=f"bytes of {TASKS} tasks; beside a mark its bits", ylabel="mean score")
+    figure.savefig(PICTURE, metadata={"Description": shown()})

@@ -175,12 +175,12 @@ def expected_table(expected: Sequence[ExpectedResult]) -> Table:
         ),
         rows=tuple(
             (
-                Text(result.claim, words=True),
+                Text(result.claim),
                 Text(result.rule or "–"),
-                Text(result.method or "–", words=True),
+                Text(result.method or "–"),
                 Text(result.text),
-                Text(result.verdict, words=True, bold=result.verdict == "met", warning=result.verdict == "not met"),
-                Text(result.remark, words=True),
+                Text(result.verdict, bold=result.verdict == "met", warning=result.verdict == "not met"),
+                Text(result.remark),
             )
             for result in expected
         ),

@@ -226,19 +226,18 @@ def shown() -> str:
 
 def draw() -> None:
     """Write the picture: loss against bytes, a mark a method."""
-    figure = paper.new_sheet(4.2)
-    axes = figure.subplots()
-    for mark, (name, size, gap) in zip(MARKS, sorted(points(), key=lambda point: -point[2]), strict=False):
-        color = OWN if name.startswith("HIMALAYA") else BOUND
-        axes.scatter([size], [gap], s=60, color=color, marker=mark, label=name, zorder=3)
-    axes.set_xscale("log")
-    axes.axhline(0, color=paper.GRID, linewidth=1.2)
-    axes.legend(loc="upper right", fontsize=paper.SMALL_TEXT_SIZE, frameon=False)  # from the highest to the lowest
-    axes.margins(x=0.1, y=0.1)
-    paper.style_axes(
-        axes, x="bytes of a task, at the fewest bits that keep its loss", y="NLL less HIMALAYA's (lower is better)"
-    )
-    figure.savefig(PICTURE, dpi=paper.PNG_DPI, metadata={"Description": shown()})
+    with paper.sheet(4.2) as figure:
+        axes = figure.subplots()
+        for mark, (name, size, gap) in zip(MARKS, sorted(points(), key=lambda point: -point[2]), strict=False):
+            color = OWN if name.startswith("HIMALAYA") else BOUND
+            axes.scatter([size], [gap], s=60, color=color, marker=mark, label=name, zorder=3)
+        axes.set_xscale("log")
+        axes.axhline(0, color=axes.spines["bottom"].get_edgecolor(), linewidth=1.2)
+        axes.legend(loc="upper right")  # from the highest to the lowest
+        axes.margins(x=0.1, y=0.1)
+        x = "bytes of a task, at the fewest bits that keep its loss"
+        axes.set(xlabel=x, ylabel="NLL less HIMALAYA's (lower is better)")
+    figure.savefig(PICTURE, metadata={"Description": shown()})
 
 
 if __name__ == "__main__":

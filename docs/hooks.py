@@ -15,7 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from typer.cli import get_docs_for_click
 
-from himalaya_adapter.cli import application
+from himalaya_adapter.cli import app
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -28,7 +28,7 @@ def start_page() -> str:
 
 def command_line() -> str:
     """The help of every command."""
-    command = typer.main.get_command(application())
+    command = typer.main.get_command(app)
     return get_docs_for_click(obj=command, ctx=typer.Context(command), name="himalaya", title="Command line")
 
 

@@ -13,7 +13,6 @@ import yaml
 from forked_programs import run_forked
 from tiny_runs import run_words, write_stream
 
-from himalaya_adapter import cli
 from himalaya_adapter.cli import main
 from himalaya_adapter.errors import told
 
@@ -411,16 +410,32 @@ def test_a_full_disk_is_one_line_with_what_to_do(capsys: pytest.CaptureFixture[s
     assert told(caught.value) == "No space left on device; free some space, or choose another disk"
 
 
-def test_a_mistake_of_the_program_stays_a_traceback_with_the_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(RuntimeError("a bug")) is None
-
-    @cli._ending
-    def broken() -> None:
+def test_a_mistake_of_the_program_stays_a_traceback_with_the_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
+    assert told(RuntimeError("a bug")) is None
+    monkeypatch.setattr("himalaya_adapter.streams.catalogue.read_definition", broken)
     with pytest.raises(RuntimeError, match="a bug"):
-        broken()
+        main(["data", "list", "demo_stream_6"])
     assert capsys.readouterr().err.startswith(f"himalaya-adapter {metadata.version('himalaya-adapter')}: a mistake of")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("run", "himalaya: interrupted; the same command goes on from here\n"), ("budget", "himalaya: interrupted\n")],
+)
+def test_an_interruption_says_whether_the_command_goes_on(
+    command: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("himalaya_adapter.experiments.compose_run", interrupted)
+    assert main([command, "run=demo-lora"]) == 130
+    assert capsys.readouterr().err == said
 
 
 def test_a_tracker_that_is_not_installed_is_told_before_any_work(

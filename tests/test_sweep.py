@@ -9,8 +9,8 @@ import yaml
 from tiny_runs import write_backbone, write_run, write_stream
 
 from himalaya_adapter.cli import main
-from himalaya_adapter.commands import run
-from himalaya_adapter.commands.sweep import run_id
+from himalaya_adapter.commands import runs
+from himalaya_adapter.commands.runs import run_id
 from himalaya_adapter.errors import told
 
 
@@ -75,7 +75,7 @@ def test_what_ends_one_run_does_not_stop_the_others(
         if len(begun) == 1:
             raise error
 
-    monkeypatch.setattr(run, "command", command)
+    monkeypatch.setattr(runs, "run", command)
     assert main([*words, "training.seed=0,1"]) == 2
     assert len(begun) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("himalaya: ")]

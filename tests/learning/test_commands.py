@@ -6,6 +6,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
 from himalaya_adapter.deploy.answering import answer
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.learning.adapter_store import AdapterStore
+from himalaya_adapter.learning.learn import LearnOptions
 from himalaya_adapter.storage import read_json
 
 WEIGHTS = "adapter_model.safetensors"
@@ -100,7 +103,10 @@ def test_what_is_learnt_in_the_weights_is_exported_as_a_plain_lora_a_task(
 
 @pytest.mark.parametrize(
     ("checks", "message"),
-    [(["parity"], "--check parity: expected TASK=FILE"), (["parity=a", "parity=b"], "--check parity is given twice")],
+    [
+        (["parity"], "--check parity: expected TASK=FILE"),
+        (["parity=a", "parity=b"], "--check parity=a --check parity=b: expected TASK=FILE, one file for each task"),
+    ],
 )
 def test_a_check_that_says_too_little_or_too_much_is_one_line(checks: list[str], message: str, capsys) -> None:
     assert (
@@ -109,6 +115,26 @@ def test_a_check_that_says_too_little_or_too_much_is_one_line(checks: list[str],
     )
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_every_option_of_learn_can_be_typed(monkeypatch) -> None:
+    asked = []
+
+    def seen(*arguments: Any) -> None:
+        asked.append(arguments[-1])
+        raise HimalayaError("enough")
+
+    monkeypatch.setattr("himalaya_adapter.learning.learn.learn", seen)
+    words = ["learn", "mine", "rows.jsonl", "--task", "echo"]
+    assert main(words) == 2
+    values = "--backbone b --budget-mb 1.5 --placement weights --atoms-per-task 7 --prompt p --target t --split s"
+    values += " --metric chrf --epochs 2 --steps 3 --batch-size 5 --learning-rate 0.1 --seed 4 --save-steps 6"
+    assert main([*words, *values.split(), "--new", "--skip-bad-rows", "--check", "u=f", "--keep-check"]) == 2
+    usual, given = asked
+    assert usual == LearnOptions()
+    same = [field.name for field in fields(LearnOptions) if getattr(given, field.name) == getattr(usual, field.name)]
+    assert same == []
+    assert (given.learning_rate, given.templates, given.checks) == (0.1, ("p", "t"), {"u": "f"})
 
 
 def test_tasks_says_what_the_adapter_knows_and_what_not(mine: Path, capsys) -> None:

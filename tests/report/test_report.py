@@ -142,7 +142,8 @@ def test_sample_answers_are_shown_before_after_and_now(make_run: MakeRun) -> Non
     folder = make_run("lora_0", tasks=SIX_TASKS[:2], method="lora")
     assert "Sample answers" not in Page(write_run_report(folder)).text
     item = {"prompt": "x" * 300 + HOSTILE, "target": "yes", "answers": ["frozen answer", "learnt answer", "last one"]}
-    write_json(folder / "samples.json", {"tasks": [{"task": task, "items": [item]} for task in SIX_TASKS[:2]]})
+    samples = {"tasks": [{"task": task, "items": [item]} for task in SIX_TASKS[:2]]}
+    write_json(folder / "samples.json", sealed(samples))
     page = Page(write_run_report(folder))
     assert all(page.text.count(text) == 2 for text in ("frozen answer", "learnt answer", "last one", HOSTILE))
     assert "x" * 300 not in page.text, "the end of a long prompt"
@@ -325,7 +326,7 @@ def test_run_report_refuses_missing_unfinished_and_damaged_runs(make_run: MakeRu
     metrics = folder / "metrics.json"
     whole = metrics.read_text(encoding="utf-8")
     metrics.write_text(whole[: len(whole) // 2], encoding="utf-8")
-    with pytest.raises(HimalayaError, match=r"metrics\.json is not valid JSON"):
+    with pytest.raises(HimalayaError, match=r"metrics\.json is damaged"):
         write_run_report(folder)
     metrics.write_text(whole, encoding="utf-8")
     change(metrics, format=2)
@@ -337,7 +338,7 @@ def test_run_report_refuses_missing_unfinished_and_damaged_runs(make_run: MakeRu
     with pytest.raises(HimalayaError, match="6 tasks but 5 rows"):
         write_run_report(folder)
     (folder / "matrix.json").unlink()
-    with pytest.raises(HimalayaError, match=r"no matrix\.json"):
+    with pytest.raises(HimalayaError, match=r"cannot read .*matrix\.json"):
         write_run_report(folder)
     metrics.unlink()
     with pytest.raises(HimalayaError, match="not finished"):
@@ -400,8 +401,7 @@ def test_what_a_run_has_written_and_was_edited_is_refused(
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("samples.json", {"tasks": [{"task": 1}]}),
-        ("samples.json", {"tasks": [{"task": "t", "items": [{"prompt": "p", "target": "t", "answers": [1]}]}]}),
+        ("samples.json", {"tasks": []}),  # without its hash
         ("config.yaml", "- a list"),
     ],
 )

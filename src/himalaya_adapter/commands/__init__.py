@@ -1,8 +1,6 @@
-"""The commands of ``himalaya``: one file each, a folder for commands of one kind.
+"""The commands of ``himalaya``, a file for each kind, and the arguments that several of them have.
 
-A file ``commands/name.py`` with a function ``command`` is the command ``himalaya name``: its parameters are what can
-be typed, its docstring is what ``--help`` says of it. A file that sets ``CONTINUES = True`` goes on from where it was
-when it is typed again after an interruption.
+A command is a function: its parameters are what can be typed, its docstring is what ``--help`` says of it.
 Imports of the floors below stand inside the functions: each command loads only what it needs.
 """
 
@@ -23,6 +21,11 @@ Overrides = Annotated[
     ),
 ]
 Figures = Annotated[bool, typer.Option("--figures", help="Also write every figure as PNG and PDF, for papers.")]
+Adapter = Annotated[str, typer.Argument(help="An adapter's folder, a run's or its release, or owner/name.")]
+AsTask = Annotated[str, typer.Option(help="Answer as this task; auto: as the prompt says.")]
+Prompt = Annotated[str | None, typer.Option(help=r"Template of the question: 'Ticket: {text}\nTeam:'.")]
+Target = Annotated[str | None, typer.Option(help="Template of the answer: '{team}'.")]
+Split = Annotated[str, typer.Option(help="Which split of a data set.")]
 Backbone = Annotated[str | None, typer.Option(help="Name or folder, where it is not the one that the adapter names.")]
 
 

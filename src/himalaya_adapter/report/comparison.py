@@ -1,7 +1,7 @@
 """What a comparison says before anything is drawn: methods over their seeds, and paired tests against a reference."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,14 +47,36 @@ class Rival:
         group: The method.
         seeds: The seeds that both have and that are compared in pairs; empty if they share none, and the mean over
             the seeds of one is compared with that of the other.
+        sides: The ids of the runs that are compared: of the reference, and of the method.
         measures: The difference of each measure of the whole stream, by its key.
         tasks: The difference of the final score of each task, by its name.
     """
 
     group: MethodGroup
     seeds: tuple[int, ...]
-    measures: dict[str, Difference]
-    tasks: dict[str, Difference]
+    sides: tuple[tuple[str, ...], ...]
+    measures: dict[str, Difference] = field(default_factory=dict)
+    tasks: dict[str, Difference] = field(default_factory=dict)
+
+    @property
+    def run_ids(self) -> set[str]:
+        """The runs of both sides."""
+        return {run_id for side in self.sides for run_id in side}
+
+    def gap(self, values: Mapping[str, Any]) -> Array:
+        """Mean over the runs of the reference minus mean over those of the method; ``values`` by run id."""
+        ours, theirs = (np.mean([values[run_id] for run_id in side], axis=0) for side in self.sides)
+        return np.asarray(ours - theirs)
+
+    def differing_items(self, scored: Mapping[str, ScoredRun]) -> int:
+        """On how many test items the two sides' scores differ, after any task."""
+        found = 0
+        for task in range(len(self.group.first.tasks)):
+            columns = {run_id: [row[task] for row in scored[run_id].item_scores[task:]] for run_id in self.run_ids}
+            rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+            gaps = [self.gap(items) for items in rows if None not in items.values()]
+            found += int(np.any(np.abs(gaps) > ROUNDING, axis=0).sum())
+        return found
 
 
 @dataclass(frozen=True)
@@ -96,86 +118,55 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     earlier = [run.run_id for run in runs if run.environment.get("scoring", 1) < SCORING]
     if 0 < len(earlier) < len(runs):
         notes.append(f"{', '.join(earlier)} chose labels by an earlier rule: classifications compare roughly only.")
-    others = [group for group in groups if group is not reference]
-    pairs = [pair for other in others if (pair := _paired(reference, other)).names <= scored.keys()]
-    if not pairs:
-        return Comparison(tuple(groups), reference, (), tuple(notes))
+    others = [_rival(reference, group) for group in groups if group is not reference]
+    rivals = tuple(rival for rival in others if rival.run_ids <= scored.keys())
     rows = reference.first.metrics.get("measured_rows")
-    for label in [pair.other.label for pair in pairs if pair.other.first.metrics.get("measured_rows") != rows]:
+    for label in [rival.group.label for rival in rivals if rival.group.first.metrics.get("measured_rows") != rows]:
         notes.append(f"{label} measured other rows of the matrix: no tests of its AUC and forgetting.")
-    measures, tasks = _measure_tests(pairs, scored, rows), _task_tests(pairs, scored, reference.first.tasks)
-    tested = zip(pairs, _corrected(measures), _corrected(tasks), strict=True)
-    rivals = tuple(Rival(pair.other, pair.seeds, *differences) for pair, *differences in tested)
+    if rivals:
+        _test_measures(rivals, scored, rows)
+        _test_tasks(rivals, scored, reference.first.tasks)
     return Comparison(tuple(groups), reference, rivals, tuple(notes))
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """The ids of the runs that are tested against each other: of the seeds that both methods have, or else all."""
-
-    other: MethodGroup
-    seeds: tuple[int, ...]
-    sides: tuple[tuple[str, ...], ...]
-
-    @property
-    def names(self) -> set[str]:
-        return {run_id for side in self.sides for run_id in side}
-
-    def gap(self, values: Mapping[str, Any]) -> Array:
-        """Mean over the runs of the reference minus mean over those of the other; ``values`` by run id."""
-        ours, theirs = (np.mean([values[run_id] for run_id in side], axis=0) for side in self.sides)
-        return np.asarray(ours - theirs)
-
-    def differing_items(self, scored: Mapping[str, ScoredRun]) -> int:
-        """On how many test items the two sides' scores differ, after any task."""
-        found = 0
-        for task in range(len(self.other.first.tasks)):
-            columns = {run_id: [row[task] for row in scored[run_id].item_scores[task:]] for run_id in self.names}
-            rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-            gaps = [self.gap(items) for items in rows if None not in items.values()]
-            found += int(np.any(np.abs(gaps) > ROUNDING, axis=0).sum())
-        return found
-
-
-def _paired(reference: MethodGroup, other: MethodGroup) -> _Pair:
-    shared = tuple(seed for seed in reference.seeds if seed in other.seeds)
+def _rival(reference: MethodGroup, group: MethodGroup) -> Rival:
+    """A method with the runs that are tested: of the seeds that it shares with the reference, or else all."""
+    shared = tuple(seed for seed in reference.seeds if seed in group.seeds)
     sides = (
-        tuple(run.run_id for run in group.runs if not shared or run.metrics["seed"] in shared)
-        for group in (reference, other)
+        tuple(run.run_id for run in side.runs if not shared or run.metrics["seed"] in shared)
+        for side in (reference, group)
     )
-    return _Pair(other, shared, tuple(sides))
+    return Rival(group, shared, tuple(sides))
 
 
-def _measure_tests(pairs: Sequence[_Pair], scored: Mapping[str, ScoredRun], rows: Any) -> list[dict[str, PairedTest]]:
-    """Of each pair the tests of the measures, where the same ``rows`` of the matrix were measured of all of them."""
+def _test_measures(rivals: Sequence[Rival], scored: Mapping[str, ScoredRun], rows: Any) -> None:
+    """Test the measures of each rival of which the same ``rows`` of the matrix were measured."""
     resampled = dict(zip(scored, resampled_measures([*scored.values()], seed=SEED), strict=True))
-    differing = [pair.differing_items(scored) for pair in pairs]
-    found: list[dict[str, PairedTest]] = [{} for _ in pairs]
+    differing = [rival.differing_items(scored) for rival in rivals]
+    found = []
     for key, measure in MEASURES.items():
         points = {run_id: measure(one.matrix) for run_id, one in scored.items()}
         draws = {run_id: of_run[key] for run_id, of_run in resampled.items()}
         of_rows = key in stream_metrics.keys("of measured rows")
-        for pair, items, tests in zip(pairs, differing, found, strict=True):
-            if not of_rows or pair.other.first.metrics.get("measured_rows") == rows:
-                tests[key] = bootstrap_test(float(pair.gap(points)), pair.gap(draws), items)
-    return found
+        for rival, items in zip(rivals, differing, strict=True):
+            if not of_rows or rival.group.first.metrics.get("measured_rows") == rows:
+                test = bootstrap_test(float(rival.gap(points)), rival.gap(draws), items)
+                found.append((rival.measures, key, test))
+    _correct(found)
 
 
-def _task_tests(
-    pairs: Sequence[_Pair], scored: Mapping[str, ScoredRun], tasks: Sequence[str]
-) -> list[dict[str, PairedTest]]:
-    found: list[dict[str, PairedTest]] = [{} for _ in pairs]
+def _test_tasks(rivals: Sequence[Rival], scored: Mapping[str, ScoredRun], tasks: Sequence[str]) -> None:
+    found = []
     for index, task in enumerate(tasks):
         # The items' own scores, also where the metric belongs to the whole set: only they can be swapped.
         items = {run_id: np.asarray(one.item_scores[-1][index], np.float64) for run_id, one in scored.items()}
-        gaps = np.stack([pair.gap(items) for pair in pairs])
-        for tests, test in zip(found, item_tests(gaps, seed=SEED), strict=True):
-            tests[task] = test
-    return found
+        gaps = np.stack([rival.gap(items) for rival in rivals])
+        tests = item_tests(gaps, seed=SEED)
+        found += [(rival.tasks, task, test) for rival, test in zip(rivals, tests, strict=True)]
+    _correct(found)
 
 
-def _corrected(families: Sequence[Mapping[str, PairedTest]]) -> list[dict[str, Difference]]:
-    adjusted = iter(holm([test.p for of_pair in families for test in of_pair.values()]))
-    return [
-        {key: Difference(**vars(test), p_holm=next(adjusted)) for key, test in of_pair.items()} for of_pair in families
-    ]
+def _correct(tests: Sequence[tuple[dict[str, Difference], str, PairedTest]]) -> None:
+    """Enter each test where it belongs, with its p-value corrected for all of them."""
+    for (place, key, test), p_holm in zip(tests, holm([test.p for *_, test in tests]), strict=True):
+        place[key] = Difference(**vars(test), p_holm=p_holm)

@@ -38,5 +38,5 @@ def _charts(result: DemoResult) -> list[XY]:
 
 def _answers(result: DemoResult) -> Table:
     told = zip(*result.answers.values(), strict=True)
-    rows = [words(item.prompt, item.target, *given) for item, given in zip(result.questions, told, strict=True)]
+    rows = [(item.prompt, item.target, *given) for item, given in zip(result.questions, told, strict=True)]
     return table("demo_answers", words("question", "right", *result.answers), rows)

@@ -33,8 +33,7 @@ def document(tables: Sequence[Table], notes: Sequence[str]) -> str:
 
 def _table(table: Table) -> list[str]:
     rows = [[_cell(cell) for cell in row] for row in (table.header, *table.rows)]
-    # By the rows, because the name of a column is a word even where its content is numbers.
-    columns = "".join("l" if all(cell.words for cell in column) else "r" for column in zip(*table.rows, strict=True))
+    columns = "".join("l" if head.words else "r" for head in table.header)
     width = sum(max(len(cell.text + cell.small) for cell in of) for of in zip(table.header, *table.rows, strict=True))
     upright = width <= WIDEST_UPRIGHT
     return [

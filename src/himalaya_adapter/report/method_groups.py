@@ -129,17 +129,16 @@ def group_by_method(runs: Sequence[RunRecord]) -> list[MethodGroup]:
     Raises:
         HimalayaError: Two runs are the same method with the same seed, or a ``config.yaml`` is damaged.
     """
-    methods: dict[str, list[RunRecord]] = {}
+    methods: dict[str, dict[int, RunRecord]] = {}  # by the seeds
     for run in runs:
-        of_method = methods.setdefault(_identity(run), [])
-        for twin in of_method:
-            if twin.metrics["seed"] == run.metrics["seed"]:
-                raise HimalayaError(
-                    f"runs '{twin.run_id}' and '{run.run_id}' are the same method with the same "
-                    f"training.seed={run.metrics['seed']}; give one of them, or runs of different seeds"
-                )
-        of_method.append(run)
-    firsts = [of_method[0] for of_method in methods.values()]
+        seed = run.metrics["seed"]
+        twin = methods.setdefault(_identity(run), {}).setdefault(seed, run)
+        if twin is not run:
+            raise HimalayaError(
+                f"runs '{twin.run_id}' and '{run.run_id}' are the same method with the same training.seed={seed}; "
+                "give one of them, or runs of different seeds"
+            )
+    firsts = [next(iter(of_method.values())) for of_method in methods.values()]
     names = [run.metrics["method_name"] for run in firsts]
     labels = [
         name if names.count(name) == 1 else f"{name} ({run.run_id})" for name, run in zip(names, firsts, strict=True)
@@ -148,7 +147,7 @@ def group_by_method(runs: Sequence[RunRecord]) -> list[MethodGroup]:
         [(label, None if run.is_bound else run.metrics["method"]) for label, run in zip(labels, firsts, strict=True)]
     )
     return [
-        MethodGroup(look, tuple(sorted(of_method, key=lambda run: run.metrics["seed"])))
+        MethodGroup(look, tuple(of_method[seed] for seed in sorted(of_method)))
         for look, of_method in zip(looks, methods.values(), strict=True)
     ]
 

@@ -42,15 +42,15 @@ def write_model_card(run: RunRecord) -> None:
         eval_results=[_result(run, task) for task in run.metrics["tasks"]],
     )
     data[CARD_FACTS] = sealed({"method": run.metrics["method"], "backbone": backbone, "tasks": list(run.tasks)})
-    # Whether the intervals of the scores before and after training do not overlap.
-    learnt = {task["name"]: task["final"]["low"] > task["before"]["high"] for task in run.metrics["tasks"]}
+    # The intervals of the scores before and after training do not overlap.
+    clear = [task["name"] for task in run.metrics["tasks"] if task["final"]["low"] > task["before"]["high"]]
     parts = file_bytes(folder / WEIGHTS_FILE, f"base_model.{run.metrics['method']}_shared.")
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATES / TEMPLATE),
         run=run,
-        clear=[name for name, is_clear in learnt.items() if is_clear],
-        unclear=[name for name, is_clear in learnt.items() if not is_clear],
+        clear=clear,
+        unclear=[name for name in run.tasks if name not in clear],
         backbone=backbone,
         text=escape,
         code=json.dumps,  # a string in Python as well

@@ -1,13 +1,14 @@
-"""Figures for papers, as PNG and PDF: one look, one width, one type size, no pyplot state."""
+"""Figures for papers, as PNG and PDF: one width, one look (``templates/paper.mplstyle``), no pyplot state."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Sheet
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -15,16 +16,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from himalaya_adapter.report.charts import XY, Axis, Figure, Heat, Series
 from himalaya_adapter.report.formats import format_value
 from himalaya_adapter.report.palette import BOUND
+from himalaya_adapter.report.table import TEMPLATES
 
 FULL_WIDTH = 9.0  # inches; the same for all figures, so that their type has one size on the page
-TEXT_SIZE, SMALL_TEXT_SIZE = 9.0, 7.5  # points
-PNG_DPI = 180
 ROW, FEWEST_ROWS = 0.26, 4  # inches of a name at the y axis
 ABREAST = 3  # charts
 LONGEST_NAME, LONGEST_LABEL = 26, 60  # characters of a name on an axis, and of what the axis is called
 MOST_BANDS = 4  # lines up to which their intervals are drawn
 MANY_CELLS = 30  # columns of a map from which on its cells have no room for their values
-INK, MUTED, GRID = "#1F2933", "#5B6673", "#E4E7EB"
+INK = "#1F2933"
 SCORES, SIGNED = "YlGnBu", "PuOr"  # matplotlib's names of the scales
 
 
@@ -32,9 +32,16 @@ def write(figures: Sequence[Figure], folder: Path, stem: str) -> None:
     """Write ``<stem>_<topic>.png`` and ``.pdf`` of each figure into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
-        sheet = draw(figure)
+        drawn = draw(figure)
         for suffix in ("png", "pdf"):
-            sheet.savefig(folder / f"{stem}_{figure.topic}.{suffix}", dpi=PNG_DPI)
+            drawn.savefig(folder / f"{stem}_{figure.topic}.{suffix}")
+
+
+@contextmanager
+def sheet(height: float) -> Iterator[Sheet]:
+    """An empty figure of so many inches; what is drawn inside of the block has the look of all figures."""
+    with matplotlib.style.context(str(TEMPLATES / "paper.mplstyle")):
+        yield Sheet(figsize=(FULL_WIDTH, height))
 
 
 def draw(figure: Figure) -> Sheet:
@@ -42,38 +49,17 @@ def draw(figure: Figure) -> Sheet:
     abreast = min(len(figure.charts), ABREAST)
     lines = math.ceil(len(figure.charts) / abreast)
     tallest = max(_height(chart, abreast) for chart in figure.charts)
-    sheet = new_sheet(0.6 + lines * tallest)
-    grid = sheet.subplots(lines, abreast, squeeze=False).flatten()
-    for axes, chart in zip(grid, figure.charts, strict=False):
-        _draw_heat(sheet, axes, chart) if isinstance(chart, Heat) else _draw_xy(axes, chart)
-    for axes in grid[len(figure.charts) :]:
-        axes.set_visible(False)
-    named = {label: line for axes in grid for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    keys = [line for label, line in named.items() if label not in {chart.title for chart in figure.charts}]
-    if len(named) > 1:
-        style: dict[str, Any] = {"ncols": 4, "frameon": False, "fontsize": TEXT_SIZE, "labelcolor": INK}
-        sheet.legend(handles=keys, loc="outside lower center", **style)
-    return sheet
-
-
-def new_sheet(height: float) -> Sheet:
-    """An empty figure of so many inches, on a canvas of its own."""
-    # Small type is not equally wide at every resolution, so what is laid out at another one may not fit.
-    sheet = Sheet(figsize=(FULL_WIDTH, height), dpi=PNG_DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(sheet)
-    return sheet
-
-
-def style_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: Literal["x", "y"] = "y") -> None:
-    """Name the axes and take away what carries no information: the frame, ticks, all but a faint grid."""
-    axes.set_title(_plain(title), fontsize=TEXT_SIZE, color=INK, loc="left")
-    axes.set_xlabel(_plain(x, LONGEST_LABEL), fontsize=TEXT_SIZE, color=MUTED)
-    axes.set_ylabel(_plain(y, LONGEST_LABEL), fontsize=TEXT_SIZE, color=MUTED)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
-    axes.tick_params(length=0, labelsize=SMALL_TEXT_SIZE, labelcolor=INK)
-    axes.grid(axis=grid, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
+    with sheet(0.6 + lines * tallest) as drawn:
+        grid = drawn.subplots(lines, abreast, squeeze=False).flatten()
+        for axes, chart in zip(grid, figure.charts, strict=False):
+            _draw_heat(drawn, axes, chart) if isinstance(chart, Heat) else _draw_xy(axes, chart)
+        for axes in grid[len(figure.charts) :]:
+            axes.set_visible(False)
+        named = {label: line for axes in grid for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        keys = [line for label, line in named.items() if label not in {chart.title for chart in figure.charts}]
+        if len(named) > 1:
+            drawn.legend(handles=keys, loc="outside lower center", ncols=4)
+    return drawn
 
 
 def _height(chart: XY | Heat, abreast: int) -> float:
@@ -86,17 +72,15 @@ def _draw_xy(axes: Axes, chart: XY) -> None:
     bands = sum(one.line for one in chart.series) <= MOST_BANDS
     for one in chart.series:
         _draw_series(axes, one, across, bands)
-    for value, _ in chart.bounds:
-        (axes.axvline if across else axes.axhline)(value, color=BOUND, linestyle="dashed", linewidth=1.2)
-    style_axes(axes, title=chart.title, x=chart.x.label, y=chart.y.label, grid="x" if across else "y")
+    for value, name in chart.bounds:
+        (axes.axvline if across else axes.axhline)(value, color=BOUND, linestyle="dashed", linewidth=1.2, label=name)
+    if across:
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x")
+    x, y = (_plain(axis.label, LONGEST_LABEL) for axis in (chart.x, chart.y))
+    axes.set(title=_plain(chart.title), xlabel=x, ylabel=y)
     _scale(axes, chart.x, "x")
     _scale(axes, chart.y, "y")
-    for value, label in chart.bounds:
-        place = (value, 0.0) if across else (0.99, value)
-        coordinates = ("data", "axes fraction") if across else ("axes fraction", "data")
-        side = "left" if across and value < sum(axes.get_xlim()) / 2 else "right"  # where there is more room
-        offset = (4 if side == "left" else -4 if across else 0, 3)
-        axes.annotate(label, place, offset, coordinates, "offset points", ha=side, fontsize=SMALL_TEXT_SIZE)
 
 
 def _draw_series(axes: Axes, one: Series, across: bool, bands: bool) -> None:
@@ -114,7 +98,6 @@ def _draw_series(axes: Axes, one: Series, across: bool, bands: bool) -> None:
         color=look.color,
         linestyle=(0, [float(length) for length in look.dash.split()] or None) if one.line else "none",
         marker=look.marker,
-        markersize=5,
         markerfacecolor="white" if one.hollow else look.color,
         label=_plain(look.label),
         clip_on=False,
@@ -151,7 +134,7 @@ def _draw_heat(sheet: Sheet, axes: Axes, chart: Heat) -> None:
             axes.text(column, row, text, ha="center", va="center", fontsize=6.2, color=color)
     for row, column in chart.framed:
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.2))
-    style_axes(axes, title=chart.title)
+    axes.set_title(_plain(chart.title))
     axes.grid(visible=False)
     if len(chart.columns) < MANY_CELLS:
         axes.set_xticks(range(len(chart.columns)), map(_plain, chart.columns), rotation=40, ha="right")

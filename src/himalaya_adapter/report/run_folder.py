@@ -152,13 +152,13 @@ def _read_run(folder: Path) -> RunRecord:
         tasks=tuple(tasks),
         before=matrix["before"],
         rows=[row[: index + 1] for index, row in enumerate(rows)],
-        task_ends=tuple(task_ends[index] for index in sorted(task_ends)),
+        task_ends=tuple(task_ends.values()),
         events=tuple(event for event in events if event["event"] != TASK_END),
         environment=_read_object(folder / "environment.json"),
         adapter_config=_read_object(adapter_config) if adapter_config.is_file() else {},
         config=config,
         settings=completed(dict(parse_document(config, str(folder / "config.yaml")))) if config else {},
-        samples=_read_samples(samples) if samples.is_file() else [],
+        samples=_read_object(samples, needs_hash=True)["tasks"] if samples.is_file() else [],
     )
     if missing := REQUIRED_METRICS - run.metrics.keys():
         raise ValueError(f"metrics.json lacks {', '.join(sorted(missing))}")
@@ -222,16 +222,15 @@ def _check_scores(run: RunRecord) -> None:
             raise ValueError(f"metrics.json says {said} for {name}, from matrix.json follows {follows}")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path, *, needs_hash: bool = False) -> dict[str, Any]:
+    text = read_text(path)
     try:
-        content = _parsed(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise HimalayaError(f"run '{path.parent.name}' has no {path.name} in {path.parent}; run again") from error
-    except ValueError as error:
-        raise HimalayaError(f"{path} is not valid JSON ({error}); run again with overwrite=true") from error
-    if not isinstance(content, dict) or content.get("format", FORMAT) != FORMAT:
+        content = opened(_parsed(text), needs_hash=needs_hash)
+    except WRONG as error:
+        raise HimalayaError(f"{path} is damaged ({one_line(error)}); restore it, or run again") from error
+    if content.get("format", FORMAT) != FORMAT:
         raise HimalayaError(f"{path} is not in format {FORMAT}; write it with this version of himalaya-adapter")
-    return opened(content)
+    return content
 
 
 def _parsed(text: str) -> Any:
@@ -243,16 +242,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(float(text)):
         raise ValueError(f"{text} is no finite number")
     return float(text)
-
-
-def _read_samples(path: Path) -> list[dict[str, Any]]:
-    samples: list[dict[str, Any]] = _read_object(path)["tasks"]
-    for of_task in samples:
-        for item in of_task["items"]:
-            texts = [of_task["task"], item["prompt"], item["target"], *item["answers"]]
-            if not all(isinstance(text, str) for text in texts):
-                raise TypeError(f"{path.name} holds something else than text")
-    return samples
 
 
 def _read_events(path: Path) -> list[dict[str, Any]]:

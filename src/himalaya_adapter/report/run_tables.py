@@ -6,7 +6,7 @@ from typing import Any
 
 from himalaya_adapter.report.formats import format_interval, format_value
 from himalaya_adapter.report.run_folder import RunRecord
-from himalaya_adapter.report.table import LONG, Table, Text, numbers, table, words
+from himalaya_adapter.report.table import LONG, Table, Text, table, words
 
 LONGEST = 240  # characters of a prompt that are shown, its end
 NOT_OF_THE_MACHINE = ("tasks", "data_hashes", "backbone_sizes", "format")  # of environment.json
@@ -24,7 +24,7 @@ MEANS = ("similarity", "survives")  # of the events of a task
 def sample_answers(run: RunRecord) -> list[Table]:
     """The first test items of each task with the answers to them; no table for a run that has not kept them."""
     rows = [
-        words(
+        (
             f"{place}. {of_task['task']}",
             "…" * (len(item["prompt"]) > LONGEST) + item["prompt"][-LONGEST:],
             item["target"],
@@ -48,10 +48,9 @@ def events(run: RunRecord) -> list[Table]:
             values = [event[key] for event in of_task if event.get(key) is not None]
             columns[key].append(format_value(fmean(values) if values else None, "score"))
     shown = {name: texts for name, texts in columns.items() if set(texts) - {"0", "–"}}
-    tasks = words(*(f"{end['index'] + 1}. {end['task']}" for end in run.task_ends))
-    rows = [(task, *numbers(*texts)) for task, *texts in zip(tasks, *shown.values(), strict=True)]
-    header = (*words("task"), *numbers(*shown))
-    return [table("events", header, rows, folded=len(rows) > LONG)] if shown else []
+    tasks = [f"{end['index'] + 1}. {end['task']}" for end in run.task_ends]
+    rows = [*zip(tasks, *shown.values(), strict=True)]
+    return [table("events", (*words("task"), *shown), rows, folded=len(rows) > LONG)] if shown else []
 
 
 def cpu_latency(runs: Sequence[RunRecord]) -> list[Table]:
@@ -66,8 +65,8 @@ def cpu_latency(runs: Sequence[RunRecord]) -> list[Table]:
             step = f"{entry['tokens']} tokens after {entry['past']}"
             times = [f"{entry['graphs'][name]['milliseconds']:.2f} ms" for name in ("base", "adapted")]
             machine = f"{device['machine']}, {device['cpu']}, {entry['threads']} threads"
-            rows.append((*words(run.run_id, latency["subject"], machine, step), *numbers(*times), overhead))
-    header = (*words("run", "what", "machine", "step"), *numbers("frozen model", "with the adapter", "overhead"))
+            rows.append((run.run_id, latency["subject"], machine, step, *times, overhead))
+    header = (*words("run", "what", "machine", "step"), "frozen model", "with the adapter", "overhead")
     return [table("cpu_latency", header, rows)] if rows else []
 
 
@@ -79,7 +78,6 @@ def environment(runs: Sequence[RunRecord]) -> Table:
             value = run.environment.get(key)
             found.setdefault((key, "–" if value is None else str(value)), []).append(run.run_id)
     rows = [
-        (*words(key), Text(text, "" if len(names) == len(runs) else ", ".join(names), words=True))
-        for (key, text), names in found.items()
+        (key, Text(text, "" if len(names) == len(runs) else ", ".join(names))) for (key, text), names in found.items()
     ]
     return table("environment", words("what", "of the runs" if len(runs) > 1 else "value"), rows)

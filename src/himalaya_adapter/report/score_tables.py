@@ -7,7 +7,7 @@ from himalaya_adapter.report.comparison import Comparison, Difference
 from himalaya_adapter.report.formats import Interval, format_deviation, format_interval, format_seconds, format_value
 from himalaya_adapter.report.method_groups import MethodGroup
 from himalaya_adapter.report.run_folder import Cell, RunRecord
-from himalaya_adapter.report.table import LONG, Table, Text, numbers, table, words
+from himalaya_adapter.report.table import LONG, Table, Text, table, words
 from himalaya_adapter.stream_metrics import METRICS, Metric
 
 NORM_TOLERANCE = 1e-4  # rounding of a unit norm in bfloat16 sums
@@ -28,14 +28,14 @@ def metric_tables(groups: Sequence[MethodGroup]) -> list[Table]:
     """The metrics of one method with their formulas, or a line per method; then seed by seed."""
     rows, methods = metric_rows(groups), [_method(group) for group in groups]
     if len(groups) == 1:
-        lines = [(*words(metric.title), *cells, *words(metric.formula)) for metric, cells in rows.items()]
+        lines = [(metric.title, *cells, metric.formula) for metric, cells in rows.items()]
         return [table("metrics", (*words("metric"), *methods, *words("formula")), lines), *_seeds(groups)]
     headline = {metric: cells for metric, cells in rows.items() if "headline" in metric.marks}
     further = {metric: cells for metric, cells in rows.items() if metric not in headline}
     tables = []
     for topic, chosen in (("headline", headline), ("further_metrics", further)):
-        header = (*words("method"), *(Text(_name(metric)) for metric in chosen))
-        lines = [tuple(line) for line in zip(methods, *chosen.values(), strict=True)]
+        header = (*words("method"), *map(_name, chosen))
+        lines = [*zip(methods, *chosen.values(), strict=True)]
         formulas = "; ".join(f"{metric.title}: {metric.formula}" for metric in chosen)
         tables.append(table(topic, header, lines, also=f"{formulas}."))
     return [*tables, *_seeds(groups)]
@@ -118,19 +118,19 @@ def _seeds(groups: Sequence[MethodGroup]) -> list[Table]:
     chosen = {metric: cells for metric, cells in metric_rows(singles).items() if "headline" in metric.marks}
     rows = [
         (
-            Text(single.first.run_id, single.label, look=single.look, words=True),
-            *numbers(str(single.seeds[0])),
+            Text(single.first.run_id, single.label, look=single.look),
+            str(single.seeds[0]),
             *(Text(cells[number].text, cells[number].small) for cells in chosen.values()),
         )
         for number, single in enumerate(singles)
     ]
-    header = (*words("run"), *numbers("seed", *(metric.title for metric in chosen)))
+    header = (*words("run"), "seed", *(metric.title for metric in chosen))
     return [table("seeds", header, rows, folded=len(rows) > LONG)]
 
 
 def _method(group: MethodGroup) -> Text:
     seeds = f"{len(group.runs)} seeds" if len(group.runs) > 1 else f"seed {group.seeds[0]}"
-    return Text(group.label, seeds, look=group.look, words=True)
+    return Text(group.label, seeds, look=group.look)
 
 
 def _name(metric: Metric) -> str:
@@ -143,7 +143,7 @@ def _name(metric: Metric) -> str:
 def task_tables(groups: Sequence[MethodGroup]) -> list[Table]:
     """Every task after the last one and right after learning, a column per method."""
     first = groups[0].first
-    header = (*words("task", "metric"), *numbers("n", "frozen"), *(Text(g.label, look=g.look) for g in groups))
+    header = (*words("task", "metric"), "n", "frozen", *(Text(group.label, look=group.look) for group in groups))
     tables = []
     for topic, methods in (
         ("tasks_now", [group.final for group in groups]),
@@ -174,14 +174,14 @@ def task_table_of(run: RunRecord) -> Table:
             format_value(score, "score") for score in (now.get("strict"), *(task[key]["score"] for key in extra))
         )
         seconds = format_seconds(task["eval_seconds"]) if "eval_seconds" in task else "–"
-        rows.append((*name, _score(before), _score(learnt), _score(now), *numbers(change, *others, seconds)))
+        rows.append((*name, _score(before), _score(learnt), _score(now), change, *others, seconds))
     columns = ("n", "frozen", "learnt", "now", "change", "exact match", *extra.values(), "time")
-    return table("tasks", (*words("task", "metric"), *numbers(*columns)), rows)
+    return table("tasks", (*words("task", "metric"), *columns), rows)
 
 
-def _task_names(run: RunRecord) -> list[tuple[Text, ...]]:
+def _task_names(run: RunRecord) -> list[tuple[str, ...]]:
     names = zip(run.numbered, run.final, strict=True)
-    return [(*words(name, cell["metric"]), *numbers(str(cell["n"]))) for name, cell in names]
+    return [(name, cell["metric"], str(cell["n"])) for name, cell in names]
 
 
 def _score(cell: Cell, varies: bool = False, *, bold: bool = False) -> Text:
@@ -199,13 +199,13 @@ def measure_differences(comparison: Comparison) -> list[Table]:
     measures = [metric for metric in METRICS if any(metric.key in rival.measures for rival in rivals)]
     rows = [
         (
-            Text(rival.group.label, look=rival.group.look, words=True),
-            *numbers(", ".join(map(str, rival.seeds)) or "not paired"),
+            Text(rival.group.label, look=rival.group.look),
+            ", ".join(map(str, rival.seeds)) or "not paired",
             *(_difference(rival.measures.get(metric.key)) for metric in measures),
         )
         for rival in rivals
     ]
-    header = (*words(f"{comparison.reference.label} minus"), *numbers("seeds", *map(_name, measures)))
+    header = (*words(f"{comparison.reference.label} minus"), "seeds", *map(_name, measures))
     return [table("paired_tests", header, rows)] if rows else []
 
 
@@ -214,7 +214,7 @@ def task_differences(comparison: Comparison) -> list[Table]:
     run, rivals = comparison.reference.first, comparison.rivals
     names = (Text(rival.group.label, look=rival.group.look) for rival in rivals)
     rows = [
-        (*words(name), *(_difference(rival.tasks[task]) for rival in rivals))
+        (name, *(_difference(rival.tasks[task]) for rival in rivals))
         for name, task in zip(run.numbered, run.tasks, strict=True)
     ]
     header = (*words(f"{comparison.reference.label} minus"), *names)

@@ -5,7 +5,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from himalaya_adapter.documents import read_text
+from himalaya_adapter.documents import document_text, read_text
 from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.identity import opened
 from himalaya_adapter.report.charts import XY, Axis, Figure, Point, Series, figure
@@ -13,7 +13,7 @@ from himalaya_adapter.report.formats import format_value
 from himalaya_adapter.report.page import Page
 from himalaya_adapter.report.palette import BOUND, FROZEN, OWN, Look
 from himalaya_adapter.report.run_folder import WRONG
-from himalaya_adapter.report.table import Table, Text, numbers, table, words
+from himalaya_adapter.report.table import Table, Text, table, words
 from himalaya_adapter.storage import read_json
 
 COMPLETE, PRUNED = "complete", "pruned"
@@ -54,6 +54,9 @@ def _page(search: Mapping[str, Any], best: Path) -> Page:
     states = [trial["state"] for trial in search["trials"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     few = "Too few trials have finished to tell which hyper-parameters matter"
+    texts = [("What was searched", document_text(search["search_space"]))]
+    if search["best"] is not None and best.is_file():
+        texts.append(("The run with the best values (best.yaml)", read_text(best)))
     return Page(
         kind="Search report",
         title=f"Search of {search['method_name']} on {search['stream']}",
@@ -72,11 +75,8 @@ def _page(search: Mapping[str, Any], best: Path) -> Page:
             _slices(search),
             _importance(search["importance"]) if search["importance"] else None,
             _trials(search),
-            _space(search["search_space"]),
         ],
-        texts=[("The run with the best values (best.yaml)", read_text(best))]
-        if search["best"] is not None and best.is_file()
-        else [],
+        texts=texts,
     )
 
 
@@ -127,18 +127,10 @@ def _trials(search: Mapping[str, Any]) -> Table:
         ended += f": {trial['reason']}" if trial["reason"] else ""
         value = Text(_value(_last_value(trial)), bold=trial["number"] == search["best"])
         parameters = (_value(trial["parameters"][name]) for name in names)
-        facts = numbers(*parameters, str(len(trial["after_task"])), format_value(trial["seconds"], "seconds"))
-        rows.append((*words(str(trial["number"])), value, *facts, *words(ended)))
-    header = (*words("trial"), *numbers(_named(search["metric"]), *names, "tasks", "time"), *words("ended"))
+        facts = (str(len(trial["after_task"])), format_value(trial["seconds"], "seconds"))
+        rows.append((str(trial["number"]), value, *parameters, *facts, ended))
+    header = (*words("trial"), _named(search["metric"]), *names, "tasks", "time", *words("ended"))
     return table("trials", header, rows)
-
-
-def _space(space: Mapping[str, Any]) -> Table:
-    rows = []
-    for name, values in space.items():
-        told = ", ".join(f"{key} {_value(value)}" for key, value in values.items() if key not in ("key", "type"))
-        rows.append(words(name, values["key"], f"{values['type']}: {told}"))
-    return table("space", words("name", "key of the run", "range"), rows)
 
 
 def _last_value(trial: Trial) -> float | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import yaml
 
@@ -23,7 +24,7 @@ class Text:
         bold: The best of a row, or a significant difference.
         warning: Something that is not as it should be.
         look: Of the method that it names or belongs to.
-        words: Words and not a number.
+        words: Of the head of a column: the column holds words and not numbers.
     """
 
     text: str
@@ -32,6 +33,9 @@ class Text:
     warning: bool = False
     look: Look | None = None
     words: bool = False
+
+
+Cells = Sequence[Any]  # of a line: each a `Text`, or a text that stands for a plain one
 
 
 @dataclass(frozen=True)
@@ -49,22 +53,16 @@ class Table:
     folded: bool = False
 
 
-def table(
-    topic: str, header: Sequence[Text], rows: Sequence[Sequence[Text]], *, also: str = "", folded: bool = False
-) -> Table:
+def table(topic: str, header: Cells, rows: Sequence[Cells], *, also: str = "", folded: bool = False) -> Table:
     """A table whose title and legend are those of its topic; ``also`` is said after them."""
     title, legend = texts()[topic]
-    return Table(topic, title, header, rows, f"{legend} {also}".strip(), folded)
+    head, *lines = ([cell if isinstance(cell, Text) else Text(cell) for cell in line] for line in (header, *rows))
+    return Table(topic, title, head, lines, f"{legend} {also}".strip(), folded)
 
 
-def words(*texts: str) -> tuple[Text, ...]:
-    """Cells of words."""
-    return tuple(Text(text, words=True) for text in texts)
-
-
-def numbers(*texts: str) -> tuple[Text, ...]:
-    """Cells of numbers."""
-    return tuple(Text(text) for text in texts)
+def words(*names: str) -> list[Text]:
+    """The heads of columns of words."""
+    return [Text(name, words=True) for name in names]
 
 
 @cache

@@ -1,14 +1,17 @@
-"""``himalaya configs generate``."""
+"""Write run configs from an experiment plan, or check some."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, one_line
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
 
 
-def command(
+@app.command()
+def generate(
     plan: Annotated[str, typer.Argument(help="The plan: a YAML or JSON file, or the name of a packaged one.")],
     output: Annotated[Path, typer.Option(help="Folder.")] = Path("run_configs"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that have other content.")] = False,
@@ -38,3 +41,22 @@ def command(
             print(f"{values['run_id'].value}: {key} = {value}  # {origin}")
     for path in paths:
         print(path)
+
+
+@app.command()
+def validate(files: list[Path]) -> None:
+    """Check run configs, one line for each file."""
+    from himalaya_adapter.experiments.plans import read_runs
+    from himalaya_adapter.methods.construction import run_method
+
+    wrong = 0
+    for path in files:
+        try:
+            for run in read_runs(path):
+                run_method(run)
+            print(f"{path}: ok")
+        except HimalayaError as error:
+            wrong += 1
+            print(f"{path}: {one_line(error)}")
+    if wrong:
+        raise HimalayaError(f"{wrong} of {len(files)} files hold a run config that is not valid")

@@ -1,1 +1,0 @@
-"""Write run configs from an experiment plan, or check some."""

@@ -1,1 +1,0 @@
-"""List, fetch or show the data of a stream."""

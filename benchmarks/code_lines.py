@@ -9,7 +9,7 @@ from pathlib import Path
 
 import himalaya_adapter
 
-# Of methods/himalaya, what the default settings never run: the LoRA placement, and what evictions need.
+# Of methods/himalaya, what the default settings never run: the LoRA placement, and evictions.
 BESIDE = ("weights.py", "consolidation.py")
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
 
@@ -18,9 +18,9 @@ def code_lines(path: Path) -> int:
     """Lines of a Python file that hold code."""
     docstrings: set[int] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            first = node.body[0]
-            docstrings |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+        # A string that is a statement: the docstring of a module, class or function, or of an attribute (PEP 257).
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docstrings |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     lines: set[int] = set()
     with tokenize.open(path) as file:
         for token in tokenize.generate_tokens(file.readline):

@@ -29,12 +29,14 @@ from torch.nn.functional import linear, normalize
 from himalaya_adapter.backbones import Backbone, load_backbone
 from himalaya_adapter.evaluation.scoring import evaluate_task
 from himalaya_adapter.methods.himalaya.channels import EXPONENT, measure, sizes_of
+from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig
 from himalaya_adapter.streams import Limits, Task, load_stream
 from himalaya_adapter.streams.encoding import IGNORED_LABEL, encode_item
 from himalaya_adapter.training.batches import AnswerCollator, EncodedItems, LengthGroupedOrder, answer_loss
 
 OUTPUT = Path(__file__).parent / "results/single_task/trials.jsonl"
 ITEMS, MAX_LENGTH, BATCH, WARM_UP, CORE, GROUP = 400, 192, 4, 0.06, 24, 32
+FIRST = 16  # items that a method may see before its first step
 ALL_LINEAR = "q_proj+k_proj+v_proj+o_proj+gate_proj+up_proj+down_proj"
 
 
@@ -44,8 +46,8 @@ class Trial:
 
     Args:
         task: A task of the stream.
-        update: ``anchored``, ``loreft``, ``hashed``, or PEFT's ``lora``, ``unilora``, ``vera``, ``vblora`` or
-            ``tinylora``.
+        update: ``anchored``, ``loreft``, ``hashed``, PEFT's ``lora``, ``unilora``, ``vera``, ``vblora`` or
+            ``tinylora``, or ``strict``, the method of version 0.1.
         lr: Largest learning rate; it falls linearly to 0 after a warm-up over 6 % of the steps.
         seed: Of the order of the items and of all random numbers.
         atoms: Vectors as wide as the stream that are trained; they give Uni-LoRA, VB-LoRA and TinyLoRA their size.
@@ -75,8 +77,14 @@ class Trial:
 class Update(nn.Module):
     """Something trained beside a frozen model."""
 
+    def start(self, optimizer: torch.optim.Optimizer, first: dict[str, Tensor]) -> None: ...  # with a batch of items
     def begin(self) -> None: ...  # before each pass of the model
-    def stepped(self) -> None: ...  # after each step of the optimiser
+    def stepped(self, done: float) -> None: ...  # after each step of the optimiser, with the share that is done
+    def end(self) -> None: ...  # after the last step
+
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimiser moves."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def changed(self, model: Any) -> Sequence[nn.Module]:
         """Whose outputs are changed: those of the decoder layers."""
@@ -126,7 +134,7 @@ class Atoms(Update):
         return self.theta * self.unit
 
     @torch.no_grad()
-    def stepped(self) -> None:
+    def stepped(self, done: float) -> None:
         if self.trial.radius:
             norms = self.theta.norm(dim=-1, keepdim=True) * self.unit
             self.theta.div_((norms / self.trial.radius).clamp_min(1.0))
@@ -193,6 +201,31 @@ class Hashed(Atoms):
         return linear(linear(x, down.to(x.dtype)), up.view(-1, len(down)).to(x.dtype))
 
 
+class Strict(Update):
+    """HIMALAYA_STRICT as version 0.1 learnt 25 tasks by default: three atoms a task, and a trained router."""
+
+    def __init__(self, model: Any, trial: Trial) -> None:
+        super().__init__()
+        options = {"core_atoms": 8, "elastic_atoms": 75, "atom_step": 2.0, "seed": trial.seed}
+        self.model = peft.get_peft_model(model, HimalayaStrictConfig(task_type="CAUSAL_LM", **options))
+        self.task = trial.task
+
+    def start(self, optimizer: torch.optim.Optimizer, first: dict[str, Tensor]) -> None:
+        self.model.train()
+        self.model.start_task(self.task, {**first, "use_cache": False})
+        self.model.anneal(0.0)
+        self.handles = self.model.protect(optimizer)
+
+    def stepped(self, done: float) -> None:
+        self.model.anneal(done)
+
+    def end(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.model.end_task()
+        self.model.eval()
+
+
 def rounded(values: Tensor, bits: int) -> Tensor:
     """Rounded in groups of 32 with a half-precision scale and minimum each; the last group may be smaller."""
     flat = values.flatten()
@@ -239,6 +272,11 @@ def adapted(backbone: Backbone, trial: Trial) -> Iterator[tuple[Any, Update]]:
             handle.remove()
         return
     torch.manual_seed(trial.seed)
+    if trial.update == "strict":
+        strict = Strict(backbone.model, trial)
+        yield strict.model, strict
+        strict.model.unload()
+        return
     model = peft.get_peft_model(backbone.model, peft_config(backbone.model, trial)).eval()
     update = Update()
     for index, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
@@ -251,17 +289,19 @@ def learn(model: Any, items: Sequence[Any], collate: AnswerCollator, update: Upd
     """One pass over the items; returns the loss of each step."""
     order = list(LengthGroupedOrder(BATCH, [len(item["input_ids"]) for item in items], trial.seed))
     steps, warm, losses = math.ceil(len(order) / BATCH), math.ceil(WARM_UP * len(order) / BATCH), []
-    optimizer = torch.optim.AdamW(update.parameters(), trial.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(update.trained(), trial.lr, weight_decay=0.0)
+    update.start(optimizer, collate(items[:FIRST]))
     for step in range(steps):
         rate = step / warm if step < warm else (steps - step) / max(1, steps - warm)
         optimizer.param_groups[0]["lr"] = trial.lr * rate
         loss, _ = answer_loss(model, collate([items[i] for i in order[BATCH * step : BATCH * (step + 1)]]), "mean")
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(update.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(update.trained(), 1.0)
         optimizer.step()
-        update.stepped()
+        update.stepped((step + 1) / steps)
         losses.append(loss.item())
+    update.end()
     return losses
 
 
@@ -288,14 +328,14 @@ def run(trial: Trial, tasks: Sequence[Task], backbone: Backbone, bits: Sequence[
             task = next(task for task in tasks if task.name == name)
             items = EncodedItems(backbone.tokenizer, [task], MAX_LENGTH).first(ITEMS)
             losses = learn(model, items, collate, update, trial)
-        row = asdict(trial) | {"numbers": sum(p.numel() for p in update.parameters())}
+        row = asdict(trial) | {"numbers": sum(p.numel() for p in update.trained())}
         row |= measured(backbone, model, task, collate)
         row["dtype"] = str(backbone.dtype).removeprefix("torch.")
         row["losses"] = [round(statistics.mean(part), 4) for part in (losses[:5], losses[-20:])]
-        trained = [parameter.detach().clone() for parameter in update.parameters()]
+        trained = [(parameter, parameter.detach().clone()) for parameter in update.trained()]
         for count in bits:
             with torch.no_grad():
-                for parameter, values in zip(update.parameters(), trained, strict=True):
+                for parameter, values in trained:
                     parameter.copy_(rounded(values, count))
             row[f"{count}_bits"] = measured(backbone, model, task, collate)
     return row | {"cpu_seconds": round(time.process_time() - started, 1)}

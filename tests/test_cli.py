@@ -60,7 +60,7 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("results_dir=", "key 'results_dir' of the command line: found \"\", expected text"),
         ("model.adapter.options.target_modules=[nothing]", "HIMALAYA does not fit LlamaForCausalLM"),
         ("model.adapter.options.target_modules='('", "HIMALAYA does not fit LlamaForCausalLM: missing )"),
-        ("model.adapter.total_parameter_budget_mb=0.001", "the adapter takes 0.101 MB ("),
+        ("model.adapter.total_parameter_budget_mb=0.001", "the adapter takes 0.112 MB ("),
         ("dataset.num_tasks=4", "stream tiny has 3 tasks; dataset.num_tasks=3 or null runs it"),
         ("dataset.languages=[de]", "the tasks of stream tiny are in [en]; dataset.languages=[en] or null runs it"),
         ("dataset.languages=[en,de,multi]", "dataset.languages=[de, en, multi]: "),
@@ -202,7 +202,7 @@ def test_budget_prints_what_is_counted_and_fetches_no_weights(
 
 def test_budget_ends_in_one_line_where_it_is_exceeded(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     line = one_line(["budget", *words[1:], "model.adapter.total_parameter_budget_mb=0.001"], capsys)
-    assert line.startswith("the adapter takes 0.101 MB (")
+    assert line.startswith("the adapter takes 0.112 MB (")
     assert "unknown run 'demo-hima'" in one_line(["budget", "run=demo-hima"], capsys)
     assert "expected a number above 0" in one_line(["budget", "run=demo-lora", "training.learning_rate=0"], capsys)
 

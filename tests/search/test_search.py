@@ -81,7 +81,7 @@ def test_the_report_shows_the_search(uninterrupted: Path) -> None:
     page = (uninterrupted / "report.html").read_text(encoding="utf-8").replace("<wbr>", "")
     assert "Too few trials have finished" in page
     assert "training.learning_rate" in page
-    assert page.count('<th scope="row"') == TRIALS + 1
+    assert page.count('<th scope="row"') == TRIALS
     assert page.count("<figure data-topic") == 2
 
 

@@ -49,7 +49,8 @@ def damage_told(what: object, mend: str = "put back what was there") -> Iterator
     except HimalayaError:  # it says more
         raise
     except DAMAGES as error:
-        raise HimalayaError(f"{what} is damaged: {one_line(error)}; {mend}") from error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise HimalayaError(f"{what} is damaged: {reason}; {mend}") from error
 
 
 @dataclass(frozen=True)

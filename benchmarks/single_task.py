@@ -212,7 +212,8 @@ class Strict(Update):
 
     def start(self, optimizer: torch.optim.Optimizer, first: dict[str, Tensor]) -> None:
         self.model.train()
-        self.model.start_task(self.task, {**first, "use_cache": False})
+        keep = {"logits_to_keep": first["labels"].shape[1], "use_cache": False}
+        self.model.start_task(self.task, {**first, **keep})
         self.model.anneal(0.0)
         self.handles = self.model.protect(optimizer)
 

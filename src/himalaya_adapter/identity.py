@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from himalaya_adapter.streams.task import Task
 
 # Version of what is done to get a score from a model and a task. 1: labels were scored by the mean of their tokens or
-# by their first one, and what looked like a special token in a text was one.
-SCORING = 2
+# by their first one, and what looked like a special token in a text was one. 2: BLEU took kana for one word.
+SCORING, LABELS = 3, 2
 SEAL = "sha256"
 COMPLETE = "complete.json"
 

@@ -118,7 +118,8 @@ def check_folder(folder: Path, run_id: str, kind: str, *before: str) -> None:
         foreign = is_foreign(folder, *before)
     if foreign:
         raise HimalayaError(
-            f"{folder} is no {kind}'s folder (no {CONFIG_FILE} of '{run_id}'): choose another results_dir or run_id"
+            f"{folder} is no {kind}'s folder (no {CONFIG_FILE} of '{run_id}'): choose another results_dir or run_id, "
+            "or delete it"
         )
 
 

@@ -194,12 +194,15 @@ class SharedStateModel(TargetsModel):
             layout = cls._pack({name: tensor.to("meta") for name, tensor in state.items()}, config)
             check_layout(own, {**layout, CHECKSUM: torch.empty(32, dtype=torch.uint8, device="meta")})
             content = state | cls._unpack(unseal(own, config), config, state)
-            # What a release leaves out becomes zero where it was never made.
-            device = own[CHECKSUM].device
-            content = {k: torch.zeros_like(one, device=device) if one.is_meta else one for k, one in content.items()}
         else:
+            if not any(name.startswith(cls.may_be_left_out) for name in own):
+                own |= {name: one for name, one in state.items() if name.startswith(cls.may_be_left_out)}
             check_layout(own, state)
             check_finite(own, cls.finite_values)
+            content = own
+        # What a file leaves out becomes zero where it was never made.
+        device = next((one.device for one in own.values() if not one.is_meta), "cpu")
+        content = {k: torch.zeros_like(one, device=device) if one.is_meta else one for k, one in content.items()}
         content = {name: tensor.to(state[name].dtype) for name, tensor in content.items()}
         _, shared = found
         shared.check_replacement(content)

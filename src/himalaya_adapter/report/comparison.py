@@ -18,7 +18,7 @@ from himalaya_adapter.evaluation.paired_tests import (
     item_tests,
     resampled_measures,
 )
-from himalaya_adapter.identity import SCORING
+from himalaya_adapter.identity import LABELS
 from himalaya_adapter.report.method_groups import MethodGroup, group_by_method
 from himalaya_adapter.report.run_folder import RunRecord
 
@@ -115,7 +115,7 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     notes = []
     if without := [run_id for run_id in found if run_id not in scored]:
         notes.append(f"No item scores are kept of {', '.join(without)}: no paired tests with these runs.")
-    earlier = [run.run_id for run in runs if run.environment.get("scoring", 1) < SCORING]
+    earlier = [run.run_id for run in runs if run.environment.get("scoring", 1) < LABELS]
     if 0 < len(earlier) < len(runs):
         notes.append(f"{', '.join(earlier)} chose labels by an earlier rule: classifications compare roughly only.")
     others = [_rival(reference, group) for group in groups if group is not reference]

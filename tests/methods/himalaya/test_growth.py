@@ -1,10 +1,14 @@
 """Where a learnt task goes: a free slot, one that it shares, or one that is taken from a task that misses it least."""
 
+import tempfile
+
 import pytest
 import torch
+from families import Case, llama
 from hypothesis import given
 from hypothesis import strategies as st
-from learning import alone, put, random_atoms
+from learning import adapter_of, alone, attached, learn, put, random_atoms
+from peft import PeftModel
 from torch.nn.functional import normalize
 
 from himalaya_adapter import HimalayaConfig
@@ -191,3 +195,19 @@ def test_the_source_s_dictionary_over_twelve_tasks(index: str) -> None:
     certificate = adapter.norm_certificate()
     assert certificate["atom_norm_max"] <= 1.05
     assert certificate["update_norm_max"] <= 2 * (1 + 1e-5)
+
+
+def test_evictions_can_be_allowed_later() -> None:
+    """What was learnt before counts as if all atoms of a task mattered alike."""
+    adapter = attached(elastic_atoms=6)
+    learn(adapter, "a")
+    learn(adapter, "b")
+    with tempfile.TemporaryDirectory() as folder:
+        adapter.save_pretrained(folder)
+        config = HimalayaConfig.from_pretrained(folder)
+        config.evict = True
+        model = PeftModel.from_pretrained(Case(llama).base(), folder, config=config, is_trainable=True)
+    evicting = adapter_of(model)
+    assert torch.equal(evicting.fisher.importance, torch.full((6,), 1 / 3))
+    assert kinds(learn(model, "c", steps=9, lr=0.01)) == ["eviction"] * 3
+    assert model.tasks == ["a", "b", "c"]

@@ -667,3 +667,44 @@ def test_of_two_active_adapters_both_begin_or_forget_a_task_or_none() -> None:
     with pytest.raises(HimalayaError, match=r"^unknown task 'only here'"):
         model.forget_task("only here")
     assert_same(model, before)
+
+
+def test_a_file_is_read_while_one_of_its_tasks_is_learnt_further(tmp_path: Path) -> None:
+    model = attached()
+    learn(model, "a")
+    learn(model, "b")
+    model.save_pretrained(tmp_path)
+    before = snapshot(model)
+    learn(model, "b", seed=9, end=False)
+    model.load_adapter(tmp_path, "default", is_trainable=True)
+    assert_same(model, before)
+
+
+def test_the_prompts_of_a_task_that_is_started_twice_are_still_watched() -> None:
+    model, tokens = attached().train(), random_tokens(1, 2, 8)
+    labels = tokens.clone()
+    labels[:, :4] = -100
+    model.start_task("a")
+    model.watch_prompts()
+    model(input_ids=tokens[:1], labels=labels[:1])
+    model.start_task("a")  # it goes on
+    model(input_ids=tokens, labels=labels)
+    assert adapter_of(model).router.task_moment[-1, -1] == 2
+    model.end_task()
+    assert adapter_of(model).router.counts[0] == 2
+
+
+@pytest.mark.parametrize("size", [1.0, 1e25])
+def test_a_start_anew_forgets_how_much_the_atoms_mattered(size: float) -> None:
+    model = attached(evict=True)
+    model.train().start_task("a")
+    adapter = adapter_of(model)
+    adapter.atoms.grad = torch.full_like(adapter.atoms, size)
+    optimizer = torch.optim.SGD([adapter.atoms], lr=0.0)
+    model.protect(optimizer)
+    optimizer.step()
+    assert torch.equal(adapter.fisher.energy, torch.full((3,), 1 / 3))
+    with torch.no_grad():
+        adapter.atoms[0, 0] = torch.nan
+    model.start_task("a")
+    assert not adapter.fisher.energy.any()

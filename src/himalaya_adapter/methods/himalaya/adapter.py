@@ -150,6 +150,8 @@ class HimalayaAdapter(SharedState):
         self.atoms.copy_(unscaled(bounded(self.tasks.atoms(row, self.dictionary))))
         self.answer_as(row)
         self.router.task_moment.zero_()
+        if self.fisher is not None:
+            self.fisher.energy.zero_()
         return events
 
     @torch.no_grad()
@@ -206,8 +208,6 @@ class HimalayaAdapter(SharedState):
         self.atoms.zero_()
         self.atoms.grad = None
         self.router.task_moment.zero_()
-        if self.fisher is not None:
-            self.fisher.energy.zero_()
 
     def check_training(self) -> None:
         """Make sure that what is trained is the open task, and that its atoms are in the unit ball.
@@ -340,8 +340,8 @@ class HimalayaAdapter(SharedState):
 
     @torch.no_grad()
     def task_hash(self, name: str) -> str:
-        """SHA-256 of the config and all else that a task's answers depend on beside the frozen model."""
-        atoms = self.task_atoms(self.tasks.row_of(name))
+        """SHA-256 of the config and of all that is stored of a task; what is being learnt is not yet."""
+        atoms = bounded(self.tasks.atoms(self.tasks.row_of(name), self.dictionary))
         content = {"anchors": self.update.anchors, "channels": self.channels, "atoms": atoms}
         return bytes(seal(content, replace(self.config, released=False))[CHECKSUM].tolist()).hex()
 

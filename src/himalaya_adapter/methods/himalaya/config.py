@@ -8,7 +8,6 @@ from peft import PeftType
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.quantization import Bits
 from himalaya_adapter.methods.targets import TargetsConfig, refuse_newer
-from himalaya_adapter.methods.task_inference.frozen import DECODER_LAYERS
 
 MOST_ACTIVE_ATOMS = 3
 MOST_ATOMS = 2**15
@@ -47,7 +46,8 @@ class HimalayaConfig(TargetsConfig):
         max_tasks (`int`): Rows of the table of tasks. A row takes a few hundred bytes.
         evict (`bool`):
             Where no slot is free, a new task takes the least-used one. What it held lives on as a combination of other
-            atoms, which loses part of it. `False`: a task that does not fit is refused, and nothing is ever forgotten.
+            atoms, which loses part of it. For that, 128 gradients and the importance of each slot are stored, too.
+            `False`: a task that does not fit is refused, and nothing is ever forgotten.
         similarity_threshold_tau (`float`):
             A learnt atom whose cosine with an atom of the dictionary is at least this shares that atom's slot.
             In (0, 1]; lower shares more often, and less exactly.
@@ -93,8 +93,6 @@ class HimalayaConfig(TargetsConfig):
             )
         refuse_newer(self.format_version, FORMAT_VERSION)
         self.format_version = FORMAT_VERSION
-        if self.target_modules is None:
-            self.target_modules = "all-linear" if self.placement == "weights" else DECODER_LAYERS
         super().__post_init__()
         self.peft_type = PeftType.HIMALAYA
         for name, most, what in (

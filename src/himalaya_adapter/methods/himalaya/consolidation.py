@@ -27,26 +27,27 @@ class FisherMemory(Residuals):
     def __init__(self, config: HimalayaConfig, width: int) -> None:
         super().__init__(width)
         self.steps = config.fisher_projection_steps
-        self.importance: Tensor = nn.Buffer(torch.zeros(config.elastic_atoms))  # in shares of a task
+        # In shares of a task; what was learnt without this memory, as if all atoms of a task mattered alike.
+        self.importance: Tensor = nn.Buffer(torch.full((config.elastic_atoms,), 1 / config.atoms_per_task))
         self.energy: Tensor = nn.Buffer(torch.zeros(config.atoms_per_task))  # of the open task's atoms
 
     @torch.no_grad()
     def observe(self, gradient: Tensor) -> None:
         """Take note of the loss's gradient by a task's atoms ``(k, d)``; its steepest row joins the ring buffer."""
-        squared = gradient.square().sum(1)
+        squared = (gradient / gradient.abs().max().clamp_min(torch.finfo(gradient.dtype).tiny)).square().sum(1)
         steepest = int(squared.argmax())
         if squared[steepest] > 0:
             self.remember(normalize(gradient[steepest], dim=0))
             self.energy += squared / squared.sum()
 
-    def credit(self, slots: Mapping[int, int], uses: Tensor) -> None:
+    def credit(self, slots: Mapping[int, int], taken: Sequence[int]) -> None:
         """Add to slots' importance the shares of the open task that its atoms have.
 
         Args:
             slots: Of its atoms, by their numbers.
-            uses: How many atoms of other tasks use each slot, ``(slots,)``.
+            taken: Those of them that are its own.
         """
-        self.importance[uses == 0] = 0
+        self.importance[[*taken]] = 0
         for number, slot in slots.items():
             self.importance[slot] += self.energy[number] / self.energy.sum().clamp_min(1e-12)
 
@@ -57,9 +58,9 @@ class FisherMemory(Residuals):
             uses: How many atoms of other tasks use each slot, ``(slots,)``.
             shared: Which slots they shared with it, ``(slots,)``.
         """
-        self.importance[uses == 0] = 0
-        # As much as if each of the other tasks' atoms mattered alike.
-        self.importance[shared] = uses[shared] / len(self.energy)
+        alike = 1 / len(self.energy)
+        self.importance[uses == 0] = alike
+        self.importance[shared] = (uses[shared] * alike).to(self.importance)
         # Which task a past gradient is from is not kept, so all of them go.
         for buffer in (self.residuals, self.seen, self.energy):
             buffer.zero_()
@@ -101,7 +102,6 @@ class FisherMemory(Residuals):
         there[slot] = False  # a stand-in cannot rest on what it stands in for, nor on what is not there
         usable = [*range(first_slot), *(there.nonzero().flatten() + first_slot).tolist()]
         survives = self.consolidate(first_slot + slot, usable, tasks, dictionary)
-        self.importance[slot] = 0
         names = tuple(sorted({tasks.name(row) for row, _ in survives}))
         return Eviction(slot, fmean(survives.values()) if survives else 1.0, tasks=names)
 

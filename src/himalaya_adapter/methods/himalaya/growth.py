@@ -56,14 +56,14 @@ class Growth:
         """Make sure that a task, new or that of a row, can be stored once it is learnt.
 
         Raises:
-            HimalayaError: It cannot without an eviction, and `evict` is off.
+            HimalayaError: It cannot without an eviction, and there are none.
         """
         room, need = len(self.free_slots(but=row)), self.config.atoms_per_task
-        if room < need and not self.config.evict:
+        if room < need and self.fisher is None:
             raise HimalayaError(
                 f"no room for another task: {room} of {self.config.elastic_atoms} slots are free, a task needs {need} "
-                "(atoms_per_task); attach an adapter with more elastic_atoms, or allow evictions with evict=True, "
-                "which forget part of what was learnt"
+                "(atoms_per_task); attach an adapter with more elastic_atoms, or load it with evict=True in its "
+                "config: evictions forget part of what was learnt"
             )
 
     @torch.no_grad()
@@ -74,23 +74,22 @@ class Growth:
             What was shared and what was evicted.
         """
         self.tasks.empty(row)  # what only this task used is free
-        uses, free = self.slot_uses(), self.free_slots()
-        parts = self._shared(atoms, uses.nonzero().flatten())
+        free, parts = self.free_slots(), self._shared(atoms, self.slot_uses().nonzero().flatten())
         events: list[Event] = [Sharing(slot, cosine) for slot, _, cosine in parts.values()]
         new = [number for number, atom in enumerate(atoms) if atom.any() and number not in parts]
         while self.fisher is not None and len(free) < len(new):
             keep = [slot for slot, *_ in parts.values()]
-            eviction = self.fisher.evict(self.slot_uses(), keep, self.tasks, self.dictionary)
-            free.append(eviction.slot)
-            events.append(eviction)
-        for number, slot in zip(new, free[: len(new)], strict=True):
+            events.append(self.fisher.evict(self.slot_uses(), keep, self.tasks, self.dictionary))
+            free = self.free_slots()
+        taken = free[: len(new)]
+        for number, slot in zip(new, taken, strict=True):
             self.dictionary.elastic[slot] = self.dictionary.row_format.pack(atoms[number, None])[0]
             parts[number] = slot, atoms.new_ones(()), 1.0
         for number, (slot, coefficient, _) in parts.items():
             self.tasks.set_atom(row, number, [self.first_slot + slot], coefficient[None])
         self.tasks.learnt[row] = True
         if self.fisher is not None:
-            self.fisher.credit({number: slot for number, (slot, *_) in parts.items()}, uses)
+            self.fisher.credit({number: slot for number, (slot, *_) in parts.items()}, taken)
         return events
 
     @torch.no_grad()

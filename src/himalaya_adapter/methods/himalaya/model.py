@@ -16,7 +16,7 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
 from himalaya_adapter.methods.merging import refuse_if_merged
 from himalaya_adapter.methods.release import check_finite
-from himalaya_adapter.methods.task_inference.frozen import middle_layer, middle_states
+from himalaya_adapter.methods.task_inference.frozen import DECODER_LAYERS, middle_layer, middle_states
 from himalaya_adapter.methods.task_inference.prompted import PromptedModel
 from himalaya_adapter.names import normalised
 
@@ -57,6 +57,7 @@ class HimalayaModel(PromptedModel):
         """
         refuse_if_merged(self.model, f"forget_task({name!r})")
         with self.unchanged_by_errors():
+            self._watches = False
             for adapter in self._active():
                 adapter.forget_task(name)
 
@@ -107,12 +108,10 @@ class HimalayaModel(PromptedModel):
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         steps = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for adapter in self._active():
-            gradient = adapter.atoms.grad
-            if gradient is None or id(adapter.atoms) not in steps:
-                continue
-            if not gradient.isfinite().all():
+            gradient = adapter.atoms.grad if id(adapter.atoms) in steps else None
+            if gradient is not None and not gradient.isfinite().all():
                 optimizer.zero_grad()
-            elif adapter.fisher is not None:
+            elif gradient is not None and adapter.fisher is not None:
                 adapter.fisher.observe(gradient)
 
     # Answering -------------------------------------------------------------------------------------------------
@@ -125,10 +124,15 @@ class HimalayaModel(PromptedModel):
     # What is reported ------------------------------------------------------------------------------------------
 
     def task_hash(self, name: str) -> str:
-        """SHA-256 of what answers as a task: the same as long as its answers are, bit for bit."""
+        """SHA-256 of what is stored of a task: as long as it is the same, the answers are, bit for bit."""
         return self._active()[0].task_hash(name)
 
     # PEFT's plumbing -------------------------------------------------------------------------------------------
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: Any) -> PeftConfig:
+        if peft_config.target_modules is None:
+            peft_config.target_modules = "all-linear" if peft_config.placement == "weights" else DECODER_LAYERS
+        return peft_config
 
     def _new_shared_state(
         self, config: HimalayaConfig, targets: Sequence[nn.Module], model: nn.Module

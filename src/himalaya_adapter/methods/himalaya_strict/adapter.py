@@ -43,6 +43,8 @@ class StrictAdapter(SharedState):
         embedding_width: Width of the input embeddings, if it is another one.
     """
 
+    beside_tensors = ("infers_task", "prompt_codes")
+
     def __init__(self, config: HimalayaStrictConfig, width: int, embedding_width: int | None = None) -> None:
         super().__init__()
         core, elastic, code = config.core_atoms, config.elastic_atoms, config.code_width

@@ -69,9 +69,7 @@ class PromptedModel(SharedStateModel):
         if shared and {*self.tasks} - {normalised(name)}:
             raise HimalayaError(MODULES_TO_SAVE)
         with self.unchanged_by_errors():
-            events = [event for adapter in self._active() for event in adapter.start_task(name)]
-        self._watches = False
-        return events
+            return [event for adapter in self._active() for event in adapter.start_task(name)]
 
     @contextmanager
     def unchanged_by_errors(self) -> Iterator[None]:

@@ -57,13 +57,18 @@ def normalised(name: str) -> str:
     return form
 
 
-def known_task(name: str, known: Collection[str]) -> str:
+def known_task(name: str, known: Collection[str], what: str = "task") -> str:
     """The one of the known tasks that a name means, in whichever Unicode form it is written.
+
+    Args:
+        name: What somebody has written.
+        known: The tasks.
+        what: What it should be, for the message.
 
     Raises:
         HimalayaError: None of them.
     """
     form = unicodedata.normalize("NFC", name)  # as all known ones are stored
     if form not in known:
-        raise unknown_name("task", name, known)
+        raise unknown_name(what, name, known)
     return form

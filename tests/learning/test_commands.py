@@ -105,7 +105,7 @@ def test_what_is_learnt_in_the_weights_is_exported_as_a_plain_lora_a_task(
     ("checks", "message"),
     [
         (["parity"], "--check parity: expected TASK=FILE"),
-        (["parity=a", "parity=b"], "--check parity=a --check parity=b: expected TASK=FILE, one file for each task"),
+        (["parity=a", "parity=b"], "--check parity=a --check parity=b: expected TASK=FILE, each task once"),
     ],
 )
 def test_a_check_that_says_too_little_or_too_much_is_one_line(checks: list[str], message: str, capsys) -> None:

@@ -246,6 +246,13 @@ def test_three_rows_are_too_few(data) -> None:
 # A task that has been learnt before ----------------------------------------------------------------------------
 
 
+def test_rows_of_another_form_than_the_first_are_bad_rows(data) -> None:
+    stray = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    own = data([*GOOD, stray, stray], skip_bad_rows=True)
+    assert not own.form.chat
+    assert sum(own.left_out.values()) == 2
+
+
 def test_a_known_task_keeps_its_form(data) -> None:
     known = data(TICKETS, templates=TEMPLATES).form
     few = data(TICKETS[:1], known=known)

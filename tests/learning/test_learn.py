@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny_runs import write_backbone
 from transformers import AutoModelForCausalLM, TrainerState
 
@@ -199,6 +200,18 @@ def test_an_adapter_saved_by_peft_learns_more_and_answers_as_all_its_tasks(
         learn(folder, str(files / "order.jsonl"), "order", options(files, backbone=str(files / "other")))
 
 
+def test_an_adapter_of_when_all_had_a_memory_of_gradients_goes_on(files: Path, tmp_path: Path) -> None:
+    folder = saved_by_peft(tmp_path / "mine", files / "base", ended=True)
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    fisher = {"residuals": torch.zeros(128, 64, dtype=torch.int8), "seen": torch.tensor(3), "energy": torch.zeros(24)}
+    old = {f"base_model.himalaya_shared.fisher.{name}": one for name, one in fisher.items()}
+    save_file(load_file(weights) | old, weights)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"format_version": 3}))
+    learn(folder, str(files / "echo.jsonl"), "echo", options(files))
+    assert load_adapter(folder).tasks == ("first", "half", "echo")
+    assert not any("fisher" in name for name in load_file(AdapterStore(folder).place / weights.name))
+
+
 def test_a_task_that_is_still_open_is_not_taken_for_learnt(files: Path, tmp_path: Path) -> None:
     folder = saved_by_peft(tmp_path / "mine", files / "base", ended=False)
     before = folder_hash(folder)
@@ -231,7 +244,7 @@ MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [
         "echo.jsonl",
         "x",
         {"checks": {"parrot": "echo.jsonl"}},
-        "unknown task 'parrot'; did you mean 'parity'",
+        "unknown task in --check 'parrot'; did you mean 'parity'",
     ),
     ("echo.jsonl", "x", {"checks": {"parity": "odd.jsonl"}}, "has the answer 'never'; the task has learnt: no, yes"),
     ("echo.jsonl", "parity", {}, "the task has been learnt as 'Is {number} even"),

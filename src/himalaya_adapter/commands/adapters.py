@@ -64,7 +64,7 @@ def learn(
     given = check or []
     checks = {name: file for name, _, file in (one.partition("=") for one in given)}
     if not all(checks.values()) or len(checks) < len(given):
-        raise HimalayaError(f"--check {' --check '.join(given)}: expected TASK=FILE, one file for each task")
+        raise HimalayaError(f"--check {' --check '.join(given)}: expected TASK=FILE, each task once")
     # All others are typed under the names of their fields.
     named = {field.name: ctx.params[field.name] for field in fields(LearnOptions) if field.name in ctx.params}
     options = LearnOptions(templates=templates_of(prompt, target), checks=checks, **named)

@@ -107,6 +107,8 @@ def load_adapter(
     try:
         loaded = load_backbone(name, quantisation=quantisation, dtype=dtype or told.get("dtype", "auto"))
     except HimalayaError as error:
+        if backbone is not None:
+            raise
         raise HimalayaError(
             f"the backbone '{name}' of the adapter in {place} is not here: {error}; say with --backbone where it is"
         ) from error

@@ -119,7 +119,7 @@ class AdapterStore:
         with damage_told(self.folder / WEIGHTS_FILE):
             own, _ = split_by_prefix(load_file(self.place / WEIGHTS_FILE), PREFIX)
             adapter = HimalayaAdapter(config, own["atoms"].shape[1])
-            adapter.load_state_dict(own)
+            adapter.load_state_dict(HimalayaModel.fitting(own, adapter.state_dict()))
         return adapter
 
     @property

@@ -187,8 +187,8 @@ def _form(rows: Sequence[Row], name: str, known: Form | None, templates: tuple[s
         raise HimalayaError(f"{name} holds no row that can be read")
     columns = {str(column) for row in rows for column in row}
     there = f"{name} has the columns {', '.join(sorted(columns))}"
-    first_prompt = next((row["prompt"] for row in rows if "prompt" in row), None)
-    chat = "messages" in columns or isinstance(first_prompt, list)
+    first = rows[0]  # a row of another form among the others is a bad one
+    chat = "messages" in first or isinstance(first.get("prompt"), list)
     if templates is not None:
         form = Form(*templates)
         for column in fields_of(_spec(name, form)):

@@ -235,7 +235,7 @@ class Learner:
             if kept is not None and form is not None:
                 checks[name] = OwnData(form, tuple(kept)).task(name, kept, kept)
         for said, file in self.options.checks.items():
-            name = known_task(said, self.method.tasks)
+            name = known_task(said, self.method.tasks, "task in --check")
             own = self._read(read_rows(file), file, name, new_labels=False)
             checks[name] = own.task(name, own.items, own.items[:MOST_SCORED])
         checks.pop(learning, None)

@@ -184,7 +184,6 @@ class SharedStateModel(TargetsModel):
         place = {cls._inside(cls._remove_adapter_name_from_key(key, adapter_name)): key for key in keys}
         own_keys = [key for key in state_dict if cls._inside(key) != key or key in place]
         own = {cls._inside(key): state_dict[key] for key in own_keys}
-        own = {name: one for name, one in own.items() if name in place or not name.startswith(cls.may_be_left_out)}
         others = {key: one for key, one in state_dict.items() if key not in own_keys}
         others = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, others)
         check_layout(others, {key: there[key] for key in others if key in there})
@@ -195,11 +194,9 @@ class SharedStateModel(TargetsModel):
             check_layout(own, {**layout, CHECKSUM: torch.empty(32, dtype=torch.uint8, device="meta")})
             content = state | cls._unpack(unseal(own, config), config, state)
         else:
-            if not any(name.startswith(cls.may_be_left_out) for name in own):
-                own |= {name: one for name, one in state.items() if name.startswith(cls.may_be_left_out)}
+            content = own = cls.fitting(own, state)
             check_layout(own, state)
             check_finite(own, cls.finite_values)
-            content = own
         # What a file leaves out becomes zero where it was never made.
         device = next((one.device for one in own.values() if not one.is_meta), "cpu")
         content = {k: torch.zeros_like(one, device=device) if one.is_meta else one for k, one in content.items()}
@@ -208,6 +205,20 @@ class SharedStateModel(TargetsModel):
         shared.check_replacement(content)
         shared.packed = own if released else None
         return others | {place[name]: tensor for name, tensor in content.items()}
+
+    @classmethod
+    def fitting(cls, found: Tensors, state: Tensors) -> dict[str, Tensor]:
+        """A file's tensors without what this adapter need not hold, and with its own where the file holds none of it.
+
+        Args:
+            found: The file's, by their names inside the adapter.
+            state: The adapter's.
+        """
+        optional = cls.may_be_left_out
+        fitting = {name: one for name, one in found.items() if name in state or not name.startswith(optional)}
+        if not any(name.startswith(optional) for name in fitting):
+            fitting |= {name: one for name, one in state.items() if name.startswith(optional)}
+        return fitting
 
     @classmethod
     def _inside(cls, key: str) -> str:

@@ -56,7 +56,7 @@ def after_each_task(groups: Sequence[MethodGroup]) -> list[Figure]:
         bounds = {limit(group.first.adapter_config) for limit in limits for group in groups if found[group.look]}
         y = Axis(title, kind, low=None if kind == "norm" else 0)
         if series:
-            chart = XY(series, x, y, title, [(bound, f"bound {bound:g}") for bound in sorted(bounds)])
+            chart = XY(series, x, y, title, [(bound, f"{title}: at most {bound:g}") for bound in sorted(bounds)])
             charts.setdefault(topic, []).append(chart)
     return [figure(topic, *of_topic) for topic, of_topic in charts.items()]
 

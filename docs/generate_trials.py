@@ -36,6 +36,7 @@ NAMES = {
     "vera": "VeRA",
     "vblora": "VB-LoRA",
     "tinylora": "TinyLoRA",
+    "strict": "HIMALAYA 0.1",
 }
 # With as many numbers as the small methods of PEFT that were tried.
 TWELVE = {"update": "anchored", "bound": 2.0, "radius": 1.0, "exponent": 0.5, "atoms": 12, "active": 3, "lr": 0.003}

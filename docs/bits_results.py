@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean, variance
 from typing import Any
@@ -76,7 +77,11 @@ def _bytes(method: str, tasks: Mapping[str, Mapping[str, Any]]) -> float:
     """Of all tasks of the stream: as many files, or HIMALAYA's one release with room for as many."""
     if method not in OWN_RUNS:
         return TASKS * fmean(line["bytes"] for line in tasks.values())
-    atoms = int(method)
+    return _release_bytes(int(method))
+
+
+@cache
+def _release_bytes(atoms: int) -> int:
     room = f"model.adapter.options={{atoms_per_task: {atoms}, elastic_atoms: {atoms * TASKS}, max_tasks: {TASKS}}}"
     released = count_budget(compose_run(["run=himalaya-package25", room]).run).released
     assert released is not None

@@ -5,6 +5,7 @@ import json
 import re
 import statistics
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +30,7 @@ SCORES = (
 CONFIGS = sorted((ROOT / "benchmarks" / "results").glob("*/*/config.yaml"))
 
 
+@cache
 def script(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None

@@ -89,7 +89,7 @@ def test_another_precision_is_refused(words: list[str], copied: Path) -> None:
 
 def test_a_folder_of_another_version_of_the_scoring_is_refused(words: list[str], copied: Path) -> None:
     change(copied / "environment.json", lambda environment: environment.pop("scoring"))
-    with pytest.raises(HimalayaError, match="was begun with scoring=None, which is 2 now"):
+    with pytest.raises(HimalayaError, match="was begun with scoring=None, which is 3 now"):
         go_on(words, copied)
 
 

@@ -66,7 +66,7 @@ SECTIONS = {
     ],
     SECOND_BACKBONE: ["himalaya-24atoms", "himalaya", "loreft-ewc", "loreft-a-task"],
     "capacity": ["source-atoms", "source-atoms-seed1"],
-    THREE_KINDS: ["himalaya-seed0", "lilac-seed0"],
+    THREE_KINDS: ["himalaya-24atoms-seed1", "himalaya-seed0", "lilac-seed0"],
     "rivals": ["himalaya", "lora", "lora-ewc", "lilac", "coltas", "glodis", "loreft", "olora", "frozen"],
 }
 HEADLINE = "headline"  # the table of the README
@@ -183,14 +183,15 @@ def three_kinds() -> str:
     methods = group_by_method(finished(THREE_KINDS))
     tasks = [f"{task['name']} ({task['metric']})" for task in methods[0].first.metrics["tasks"]]
     lines = [
-        f"| method | {' | '.join(tasks)} | learning accuracy | forgetting |",
-        f"|---|{'---|' * (len(tasks) + 2)}",
+        f"| method | seed | {' | '.join(tasks)} | learning accuracy | forgetting |",
+        f"|---|{'---|' * (len(tasks) + 3)}",
     ]
     for method in methods:
         columns = [*zip(*([cell["score"] for cell in run.final] for run in method.runs), strict=True)]
         columns += [tuple(method.values(key)) for key in ("learning_accuracy", "forgetting")]
         cells = [over_seeds(values, "score") for values in columns]
-        lines.append(f"| {method.label} | {' | '.join(cells)} |")
+        seeds = ", ".join(map(str, method.seeds))
+        lines.append(f"| {method.label} | {seeds} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

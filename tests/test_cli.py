@@ -181,7 +181,7 @@ SOURCE = "run=proposed-iter1-Llama-2-7B-HF-4-bit-QLoRA-7-B-parameters"
     ("run", "own"),
     [
         (SOURCE, ("router.head", "1,506,404", "router parameters", "45,000", "active atoms of a token")),
-        ("run=demo-himalaya", ("tasks.numbers", "395,872", "active atoms of a layer", "tasks that fit")),
+        ("run=demo-himalaya", ("tasks.numbers", "446,392", "active atoms of a layer", "tasks that fit")),
     ],
     ids=[SOURCE, "run=demo-himalaya"],
 )

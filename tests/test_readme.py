@@ -99,7 +99,7 @@ def test_all_commands_run(fetched: None, tmp_path: Path, monkeypatch, capsys) ->
     himalaya = json.loads((tmp_path / "outputs/demo/himalaya/metrics.json").read_text())
     assert himalaya["update_norm_max"] <= 2 + 1e-6
     assert himalaya["atom_norm_max"] <= 1.05
-    assert himalaya["trainable_parameters"] == 12 * 576
+    assert himalaya["trainable_parameters"] == 24 * 576
     assert himalaya["forgetting"] == 0
     assert himalaya["stored_bytes"] < 2_500_000
     assert (tmp_path / "outputs" / "demo" / "comparison" / "report.html").is_file()

@@ -201,14 +201,20 @@ class Hashed(Atoms):
         return linear(linear(x, down.to(x.dtype)), up.view(-1, len(down)).to(x.dtype))
 
 
-class Strict(Update):
+class Adapter(Update):
+    """A method of PEFT; ``model`` has it on."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+
+class Strict(Adapter):
     """HIMALAYA_STRICT as version 0.1 learnt 25 tasks by default: three atoms a task, and a trained router."""
 
-    def __init__(self, model: Any, trial: Trial) -> None:
-        super().__init__()
-        options = {"core_atoms": 8, "elastic_atoms": 75, "atom_step": 2.0, "seed": trial.seed}
-        self.model = peft.get_peft_model(model, HimalayaStrictConfig(task_type="CAUSAL_LM", **options))
-        self.task = trial.task
+    def __init__(self, model: Any, task: str) -> None:
+        super().__init__(model)
+        self.task = task
 
     def start(self, optimizer: torch.optim.Optimizer, first: dict[str, Tensor]) -> None:
         self.model.train()
@@ -243,6 +249,9 @@ def peft_config(model: Any, trial: Trial) -> peft.PeftConfig:
     Raises:
         ValueError: There is none.
     """
+    if trial.update == "strict":
+        sizes = {"core_atoms": 8, "elastic_atoms": 75, "atom_step": 2.0}
+        return HimalayaStrictConfig(task_type="CAUSAL_LM", seed=trial.seed, **sizes)
     names, length = trial.modules.split("+"), trial.atoms * model.config.hidden_size
     options = {"r": trial.rank, "target_modules": names}
     if trial.update == "lora":
@@ -273,16 +282,8 @@ def adapted(backbone: Backbone, trial: Trial) -> Iterator[tuple[Any, Update]]:
             handle.remove()
         return
     torch.manual_seed(trial.seed)
-    if trial.update == "strict":
-        strict = Strict(backbone.model, trial)
-        yield strict.model, strict
-        strict.model.unload()
-        return
     model = peft.get_peft_model(backbone.model, peft_config(backbone.model, trial)).eval()
-    update = Update()
-    for index, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
-        update.register_parameter(str(index), parameter)
-    yield model, update
+    yield model, Strict(model, trial.task) if trial.update == "strict" else Adapter(model)
     model.unload()
 
 

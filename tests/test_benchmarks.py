@@ -54,7 +54,7 @@ def test_bits(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     keys += ["training.max_updates_per_task=2"]
     output = tmp_path / "bits.jsonl"
     words = ["bits", "--output", str(output), "--work", str(tmp_path), "--set", *keys]
-    monkeypatch.setattr(module, "BITS", (16, 3))
+    monkeypatch.setattr(module, "BITS", (16, 3))  # two of them show it, and take half the time
     monkeypatch.setattr(sys, "argv", [*words, "--tasks", "1"])
     module.main()
     monkeypatch.setattr(sys, "argv", words)

@@ -118,6 +118,7 @@ def test_a_check_that_says_too_little_or_too_much_is_one_line(checks: list[str],
 
 
 def test_every_option_of_learn_can_be_typed(monkeypatch) -> None:
+    """What is typed is what `learn` is asked for; what `learn` does with it, the other tests see."""
     asked = []
 
     def seen(*arguments: Any) -> None:

@@ -1,5 +1,6 @@
 """Data sets of the hub: fetched whole, read flat, and reported in one line when something is missing or wrong."""
 
+import json
 import os
 import resource
 from collections.abc import Callable
@@ -180,6 +181,12 @@ def test_fetching_stores_what_is_read(
     with pytest.raises(HimalayaError, match="cannot fetch split 'dev' of ") as error:
         fetch_stream(write({"id": str(folder), "held_out": "dev"}))
     assert "\n" not in str(error.value)
+    lines = tmp_path / "lines" / "data"
+    lines.mkdir(parents=True)
+    (lines / "train.jsonl").write_text(json.dumps({"pair": {"text": "a", "answers": ["b"]}}) + "\n")
+    (lines / "test.jsonl").write_text("")
+    with pytest.raises(HimalayaError, match=r"cannot fetch split 'test' of .*: the split has no rows; "):
+        fetch_stream(write({"id": str(lines.parent)}))
     assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 

@@ -231,6 +231,8 @@ class Learner:
         """The earlier tasks that are scored before and after, with the items to score them on."""
         checks = {}
         for name in self.method.tasks:
+            if name == learning:
+                continue
             kept, form = self.store.kept(name), self.store.form(name)
             if kept is not None and form is not None:
                 checks[name] = OwnData(form, tuple(kept)).task(name, kept, kept)

@@ -1,6 +1,7 @@
 """An OpenAI-compatible endpoint: transformers' own server, whose models are the tasks of one adapter."""
 
 import copy
+import logging
 import socket
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from .adapter_store import AdapterStore
 from .asking import question
 from .data import refuse_control_tokens
 
+logger = logging.getLogger(__name__)
 TASK_NAME = "{base}:{task}"
 
 
@@ -129,6 +131,8 @@ def serve(adapter: LoadedAdapter, base: str, at: socket.socket) -> None:
     @app.exception_handler(ValueError)  # what a request says that cannot be done, also as transformers tells it
     async def told(_: fastapi.Request, error: Exception) -> JSONResponse:
         # In the form in which OpenAI's client shows an error's message.
+        if isinstance(error, ValueError) and not isinstance(error, HimalayaError):  # perhaps our mistake
+            logger.warning("a request could not be answered", exc_info=error)
         message, status = getattr(error, "detail", one_line(error)), getattr(error, "status_code", 400)
         return JSONResponse({"error": {"message": message}}, status)
 

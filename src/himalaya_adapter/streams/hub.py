@@ -95,7 +95,9 @@ def _download(source: HubSource, split: str, path: Path) -> None:
         rows = datasets.load_dataset(source.id, source.config, split=split, revision=source.revision, streaming=True)
         rows = rows.select_columns(source.columns).with_format("arrow")
         tables = (rows.take(limit) if limit else rows).iter(BATCH)
-        first = next(tables)
+        first = next(tables, None)
+        if first is None:
+            raise HimalayaError("the split has no rows")
         with beside(path) as temporary:
             with pyarrow.parquet.ParquetWriter(temporary, first.schema) as writer:
                 for table in itertools.chain([first], tables):

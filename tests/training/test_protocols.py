@@ -1,4 +1,4 @@
-"""The bounds of a stream: a frozen model, an adapter for each task, all tasks at once."""
+"""The bounds of a stream: a frozen model, an adapter for each task, all tasks at once, some items kept."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +8,9 @@ import pytest
 from tiny_runs import TASKS, in_own_process, results, write_backbone, write_run, write_stream
 
 from himalaya_adapter.cli import main
+from himalaya_adapter.streams import Item, Task
+from himalaya_adapter.streams.task import Source, TaskSpec
+from himalaya_adapter.training.protocols import tasks_learnt_at
 
 
 @pytest.fixture
@@ -77,6 +80,30 @@ def test_joint_learns_all_tasks_at_once(run: Callable[..., dict[str, Any]]) -> N
     assert result["metrics"]["forgetting"] == 0
 
 
+def test_replay_learns_kept_items_again_beside_the_new_ones(run: Callable[..., dict[str, Any]]) -> None:
+    result, sequential = run("replay"), run("sequential")
+    assert steps(result) == [6, 12, 12], "half of what a later task sees is old"
+    assert scores(result)[0] == scores(sequential)[0], "there is nothing to replay at first"
+    assert result["tensors"] != sequential["tensors"]
+
+
+def test_replay_keeps_one_item_in_a_hundred() -> None:
+    rest = {"kind": "generation", "template": "{text}", "target": "{answer}", "metric": "accuracy"}
+    first, second, third = (
+        Task(
+            TaskSpec(name=name, language="en", source=Source(group=("text",)), max_new_tokens=1, **rest),
+            train=tuple(Item(f"{name} {i}", "yes", str(i)) for i in range(items)),
+            validation=(),
+            test=(),
+        )
+        for name, items in (("a", 250), ("b", 90), ("c", 100))
+    )
+    *kept, new = tasks_learnt_at("replay", 2, [first, second, third])
+    assert new is third
+    assert [len(task.train) for task in kept] == [50, 50]
+    assert [set(task.train) for task in kept] == [set(first.train[:3]), set(second.train[:1])]
+
+
 @pytest.mark.parametrize(
     ("protocol", "method"),
     [
@@ -106,12 +133,19 @@ def test_a_bound_works_for_a_method_with_a_stream_of_its_own(
     assert steps(result) == [0 if protocol == "frozen" else 6] * 3
 
 
+@pytest.mark.parametrize("protocol", ["joint", "replay"])
 def test_a_method_that_learns_tasks_by_name_cannot_mix_them(
-    tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+    protocol: str,
+    tmp_path: Path,
+    tiny_model: Callable[..., Any],
+    tiny_tokenizer: Any,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     backbone = write_backbone(tmp_path / "backbone", tiny_model, tiny_tokenizer)
-    config = write_run(tmp_path, backbone, write_stream(tmp_path), "HIMALAYA", protocol="joint")
+    config = write_run(tmp_path, backbone, write_stream(tmp_path), "HIMALAYA", protocol=protocol)
     assert main(["run", f"run={config}", f"results_dir={tmp_path / 'runs'}"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("himalaya: training.protocol=joint of run 'himalaya': HIMALAYA learns each task under its")
+    assert line.startswith(
+        f"himalaya: training.protocol={protocol} of run 'himalaya': HIMALAYA learns each task under its"
+    )
     assert not list((tmp_path).glob("runs/**/*.json"))

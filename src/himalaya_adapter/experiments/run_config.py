@@ -57,10 +57,11 @@ class DatasetConfig(Section):
 class TrainingConfig(Section):
     """How each task is trained."""
 
-    protocol: Literal["sequential", "independent", "joint", "frozen"] = "sequential"
+    protocol: Literal["sequential", "independent", "joint", "replay", "frozen"] = "sequential"
     """``sequential``: one adapter learns the tasks one after another. The others are bounds to compare with:
     ``independent``: as a method with ``model.adapter.per_task``; ``joint``: one adapter learns all tasks at once,
-    mixed; ``frozen``: nothing is learnt or stored."""
+    mixed; ``replay``: as ``sequential``, and 1 % of the items of every task are kept and learnt again with each later
+    one; ``frozen``: nothing is learnt or stored."""
     task_epochs: Count = 1
     """Passes over a task's training items."""
     max_updates_per_task: Count | None = None

@@ -17,7 +17,7 @@ from himalaya_adapter.experiments.keys import completed
 from himalaya_adapter.identity import opened
 
 FORMAT = 1
-SEQUENTIAL, UNRANKED = "sequential", ("frozen", "joint")  # protocols of a run
+SEQUENTIAL, UNRANKED = "sequential", ("frozen", "joint", "replay")  # protocols of a run
 TASK_END = "task_end"
 ASKED = ("kind", "labels", "max_new_tokens", "answers_are_lines")  # of a task, beside its items and its metric
 SAME = 1e-9  # between two ways of adding up the same numbers
@@ -67,12 +67,12 @@ class RunRecord:
 
     @property
     def is_bound(self) -> bool:
-        """Whether it is a bound to compare with (frozen, independent, joint) and does not learn the stream."""
+        """Whether it is a bound to compare with (frozen, independent, joint, replay) and does not learn the stream."""
         return bool(self.metrics.get("protocol", SEQUENTIAL) != SEQUENTIAL)
 
     @property
     def is_ranked(self) -> bool:
-        """Whether it may be the best of a comparison: the frozen model and joint training learn no stream."""
+        """Whether it may be the best of a comparison: frozen and joint learn no stream, and replay keeps data."""
         return self.metrics.get("protocol", SEQUENTIAL) not in UNRANKED
 
     @property

@@ -1,6 +1,9 @@
 """What a run's adapter learns when: task after task, or one of the bounds that such a stream is compared with."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle, islice
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.method_options import method_of
@@ -10,6 +13,7 @@ from himalaya_adapter.streams import Task
 from himalaya_adapter.training.run_store import BEFORE
 
 SEQUENTIAL, INDEPENDENT, JOINT, FROZEN = "sequential", "independent", "joint", "frozen"
+REPLAY, REPLAYED = "replay", 0.01  # share of a task's training items that is kept
 
 
 def protocol_of(run: RunConfig) -> str:
@@ -20,12 +24,26 @@ def protocol_of(run: RunConfig) -> str:
 def tasks_learnt_at(protocol: str, index: int, tasks: Sequence[Task]) -> Sequence[Task]:
     """The tasks whose items are trained on at position ``index`` of the stream.
 
-    The one that stands there; with ``joint`` all of them at the first position, mixed, and none afterwards; with
-    ``frozen`` none ever.
+    The one that stands there, with ``replay`` together with the items that are kept of earlier ones; with ``joint``
+    all of them at the first position, mixed, and none afterwards; with ``frozen`` none ever.
     """
+    if protocol == REPLAY:
+        return *_kept(tasks[:index], len(tasks[index].train)), tasks[index]
     if protocol == JOINT:
         return tasks if index == 0 else ()
     return () if protocol == FROZEN else (tasks[index],)
+
+
+def _kept(tasks: Sequence[Task], items: int) -> list[Task]:
+    """The items kept of earlier tasks, each repeated so often that together they are as many as the new ones.
+
+    Half of what a step sees is then old, as in experience replay (Rolnick et al. 2019, arXiv:1811.11682).
+    """
+    kept = []
+    for task in tasks:
+        few = task.train[: math.ceil(REPLAYED * len(task.train))]
+        kept.append(replace(task, train=tuple(islice(cycle(few), math.ceil(items / len(tasks))))))
+    return kept
 
 
 def row_of_score(protocol: str, row: int, task: int) -> int | str:
@@ -36,7 +54,7 @@ def row_of_score(protocol: str, row: int, task: int) -> int | str:
     """
     if protocol == FROZEN:
         return BEFORE
-    return row if protocol == SEQUENTIAL else task
+    return row if protocol in (SEQUENTIAL, REPLAY) else task
 
 
 def adapters_stored(protocol: str, index: int) -> int:
@@ -50,8 +68,9 @@ def check_protocol(run: RunConfig, method: ContinualModel) -> None:
     Raises:
         HimalayaError: As said.
     """
-    if run.training.protocol == JOINT and method.separates_tasks:
+    protocol = run.training.protocol
+    if protocol in (JOINT, REPLAY) and method.separates_tasks:
         raise HimalayaError(
-            f"training.protocol=joint of run '{run.run_id}': {method_of(run)} learns each task under its name "
+            f"training.protocol={protocol} of run '{run.run_id}': {method_of(run)} learns each task under its name "
             "and cannot mix them; expected sequential, independent or frozen, or another method such as LORA"
         )

@@ -129,6 +129,8 @@ def test_a_request_that_says_too_little_is_a_bad_one(client: openai.OpenAI) -> N
     for model in ("base", "base:echo"):
         with pytest.raises(openai.BadRequestError, match=r"'messages' is empty: send at least one"):
             client.chat.completions.create(model=model, messages=[])
+    with pytest.raises(openai.BadRequestError, match=r"the request has no 'messages'"):
+        client.post("/chat/completions", body={"model": "base"}, cast_to=object)
     said = [{"role": "user", "content": "7"}]
     with pytest.raises(openai.BadRequestError, match=r"chat.template"):
         client.chat.completions.create(model="base", messages=said)

@@ -90,21 +90,41 @@ def test_without_the_callback_a_second_data_set_is_refused(
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
 
 
+class Stop(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_prompts_count_once_where_a_training_is_resumed_in_its_second_epoch(
+    trainer: Callable[..., Trainer], tiny_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 1}
+    whole, model = attached(tiny_model), attached(tiny_model)
+    done = trainer(whole, "code", **settings, output_dir=str(tmp_path / "whole"))
+    done.train()
+    assert done.state.global_step == 8, "four steps an epoch"
+    with pytest.raises(KeyboardInterrupt):
+        trainer(model, "code", callbacks=[TaskCallback("code"), Stop(6)], **settings).train()
+    fresh = attached(tiny_model)
+    trainer(fresh, "code", **settings).train(resume_from_checkpoint=True)
+    state = fresh.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in whole.state_dict().items())
+
+
 def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(
     trainer: Callable[..., Trainer], tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    class Stop(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 2:
-                raise KeyboardInterrupt
-
     saving = {"save_strategy": "steps", "save_steps": 1}
     whole, model = attached(tiny_model), attached(tiny_model)
     for one in (whole, model):
         trainer(one, "colours").train()
     trainer(whole, "code", **saving, output_dir=str(tmp_path / "whole")).train()
     with pytest.raises(KeyboardInterrupt):
-        trainer(model, "code", callbacks=[TaskCallback("code"), Stop()], **saving).train()
+        trainer(model, "code", callbacks=[TaskCallback("code"), Stop(2)], **saving).train()
     with pytest.raises(HimalayaError, match=r"^task 'code' is being learnt: before task 'moods' begins, model\.end_"):
         trainer(model, "moods").train()
     model.forget_task("code")

@@ -129,11 +129,13 @@ def serve(adapter: LoadedAdapter, base: str, at: socket.socket) -> None:
 
     @app.exception_handler(fastapi.HTTPException)
     @app.exception_handler(ValueError)  # what a request says that cannot be done, also as transformers tells it
+    @app.exception_handler(KeyError)  # what a request does not say
     async def told(_: fastapi.Request, error: Exception) -> JSONResponse:
         # In the form in which OpenAI's client shows an error's message.
-        if isinstance(error, ValueError) and not isinstance(error, HimalayaError):  # perhaps our mistake
+        if not isinstance(error, fastapi.HTTPException | HimalayaError):  # perhaps our mistake
             logger.warning("a request could not be answered", exc_info=error)
-        message, status = getattr(error, "detail", one_line(error)), getattr(error, "status_code", 400)
+        message = f"the request has no {error}" if isinstance(error, KeyError) else one_line(error)
+        message, status = getattr(error, "detail", message), getattr(error, "status_code", 400)
         return JSONResponse({"error": {"message": message}}, status)
 
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[at])

@@ -69,7 +69,8 @@ class TaskCallback(TrainerCallback):
             )
         for event in self.method.start_task(name):
             _note(state, event)
-        self.method.watch_prompts()
+        if not state.epoch or state.epoch < 1:  # else a process before this one has seen all prompts
+            self.method.watch_prompts()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -51,6 +51,11 @@ class PromptMemory(nn.Module):
         features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
         self.task_moment += features.T @ features
 
+    def begin(self) -> None:
+        """Begin to observe in each process: what a checkpoint holds of the task counts for the first one only."""
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_rank():
+            self.task_moment.zero_()
+
     def gather(self) -> bool:
         """Sum what was observed of the task over all processes; whether there is anything."""
         if distributed.is_available() and distributed.is_initialized():

@@ -136,6 +136,8 @@ class PromptedModel(SharedStateModel):
         """
         self._watches = True
         self._seen = set()
+        for adapter in self._active():
+            adapter.prompt_memory.begin()
 
     def _end_watch(self) -> None:
         """Put together what all processes have seen; say so if no pass has shown a prompt."""

@@ -123,3 +123,19 @@ def test_all_of_a_run_may_be_read_by_whoever_may_read_its_config(words: list[str
 def test_a_hash_is_that_of_the_content_in_any_order() -> None:
     assert sealed({"a": 1, "b": [2.5, None]}) == sealed({"b": [2.5, None], "a": 1})
     assert sealed({"a": 1})["sha256"] != sealed({"a": 2})["sha256"]
+
+
+@pytest.mark.parametrize("options", ["init_lora_weights: pissa", "layer_replication: [[0, 2], [1, 2]]"])
+def test_an_adapter_that_changes_the_frozen_model_is_refused(options: str, words: list[str], tmp_path: Path) -> None:
+    """Its frozen model would be scored as the backbone, and the score kept for other runs."""
+    launch = compose_run([*words[1:], f"model.adapter.options={{{options}}}"])
+    with pytest.raises(HimalayaError, match=r"^model\.adapter\.options change the backbone itself"):
+        run_stream(launch.run, tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_target_that_is_too_long_is_found_before_anything_is_learnt(words: list[str], tmp_path: Path) -> None:
+    run = compose_run([*words[1:], "dataset.max_seq_length=9"]).run
+    with pytest.raises(HimalayaError, match=r"^task 'echo': the target .* \(dataset\.max_seq_length\), which must be"):
+        run_stream(run, tmp_path)
+    assert not list(tmp_path.rglob("*.json"))

@@ -23,7 +23,7 @@ from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.himalaya.config import Placement
 from himalaya_adapter.names import known_task, normalised
 from himalaya_adapter.streams import Task
-from himalaya_adapter.training.batches import EncodedItems
+from himalaya_adapter.training.batches import EncodedItems, fitting
 from himalaya_adapter.training.environment import peak_memory_bytes
 from himalaya_adapter.training.progress import stage
 from himalaya_adapter.training.task_training import (
@@ -262,7 +262,7 @@ class Learner:
 
     def train(self, task: Task, training: TrainingConfig) -> TrainerState:
         """Learn a task from its items, from its start to its end."""
-        examples = EncodedItems(self.tokenizer, [task], self.context)
+        examples = EncodedItems(self.tokenizer, [fitting(self.tokenizer, task, self.context)], self.context)
         arguments = training_arguments(training, task.name, 0, len(examples), self.store.unfinished / CHECKPOINTS)
         with stage(f"learning {task.name}") as advance:
             callback = _LearnCallback(task.name, lambda state, _: advance(state.global_step, state.max_steps))

@@ -69,7 +69,7 @@ def encode_item(tokenizer: Any, item: Item, max_length: int) -> dict[str, list[i
     if len(target) >= max_length:
         raise TargetTooLong(
             f"the target of source item '{item.source}' has {len(target)} tokens; "
-            f"max_length is {max_length} and must be larger"
+            f"the most of an example are {max_length} (dataset.max_seq_length), which must be larger"
         )
     prompt = encode_prompt(tokenizer, item.prompt, max_length - len(target), chat=item.chat)
     input_ids = prompt + target

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.batching import Batch, left_padded
-from himalaya_adapter.streams import Item, Task
+from himalaya_adapter.streams import Task
 from himalaya_adapter.streams.encoding import IGNORED_LABEL, TargetTooLong, encode_item
 
 logger = logging.getLogger(__name__)
@@ -24,22 +25,16 @@ EPOCH_STRIDE = 1_000_003
 class EncodedItems(Dataset[dict[str, list[int]]]):
     """What ``encode_item`` returns for each training item of some tasks; no tokens are kept, whatever their number.
 
-    An item whose target does not fit into ``max_length`` is skipped, or stops the run, as its task's ``on_bad_item``
-    says.
-
     Args:
         tokenizer: The backbone's.
-        tasks: Whose training items.
+        tasks: Whose training items; all of them fit (`fitting`).
         max_length: The most tokens of an item.
-
-    Raises:
-        HimalayaError: A target that does not fit in a task with ``on_bad_item: stop``, or nothing but such targets.
     """
 
     def __init__(self, tokenizer: Any, tasks: Sequence[Task], max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.items = [item for task in tasks for item in self._fitting(task)]
+        self.items = [item for task in tasks for item in task.train]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -51,21 +46,27 @@ class EncodedItems(Dataset[dict[str, list[int]]]):
         """The first examples, no more than ``count``."""
         return [self[index] for index in range(min(count, len(self)))]
 
-    def _fitting(self, task: Task) -> list[Item]:
-        items = []
-        for item in task.train:
-            try:
-                encode_item(self.tokenizer, item, self.max_length)
-            except TargetTooLong as error:
-                if task.spec.on_bad_item == "stop":
-                    raise HimalayaError(f"task '{task.name}': {error}") from error
-            else:
-                items.append(item)
-        if not items:
-            raise HimalayaError(f"task '{task.name}': no target has less than {self.max_length} tokens")
-        if len(items) < len(task.train):
-            logger.warning("task %s: %d items skipped, target too long", task.name, len(task.train) - len(items))
-        return items
+
+def fitting(tokenizer: Any, task: Task, max_length: int) -> Task:
+    """The task with those of its training items whose targets fit into ``max_length`` tokens.
+
+    Raises:
+        HimalayaError: One does not, and the task's ``on_bad_item`` is ``stop``; or none does.
+    """
+    items = []
+    for item in task.train:
+        try:
+            encode_item(tokenizer, item, max_length)
+        except TargetTooLong as error:
+            if task.spec.on_bad_item == "stop":
+                raise HimalayaError(f"task '{task.name}': {error}; on_bad_item: skip leaves such items out") from error
+        else:
+            items.append(item)
+    if not items:
+        raise HimalayaError(f"task '{task.name}': no target has less than {max_length} tokens")
+    if len(items) < len(task.train):
+        logger.warning("task %s: %d items skipped, target too long", task.name, len(task.train) - len(items))
+    return replace(task, train=tuple(items))
 
 
 class AnswerCollator:

@@ -2,9 +2,11 @@
 
 import logging
 from importlib.util import find_spec
+from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
+from torch import Tensor
 
 from himalaya_adapter.backbones import Backbone
 from himalaya_adapter.errors import HimalayaError
@@ -56,6 +58,32 @@ def check_backbone(max_seq_length: int, backbone: Backbone) -> None:
         raise HimalayaError(
             f"dataset.max_seq_length={max_seq_length}: {backbone.name} reads "
             f"at most {context} tokens; expected a whole number up to that"
+        )
+
+
+@torch.no_grad()
+def frozen_logits(model: Any) -> Tensor:
+    """What a model answers to a few tokens, ``(1, 8, vocabulary)``."""
+    logits: Tensor = model(input_ids=torch.arange(8, device=model.device)[None], use_cache=False).logits
+    return logits
+
+
+def check_start(model: PeftModel, bare: Tensor) -> None:
+    """Refuse an adapter with which the frozen model is no longer the backbone: its scores would be another model's.
+
+    Args:
+        model: The backbone with its adapter.
+        bare: The backbone's `frozen_logits`.
+
+    Raises:
+        HimalayaError: As said.
+    """
+    with model.disable_adapter():
+        frozen = frozen_logits(model)
+    if not torch.allclose(frozen, bare):
+        raise HimalayaError(
+            "model.adapter.options change the backbone itself, as init_lora_weights=pissa and layer_replication do: "
+            "expected options that leave its weights and layers as they are"
         )
 
 

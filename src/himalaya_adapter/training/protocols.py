@@ -35,9 +35,9 @@ def tasks_learnt_at(protocol: str, index: int, tasks: Sequence[Task]) -> Sequenc
 
 
 def _kept(tasks: Sequence[Task], items: int) -> list[Task]:
-    """The items kept of earlier tasks, each repeated so often that together they are as many as the new ones.
+    """The items kept of earlier tasks, repeated until together they are as many as the new ones.
 
-    Half of what a step sees is then old, as in experience replay (Rolnick et al. 2019, arXiv:1811.11682).
+    Half of what is learnt is then old, as in experience replay (Rolnick et al. 2019, arXiv:1811.11682).
     """
     kept = []
     for task in tasks:

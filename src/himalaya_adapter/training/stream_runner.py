@@ -32,7 +32,7 @@ from himalaya_adapter.streams import Limits, Stream, Task, load_stream
 from himalaya_adapter.streams.encoding import count_truncated
 from himalaya_adapter.streams.plain_text import held_out_text
 from himalaya_adapter.training import preconditions, protocols
-from himalaya_adapter.training.batches import AnswerCollator, EncodedItems, answer_log_likelihoods
+from himalaya_adapter.training.batches import AnswerCollator, EncodedItems, answer_log_likelihoods, fitting
 from himalaya_adapter.training.environment import describe_environment, peak_memory_bytes
 from himalaya_adapter.training.online_ewc import FISHER_ITEMS, OnlineEWC
 from himalaya_adapter.training.progress import StreamProgress
@@ -103,9 +103,13 @@ def run_stream(
     with processes.local_main_process_first():
         quantisation = "4-bit" if wanted.quantisation else None
         backbone = load_backbone(wanted.name, quantisation=quantisation, dtype=wanted.dtype)
-    preconditions.check_backbone(config.dataset.max_seq_length, backbone)
-    # Scores are measured before the Trainer would move it.
-    model = adapt(backbone.model, adapter, config.training.seed).to(processes.device)
+    longest = config.dataset.max_seq_length
+    preconditions.check_backbone(longest, backbone)
+    stream = Stream(stream.name, tuple(fitting(backbone.tokenizer, task, longest) for task in stream.tasks))
+    bare = preconditions.frozen_logits(backbone.model)
+    model = adapt(backbone.model, adapter, config.training.seed)
+    preconditions.check_start(model, bare)
+    model.to(processes.device)  # scores are measured before the Trainer would move it
     protocols.check_protocol(config, continual(model))
     # From here on the folder is written to: whatever could be wrong with the config has been found by now.
     with store.locked() if processes.is_main_process else nullcontext():

@@ -3,6 +3,7 @@
 import multiprocessing
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,8 @@ def adapter(tmp_path_factory, tiny_model: Callable[..., Any], tiny_tokenizer) ->
     assert main(["learn", str(place / "mine"), *first, *short]) == 0
     second = [str(place / "next.csv"), "--task", "next", "--prompt", r"After {n}\ncomes", "--target", "{next}"]
     assert main(["learn", str(place / "mine"), *second, *short]) == 0
+    third = [str(place / "next.csv"), "--task", "next@café", "--prompt", r"After {n}\ncomes", "--target", "no {n}"]
+    assert main(["learn", str(place / "mine"), *third, "--new", *short]) == 0
     return place / "mine"
 
 
@@ -52,7 +55,7 @@ def client(adapter: Path) -> Iterator[openai.OpenAI]:
     server.start()
     while server.is_alive() and not (said.is_file() and said.read_text()):
         time.sleep(0.05)
-    assert "answers as base, base:echo, base:next" in said.read_text()
+    assert "answers as base, base:echo, base:next, base:next@café" in said.read_text()
     yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=20)
     server.terminate()
     server.join()
@@ -77,7 +80,7 @@ def told(adapter: Path, task: str | None, prompt: str) -> str:
 
 
 def test_models_are_the_tasks(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["base", "base:echo", "base:next"]
+    assert [model.id for model in client.models.list()] == ["base", "base:echo", "base:next", "base:next@café"]
 
 
 def test_requests_of_several_tasks_at_once(client: openai.OpenAI, adapter: Path) -> None:
@@ -105,6 +108,20 @@ def test_a_message_is_put_into_the_form_of_the_task(client: openai.OpenAI, adapt
     streamed = "".join(part.choices[0].delta.content or "" for part in stream)
     assert streamed  # a character of which the last token is one byte only is left out
     assert done.choices[0].message.content.startswith(streamed)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_name_may_hold_what_would_begin_a_revision(form: str, client: openai.OpenAI, adapter: Path) -> None:
+    name, prompt = unicodedata.normalize(form, "base:next@café"), "After 7\ncomes"
+    done = client.completions.create(model=name, prompt=prompt, max_tokens=6, temperature=0)
+    assert done.choices[0].text == told(adapter, "next@café", prompt) != told(adapter, "next", prompt)
+    assert done.model == "base:next@café"
+
+
+def test_a_prompt_has_tokens_and_leaves_room(client: openai.OpenAI) -> None:
+    for prompt in ("", "After 7 " * 400):
+        with pytest.raises(openai.BadRequestError, match=r"the prompt has \d+ tokens; expected 1 to 511"):
+            client.completions.create(model="base:next", prompt=prompt, max_tokens=6)
 
 
 def test_an_unknown_task_is_an_error_that_names_the_known_ones(client: openai.OpenAI) -> None:

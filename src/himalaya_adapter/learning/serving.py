@@ -4,6 +4,7 @@ import copy
 import logging
 import socket
 import time
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers.cli.serving.utils import BaseGenerateManager, GenerationState
 
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
 from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
+from himalaya_adapter.evaluation.batching import context_of
 
 from .adapter_store import AdapterStore
 from .asking import question
@@ -32,7 +34,11 @@ TASK_NAME = "{base}:{task}"
 
 
 class _AsTask:
-    """The adapted model for one request: it is switched to the task where, and when, the answer is generated."""
+    """The adapted model for one request: it is switched to the task where, and when, the answer is generated.
+
+    Raises:
+        HimalayaError: When it generates: a prompt without a token, or one that leaves no room for an answer.
+    """
 
     def __init__(self, model: Any, task: str | None) -> None:
         self._model, self._task = model, task
@@ -41,6 +47,9 @@ class _AsTask:
         return getattr(self._model, name)
 
     def generate(self, **inputs: Any) -> Any:
+        length, positions = inputs["input_ids"].shape[1], context_of(self._model)
+        if not 0 < length < positions:
+            raise HimalayaError(f"the prompt has {length} tokens; expected 1 to {positions - 1}")
         self._model.set_task(self._task)
         return self._model.generate(**inputs)
 
@@ -56,16 +65,22 @@ class TaskModels(ModelManager):
     def __init__(self, adapter: LoadedAdapter, base: str) -> None:
         super().__init__(device="cpu")  # not used: the adapter is loaded
         self.adapter, self.base = adapter, base
-        self.names: dict[str, str | None] = {base: None}
-        self.names |= {TASK_NAME.format(base=base, task=task): task for task in adapter.tasks}
+        names = {base: None} | {TASK_NAME.format(base=base, task=task): task for task in adapter.tasks}
+        self.names = {self.process_model_name(name): task for name, task in names.items()}
+        store = AdapterStore(adapter.folder)  # as it is now, as the weights are
+        self.forms = {task: store.form(task) for task in self.names.values()}
 
-    def load_model_and_processor(self, model_id_and_revision: str, *_: Any, **__: Any) -> tuple[Any, Any]:
+    @staticmethod
+    def process_model_name(model_id: str) -> str:
+        """A model's name as it is known here: a task may be called ``mail@work``, which is no revision."""
+        return unicodedata.normalize("NFC", model_id)
+
+    def load_model_and_processor(self, name: str, *_: Any, **__: Any) -> tuple[Any, Any]:
         """The model as the task that is named, and the tokenizer that puts a message into the task's form."""
-        name = model_id_and_revision.rpartition("@")[0]
         if name not in self.names:
             raise fastapi.HTTPException(404, str(unknown_name("model", name, self.names)))
         task, tokenizer = self.names[name], copy.copy(self.adapter.tokenizer)
-        form = AdapterStore(self.adapter.folder).form(task)
+        form = self.forms[task]
         has_template = form is not None and not form.chat
         if has_template:
             tokenizer.split_special_tokens = True  # text is data, as in training

@@ -12,11 +12,9 @@ from pathlib import Path
 from statistics import fmean
 
 import bits_results
-import numpy as np
 from expected_results import expected_results, expected_table
 
 from himalaya_adapter.budget import BYTES_PER_MB, count_budget
-from himalaya_adapter.evaluation.intervals import bootstrap_weights, percentile_interval
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.report import paper, score_figures
 from himalaya_adapter.report.charts import Figure
@@ -39,7 +37,6 @@ HIMALAYAS, BOUNDS = ("himalaya", "unprotected"), ("lora-independent", "lora-inde
 IN_SHORT = (ABLATIONS, "first10", "first15", "last15", "reversed25")  # as a whole, not task by task
 MAIN, OWN, TWELVE = "package25", "himalaya-24atoms-package25", "himalaya-channels-package25"
 FEW_ATOMS, SECOND_BACKBONE, THREE_KINDS = "capacity/source-atoms", "gemma10", "three_kinds"
-HUNDRED, ROUND = RESULTS / "hundred" / "himalaya-seed0", 25  # the same tasks four times, on other items
 MANY_TASKS, NOT_YET = RESULTS / "many_tasks.json", "Not measured yet: `python benchmarks/many_tasks.py`.\n"
 VARIANTS, WEAK = ("| HIMALAYA 0.1, ", "| HIMALAYA, strict"), ("| O-LoRA", "| IA3", "| Frozen")
 PAIRED, EXPECTED = "Paired tests", "The original plan's expected results"
@@ -292,43 +289,6 @@ def many_tasks() -> str:
     return "\n".join([*lines, "", told]) + "\n"
 
 
-def hundred() -> str:
-    """Learning, forgetting, time and recognition over a stream of 100 tasks, a line for each of its four rounds."""
-    if not (HUNDRED / "metrics.json").is_file():
-        return NOT_YET.replace("many_tasks", "run_missing")
-    run = read_run(HUNDRED)
-    of_tasks = run.metrics["tasks"]
-    learnt, now = ([cell["score"] for cell in cells] for cells in (run.after_learning, run.final))
-    lines = [
-        "| tasks | score right after learning | − that of tasks 1–25 | score after all tasks | forgetting "
-        "| training, s a task | found by the prompt | score without the name |",
-        f"|---|{'---|' * 7}",
-    ]
-    for start in range(0, len(learnt), ROUND):
-        part = slice(start, start + ROUND)
-        change = [late - early for late, early in zip(learnt[part], learnt[:ROUND], strict=True)]
-        lost = fmean(max(0.0, then - last) for then, last in zip(learnt[part], now[part], strict=True))
-        cells = [
-            format_value(fmean(learnt[part]), "score"),
-            with_interval(change) if start else "",
-            *(format_value(value, "score") for value in (fmean(now[part]), lost)),
-            f"{fmean(event['train_seconds'] for event in run.task_ends[part]):.0f}",
-            f"{100 * fmean(task['unlabelled']['recognised'] for task in of_tasks[part]):.0f} %",
-            format_value(fmean(task["unlabelled"]["score"] for task in of_tasks[part]), "score"),
-        ]
-        lines.append(f"| {start + 1}–{start + ROUND} | {' | '.join(cells)} |")
-    (size,) = {event["stored_bytes"] for event in run.task_ends}
-    return "\n".join([*lines, "", f"The file has {size:,} bytes after every task."]) + "\n"
-
-
-def with_interval(changes: Sequence[float]) -> str:
-    """The mean of tasks' changes, and its 95 % interval by bootstrap over the tasks."""
-    weights = bootstrap_weights(len(changes), np.random.default_rng(0))
-    ends = percentile_interval(weights @ np.array(changes) / len(changes), fmean(changes))
-    mean, low, high = (format_value(value, "signed") for value in (fmean(changes), *ends))
-    return f"{mean} [{low}, {high}]"
-
-
 def room() -> str:
     """How many tasks fit into the original plan's 2.5 MB."""
     measured = read_json(MANY_TASKS) if MANY_TASKS.is_file() else {}
@@ -386,7 +346,6 @@ MARKED: dict[str, Callable[[], str]] = {
     "expected": lambda: titled(EXPECTED),
     POSITIONS: positions,
     "unknown": unknown_prompts,
-    "hundred": hundred,
     "many-tasks": many_tasks,
     "room": room,
     "bits": bits_results.table,

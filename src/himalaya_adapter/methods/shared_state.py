@@ -24,8 +24,8 @@ class SharedState(nn.Module):
 
     # The content of the release file that the adapter was loaded from, which is what is saved again.
     packed: dict[str, Tensor] | None = None
-    # Whether a generation runs, in which several rows of a batch may stand for one prompt, as beams do.
-    generates = False
+    # The prompts of the generation that runs: several rows of a batch may stand for one, as beams do.
+    generates = 0
     # Attributes that belong to the state, and are no tensors.
     beside_tensors: tuple[str, ...] = ()
 

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -470,6 +471,18 @@ def test_a_prompt_has_one_task_for_the_whole_generation(two_tasks: PeftModel, us
     assert torch.equal(two_tasks.generate(input_ids=prompts(1), **settings), other)
 
 
+def test_a_prompt_that_is_read_in_chunks_chooses_its_task_as_a_whole(two_tasks: PeftModel) -> None:
+    batch = torch.cat([prompts(2, 1), prompts(1, 1)])
+    given = {"input_ids": batch, "attention_mask": torch.ones_like(batch), **GENERATION}
+    two_tasks.set_task(None)
+    two_tasks.generate(**given)
+    whole = adapter_of(two_tasks).rows
+    two_tasks.set_task(None)
+    two_tasks.generate(**given, prefill_chunk_size=2)
+    assert adapter_of(two_tasks).rows == whole
+    assert len({*whole}) == 2
+
+
 def test_a_prompt_whose_beginning_is_in_a_cache_chooses_no_task(two_tasks: PeftModel) -> None:
     tokens, cache = prompts(sum(b"a"), 1), DynamicCache()
     two_tasks.set_task("b")
@@ -639,8 +652,9 @@ def test_a_batch_with_more_rows_than_names_is_refused(two_tasks: PeftModel) -> N
     tokens = random_tokens(0, 2)
     beams = two_tasks.generate(input_ids=tokens, attention_mask=tokens * 0 + 1, num_beams=2, **GENERATION)
     assert len(beams) == 2
-    with pytest.raises(HimalayaError, match=r"^set_task was given 2 tasks, the batch has 4 rows"):
-        two_tasks(input_ids=random_tokens(0, 4))
+    for call in (two_tasks, partial(two_tasks.generate, **GENERATION)):
+        with pytest.raises(HimalayaError, match=r"^set_task was given 2 tasks, the batch has 4 rows"):
+            call(input_ids=random_tokens(0, 4))
     two_tasks.set_task("a")
 
 

@@ -291,7 +291,7 @@ class HimalayaAdapter(SharedState):
         each, left = divmod(batch, len(rows))  # beams of a row lie side by side
         if len({*rows}) == 1:
             rows = rows[:1]
-        elif left or not each or (each > 1 and not self.generates):
+        elif left or not each or (each > 1 and self.generates != len(rows)):
             raise HimalayaError(
                 f"set_task was given {len(rows)} tasks, the batch has {batch} rows; one task is needed for a merge, "
                 "and for a module that is given tokens without their rows"

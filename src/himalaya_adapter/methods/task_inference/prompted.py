@@ -23,6 +23,11 @@ from himalaya_adapter.methods.shared_state import SharedStateModel
 from himalaya_adapter.names import normalised
 
 logger = logging.getLogger(__name__)
+# What a generation may be given of its prompts, and how a pass calls it.
+WHOLE_PROMPTS = {
+    **{"inputs": "input_ids", "input_ids": "input_ids", "inputs_embeds": "inputs_embeds"},
+    **{"attention_mask": "attention_mask", "past_key_values": "past_key_values"},
+}
 IGNORED_LABEL = -100  # of the losses of torch and transformers
 NO_PROMPTS = (
     "no prompt was seen in training, for no pass was given labels, or no row has tokens before its first label: "
@@ -262,16 +267,21 @@ class PromptedModel(SharedStateModel):
 
     def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """In the place of the model's own ``generate``: prompts choose the task once, with a cache or without."""
+        given = {"inputs": args[0]} | kwargs if args else kwargs
+        whole = {name: given[key] for key, name in WHOLE_PROMPTS.items() if given.get(key) is not None}
         self._generates = True
         adapters = self._active()
         try:
             for adapter in adapters:
-                adapter.generates = True
+                adapter.generates = len(next(iter(whole.values()), "1"))
+            # The first pass may be given less, as with `prefill_chunk_size`; without a mask, that pass has one.
+            if "attention_mask" in whole and any(adapter.infers_task for adapter in adapters):
+                self._read_pass(self.model, (), whole)
             return generate(*args, **kwargs)
         finally:
             self._generates = False
             for adapter in adapters:
-                adapter.generates = False
+                adapter.generates = 0
 
     def _embedded(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         embeddings = cast(nn.Embedding, cast(PreTrainedModel, self.model).get_input_embeddings())(input_ids)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny_runs import TIMEOUT, in_two_processes
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from himalaya_adapter import TaskCallback
 from himalaya_adapter.errors import HimalayaError
@@ -142,6 +143,25 @@ def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(
     fresh = attached(tiny_model)
     with pytest.raises(HimalayaError, match="the checkpoint was written while the adapter learnt code, not 'moods'"):
         trainer(fresh, "moods", output_dir=str(tmp_path / "code")).train(resume_from_checkpoint=True)
+
+
+def test_preferences_are_compared_with_what_the_task_had_learnt(
+    trainer: Callable[..., Trainer], tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    model = attached(tiny_model)
+    trainer(model, "colours", learning_rate=0.1).train()
+    rows = [{"prompt": one["prompt"], "chosen": " maybe", "rejected": " so"} for one in ITEMS["colours"]]
+    settings = {**SETTINGS, "output_dir": str(tmp_path / "dpo"), "learning_rate": 0.0}
+    preferences = DPOTrainer(
+        model=model,
+        args=DPOConfig(**settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tiny_tokenizer,
+        callbacks=[TaskCallback("colours")],
+    )
+    preferences.train()
+    losses = [entry["loss"] for entry in preferences.state.log_history if "loss" in entry]
+    assert losses == pytest.approx([math.log(2)] * len(losses), abs=1e-4)
 
 
 def test_the_best_checkpoint_is_what_is_stored(

@@ -15,6 +15,8 @@ from himalaya_adapter.names import normalised
 logger = logging.getLogger(__name__)
 # So many steps in a row without a finite gradient are no accident.
 MOST_SKIPPED = 10
+# The adapter that TRL makes of the trained one, to compare with: a copy of its parameters, before a task begins.
+REFERENCE = "ref"
 
 
 class TaskCallback(TrainerCallback):
@@ -69,6 +71,7 @@ class TaskCallback(TrainerCallback):
             )
         for event in self.method.start_task(name):
             _note(state, event)
+        self.method.copy_to(REFERENCE)
         if not state.epoch or state.epoch < 1:  # else a process before this one has seen all prompts
             self.method.watch_prompts()
 

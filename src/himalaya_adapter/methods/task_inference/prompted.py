@@ -94,6 +94,12 @@ class PromptedModel(SharedStateModel):
                 adapter.zero_grad()
             raise
 
+    def copy_to(self, name: str) -> None:
+        """Make another adapter, if there is one of this name that has learnt nothing, the same as the active one."""
+        other: Any = self._shared[name] if name in self._shared and name not in self.active_adapters else None
+        if other is not None and not other.tasks.known():
+            other.load_state_dict(self._active()[0].state_dict())
+
     def end_task(self) -> list[Event]:
         """Store the task that is being learnt. HIMALAYA answers as it from now on; nothing changes it any more.
 

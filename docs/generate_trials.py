@@ -170,7 +170,7 @@ def methods() -> str:
 
 
 def variants() -> str:
-    """What was varied in HIMALAYA's update, beside its form on the same tasks and seeds."""
+    """What was varied in HIMALAYA's update, beside its form on the same tasks and seeds: two trials at least."""
     lines = ["| form | changed | task × seed | score − form | NLL − form |", "|---|---|---|---|---|"]
     for form, fields in STARTS.items():
         own = having(fields, EXPLORATIONS)
@@ -179,7 +179,7 @@ def variants() -> str:
             pairs = sorted(one.trials.keys() & own.trials.keys())
             same = all(one.fields[key] == own.fields[key] for key in ("update", "backbone"))
             has_sizes = [setting.fields["exponent"] is not None for setting in (one, own)]
-            if same and has_sizes[0] == has_sizes[1] and changed and pairs:
+            if same and has_sizes[0] == has_sizes[1] and changed and len(pairs) > 1:
                 told = ", ".join(f"{key} {_word(value)}" for key, value in changed.items())
                 gap = [one.mean(key, pairs) - own.mean(key, pairs) for key in ("score", "nll")]
                 lines.append(f"| {form} | {told} | {len(pairs)} | {gap[0]:+.3f} | {gap[1]:+.3f} |")

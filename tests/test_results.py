@@ -43,7 +43,7 @@ def script(path: Path) -> ModuleType:
 @pytest.mark.parametrize(
     "section",
     [
-        *("headline", "package25", "paired", "expected", "positions"),
+        *("headline", "package25", "paired", "expected", "positions", "six-tasks"),
         *("unknown", "many-tasks", "room", "bits", "source-atoms", "three-kinds"),
         pytest.param("llama-2-7b", marks=pytest.mark.slow),
     ],

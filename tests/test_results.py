@@ -187,6 +187,7 @@ def test_the_shorter_streams_are_parts_of_the_longer_one() -> None:
     found = {path.stem: [task.name for task in read_definition(str(path)).tasks] for path in STREAMS}
     assert not set(found.pop("related_tasks")) & set(whole)
     assert set(found.pop("three_kinds")) < set(whole)
+    assert found.pop("package_stream_100") == [f"{name}_{part}" for part in range(1, 5) for name in whole]
     assert found == {
         "package_stream_first_10": whole[:10],
         "package_stream_first_15": whole[:15],

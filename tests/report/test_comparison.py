@@ -80,6 +80,40 @@ def test_a_config_from_before_a_key_is_that_of_the_keys_default(two_methods: Pat
     assert len(group_by_method(read_comparable_runs(two_methods, ["h0", "h1", "h2"]))) == 2
 
 
+def test_runs_that_learnt_from_other_items_are_two_methods(two_methods: Path) -> None:
+    path = two_methods / "h2" / "environment.json"
+    environment = read_json(path)
+    environment["data_hashes"][TASKS[1]]["train"] = "0" * 64
+    write_json(path, environment)
+    groups = group_by_method(read_comparable_runs(two_methods, ["h0", "h1", "h2"]))
+    assert [(group.label, group.seeds) for group in groups] == [("HIMALAYA (h0)", (0, 1)), ("HIMALAYA (h2)", (2,))]
+
+
+def test_runs_on_other_weights_are_refused(two_methods: Path) -> None:
+    for run_id, revision in (("h1", "a"), ("l0", "b"), ("l1", None)):
+        path = two_methods / run_id / "environment.json"
+        write_json(path, {**read_json(path), "backbone_revision": revision})
+    assert len(read_comparable_runs(two_methods, ["h0", "h1", "l1"])) == 3, "two runs have not recorded it"
+    with pytest.raises(HimalayaError, match="'h1' and 'l0' cannot be compared: backbone_revision 'a' against 'b'"):
+        read_comparable_runs(two_methods, ["h0", "h1", "l1", "l0"])
+
+
+def test_a_bound_says_what_it_is_and_is_no_reference(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("still", tasks=TASKS, protocol="frozen")
+    lora = {"tasks": TASKS, "method": "lora", "method_name": "LORA"}
+    make_run("alone", tasks=TASKS, method="lora", method_name="One LoRA a task", protocol="independent")
+    make_run("kept", **lora, protocol="replay")
+    make_run("plain", **lora)
+    comparison = comparison_of(tmp_path, "still", "alone", "kept", "plain")
+    labels = ["HIMALAYA (frozen)", "One LoRA a task", "LORA (replay)", "LORA"]
+    assert [group.label for group in comparison.groups] == labels
+    assert comparison.reference.label == "LORA"
+    assert comparison.notes == ("LORA (replay): the training items kept are not in the stored bytes.",)
+    (alone,) = comparison_of(tmp_path, "kept").groups
+    assert alone.label == "LORA (replay)"
+    assert comparison_of(tmp_path, "alone", "still").reference.label == "HIMALAYA (frozen)", "there are bounds only"
+
+
 def test_the_same_method_with_the_same_seed_twice_is_refused(two_methods: Path) -> None:
     shutil.copytree(two_methods / "h1", two_methods / "again")
     with pytest.raises(HimalayaError, match=r"'h1' and 'again' are the same method .* training\.seed=1") as caught:

@@ -125,6 +125,20 @@ def test_like_starts_from_a_packaged_task(tmp_path: Path) -> None:
     assert spec.source.options == {**base.source.options, "slot": "name"}
 
 
+def test_labels_and_filters_beside_like_are_the_only_ones(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    entries = [
+        {"like": "demo_stream_6/film_verdict", "labels": {"pos": "good", "neg": "bad"}},
+        {"like": "package_stream_25/noun_gender", "source": {"where": {}}},
+        {"like": "package_stream_25/noun_gender", "name": "other", "source": {"where": {"pos": "Verb"}}},
+    ]
+    path.write_text(yaml.safe_dump({"tasks": entries}), encoding="utf-8")
+    verdict, gender, other = read_definition(str(path)).tasks
+    assert {*verdict.labels} == {"good", "bad"}
+    assert (gender.source.where, gender.source.archive) == ({}, other.source.archive)
+    assert other.source.where == {"pos": ("Verb",)}
+
+
 def test_the_card_tells_origin_labels_and_examples(write: Writer, capsys: pytest.CaptureFixture[str]) -> None:
     path = write()
     assert main(["data", "show", path, "parity"]) == 0
@@ -268,6 +282,22 @@ def test_only_stars_and_question_marks_are_wildcards_in_where(write: Writer) -> 
         return {item.target for item in load_stream(write(rows=rows, source=source)).tasks[0].train}
 
     assert (kept("[en]"), kept("e*"), kept("[??]")) == ({"odd"}, {"even"}, {"odd"})
+
+
+def test_a_filter_keeps_a_value_in_any_form(write: Writer) -> None:
+    apart = unicodedata.normalize("NFD", "Zürich")
+    rows = [row | {"city": "Zürich" if row["parity"] == "odd" else f"{apart} "} for row in ROWS]
+    for pattern in ("Zürich", apart, " Z?rich", "*ü*"):
+        task = load_stream(write(rows=rows, source=ENTRY["source"] | {"where": {"city": [pattern]}})).tasks[0]
+        assert sum(len(task.split(split)) for split in SPLITS) == len(ROWS), pattern
+
+
+def test_a_source_item_is_one_in_any_form(write: Writer) -> None:
+    names = (lambda name: name, lambda name: unicodedata.normalize("NFD", name), lambda name: name.replace(" ", "  "))
+    rows = [row | {"id": names[number % 3](f"café {number // 3}")} for number, row in enumerate(ROWS)]
+    task = load_stream(write(rows=rows)).tasks[0]
+    sources = [{item.source for item in task.split(split)} for split in SPLITS]
+    assert sum(map(len, sources)) == len(set.union(*sources)) == math.ceil(len(ROWS) / 3)
 
 
 def test_a_file_is_found_by_a_name_that_looks_like_a_pattern(write: Writer, tmp_path: Path) -> None:

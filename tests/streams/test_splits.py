@@ -96,6 +96,21 @@ def test_many_items_are_cut_as_if_all_had_been_kept() -> None:
     assert cut(numbered(20_000), caps) == {split: items[: caps.of(split)] for split, items in full.items()}
 
 
+def test_copies_in_other_white_space_are_cut_as_if_all_had_been_kept() -> None:
+    chance = random.Random(7)
+    items = [
+        Item(
+            f"question {number}{chance.choice((' ', '  '))}?", chance.choice(("yes",) * 5 + ("no",)), f"{number // 3}"
+        )
+        for number in (chance.randrange(2_500) for _ in range(4_000))
+    ]
+    caps = Limits(train=20, validation=5, test=8)
+    full = cut(items, Limits())
+    for _ in range(3):
+        assert cut(items, caps) == {split: kept[: caps.of(split)] for split, kept in full.items()}
+        chance.shuffle(items)
+
+
 @given(ITEMS, ITEMS)
 def test_a_given_training_set_loses_what_is_held_out(train: list[Item], held_out: list[Item]) -> None:
     splits = cut_given(train, held_out, Limits())

@@ -12,6 +12,8 @@ from tiny_runs import TASKS, run_words
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.identity import sealed
+from himalaya_adapter.report.run_folder import read_run
+from himalaya_adapter.report.run_tables import environment
 from himalaya_adapter.storage import read_json, write_json
 from himalaya_adapter.training.stream_runner import run_stream
 
@@ -91,6 +93,47 @@ def test_a_folder_of_another_version_of_the_scoring_is_refused(words: list[str],
     change(copied / "environment.json", lambda environment: environment.pop("scoring"))
     with pytest.raises(HimalayaError, match="was begun with scoring=None, which is 3 now"):
         go_on(words, copied)
+
+
+def test_another_machine_or_version_is_told_and_both_are_kept(
+    words: list[str], copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = read_json(copied / "environment.json")
+    change(copied / "environment.json", lambda environment: environment.update(torch="1.0", earlier=[{"threads": 64}]))
+    with pytest.raises(Stopped):
+        run_stream(compose_run(words[1:]).run, copied.parent, after_task=stop)
+    (told,) = [record.getMessage() for record in caplog.records if "goes on with" in record.getMessage()]
+    assert f"goes on with torch={now['torch']!r} ('1.0' before): " in told
+    earlier = [{"threads": 64}, {"torch": "1.0"}]
+    assert read_json(copied / "environment.json") == {**now, "earlier": earlier}
+    caplog.clear()
+    folder = go_on(words, copied)
+    assert "goes on with" not in caplog.text
+    assert read_json(folder / "environment.json")["earlier"] == earlier
+    assert "earlier" not in str(environment([read_run(folder)]))
+
+
+def test_advice_on_a_damaged_file_is_what_mends_it(words: list[str], copied: Path) -> None:
+    """The adapter of an earlier task is no longer kept, so its scores cannot be computed again."""
+    again, anew = "delete this file, and the same command computes it again", "start the run anew with overwrite=true"
+    (go_on(words, copied) / "metrics.json").unlink()
+    shutil.rmtree(copied.parent / ".scores")
+    for path, mend in (
+        ("evaluations/after_before_task_0.json", again),
+        ("evaluations/after_2_task_0.json", again),
+        (SCORE, anew),
+        (RECORD, anew),
+        ("environment.json", anew),
+    ):
+        content = (copied / path).read_bytes()
+        (copied / path).write_bytes(content[:20])
+        with pytest.raises(HimalayaError, match=f"{path} is damaged .*: {mend}$"):
+            go_on(words, copied)
+        if mend == again:
+            (copied / path).unlink()
+            (go_on(words, copied) / "metrics.json").unlink()
+        else:
+            (copied / path).write_bytes(content)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from himalaya_adapter.evaluation.paired_tests import (
 )
 from himalaya_adapter.identity import LABELS
 from himalaya_adapter.report.method_groups import MethodGroup, group_by_method
-from himalaya_adapter.report.run_folder import RunRecord
+from himalaya_adapter.report.run_folder import REPLAY, RunRecord
 
 PROPOSED = ("himalaya", "himalaya_strict")  # the first of them that is there is compared with the others
 SIGNIFICANT = 0.05  # of the p-value after Holm's correction
@@ -86,9 +86,9 @@ class Comparison:
     Attributes:
         groups: The methods, in the order in which their runs were given.
         reference: The method that the others are tested against: the first HIMALAYA, else the first
-            HIMALAYA_STRICT, else the first.
+            HIMALAYA_STRICT, else the first; no bound where there is another method.
         rivals: The others, without those of which item scores are missing.
-        notes: What could not be tested, and why; a sentence each.
+        notes: What could not be tested, and why, and what a number leaves out; a sentence each.
     """
 
     groups: tuple[MethodGroup, ...]
@@ -109,7 +109,8 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
         HimalayaError: Two runs are the same method with the same seed, or a run's item scores are damaged.
     """
     groups = group_by_method(runs)
-    reference = next((group for method in PROPOSED for group in groups if group.method == method), groups[0])
+    able = [group for group in groups if not group.first.is_bound] or groups
+    reference = next((group for method in PROPOSED for group in able if group.method == method), able[0])
     found = {run.run_id: run.scored_items() for run in runs} if len(groups) > 1 else {}
     scored = {run_id: one for run_id, one in found.items() if one is not None}
     notes = []
@@ -118,6 +119,8 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     earlier = [run.run_id for run in runs if run.environment.get("scoring", 1) < LABELS]
     if 0 < len(earlier) < len(runs):
         notes.append(f"{', '.join(earlier)} chose labels by an earlier rule: classifications compare roughly only.")
+    if replayed := [group.label for group in groups if group.first.protocol == REPLAY]:
+        notes.append(f"{', '.join(replayed)}: the training items kept are not in the stored bytes.")
     others = [_rival(reference, group) for group in groups if group is not reference]
     rivals = tuple(rival for rival in others if rival.run_ids <= scored.keys())
     rows = reference.first.metrics.get("measured_rows")

@@ -118,8 +118,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def group_by_method(runs: Sequence[RunRecord]) -> list[MethodGroup]:
-    """Put runs together whose ``config.yaml`` is the same but for ``training.seed``, ``run_id`` and the search's
-    block ``optuna``, of which a run takes nothing.
+    """Put runs together that learnt from the same items and whose ``config.yaml`` is the same but for
+    ``training.seed``, ``run_id`` and the search's block ``optuna``, of which a run takes nothing.
 
     A run without a ``config.yaml`` stays alone; a bound has no method's colour.
 
@@ -139,7 +139,7 @@ def group_by_method(runs: Sequence[RunRecord]) -> list[MethodGroup]:
                 "give one of them, or runs of different seeds"
             )
     firsts = [next(iter(of_method.values())) for of_method in methods.values()]
-    names = [run.metrics["method_name"] for run in firsts]
+    names = _names(firsts)
     labels = [
         name if names.count(name) == 1 else f"{name} ({run.run_id})" for name, run in zip(names, firsts, strict=True)
     ]
@@ -152,8 +152,20 @@ def group_by_method(runs: Sequence[RunRecord]) -> list[MethodGroup]:
     ]
 
 
+def _names(runs: Sequence[RunRecord]) -> list[str]:
+    """The methods' names; that of a bound says its protocol where it is another's name, too, or the type alone."""
+    names = [run.metrics["method_name"] for run in runs]
+    return [
+        f"{name} ({run.protocol})"
+        if run.is_bound and (names.count(name) > 1 or name.lower() == run.metrics["method"])
+        else name
+        for name, run in zip(names, runs, strict=True)
+    ]
+
+
 def _identity(run: RunRecord) -> str:
-    """The resolved config without what may differ between the seeds of a method."""
+    """The training items, and the resolved config without what may differ between the seeds of a method."""
     aside = ("run_id", "training.seed", "optuna.")
     settings = {key: value for key, value in run.settings.items() if not key.startswith(aside)}
-    return digest(settings) if settings else run.run_id
+    learnt = [run.environment["data_hashes"][task].get("train") for task in run.tasks]
+    return digest([settings, learnt]) if settings else run.run_id

@@ -17,7 +17,8 @@ from himalaya_adapter.experiments.keys import completed
 from himalaya_adapter.identity import opened
 
 FORMAT = 1
-SEQUENTIAL, UNRANKED = "sequential", ("frozen", "joint", "replay")  # protocols of a run
+SEQUENTIAL, REPLAY = "sequential", "replay"  # protocols of a run
+UNRANKED = ("frozen", "joint", REPLAY)
 TASK_END = "task_end"
 ASKED = ("kind", "labels", "max_new_tokens", "answers_are_lines")  # of a task, beside its items and its metric
 SAME = 1e-9  # between two ways of adding up the same numbers
@@ -66,14 +67,19 @@ class RunRecord:
         return self.folder.name
 
     @property
+    def protocol(self) -> str:
+        """What it learnt when: the stream task by task (``sequential``), or as a bound."""
+        return str(self.metrics.get("protocol", SEQUENTIAL))
+
+    @property
     def is_bound(self) -> bool:
         """Whether it is a bound to compare with (frozen, independent, joint, replay) and does not learn the stream."""
-        return bool(self.metrics.get("protocol", SEQUENTIAL) != SEQUENTIAL)
+        return self.protocol != SEQUENTIAL
 
     @property
     def is_ranked(self) -> bool:
         """Whether it may be the best of a comparison: frozen and joint learn no stream, and replay keeps data."""
-        return self.metrics.get("protocol", SEQUENTIAL) not in UNRANKED
+        return self.protocol not in UNRANKED
 
     @property
     def numbered(self) -> tuple[str, ...]:
@@ -184,22 +190,24 @@ def read_comparable_runs(results_dir: Path, run_ids: Sequence[str]) -> list[RunR
     for run_id in run_ids:
         if not (results_dir / run_id).is_dir():
             raise unknown_name(f"run in {results_dir}", run_id, finished_runs(results_dir))
-    first, *others = (read_run(results_dir / run_id) for run_id in run_ids)
-    measured = _measured(first)
-    for other in others:
-        for what, found in _measured(other).items():
-            if found != measured.get(what, found):  # older runs have not recorded all of it
+    runs = [read_run(results_dir / run_id) for run_id in run_ids]
+    measured: dict[str, tuple[Any, str]] = {}  # with the first run that has recorded it
+    for run in runs:
+        for what, found in _measured(run).items():
+            known, by = measured.setdefault(what, (found, run.run_id))
+            if found != known:
                 raise HimalayaError(
-                    f"runs '{first.run_id}' and '{other.run_id}' cannot be compared: {what} {measured[what]!r} "
+                    f"runs '{by}' and '{run.run_id}' cannot be compared: {what} {known!r} "
                     f"against {found!r}; give runs that were measured alike"
                 )
-    return [first, *others]
+    return runs
 
 
 def _measured(run: RunRecord) -> dict[str, Any]:
-    """What has to be the same in runs that are compared."""
-    return {
+    """What has to be the same in runs that are compared; older ones have not recorded all of it."""
+    facts = {
         **{key: run.metrics[key] for key in ("backbone", "stream")},
+        "backbone_revision": run.environment.get("backbone_revision"),
         "dataset.max_seq_length": run.settings.get("dataset.max_seq_length"),
         "evaluation.split": run.split,
         "order of tasks": ", ".join(run.tasks),
@@ -207,6 +215,7 @@ def _measured(run: RunRecord) -> dict[str, Any]:
         **{f"metric of '{task}'": cell["metric"] for task, cell in zip(run.tasks, run.final, strict=True)},
         **{f"{key} of '{task}'": of[key] for task, of in run.environment.get("tasks", {}).items() for key in ASKED},
     }
+    return {what: fact for what, fact in facts.items() if fact is not None}
 
 
 def _check_scores(run: RunRecord) -> None:

@@ -9,7 +9,7 @@ from himalaya_adapter.report.run_folder import RunRecord
 from himalaya_adapter.report.table import LONG, Table, Text, table, words
 
 LONGEST = 240  # characters of a prompt that are shown, its end
-NOT_OF_THE_MACHINE = ("tasks", "data_hashes", "backbone_sizes", "format")  # of environment.json
+NOT_OF_THE_MACHINE = ("tasks", "data_hashes", "backbone_sizes", "format", "earlier")  # of environment.json
 Event = dict[str, Any]
 KINDS: dict[str, Callable[[Event], bool]] = {
     "atom added": lambda event: event["event"] == "promotion" and "evicted" not in event,

@@ -23,7 +23,7 @@ SCORE = Axis("score", "score", low=0, high=1)
 
 def learners(groups: Sequence[MethodGroup]) -> Sequence[MethodGroup]:
     """The methods without the protocol ``frozen``, as the frozen model is drawn anyway; all if there is no other."""
-    return [group for group in groups if group.first.metrics.get("protocol") != "frozen"] or groups
+    return [group for group in groups if group.first.protocol != "frozen"] or groups
 
 
 def retained_accuracy(groups: Sequence[MethodGroup]) -> Figure:

@@ -16,12 +16,13 @@ from himalaya_adapter.experiments.schema import Section, parse
 from himalaya_adapter.streams.hub import fetch_splits
 from himalaya_adapter.streams.items import read_items, read_split
 from himalaya_adapter.streams.readers import READERS
-from himalaya_adapter.streams.splits import content_hash, cut, cut_given, stratified, with_label_noise
+from himalaya_adapter.streams.splits import content_hash, cut, cut_given, form_of, stratified, with_label_noise
 from himalaya_adapter.streams.task import Archive, Limits, Stream, Task, TaskSpec
 
 CATALOGUE = Path(__file__).parent / "catalogue"
 ARCHIVES = Path(__file__).parent / "archives.yaml"
 OWN_DATA = "the user's own data"
+WHOLE = ("labels", "where")  # of an entry: what a task is like has no part in them once they are given
 
 
 @dataclass
@@ -162,10 +163,10 @@ def _packaged_entries(stream: str) -> Mapping[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes``; mappings inside are merged, everything else is replaced."""
+    """``base`` with ``changes``; mappings inside are merged, those in ``WHOLE`` and all else replaced."""
     merged = dict(base)
     for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        both = key not in WHOLE and isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
         merged[key] = _merged(base[key], value) if both else value
     return merged
 
@@ -213,7 +214,7 @@ def _load_task(spec: TaskSpec, archive: Path | None, folder: Path, limits: Limit
     if hub and hub.held_out:
         splits = cut_given(items, read_split(spec, hub, hub.held_out, skipped), caps, skipped)
     else:
-        splits = cut(items, caps, skipped=skipped)
+        splits = cut(items, caps, skipped=skipped, form=form_of(spec.source))
     for split, chosen in splits.items():
         if not chosen:
             sizes = ", ".join(f"{name} {len(items)}" for name, items in splits.items())

@@ -16,7 +16,7 @@ from himalaya_adapter import packages
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.streams.hub import hub_rows
 from himalaya_adapter.streams.readers import BadRow, Row, read_file
-from himalaya_adapter.streams.splits import is_in_part
+from himalaya_adapter.streams.splits import form_of, is_in_part
 from himalaya_adapter.streams.task import HubSource, Item, TaskSpec, normal_label
 
 EXCLUDED = "!"
@@ -160,8 +160,8 @@ def _texts(fields: Sequence[str], row: Row | BadRow, where: str) -> dict[str, st
 
 
 def _is_kept(value: str, patterns: tuple[str, ...]) -> bool:
-    """Whether the value is one of the patterns, in which only ``*`` and ``?`` are wildcards."""
-    return any(fnmatchcase(value, pattern.replace("[", "[[]")) for pattern in patterns)
+    """Whether the value is one of the patterns, as labels are; in them only ``*`` and ``?`` are wildcards."""
+    return any(fnmatchcase(normal_label(value), normal_label(one).replace("[", "[[]")) for one in patterns)
 
 
 def _item(spec: TaskSpec, text: Mapping[str, str], where: str) -> Item:
@@ -176,7 +176,7 @@ def _item(spec: TaskSpec, text: Mapping[str, str], where: str) -> Item:
     prompt = spec.template.format_map(text).rstrip()
     if not prompt.strip():
         raise BadRow(EMPTY, f"{where} has an empty prompt")
-    source = " | ".join(text[field] for field in spec.source.group)
+    source = form_of(spec.source)(" | ".join(text[field] for field in spec.source.group))
     if NOT_UTF8.search(prompt + target + source):
         raise BadRow(BROKEN, f"{where} has characters that are not UTF-8; save the file as UTF-8")
     if len(source) > LONGEST_SOURCE:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from himalaya_adapter.streams.task import SPLITS, Item, Limits
+from himalaya_adapter.streams.task import SPLITS, Item, Limits, Source
 
 TEST_SHARE = 0.22
 VALIDATION_SHARE = 0.13
@@ -32,6 +32,14 @@ def stable_hash(text: str) -> int:
 def normal_form(text: str) -> str:
     """What copies of a text have in common that differ in white space or in Unicode form only."""
     return LINE_END.sub("", SPACES.sub(" ", unicodedata.normalize("NFC", text)))
+
+
+def form_of(source: Source) -> Callable[[str], str]:
+    """The form of a task's texts by which its splits are cut: the one that copies have in common.
+
+    Of archives, which are pinned, it is the text itself: what was measured on their splits stays comparable.
+    """
+    return str if source.archive else normal_form
 
 
 def is_in_part(source: str, part: tuple[int, int]) -> bool:
@@ -71,14 +79,19 @@ def cut(
     split_of: Callable[[str], str] = split_of,
     *,
     skipped: Counter[str] | None = None,
+    form: Callable[[str], str] = normal_form,
 ) -> Splits:
     """Cut items into train, validation and test, each in hash order and no longer than its cap.
 
     Hash order is a shuffle that is the same everywhere, so a lower cap gives a prefix of a higher one. One item is
     kept per prompt, whatever its white space; a prompt that occurs with different targets has no right answer and is
     left out, which ``skipped`` counts. With a cap on every split, memory grows with the caps and not with the number
-    of items.
+    of items. Prompts are ordered by the hash of their ``form``, by default that which all copies of one have.
     """
+
+    def order(item: Item) -> int:
+        return stable_hash(f"order {form(item.prompt)}")
+
     by_prompt: dict[str, Item] = {}  # by the prompt's normal form
     contradicted: set[str] = set()
     sizes = [caps.of(split) for split in SPLITS]
@@ -86,7 +99,7 @@ def cut(
     room = math.inf if None in sizes else SPARE + int(ROOM * sum(size or 0 for size in sizes))
     last = HASH_RANGE
     for item in items:
-        if _order(item.prompt) > last:
+        if order(item) > last:
             continue
         prompt = normal_form(item.prompt)
         known = by_prompt.setdefault(prompt, item)
@@ -96,13 +109,13 @@ def cut(
             by_prompt[prompt] = min(known, item, key=lambda one: (one.source, one.prompt))
         if len(by_prompt) > room:
             kept = {prompt: item for prompt, item in by_prompt.items() if prompt not in contradicted}
-            last = _last_needed(kept.values(), caps, split_of)
-            by_prompt = {prompt: item for prompt, item in by_prompt.items() if _order(item.prompt) <= last}
+            last = _last_needed(kept.values(), caps, split_of, order)
+            by_prompt = {prompt: item for prompt, item in by_prompt.items() if order(item) <= last}
             contradicted &= by_prompt.keys()
             room = max(room, SPARE + int(ROOM * len(by_prompt)))
     splits: dict[str, list[Item]] = {name: [] for name in SPLITS}
     chosen = (item for prompt, item in by_prompt.items() if prompt not in contradicted)
-    for item in sorted(chosen, key=lambda item: (_order(item.prompt), item.prompt)):
+    for item in sorted(chosen, key=lambda item: (order(item), item.prompt)):
         splits[split_of(item.source)].append(item)
     if skipped is not None and contradicted:
         skipped[CONTRADICTION] += len(contradicted)
@@ -146,18 +159,15 @@ def cut_given(
     return tested | {"train": learned["train"]}
 
 
-def _order(prompt: str) -> int:
-    return stable_hash(f"order {prompt}")
-
-
-def _last_needed(items: Iterable[Item], caps: Limits, split_of: Callable[[str], str]) -> int:
+def _last_needed(
+    items: Iterable[Item], caps: Limits, split_of: Callable[[str], str], order: Callable[[Item], int]
+) -> int:
     """The place in hash order where every split has its cap and some more, as later rows may contradict a prompt."""
     wanted = {split: math.ceil(SURPLUS * (caps.of(split) or 0)) for split in SPLITS}
-    for item in sorted(items, key=lambda item: (_order(item.prompt), item.prompt)):
-        order = _order(item.prompt)
+    for item in sorted(items, key=lambda item: (order(item), item.prompt)):
         wanted[split_of(item.source)] -= 1
         if max(wanted.values()) <= 0:
-            return order
+            return order(item)
     return HASH_RANGE
 
 

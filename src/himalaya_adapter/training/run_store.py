@@ -31,6 +31,9 @@ UNLABELLED = "unlabelled"
 RELEASED = "released"
 # What decides a run's numbers, of what environment.json tells; a run goes on only with the same.
 FIXED = ("data_hashes", "backbone_revision", "dtype", "processes", "scoring", "tasks")
+EARLIER = "earlier"  # of environment.json: what was otherwise before the run went on, a list
+# What mends a damaged file.
+DELETE, ANEW = "delete this file, and the same command computes it again", "start the run anew with overwrite=true"
 
 
 class RunStore:
@@ -67,6 +70,8 @@ class RunStore:
     def begin(self, environment: Mapping[str, Any]) -> None:
         """Write what the run is and with what it is made, or go on with a folder that holds the same.
 
+        Another machine, or other versions, are told in a line; the earlier ones are kept.
+
         Raises:
             HimalayaError: The data or the backbone is no longer what the folder was begun with.
         """
@@ -83,6 +88,7 @@ class RunStore:
                         f"{self.folder} was begun with {key}={before.get(key)!r}, which is {now.get(key)!r} now: "
                         "restore it, choose another run_id or results_dir, or start anew with overwrite=true"
                     )
+            environment = {**environment, EARLIER: [*found.get(EARLIER, []), *self._changed(found, environment)]}
         if not (self.folder / "config.yaml").is_file():
             write_atomic(self.folder / "config.yaml", document_text(dict(self.config)))
         write_json(path, environment)
@@ -94,13 +100,22 @@ class RunStore:
         """Where an adapter is saved before ``write_learned`` makes it final."""
         return self.folder / "checkpoints" / "unfinished_adapter"
 
-    def _read(self, path: Path, *, needs_hash: bool = True) -> Any:
+    def _changed(self, found: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What the machine and the versions were before, where they are others now; told in a line."""
+        before = {key: found[key] for key in now.keys() & found.keys() - {*FIXED} if found[key] != now[key]}
+        if not before:
+            return []
+        told = ", ".join(f"{key}={now[key]!r} ({before[key]!r} before)" for key in sorted(before))
+        logger.warning(
+            "%s goes on with %s: a run that was never interrupted may have other numbers", self.folder, told
+        )
+        return [before]
+
+    def _read(self, path: Path, mend: str = ANEW, *, needs_hash: bool = True) -> Any:
         try:
             return opened(read_json(path), needs_hash=needs_hash)
         except (ValueError, AttributeError) as error:
-            raise HimalayaError(
-                f"{path} is damaged ({one_line(error)}): delete this file, and the same command computes it again"
-            ) from error
+            raise HimalayaError(f"{path} is damaged ({one_line(error)}): {mend}") from error
 
     @property
     def finished(self) -> bool:
@@ -112,7 +127,8 @@ class RunStore:
     def score(self, row: int | str, task: int) -> dict[str, Any] | None:
         """The stored score of ``task`` after training through task ``row``, or at another time that it names."""
         path = self._score_path(row, task)
-        return self._read(path) if path.is_file() else None
+        again = isinstance(row, str) or self.adapter_path(row).is_dir()  # else its adapter is no longer kept
+        return self._read(path, DELETE if again else ANEW) if path.is_file() else None
 
     def scores(self, row: int | str, tasks: int) -> list[dict[str, Any] | None]:
         """The stored scores of the first tasks in a row, ``None`` where there is none."""

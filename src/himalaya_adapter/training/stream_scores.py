@@ -19,11 +19,11 @@ from himalaya_adapter.methods.release import has_release, save_release
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams import Stream, Task
 from himalaya_adapter.training.protocols import SEQUENTIAL, row_of_score
-from himalaya_adapter.training.run_store import BEFORE, RELEASED, UNLABELLED, RunStore
+from himalaya_adapter.training.run_store import BEFORE, EARLIER, RELEASED, UNLABELLED, RunStore
 
 CACHE = ".scores"  # in the results folder, for all of its runs
 # What environment.json says beside the machine, the versions and the backbone.
-OF_THE_RUN = ("seed", "tasks", "data_hashes")
+OF_THE_RUN = ("seed", "tasks", "data_hashes", EARLIER)
 
 
 @dataclass

@@ -306,6 +306,25 @@ def test_what_was_begun_with_other_settings_of_the_adapter_is_dropped(files: Pat
     assert (tmp_path / "new" / WEIGHTS).read_bytes() == (tmp_path / "other" / WEIGHTS).read_bytes()
 
 
+def test_what_is_begun_is_dropped_by_forget_also_if_that_is_killed(
+    mine: Path, files: Path, tmp_path: Path, capsys, caplog
+) -> None:
+    folder = shutil.copytree(mine, tmp_path / "mine")
+    words = ["learn", str(folder), str(files / "echo.jsonl"), "--task", "echo", *SHORT, "--save-steps", "1"]
+    assert in_own_process(words, "checkpoint-3", place=str(tmp_path)) == -9
+    assert in_own_process(["forget", str(folder), "parity"], "/mine/.adapter_model", place=str(tmp_path)) == -9
+    before = AdapterStore(folder).record("echo")["items"]
+    printed(capsys, *words)
+    assert AdapterStore(folder).record("echo")["items"] == 2 * before
+    assert AdapterStore(folder).adapter.tasks.known() == ["echo"]
+    assert in_own_process(words, "checkpoint-3", place=str(tmp_path)) == -9
+    assert main(["forget", str(folder), "nothing"]) == 2
+    assert "is dropped" not in caplog.text
+    printed(capsys, "forget", folder, "echo")
+    assert "the task 'echo' that was begun here is dropped" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 @pytest.mark.parametrize("atoms", ["3", "2000000"])
 def test_sizes_that_no_adapter_has_are_one_line(files: Path, tmp_path: Path, atoms: str, capsys) -> None:
     words = ["learn", str(tmp_path / "new"), str(files / "echo.jsonl"), "--task", "echo", "--budget-mb", "1e-3"]

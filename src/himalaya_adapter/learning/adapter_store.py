@@ -72,8 +72,11 @@ class AdapterStore:
         """Keep other processes from changing the adapter, and finish what one of them was killed at.
 
         Raises:
-            HimalayaError: One is at it; or the folder is there, and is no adapter's, or part of a run.
+            HimalayaError: One is at it; or the folder is there, and is no adapter's, or part of a run; or it is a link
+                to nowhere.
         """
+        if self.folder.is_symlink() and not self.folder.exists():
+            raise HimalayaError(f"{self.folder} is a link to {self.folder.readlink()}, which is not there: delete it")
         if (self.folder.parent / "metrics.json").is_file():
             raise HimalayaError(f"{self.folder} belongs to a run: copy it out of the run, and name the copy")
         with one_process(self.folder, f"another process is changing {self.folder}: wait for it, or end it"):
@@ -148,14 +151,17 @@ class AdapterStore:
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Go on with what a killed process has begun, if it was the same; anything else that is unfinished goes."""
         before = file_sha256(self.place / WEIGHTS_FILE) if self.exists else None
-        identity, begun = {**identity, "adapter": before}, self._begun()
-        if begun == identity:
+        identity = {**identity, "adapter": before}
+        if self._begun() == identity:
             logger.info("going on with what was begun before")
             return
-        if begun:
+        self._drop()
+        write_json(self.unfinished / IDENTITY, sealed(identity))
+
+    def _drop(self) -> None:
+        if begun := self._begun():
             logger.warning("the task '%s' that was begun here is dropped", begun.get("task"))
         shutil.rmtree(self.unfinished, ignore_errors=True)
-        write_json(self.unfinished / IDENTITY, sealed(identity))
 
     def _begun(self) -> dict[str, Any]:
         """What a killed process has begun; nothing if the file is not what was written."""
@@ -185,19 +191,21 @@ class AdapterStore:
         self._move()
 
     def forget(self, task: str) -> None:
-        """Remove a task, its record, and what was kept of its items.
+        """Remove a task, its record, and what was kept of its items; what a killed process has begun goes too.
 
         Raises:
             HimalayaError: The adapter does not know it.
         """
         self.adapter.forget_task(task)
-        state = {PREFIX + name: tensor.contiguous() for name, tensor in self.adapter.state_dict().items()}
+        _, others = split_by_prefix(load_file(self.folder / WEIGHTS_FILE), PREFIX)  # such as embeddings
+        own = {PREFIX + name: tensor.contiguous() for name, tensor in self.adapter.state_dict().items()}
         self.facts["tasks"].pop(normalised(task), None)
 
         def save(folder: Path) -> None:
             shutil.copy(self.folder / CONFIG_FILE, folder)
-            save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+            save_file(others | own, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
+        self._drop()
         self.replace(save)
 
     def _move(self) -> None:

@@ -219,7 +219,7 @@ def evaluate(
     own = read_data(
         rows, data, loaded.tokenizer, context, known=known, templates=templates, metric=metric, new_labels=False
     )
-    found = score(loaded.model, loaded.tokenizer, own.task(task, own.items, own.items))
+    found = score(loaded.model, loaded.tokenizer, own.scored(task, own.items))
     print(f"{task}: {found.metric} {found.score:.3f} ({found.low:.3f} to {found.high:.3f}) on {found.n} items")
 
 

@@ -122,7 +122,7 @@ def test_every_option_of_learn_can_be_typed(monkeypatch) -> None:
     asked = []
 
     def seen(*arguments: Any) -> None:
-        asked.append(arguments[-1])
+        asked.append(arguments[3])
         raise HimalayaError("enough")
 
     monkeypatch.setattr("himalaya_adapter.learning.learn.learn", seen)

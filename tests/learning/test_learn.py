@@ -236,6 +236,31 @@ def test_a_task_that_is_still_open_is_not_taken_for_learnt(files: Path, tmp_path
     learn(folder, str(files / "echo.jsonl"), "echo", options(files))
 
 
+def test_what_is_finished_and_not_yet_told_is_not_learnt_again(files: Path, tmp_path: Path, caplog) -> None:
+    folder, echo = tmp_path / "mine", str(files / "echo.jsonl")
+    new = options(files, backbone=str(files / "base"), budget_mb=0.2)
+
+    def killed(_: Learnt) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(folder, echo, "echo", new, killed)
+    before = (folder / "adapter_model.safetensors").read_bytes()
+    told: list[Learnt] = []
+    again = learn(folder, echo, "echo", new, told.append)
+    assert told == [again]
+    assert (folder / "adapter_model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    with pytest.raises(KeyboardInterrupt):
+        learn(folder, echo, "echo", options(files), killed)
+    assert AdapterStore(folder).record("echo")["items"] == 2 * again.record["items"]  # that is another command
+    store = AdapterStore(folder)
+    with store.locked():
+        store.forget("echo")
+    assert "is dropped" not in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 # Mistakes ------------------------------------------------------------------------------------------------------
 
 MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [

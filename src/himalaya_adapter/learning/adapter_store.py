@@ -45,8 +45,8 @@ KEPT = "kept"  # folder of the held-out items that the user wants to be kept
 class AdapterStore:
     """The folder of an adapter, and a hidden one beside it with what is not finished.
 
-    A new state of the adapter is first written whole to the hidden folder, then moved file by file: a process killed
-    in between has either changed nothing, or the next one finishes the move.
+    A new state of the adapter is first written whole to the hidden folder, then copied file by file, and stays there
+    until `clear`: a killed process has either changed nothing, or the next one copies it, and knows what is finished.
 
     Args:
         folder: Where the adapter lies or will lie.
@@ -55,7 +55,7 @@ class AdapterStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.unfinished = unfinished_place(folder)
-        self.finished: dict[str, Any] = {}  # what a killed process had done but for the move
+        self.finished: dict[str, Any] = {}  # what a killed process had begun and done, but not told
 
     @property
     def exists(self) -> bool:
@@ -159,8 +159,12 @@ class AdapterStore:
         write_json(self.unfinished / IDENTITY, sealed(identity))
 
     def _drop(self) -> None:
-        if begun := self._begun():
+        if (begun := self._begun()) not in ({}, self.finished):
             logger.warning("the task '%s' that was begun here is dropped", begun.get("task"))
+        self.clear()
+
+    def clear(self) -> None:
+        """Delete what is beside the adapter."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def _begun(self) -> dict[str, Any]:
@@ -207,6 +211,7 @@ class AdapterStore:
 
         self._drop()
         self.replace(save)
+        self.clear()
 
     def _move(self) -> None:
         new = self.unfinished / NEW
@@ -220,7 +225,6 @@ class AdapterStore:
         for path in (self.folder / KEPT).glob("*.json"):
             if path.name not in known:  # of a task that is forgotten
                 path.unlink()
-        shutil.rmtree(self.unfinished)
         for read in ("adapter", "facts"):
             vars(self).pop(read, None)
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,13 @@ class Learnt:
     bytes: int
 
 
-def learn(folder: Path, data: str, name: str, options: LearnOptions | None = None) -> Learnt:
+def learn(
+    folder: Path,
+    data: str,
+    name: str,
+    options: LearnOptions | None = None,
+    tell: Callable[[Learnt], None] = lambda _: None,
+) -> Learnt:
     """Learn a task, new or known, and keep it in the adapter's folder, which is made if it is not there.
 
     A process that was killed goes on when it is called again, and ends with the same adapter bit for bit. Until the
@@ -130,6 +136,7 @@ def learn(folder: Path, data: str, name: str, options: LearnOptions | None = Non
         data: The task's file, folder or data set: see `read_rows`.
         name: The task's name.
         options: See there.
+        tell: Called with the result; a process killed before it returns goes on, too.
 
     Raises:
         HimalayaError: Anything a user can mend, in one line. The folder is as before.
@@ -140,7 +147,10 @@ def learn(folder: Path, data: str, name: str, options: LearnOptions | None = Non
     with store.locked():
         learner = Learner(store, options, _opened(store, options) if store.exists else _begun(store, options))
         with out_of_memory_told("try --batch-size 1, shorter rows, or a smaller backbone"):
-            return learner.learn(rows, data, name)
+            learnt = learner.learn(rows, data, name)
+        tell(learnt)
+        store.clear()
+    return learnt
 
 
 class Learner:

@@ -80,7 +80,7 @@ class AdapterStore:
         if (self.folder.parent / "metrics.json").is_file():
             raise HimalayaError(f"{self.folder} belongs to a run: copy it out of the run, and name the copy")
         with one_process(self.folder, f"another process is changing {self.folder}: wait for it, or end it"):
-            self._move()
+            self._copy()
             if not self.exists and in_use(self.folder):
                 raise HimalayaError(f"{self.folder} is no adapter: it has no {CONFIG_FILE}; choose a new folder")
             yield
@@ -192,7 +192,7 @@ class AdapterStore:
         files = files_identity(new / name for name in (CONFIG_FILE, WEIGHTS_FILE))
         write_json(new / TASKS_FILE, sealed({**self.facts, "format": TASKS_FORMAT, "files": files}))
         mark_complete(new)
-        self._move()
+        self._copy()
 
     def forget(self, task: str) -> None:
         """Remove a task, its record, and what was kept of its items; what a killed process has begun goes too.
@@ -213,7 +213,7 @@ class AdapterStore:
         self.replace(save)
         self.clear()
 
-    def _move(self) -> None:
+    def _copy(self) -> None:
         new = self.unfinished / NEW
         if not is_complete(new):
             return

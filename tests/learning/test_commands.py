@@ -122,7 +122,7 @@ def test_every_option_of_learn_can_be_typed(monkeypatch) -> None:
     asked = []
 
     def seen(*arguments: Any) -> None:
-        asked.append(arguments[-1])
+        asked.append(arguments[3])
         raise HimalayaError("enough")
 
     monkeypatch.setattr("himalaya_adapter.learning.learn.learn", seen)
@@ -304,6 +304,25 @@ def test_what_was_begun_with_other_settings_of_the_adapter_is_dropped(files: Pat
     other = [str(tmp_path / "other"), *words[2:], "--placement", "weights", "--budget-mb", "0.2"]
     assert main(["learn", *other]) == 0
     assert (tmp_path / "new" / WEIGHTS).read_bytes() == (tmp_path / "other" / WEIGHTS).read_bytes()
+
+
+def test_what_is_begun_is_dropped_by_forget_also_if_that_is_killed(
+    mine: Path, files: Path, tmp_path: Path, capsys, caplog
+) -> None:
+    folder = shutil.copytree(mine, tmp_path / "mine")
+    words = ["learn", str(folder), str(files / "echo.jsonl"), "--task", "echo", *SHORT, "--save-steps", "1"]
+    assert in_own_process(words, "checkpoint-3", place=str(tmp_path)) == -9
+    assert in_own_process(["forget", str(folder), "parity"], "/mine/.adapter_model", place=str(tmp_path)) == -9
+    before = AdapterStore(folder).record("echo")["items"]
+    printed(capsys, *words)
+    assert AdapterStore(folder).record("echo")["items"] == 2 * before
+    assert AdapterStore(folder).adapter.tasks.known() == ["echo"]
+    assert in_own_process(words, "checkpoint-3", place=str(tmp_path)) == -9
+    assert main(["forget", str(folder), "nothing"]) == 2
+    assert "is dropped" not in caplog.text
+    printed(capsys, "forget", folder, "echo")
+    assert "the task 'echo' that was begun here is dropped" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize("atoms", ["3", "2000000"])

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.learning.data import OwnData, read_data, read_rows
+from himalaya_adapter.learning.data import Form, OwnData, read_data, read_rows
 from himalaya_adapter.learning.held_out import HeldOut, hold_out
 
 CHAT_TEMPLATE = (
@@ -76,6 +78,19 @@ def test_messages_give_an_item_for_each_answer(data, tokenizer) -> None:
     assert data([trl]).items[0].prompt == second.prompt
 
 
+def test_a_system_prompt_alone_does_not_make_two_conversations_one(data) -> None:
+    def said(number: int, *before: dict[str, str]) -> dict[str, Any]:
+        turns = [{"role": "user", "content": f"say {number}"}, {"role": "assistant", "content": f"{number}"}]
+        return {"messages": [*before, *turns]}
+
+    system = {"role": "system", "content": "You are kind."}
+    task, _ = hold_out(data([said(n, system) for n in range(40)]), "mine.jsonl", "say", HeldOut(0))
+    assert (len(task.train), len(task.test)) == (30, 10)
+    assert data([said(1)]).items[0].source == repr([("user", "say 1")])  # as it has always been cut
+    trl = {"prompt": [system, said(1)["messages"][0]], "completion": said(1)["messages"][1:]}
+    assert data([trl]).items[0].source == data([said(1, system)]).items[0].source
+
+
 def test_a_conversation_is_encoded_as_its_template_says(data, tokenizer) -> None:
     from himalaya_adapter.streams.encoding import encode_item
 
@@ -107,6 +122,45 @@ def test_the_same_rows_from_every_format(tmp_path: Path) -> None:
     assert len(read_rows(str(tmp_path / "dict"), "test")) == 1
     with pytest.raises(HimalayaError, match=r"unknown split of .* 'validation'.*known: test, train"):
         read_rows(str(tmp_path / "dict"), "validation")
+
+
+STRICT = {
+    "codes.csv": "code,team\n001,NA\n002,false\n",
+    "short.csv": "id,text,team\n1,a,b\n2,c\n",
+    "kinds.jsonl": '{"prompt": "2024-01-02", "completion": 1}\n{"prompt": "b", "completion": 2.5}\n',
+}
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_a_table_in_a_folder_is_read_as_it_is_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(STRICT[name])
+    alone, inside = read_rows(str(tmp_path / name)), read_rows(str(tmp_path))
+    assert [*map(repr, inside)] == [*map(repr, alone)]
+    assert len(inside) == 2
+
+
+def test_all_tables_of_a_folder_s_split_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "y.csv").write_text("prompt,completion\na,1\n")
+    (tmp_path / "x.jsonl").write_text('{"prompt": "b", "completion": "2"}\n')
+    rows = [{"prompt": "b", "completion": "2"}, {"prompt": "a", "completion": "1"}]
+    assert read_rows(str(tmp_path)) == rows
+    (tmp_path / "y.csv").rename(tmp_path / "test.csv")
+    (tmp_path / "x.jsonl").rename(tmp_path / "train.jsonl")
+    assert read_rows(str(tmp_path)) == rows[:1]
+    assert read_rows(str(tmp_path), "test") == rows[1:]
+    with pytest.raises(HimalayaError, match=r"unknown split of .* 'tests'; did you mean 'test'"):
+        read_rows(str(tmp_path), "tests")
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: test.csv\n---\n")
+    assert read_rows(str(tmp_path)) == [{"prompt": "a", "completion": 1}]  # as its card says: by `datasets`
+
+
+def test_a_slip_in_a_path_is_not_asked_for_on_the_hub(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    (tmp_path / "data").mkdir()
+    for path in ("data/ticket", "date/tickets.jsonl", "date/tickets.csv.gz"):
+        with pytest.raises(HimalayaError, match=f"there is no file {path}"):
+            read_rows(path)
 
 
 def test_nothing_there(tmp_path: Path, monkeypatch) -> None:
@@ -229,6 +283,26 @@ def test_what_was_held_out_of_a_few_rows_is_never_learnt_from_more(data) -> None
         hold_out(data(out), "mine.jsonl", "say", held)
 
 
+def test_what_was_held_out_is_not_learnt_later_with_another_template(data) -> None:
+    rows = [{"title": f"t {n}", "text": f"number {n}", "team": f"team {n}"} for n in range(200)]
+
+    def asked(task: Any) -> tuple[set[str], set[str]]:
+        return tuple({item.target for item in items} for items in (task.train, task.test))
+
+    first = data(rows, templates=("{title}: {text}", "{team}"))
+    task, held = hold_out(first, "mine.jsonl", "say", HeldOut(0))
+    known = first.form
+    for template in ("{text}?", "Of {title}:"):
+        further = data(rows, templates=(template, "{team}"), known=known)
+        again, held = hold_out(further, "mine.jsonl", "say", held)
+        assert asked(again) == asked(task)
+        known = further.form
+    same = data(rows, known=known)
+    assert asked(hold_out(same, "mine.jsonl", "say", held)[0]) == asked(task)
+    other = [{"text": row["text"], "team": row["team"]} for row in rows]  # without the first template's columns
+    assert data(other, templates=("{text}?", "{team}"), known=known).items[0].source == "number 0?"
+
+
 def test_repeated_and_contradictory_rows_are_counted(data) -> None:
     rows = [{"prompt": f"Say {n}:", "completion": str(n)} for n in range(20)]
     task, _ = hold_out(
@@ -283,3 +357,42 @@ def test_the_metric_can_be_chosen(data) -> None:
     assert len(data(rows, metric="accuracy").form.labels) == 30
     with pytest.raises(HimalayaError, match="unknown metric 'acc'; did you mean 'accuracy'"):
         data(rows, metric="acc")
+
+
+def test_a_known_task_keeps_its_labels_under_any_metric_of_labels(data) -> None:
+    rows = [{"prompt": f"Class of {n}:", "completion": ("red", "green", "blue")[n % 3]} for n in range(60)]
+    known = data(rows).form
+    assert known.labels == ("blue", "green", "red")
+    two = [row for row in rows if row["completion"] != "blue"]
+    assert data(two, known=known, metric="macro_f1").form == replace(known, metric="macro_f1")
+    free = [{"prompt": f"Name {n}:", "completion": f"person {7 * n}"} for n in range(40)]
+    known = data(free).form
+    for metric in ("accuracy", "macro_f1", "exact_match"):
+        assert data(free[:2], known=known, metric=metric).form == replace(known, metric=metric)
+
+
+def test_a_label_is_the_same_in_either_unicode_form(data) -> None:
+    composed, apart = (unicodedata.normalize(form, "Zürich") for form in ("NFC", "NFD"))
+    names = [(composed, "Bern", apart, "Bern")[n % 4] for n in range(40)]
+    rows = [{"prompt": f"City {n}:", "completion": name} for n, name in enumerate(names)]
+    mixed = data(rows)
+    assert mixed.form.labels == ("Bern", composed)
+    assert {item.target for item in mixed.items} == {"Bern", composed}
+    assert data(rows[2:3], known=mixed.form, new_labels=False).items[0].target == composed
+    earlier = replace(mixed.form, labels=("Bern", apart))  # as it was written before
+    assert data(rows, known=earlier, new_labels=False).form.labels == ("Bern", composed)
+
+
+def test_whether_answers_are_lines_is_what_the_task_has_learnt(data) -> None:
+    line, lines = ({"prompt": "a", "completion": text} for text in ("b", "b\nb"))
+
+    def are_lines(known: Form, *rows: dict[str, str]) -> bool:
+        own = data([*rows], known=known)
+        return own.scored("task", own.items).answers_are_lines
+
+    form = data(GOOD).form
+    assert [are_lines(replace(form, lines=told), line, lines) for told in (True, False, None)] == [True, False, False]
+    assert [are_lines(replace(form, lines=told), line) for told in (True, False, None)] == [True, False, True]
+    for told, expected in ((True, True), (False, False)):  # of earlier answers
+        own = data(GOOD, known=replace(form, lines=told))
+        assert hold_out(own, "mine.jsonl", "task", HeldOut(0))[0].answers_are_lines is expected

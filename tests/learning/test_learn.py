@@ -139,6 +139,17 @@ def test_forgetting_leaves_the_others_bit_for_bit(learnt, tmp_path: Path) -> Non
     assert not (folder / "kept" / "echo.json").exists()
 
 
+def test_forgetting_leaves_what_peft_has_saved_beside_the_adapter(files: Path, tmp_path: Path) -> None:
+    folder, name = tmp_path / "mine", "adapter_model.safetensors"
+    saved_by_peft(folder, files / "base", ended=True, vocabulary=390)
+    before = {one: tensor for one, tensor in load_file(folder / name).items() if "shared" not in one}
+    AdapterStore(folder).forget("half")
+    after = load_file(folder / name)
+    assert len(before) == 2
+    assert all(torch.equal(after[one], tensor) for one, tensor in before.items())
+    assert AdapterStore(folder).adapter.tasks.known() == ["first"]
+
+
 def test_a_known_task_is_learnt_further_in_its_form(learnt, files: Path, tmp_path: Path) -> None:
     folder, (first, _, third) = shutil.copytree(learnt[0], tmp_path / "mine"), learnt[1]
     shutil.rmtree(folder / "kept")
@@ -173,9 +184,12 @@ def test_what_was_held_out_is_not_learnt_later_under_another_seed_or_from_a_larg
     assert AdapterStore(tmp_path / "mine").record("echo")["held_out_by"]["seed"] == 0
 
 
-def saved_by_peft(folder: Path, backbone: Path, *, ended: bool) -> Path:
+def saved_by_peft(folder: Path, backbone: Path, *, ended: bool, vocabulary: int | None = None) -> Path:
     """An adapter that a Trainer has taught ``first``, and ``half``, which it may not have ended."""
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(backbone), HimalayaConfig(task_type="CAUSAL_LM"))
+    base = AutoModelForCausalLM.from_pretrained(backbone)
+    if vocabulary is not None:
+        base.resize_token_embeddings(vocabulary)
+    model = get_peft_model(base, HimalayaConfig(task_type="CAUSAL_LM"))
     for name in ("first", "half"):
         model.start_task(name)
         torch.nn.init.normal_(model.base_model.himalaya_shared["default"].atoms)
@@ -220,6 +234,31 @@ def test_a_task_that_is_still_open_is_not_taken_for_learnt(files: Path, tmp_path
     assert folder_hash(folder) == before
     AdapterStore(folder).forget("half")
     learn(folder, str(files / "echo.jsonl"), "echo", options(files))
+
+
+def test_what_is_finished_and_not_yet_told_is_not_learnt_again(files: Path, tmp_path: Path, caplog) -> None:
+    folder, echo = tmp_path / "mine", str(files / "echo.jsonl")
+    new = options(files, backbone=str(files / "base"), budget_mb=0.2)
+
+    def killed(_: Learnt) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(folder, echo, "echo", new, killed)
+    before = (folder / "adapter_model.safetensors").read_bytes()
+    told: list[Learnt] = []
+    again = learn(folder, echo, "echo", new, told.append)
+    assert told == [again]
+    assert (folder / "adapter_model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    with pytest.raises(KeyboardInterrupt):
+        learn(folder, echo, "echo", options(files), killed)
+    assert AdapterStore(folder).record("echo")["items"] == 2 * again.record["items"]  # that is another command
+    store = AdapterStore(folder)
+    with store.locked():
+        store.forget("echo")
+    assert "is dropped" not in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 # Mistakes ------------------------------------------------------------------------------------------------------
@@ -292,11 +331,37 @@ def test_a_task_that_does_not_fit(files: Path, tmp_path: Path) -> None:
     learn(folder, str(files / "echo.jsonl"), "echo", options(files))  # further, in its own slots
 
 
+def test_a_link_to_nowhere_is_refused_before_any_work(files: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "mine").symlink_to("nowhere")
+    monkeypatch.setattr("himalaya_adapter.learning.learn.load_backbone", None)
+    with pytest.raises(HimalayaError, match=r"mine is a link to nowhere, which is not there: delete it"):
+        learn(tmp_path / "mine", str(files / "echo.jsonl"), "echo", options(files))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_folder_that_is_no_adapter(files: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(HimalayaError, match=r"is no adapter: it has no adapter_config.json"):
         learn(tmp_path / "mine", str(files / "echo.jsonl"), "echo", options(files, backbone=str(files / "base")))
+
+
+def test_a_backbone_beside_is_found_from_everywhere_and_whether_answers_are_lines_is_kept(
+    files: Path, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    monkeypatch.chdir(files)
+    folder, new = tmp_path / "mine", options(files, backbone="base", budget_mb=0.2)
+    rows = [{"prompt": f"Poem {n}:", "completion": f"{n}\n{n}"} for n in range(12)]
+    learn(folder, write(tmp_path / "poem.jsonl", rows), "poem", new)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(files / "base")
+    monkeypatch.chdir(tmp_path)
+    AutoPeftModelForCausalLM.from_pretrained(folder)
+    line = write(tmp_path / "line.jsonl", [{"prompt": f"Poem {n}:", "completion": f"{n}"} for n in range(60, 90)])
+    learn(folder, line, "poem", options(files, checks={"poem": line}))
+    assert AdapterStore(folder).record("poem")["form"]["lines"] is False  # as some answers were before
+    assert f"--check poem={line} is left out: what is learnt is scored on its held-out items" in caplog.text
+    learn(folder, str(files / "echo.jsonl"), "echo", options(files))
+    assert AdapterStore(folder).record("echo")["form"]["lines"] is True
 
 
 # What stands beside the adapter --------------------------------------------------------------------------------

@@ -5,12 +5,15 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from himalaya_adapter.commands import Adapter, AsTask, Backbone, Prompt, Split, Target, templates_of, typed
 from himalaya_adapter.errors import HimalayaError
+
+if TYPE_CHECKING:
+    from himalaya_adapter.learning.learn import Learnt
 
 LAYER = "NousResearch/Llama-2-7b-hf"
 OF_CHAT = r"/task NAME switches (auto: as each prompt looks), /tasks lists, /quit ends; \n in a line is a line break"
@@ -68,7 +71,10 @@ def learn(
     # All others are typed under the names of their fields.
     named = {field.name: ctx.params[field.name] for field in fields(LearnOptions) if field.name in ctx.params}
     options = LearnOptions(templates=templates_of(prompt, target), checks=checks, **named)
-    learnt = learn(adapter, data, task, options)
+    learn(adapter, data, task, options, lambda learnt: _print_learnt(adapter, learnt, started))
+
+
+def _print_learnt(adapter: Path, learnt: "Learnt", started: float) -> None:
     record = learnt.record
     for reason, count in record["left_out"].items():
         print(f"left out: {count} rows, {reason}")
@@ -83,7 +89,8 @@ def learn(
         lost = change.before - change.after
         what = "nothing lost" if lost == 0 else f"{'lost' if lost > 0 else 'gained'} {abs(lost):.2f}"
         print(f"{change.task}: {change.metric} {change.before:.2f} -> {change.after:.2f}: {what}")
-    print(f"{adapter}: {learnt.bytes / 1e6:.2f} MB, room for about {learnt.room} more tasks of this size")
+    room = f"room for about {learnt.room} more tasks of this size"
+    print(f"{adapter}: {learnt.bytes / 1e6:.2f} MB, {room}", flush=True)
 
 
 @app.command()
@@ -219,7 +226,7 @@ def evaluate(
     own = read_data(
         rows, data, loaded.tokenizer, context, known=known, templates=templates, metric=metric, new_labels=False
     )
-    found = score(loaded.model, loaded.tokenizer, own.task(task, own.items, own.items))
+    found = score(loaded.model, loaded.tokenizer, own.scored(task, own.items))
     print(f"{task}: {found.metric} {found.score:.3f} ({found.low:.3f} to {found.high:.3f}) on {found.n} items")
 
 

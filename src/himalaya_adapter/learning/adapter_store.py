@@ -45,8 +45,8 @@ KEPT = "kept"  # folder of the held-out items that the user wants to be kept
 class AdapterStore:
     """The folder of an adapter, and a hidden one beside it with what is not finished.
 
-    A new state of the adapter is first written whole to the hidden folder, then moved file by file: a process killed
-    in between has either changed nothing, or the next one finishes the move.
+    A new state of the adapter is first written whole to the hidden folder, then copied file by file, and stays there
+    until `clear`: a killed process has either changed nothing, or the next one copies it, and knows what is finished.
 
     Args:
         folder: Where the adapter lies or will lie.
@@ -55,7 +55,7 @@ class AdapterStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.unfinished = unfinished_place(folder)
-        self.finished: dict[str, Any] = {}  # what a killed process had done but for the move
+        self.finished: dict[str, Any] = {}  # what a killed process had begun and done, but not told
 
     @property
     def exists(self) -> bool:
@@ -72,12 +72,15 @@ class AdapterStore:
         """Keep other processes from changing the adapter, and finish what one of them was killed at.
 
         Raises:
-            HimalayaError: One is at it; or the folder is there, and is no adapter's, or part of a run.
+            HimalayaError: One is at it; or the folder is there, and is no adapter's, or part of a run; or it is a link
+                to nowhere.
         """
+        if self.folder.is_symlink() and not self.folder.exists():
+            raise HimalayaError(f"{self.folder} is a link to {self.folder.readlink()}, which is not there: delete it")
         if (self.folder.parent / "metrics.json").is_file():
             raise HimalayaError(f"{self.folder} belongs to a run: copy it out of the run, and name the copy")
         with one_process(self.folder, f"another process is changing {self.folder}: wait for it, or end it"):
-            self._move()
+            self._copy()
             if not self.exists and in_use(self.folder):
                 raise HimalayaError(f"{self.folder} is no adapter: it has no {CONFIG_FILE}; choose a new folder")
             yield
@@ -148,14 +151,21 @@ class AdapterStore:
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Go on with what a killed process has begun, if it was the same; anything else that is unfinished goes."""
         before = file_sha256(self.place / WEIGHTS_FILE) if self.exists else None
-        identity, begun = {**identity, "adapter": before}, self._begun()
-        if begun == identity:
+        identity = {**identity, "adapter": before}
+        if self._begun() == identity:
             logger.info("going on with what was begun before")
             return
-        if begun:
-            logger.warning("the task '%s' that was begun here is dropped", begun.get("task"))
-        shutil.rmtree(self.unfinished, ignore_errors=True)
+        self._drop()
         write_json(self.unfinished / IDENTITY, sealed(identity))
+
+    def _drop(self) -> None:
+        if (begun := self._begun()) not in ({}, self.finished):
+            logger.warning("the task '%s' that was begun here is dropped", begun.get("task"))
+        self.clear()
+
+    def clear(self) -> None:
+        """Delete what is beside the adapter."""
+        shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def _begun(self) -> dict[str, Any]:
         """What a killed process has begun; nothing if the file is not what was written."""
@@ -182,25 +192,28 @@ class AdapterStore:
         files = files_identity(new / name for name in (CONFIG_FILE, WEIGHTS_FILE))
         write_json(new / TASKS_FILE, sealed({**self.facts, "format": TASKS_FORMAT, "files": files}))
         mark_complete(new)
-        self._move()
+        self._copy()
 
     def forget(self, task: str) -> None:
-        """Remove a task, its record, and what was kept of its items.
+        """Remove a task, its record, and what was kept of its items; what a killed process has begun goes too.
 
         Raises:
             HimalayaError: The adapter does not know it.
         """
         self.adapter.forget_task(task)
-        state = {PREFIX + name: tensor.contiguous() for name, tensor in self.adapter.state_dict().items()}
+        _, others = split_by_prefix(load_file(self.folder / WEIGHTS_FILE), PREFIX)  # such as embeddings
+        own = {PREFIX + name: tensor.contiguous() for name, tensor in self.adapter.state_dict().items()}
         self.facts["tasks"].pop(normalised(task), None)
 
         def save(folder: Path) -> None:
             shutil.copy(self.folder / CONFIG_FILE, folder)
-            save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+            save_file(others | own, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
+        self._drop()
         self.replace(save)
+        self.clear()
 
-    def _move(self) -> None:
+    def _copy(self) -> None:
         new = self.unfinished / NEW
         if not is_complete(new):
             return
@@ -212,7 +225,6 @@ class AdapterStore:
         for path in (self.folder / KEPT).glob("*.json"):
             if path.name not in known:  # of a task that is forgotten
                 path.unlink()
-        shutil.rmtree(self.unfinished)
         for read in ("adapter", "facts"):
             vars(self).pop(read, None)
 

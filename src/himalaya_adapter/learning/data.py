@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from himalaya_adapter.streams.encoding import encode_prompt, encode_target
 from himalaya_adapter.streams.items import BROKEN, EMPTY, NOT_UTF8, fields_of, item_of
 from himalaya_adapter.streams.readers import BadRow, Row, read_file
 from himalaya_adapter.streams.splits import content_hash
-from himalaya_adapter.streams.task import Item, Source, Task, TaskSpec
+from himalaya_adapter.streams.task import Item, Source, Task, TaskSpec, normal_label
 
 logger = logging.getLogger(__name__)
 PROMPT_COMPLETION = "{prompt}", "{completion}"
 ALPACA = "### Instruction:\n{instruction}\n\n### Response:", "{output}"
 ALPACA_INPUT = "{instruction}\n\n### Input:\n{input}"
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
+TABLE = re.compile(r".*\.(jsonl|json|csv|tsv|parquet)(\.gz|\.bz2)?", re.IGNORECASE | re.DOTALL)
 LABEL_METRICS = ("accuracy", "macro_f1")
 # Targets are taken for labels if there are no more of them than this, each as short and on average as frequent.
 MOST_LABELS, LONGEST_LABEL, ITEMS_A_LABEL = 20, 40, 5
@@ -44,6 +45,9 @@ class Form:
         metric: Name of the metric.
         labels: All answers there are, if the task is a classification.
         max_new_tokens: How far an answer is generated to be scored.
+        lines: Whether no answer that was learnt spans lines; ``None`` if nobody has written it down.
+        cut_by: Template of the prompts by whose hash items are held out, if it is another one than ``prompt``: a task
+            that is learnt further with another template keeps the rows that are held out.
     """
 
     prompt: str
@@ -52,6 +56,24 @@ class Form:
     metric: str = ""
     labels: tuple[str, ...] = ()
     max_new_tokens: int = LONGEST_ANSWER
+    lines: bool | None = None
+    cut_by: str = ""
+
+
+@dataclass(frozen=True)
+class OwnTask(Task):
+    """A task of a user's file.
+
+    Args:
+        lines: Whether no answer that was learnt before spans lines.
+    """
+
+    lines: bool = True
+
+    @property
+    def answers_are_lines(self) -> bool:
+        """Whether no training target spans lines, then or now."""
+        return self.lines and super().answers_are_lines
 
 
 @dataclass(frozen=True)
@@ -72,32 +94,60 @@ class OwnData:
         """These items as a task: what is learnt, and what is scored."""
         spec = _spec(name, self.form)
         hashes = {"train": content_hash(train), "test": content_hash(test)}
-        return Task(spec, tuple(train), (), tuple(test), hashes, self.left_out)
+        lines = self.form.lines is not False
+        return OwnTask(spec, tuple(train), (), tuple(test), hashes, self.left_out, lines)
+
+    def scored(self, name: str, test: Sequence[Item]) -> Task:
+        """Some of these items as a task that has been learnt from others."""
+        return self.task(name, () if self.form.lines else self.items, test)
 
 
 def read_rows(data: str, split: str = "train") -> list[Row | BadRow]:
     """The rows of a file, of a folder that `datasets` has written or can read, or of a data set of the hub.
 
     Args:
-        data: A path that ends in one of the table formats; a folder; or ``owner/name`` or ``owner/name:config``.
+        data: A path that ends in one of the table formats; a folder, whose tables are read as single ones are; or
+            ``owner/name`` or ``owner/name:config``.
         split: Which split of a data set.
 
     Raises:
         HimalayaError: Nothing there, nothing that can be read, or no rows.
     """
     path, hub = Path(data), HUB_ID.fullmatch(data)
+    is_path = path.parent.is_dir() or TABLE.fullmatch(data)  # a slip in it is no stranger's data set
     if path.is_file():
         rows = list(read_file(path.read_bytes(), path.name))
     elif path.is_dir():
         on_disk = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-        rows = _of_dataset(data, None, split, on_disk)
-    elif hub:
+        tables = {} if on_disk else _tables(path)
+        rows = _of_tables(data, tables, split) if tables else _of_dataset(data, None, split, on_disk)
+    elif hub and not is_path:
         rows = _of_dataset(hub["id"], hub["config"], split, on_disk=False)
     else:
         raise HimalayaError(f"there is no file {data}, nor is it the id of a data set on the hub (owner/name)")
     if not rows:
         raise HimalayaError(f"{data} has no rows")
     return rows
+
+
+def _tables(folder: Path) -> Mapping[str, Sequence[str]]:
+    """The files of each split of a folder; nothing if one is no table, or a card says how they are read."""
+    from datasets.data_files import DataFilesDict, get_data_patterns  # slow to import
+
+    card = folder / "README.md"
+    if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace"):
+        return {}
+    try:
+        found = DataFilesDict.from_patterns(get_data_patterns(str(folder.resolve())), str(folder.resolve()))
+    except FileNotFoundError:  # the folder is empty
+        return {}
+    return found if all(TABLE.fullmatch(file) for files in found.values() for file in files) else {}
+
+
+def _of_tables(name: str, tables: Mapping[str, Sequence[str]], split: str) -> list[Row | BadRow]:
+    if split not in tables:
+        raise unknown_name(f"split of {name}", split, map(str, tables))
+    return [row for file in sorted({*tables[split]}) for row in read_file(Path(file).read_bytes(), Path(file).name)]
 
 
 def _of_dataset(name: str, config: str | None, split: str, on_disk: bool) -> list[Row | BadRow]:
@@ -109,7 +159,7 @@ def _of_dataset(name: str, config: str | None, split: str, on_disk: bool) -> lis
         raise HimalayaError(f"cannot read the data set {name}: {one_line(error)}") from error
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
-            raise unknown_name(f"split of {name}", split, found)
+            raise unknown_name(f"split of {name}", split, map(str, found))
         found = found[split]
     return list(found)
 
@@ -152,12 +202,13 @@ def read_data(
     items, left_out, cut = [], Counter[str](), 0
     spec = _spec(name, replace(form, labels=()))  # a known classification may get new labels
     columns = fields_of(spec)
+    cut_by = replace(spec, template=form.cut_by or form.prompt)
     for number, row in enumerate(rows, start=1):
         where = f"row {number} of {name}"
         try:
             if isinstance(row, BadRow):
                 raise BadRow(row.reason, f"{where} {row}")
-            found = [*_conversation(row, tokenizer, where)] if form.chat else [_item(spec, row, where)]
+            found = [*_conversation(row, tokenizer, where)] if form.chat else [_item(spec, cut_by, row, where)]
             for item in found:
                 _check_length(item, tokenizer, context, where)
         except BadRow as error:
@@ -174,7 +225,9 @@ def read_data(
     if not items:
         raise HimalayaError(f"{name} gives no item: {', '.join(left_out)}")
     form = replace(form, **_scoring(items, known, metric, tokenizer))
-    learnt = known.labels if known is not None and not new_labels else ()
+    if form.labels:
+        items = [replace(item, target=normal_label(item.target)) for item in items]
+    learnt = [*map(normal_label, known.labels)] if known is not None and not new_labels else []
     for label in form.labels:
         if learnt and label not in learnt:
             raise HimalayaError(f"{name} has the answer '{label}'; the task has learnt: {', '.join(learnt)}")
@@ -194,7 +247,7 @@ def _form(rows: Sequence[Row], name: str, known: Form | None, templates: tuple[s
         for column in fields_of(_spec(name, form)):
             if column not in columns:
                 raise unknown_name(f"column of {name}", column, columns)
-        return form
+        return form if known is None else replace(form, lines=known.lines, cut_by=known.cut_by or known.prompt)
     if known is not None:
         fits = chat if known.chat else columns.issuperset(fields_of(_spec(name, known)))
         if fits:
@@ -231,12 +284,21 @@ def _spec(name: str, form: Form) -> TaskSpec:
     return spec if form.chat else replace(spec, source=replace(spec.source, group=tuple(fields_of(spec))))
 
 
-def _item(spec: TaskSpec, row: Row, where: str) -> Item:
+def _item(spec: TaskSpec, cut_by: TaskSpec, row: Row, where: str) -> Item:
+    """What a row gives; its source is its prompt in the template that items are held out by."""
+    item = _filled(spec, row, where)
+    try:
+        return replace(item, source=_filled(cut_by, row, where).prompt)
+    except BadRow:  # it has not the values of that template, so it has never been an item
+        return replace(item, source=item.prompt)
+
+
+def _filled(spec: TaskSpec, row: Row, where: str) -> Item:
     if spec.template == ALPACA[0] and row.get("input") and str(row["input"]).strip():
         spec = replace(spec, template=spec.template.replace("{instruction}", ALPACA_INPUT))
     item = item_of(spec, fields_of(spec), row, where)
     assert item is not None  # nothing in such a task leaves a good row out
-    return replace(item, source=item.prompt)
+    return item
 
 
 def _conversation(row: Row, tokenizer: Any, where: str) -> Iterator[Item]:
@@ -254,6 +316,8 @@ def _conversation(row: Row, tokenizer: Any, where: str) -> Iterator[Item]:
         if not content:
             raise BadRow(EMPTY, f"{where} has an empty message of '{role}'")
     first = 1 if "messages" in row else len(prompt)
+    asked_at = next((turn for turn, (role, _) in enumerate(spoken) if role == "user"), 0)
+    source = repr(spoken[: max(first, asked_at + 1)])  # a system prompt alone may be all conversations'
     answers = [turn for turn in range(first, len(spoken)) if spoken[turn][0] == "assistant"]
     if not answers:
         raise BadRow(BAD_CHAT, f"{where} has no answer of role 'assistant' after a question")
@@ -262,7 +326,7 @@ def _conversation(row: Row, tokenizer: Any, where: str) -> Iterator[Item]:
             asked = chat_prompt(tokenizer, spoken[:turn])
         except TemplateError as error:
             raise BadRow(BAD_CHAT, f"{where} does not fit the backbone's chat template: {error}") from error
-        yield Item(asked, spoken[turn][1], source=repr(spoken[:first]), chat=True)
+        yield Item(asked, spoken[turn][1], source, chat=True)
 
 
 def refuse_control_tokens(tokenizer: Any, said: Sequence[str], where: str) -> None:
@@ -292,17 +356,17 @@ def _check_length(item: Item, tokenizer: Any, context: int, where: str) -> None:
 
 def _scoring(items: Sequence[Item], known: Form | None, metric: str | None, tokenizer: Any) -> dict[str, Any]:
     """How answers are scored: as a task's have always been, as is asked for, or as they look."""
-    targets = Counter(item.target for item in items)
-    longest = max(len(encode_target(tokenizer, target)) for target in targets)
-    if known is not None and metric in (None, known.metric):
-        labels = tuple(dict.fromkeys([*known.labels, *sorted(targets)])) if known.labels else ()
-        length = max(known.max_new_tokens, min(longest, LONGEST_ANSWER))
-        return {"metric": known.metric, "labels": labels, "max_new_tokens": length}
+    targets = {normal_label(item.target) for item in items}
+    longest = max(len(encode_target(tokenizer, one)) for one in {item.target for item in items})
+    length = max(known.max_new_tokens if known is not None else 0, min(longest, LONGEST_ANSWER))
+    if known is not None and metric in (None, known.metric, *LABEL_METRICS):
+        labels = [*map(normal_label, known.labels), *sorted(targets)] if known.labels else []
+        return {"metric": metric or known.metric, "labels": (*dict.fromkeys(labels),), "max_new_tokens": length}
     short = all(len(target) <= LONGEST_LABEL and "\n" not in target for target in targets)
     alike = 2 <= len(targets) <= min(MOST_LABELS, len(items) // ITEMS_A_LABEL)
     as_labels = len(targets) > 1 if metric in LABEL_METRICS else metric is None and short and alike
     return {
         "metric": metric or ("accuracy" if as_labels else "chrf"),
         "labels": tuple(sorted(targets)) if as_labels else (),
-        "max_new_tokens": min(longest, LONGEST_ANSWER),
+        "max_new_tokens": length,
     }

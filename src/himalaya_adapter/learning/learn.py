@@ -1,15 +1,16 @@
 """Learn one task from a user's file, with an adapter that is new or has learnt others before."""
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rapidfuzz.distance import OSA
 from transformers import TrainerState
 
-from himalaya_adapter.backbones import load_backbone
+from himalaya_adapter.backbones import BACKBONES, load_backbone
 from himalaya_adapter.backbones.shape import hidden_width, sizes_of
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
 from himalaya_adapter.deploy.answering import AUTO
@@ -38,6 +39,7 @@ from .asking import score
 from .data import OwnData, read_data, read_rows
 from .held_out import MOST_SCORED, HeldOut, hold_out
 
+logger = logging.getLogger(__name__)
 DEFAULT_BACKBONE, DEFAULT_BUDGET_MB = "smollm2-135m", 2.5
 CHECKPOINTS = "checkpoints"
 # A task of few items is seen several times, until it has been trained in about so many steps.
@@ -117,7 +119,13 @@ class Learnt:
     bytes: int
 
 
-def learn(folder: Path, data: str, name: str, options: LearnOptions | None = None) -> Learnt:
+def learn(
+    folder: Path,
+    data: str,
+    name: str,
+    options: LearnOptions | None = None,
+    tell: Callable[[Learnt], None] = lambda _: None,
+) -> Learnt:
     """Learn a task, new or known, and keep it in the adapter's folder, which is made if it is not there.
 
     A process that was killed goes on when it is called again, and ends with the same adapter bit for bit. Until the
@@ -128,6 +136,7 @@ def learn(folder: Path, data: str, name: str, options: LearnOptions | None = Non
         data: The task's file, folder or data set: see `read_rows`.
         name: The task's name.
         options: See there.
+        tell: Called with the result; a process killed before it returns goes on, too.
 
     Raises:
         HimalayaError: Anything a user can mend, in one line. The folder is as before.
@@ -138,7 +147,10 @@ def learn(folder: Path, data: str, name: str, options: LearnOptions | None = Non
     with store.locked():
         learner = Learner(store, options, _opened(store, options) if store.exists else _begun(store, options))
         with out_of_memory_told("try --batch-size 1, shorter rows, or a smaller backbone"):
-            return learner.learn(rows, data, name)
+            learnt = learner.learn(rows, data, name)
+        tell(learnt)
+        store.clear()
+    return learnt
 
 
 class Learner:
@@ -209,7 +221,7 @@ class Learner:
             "steps": state.global_step,
             "seconds": round(seconds_of_steps(state), 1),
             "peak_memory_bytes": peak_memory_bytes(),
-            "form": asdict(own.form),
+            "form": asdict(replace(own.form, lines=task.answers_are_lines)),
             "changes": [asdict(change) for change in changes],
         }
         kept = {name: task.test} if options.keep_check else {}
@@ -235,12 +247,14 @@ class Learner:
                 continue
             kept, form = self.store.kept(name), self.store.form(name)
             if kept is not None and form is not None:
-                checks[name] = OwnData(form, tuple(kept)).task(name, kept, kept)
+                checks[name] = OwnData(form, tuple(kept)).scored(name, kept)
         for said, file in self.options.checks.items():
             name = known_task(said, self.method.tasks, "task in --check")
+            if name == learning:
+                logger.warning("--check %s=%s is left out: what is learnt is scored on its held-out items", said, file)
+                continue
             own = self._read(read_rows(file), file, name, new_labels=False)
-            checks[name] = own.task(name, own.items, own.items[:MOST_SCORED])
-        checks.pop(learning, None)
+            checks[name] = own.scored(name, own.items[:MOST_SCORED])
         return list(checks.values())
 
     # Training --------------------------------------------------------------------------------------------------
@@ -296,7 +310,7 @@ def _begun(store: AdapterStore, options: LearnOptions) -> LoadedAdapter:
     Raises:
         HimalayaError: It has no room for a task.
     """
-    backbone = load_backbone(options.backbone or DEFAULT_BACKBONE)
+    backbone = load_backbone(_absolute(options.backbone or DEFAULT_BACKBONE))
     budget = DEFAULT_BUDGET_MB if options.budget_mb is None else options.budget_mb
     given = {"placement": options.placement, "atoms_per_task": options.atoms_per_task, "seed": options.seed}
     given = {key: value for key, value in given.items() if value is not None}
@@ -305,11 +319,15 @@ def _begun(store: AdapterStore, options: LearnOptions) -> LoadedAdapter:
     return LoadedAdapter(model, backbone.tokenizer, (), backbone.name, store.folder, backbone.revision)
 
 
+def _absolute(backbone: str) -> str:
+    """A backbone's folder by a name that leads there from everywhere; any other name as it is."""
+    is_folder = backbone not in BACKBONES and Path(backbone).is_dir()
+    return str(Path(backbone).resolve()) if is_folder else backbone
+
+
 def _told(adapter: LoadedAdapter) -> dict[str, Any]:
     """What ``tasks.json`` says of a backbone."""
-    place = Path(adapter.backbone)
-    name = str(place.resolve()) if place.is_dir() else adapter.backbone
-    return {"name": name, "revision": adapter.revision, **sizes_of(adapter.model.config)}
+    return {"name": _absolute(adapter.backbone), "revision": adapter.revision, **sizes_of(adapter.model.config)}
 
 
 def _check_name(name: str, known: Sequence[str], new: bool) -> None:

@@ -121,8 +121,9 @@ def test_the_prose_says_what_was_measured() -> None:
 
     area, learnt = "retained_accuracy_auc", "learning_accuracy"
     assert (
-        f"The area under the curve is {both(area, own)}** with two seeds (LoReFT a task {both(area, alone)}; "
-        f"12 atoms {both(area, twelve)}, with channels alike {both(area, alike)})" in page
+        f"**One LoReFT's area ({both(area, alone)}) with a fifth of its parameters**: 12 atoms reach "
+        f"{both(area, twelve)}, 24 {both(area, own)} with two fifths. With channels alike 12 atoms had "
+        f"{both(area, alike)}" in page
     )
     assert f"{both(learnt, own)} against {both(learnt, alone)}, in two fifths of its parameters" in page
     assert f"With 12 atoms it is {both(learnt, twelve)}, in a fifth" in page
@@ -142,6 +143,17 @@ def test_the_prose_says_what_was_measured() -> None:
     a_task = f"{alone[0]['stored_bytes'] / 25e3:.0f} kB a task in 32 bits"
     assert a_task in page
     assert a_task in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def test_the_six_tasks_say_what_the_page_says() -> None:
+    found = {
+        path.parent.name: read_json(path)
+        for path in (ROOT / "benchmarks" / "results" / "rivals").glob("*/metrics.json")
+    }
+    own, area = found.pop("himalaya-24atoms"), "retained_accuracy_auc"
+    assert all(own[area] > other[area] for other in found.values())
+    assert all(own[key] > found["lora-joint"][key] for key in ("learning_accuracy", "average_accuracy"))
+    assert abs(found["lora-replay"]["forgetting"] - found["lora"]["forgetting"]) < 0.02
 
 
 def test_the_placements_over_the_stream_are_compared_as_measured() -> None:

@@ -20,7 +20,6 @@ from himalaya_adapter.streams.catalogue import read_definition
 
 ROOT = Path(__file__).parents[1]
 GENERATOR = ROOT / "docs" / "generate_results.py"
-BITS = ROOT / "docs" / "bits_results.py"
 RUNNER = ROOT / "benchmarks" / "run_missing.py"
 STREAMS = sorted((ROOT / "benchmarks" / "streams").glob("*.yaml"))
 SCORES = (
@@ -61,7 +60,7 @@ def test_the_pictures_show_the_committed_runs(picture: str) -> None:
 
 
 def test_bits_are_compared_on_the_tasks_that_all_have(tmp_path: Path) -> None:
-    module = script(BITS)
+    module = script(GENERATOR).bits_results
     scores = {("loreft", 16): [1.0, 1.0, 0.0, 1.0], ("loreft", 3): [1.0, 0.0, 0.0, 1.0]}
     lines = [
         {"task": task, "method": method, "bits": bits, "bytes": 1000 * bits, "score": sum(items) / 4}
@@ -78,7 +77,7 @@ def test_bits_are_compared_on_the_tasks_that_all_have(tmp_path: Path) -> None:
 
 
 def test_the_picture_of_bits_shows_the_committed_lines() -> None:
-    module = script(BITS)
+    module = script(GENERATOR).bits_results
     assert module.PICTURE.is_file() == bool(module.points())
     if module.points():
         with Image.open(module.PICTURE) as image:

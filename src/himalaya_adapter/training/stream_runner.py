@@ -262,7 +262,7 @@ class StreamRunner:
     def _load_adapter(self, folder: Path) -> None:
         if not is_complete(folder):
             raise HimalayaError(
-                f"{folder} is damaged, and no earlier adapter is kept: start the run anew with overwrite=true"
+                f"{folder} is damaged or gone, and no earlier adapter is kept: start the run anew with overwrite=true"
             )
         set_peft_model_state_dict(self.model, load_file(folder / ADAPTER_FILE))
         if self.ewc:

@@ -31,8 +31,9 @@ from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.score_cache import ScoreCache
 from himalaya_adapter.identity import mark_complete, sealed
 from himalaya_adapter.learning.adapter_store import AdapterStore
-from himalaya_adapter.learning.data import read_data, read_rows
+from himalaya_adapter.learning.data import read_data
 from himalaya_adapter.learning.held_out import HeldOut, hold_out
+from himalaya_adapter.learning.rows import read_rows
 from himalaya_adapter.report import write_search_report
 from himalaya_adapter.report.run_folder import SAME, read_run
 from himalaya_adapter.storage import write_json

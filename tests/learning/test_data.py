@@ -12,8 +12,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.learning.data import Form, OwnData, read_data, read_rows
+from himalaya_adapter.learning.data import Form, OwnData, read_data
 from himalaya_adapter.learning.held_out import HeldOut, hold_out
+from himalaya_adapter.learning.rows import read_rows
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|turn|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
@@ -156,7 +157,7 @@ def test_all_tables_of_a_folder_s_split_are_read_in_the_order_of_their_names(tmp
 
 def test_a_slip_in_a_path_is_not_asked_for_on_the_hub(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets, "load_dataset", None)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # a wrong way ends soon, with another message
     (tmp_path / "data").mkdir()
     for path in ("data/ticket", "date/tickets.jsonl", "date/tickets.csv.gz"):
         with pytest.raises(HimalayaError, match=f"there is no file {path}"):

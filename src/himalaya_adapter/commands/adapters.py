@@ -218,7 +218,8 @@ def evaluate(
     from himalaya_adapter.evaluation.batching import context_of
     from himalaya_adapter.learning.adapter_store import AdapterStore
     from himalaya_adapter.learning.asking import score
-    from himalaya_adapter.learning.data import read_data, read_rows
+    from himalaya_adapter.learning.data import read_data
+    from himalaya_adapter.learning.rows import read_rows
 
     rows, templates = read_rows(data, split), templates_of(prompt, target)
     loaded = load_adapter(adapter, task=task, backbone=backbone)

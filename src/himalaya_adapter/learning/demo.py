@@ -19,9 +19,10 @@ from himalaya_adapter.streams.catalogue import load_task
 
 from .adapter_store import AdapterStore
 from .asking import score
-from .data import read_data, read_rows
+from .data import read_data
 from .held_out import HeldOut, hold_out
 from .learn import DEFAULT_BACKBONE, Learner, LearnOptions, learn
+from .rows import read_rows
 
 DATA = "data"
 STREAM = "demo_stream_6"

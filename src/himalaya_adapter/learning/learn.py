@@ -24,7 +24,7 @@ from himalaya_adapter.methods.continual import continual
 from himalaya_adapter.methods.himalaya.config import Placement
 from himalaya_adapter.names import known_task, normalised
 from himalaya_adapter.streams import Task
-from himalaya_adapter.training.batches import EncodedItems, fitting
+from himalaya_adapter.training.batches import EncodedItems
 from himalaya_adapter.training.environment import peak_memory_bytes
 from himalaya_adapter.training.progress import stage
 from himalaya_adapter.training.task_training import (
@@ -36,8 +36,9 @@ from himalaya_adapter.training.task_training import (
 
 from .adapter_store import AdapterStore, room, sized_config
 from .asking import score
-from .data import OwnData, read_data, read_rows
+from .data import OwnData, read_data
 from .held_out import MOST_SCORED, HeldOut, hold_out
+from .rows import read_rows
 
 logger = logging.getLogger(__name__)
 DEFAULT_BACKBONE, DEFAULT_BUDGET_MB = "smollm2-135m", 2.5
@@ -276,7 +277,7 @@ class Learner:
 
     def train(self, task: Task, training: TrainingConfig) -> TrainerState:
         """Learn a task from its items, from its start to its end."""
-        examples = EncodedItems(self.tokenizer, [fitting(self.tokenizer, task, self.context)], self.context)
+        examples = EncodedItems(self.tokenizer, [task], self.context)  # rows that are too long are none of its items
         arguments = training_arguments(training, task.name, 0, len(examples), self.store.unfinished / CHECKPOINTS)
         with stage(f"learning {task.name}") as advance:
             callback = _LearnCallback(task.name, lambda state, _: advance(state.global_step, state.max_steps))

@@ -80,7 +80,7 @@ def check_start(model: PeftModel, bare: Tensor) -> None:
     """
     with model.disable_adapter():
         frozen = frozen_logits(model)
-    if not torch.allclose(frozen, bare):
+    if not torch.allclose(frozen, bare, equal_nan=True):
         raise HimalayaError(
             "model.adapter.options change the backbone itself, as init_lora_weights=pissa and layer_replication do: "
             "expected options that leave its weights and layers as they are"

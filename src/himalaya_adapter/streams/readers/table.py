@@ -5,6 +5,7 @@ import codecs
 import csv
 import gzip
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,13 @@ from himalaya_adapter.documents import once, parse_document
 from himalaya_adapter.streams.readers.types import BadRow, Row
 
 FORMATS = ".jsonl, .json, .csv, .tsv, .parquet, each also with .gz or .bz2"
+NAMED = re.compile(r".*\.(jsonl|json|csv|tsv|parquet)(\.gz|\.bz2)?", re.IGNORECASE | re.DOTALL)
 FIELDS = "other number of fields"
+
+
+def is_table(name: str) -> bool:
+    """Whether a file of this name would be read as a table."""
+    return NAMED.fullmatch(name) is not None
 
 
 def read_table(content: bytes, name: str) -> Iterator[Row | BadRow]:

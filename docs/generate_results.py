@@ -14,7 +14,7 @@ from statistics import fmean
 import bits_results
 from expected_results import expected_results, expected_table
 
-from himalaya_adapter.budget import BYTES_PER_MB, count_budget
+from himalaya_adapter.budget import BYTES_PER_MB, count_budget, count_work
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.report import paper, score_figures
 from himalaya_adapter.report.charts import Figure
@@ -220,13 +220,14 @@ def positions() -> str:
 
 def at_llama_2() -> str:
     """What the source claims of costs at Llama-2-7B's shape: counted, and measured on one layer."""
-    budget = count_budget(compose_run([f"run={SOURCE}"]).run)
-    assert budget.overhead is not None
-    assert budget.element_overhead is not None
+    run = compose_run([f"run={SOURCE}"]).run
+    budget, work = count_budget(run), count_work(run)
+    assert work.overhead is not None
+    assert work.element_overhead is not None
     assert budget.released is not None
     assert budget.router is not None
     stored, released = sum(budget.stored.values()) / BYTES_PER_MB, sum(budget.released.values()) / BYTES_PER_MB
-    operations = budget.overhead + budget.element_overhead
+    operations = work.overhead + work.element_overhead
     layer = read_json(RESULTS / "latency" / "llama-2-7b_layer.json")
     decode = {
         entry["precision"]: entry["graphs"]["adapted"]["ratio"] - 1

@@ -52,7 +52,10 @@ print(*sys.modules)"""
 
 
 # What the programs below import first, which has nothing of PEFT or of ours, is not what they are about.
-SHARED = "import sys, torch, transformers.modeling_utils; assert not {'peft', 'himalaya_adapter'} & {*sys.modules}"
+SHARED = """
+import sys, accelerate, bitsandbytes, torch, transformers.models.llama.modeling_llama
+assert not {'peft', 'himalaya_adapter'} & {*sys.modules}
+"""
 ORDERS = {
     "PEFT first": "import peft; import himalaya_adapter",
     "PEFT last": """

@@ -35,6 +35,24 @@ WRAPPERS = re.compile(r"^(base_model\.|model\.|[a-z_]+_shared\.|default\.)+")
 
 
 @dataclass(frozen=True)
+class Budget:
+    """Parameters and bytes of one adapter.
+
+    Args:
+        trainable: Trainable parameters by part.
+        stored: Bytes by part of what a run keeps. The parts of the adapter's file, with its header, add up to the
+            file's size; what is stored in few bits, and EWC's file, are one part each.
+        released: The same of the release file, for a method that has one.
+        router: Parameters of HIMALAYA_STRICT's router, trained and frozen.
+    """
+
+    trainable: Mapping[str, int]
+    stored: Mapping[str, int]
+    released: Mapping[str, int] | None
+    router: int | None
+
+
+@dataclass(frozen=True)
 class Operations:
     """Work of one forward pass.
 
@@ -48,23 +66,14 @@ class Operations:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """The cost of one adapter.
+class Work:
+    """Operations of a backbone.
 
     Args:
-        trainable: Trainable parameters by part.
-        stored: Bytes by part of what a run keeps. The parts of the adapter's file, with its header, add up to the
-            file's size; what is stored in few bits, and EWC's file, are one part each.
-        released: The same of the release file, for a method that has one.
-        router: Parameters of HIMALAYA_STRICT's router, trained and frozen.
-        bare: Operations of the backbone alone.
-        adapted: Operations of the backbone with the adapter; None if they depend on the values of weights.
+        bare: Those of the backbone alone.
+        adapted: Those of the backbone with the adapter; None if they depend on the values of weights.
     """
 
-    trainable: Mapping[str, int]
-    stored: Mapping[str, int]
-    released: Mapping[str, int] | None
-    router: int | None
     bare: Operations
     adapted: Operations | None
 
@@ -84,26 +93,15 @@ class Budget:
 
 
 def count_budget(run: RunConfig) -> Budget:
-    """Count parameters, bytes and operations of a run's adapter, without weights and without its stream.
+    """Count parameters and bytes of a run's adapter, without weights and without its stream.
 
     Raises:
         HimalayaError: An unknown backbone or method, wrong options, a method that needs the weights to begin.
     """
-    mode = ShapeMode()
-    model = _empty_model(run, run_method(run), mode)
+    model = _empty_model(run, run_method(run), ShapeMode())
     config = model.active_peft_config
     trainable = _by_part((name, tensor.numel()) for name, tensor in trainable_parameters(model).items())
     stored = _kept_bytes(run, model)
-    with model.disable_adapter():
-        bare = _operations(model, mode)
-    model.requires_grad_(False)  # operations are those of inference
-    if isinstance(config, HimalayaConfig):
-        model.set_task([None])  # which task answers cannot be seen without values; all cost the same
-    try:
-        _operations(model, mode)  # finds out what the layers share, which every later pass makes once
-        adapted = _operations(model, mode)
-    except RuntimeError:  # what torch raises when values of a fake tensor are asked for, as WaveFT does in each pass
-        adapted = None
     router, released = None, None
     if isinstance(config, HimalayaStrictConfig):
         state = model.base_model.himalaya_strict_shared["default"].state_dict()
@@ -111,7 +109,27 @@ def count_budget(run: RunConfig) -> Budget:
     if has_release(config):
         config.released = True  # what PEFT saves from now on is a release
         released = _file_bytes(model)
-    return Budget(trainable, stored, released, router, bare, adapted)
+    return Budget(trainable, stored, released, router)
+
+
+def count_work(run: RunConfig) -> Work:
+    """Count the operations of a forward pass with a run's adapter, and without it, without weights.
+
+    Raises:
+        HimalayaError: As `count_budget`.
+    """
+    mode = ShapeMode()
+    model = _empty_model(run, run_method(run), mode)
+    with model.disable_adapter():
+        bare = _operations(model, mode)
+    model.requires_grad_(False)  # operations are those of inference
+    if isinstance(model.active_peft_config, HimalayaConfig):
+        model.set_task([None])  # which task answers cannot be seen without values; all cost the same
+    try:
+        _operations(model, mode)  # finds out what the layers share, which every later pass makes once
+        return Work(bare, _operations(model, mode))
+    except RuntimeError:  # what torch raises when values of a fake tensor are asked for, as WaveFT does in each pass
+        return Work(bare, None)
 
 
 def check_budget(run: RunConfig, adapter: PeftConfig) -> None:

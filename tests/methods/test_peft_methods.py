@@ -11,7 +11,7 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from tiny_runs import ADAPTERS, write_backbone, write_run, write_stream
 
-from himalaya_adapter.budget import count_budget
+from himalaya_adapter.budget import count_budget, count_work
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments import RunConfig, compose_run
 from himalaya_adapter.experiments.model_config import AdapterConfig, BackboneConfig, ModelConfig
@@ -76,11 +76,11 @@ def test_learn_save_load_and_count(method: str, backbone: Path, tmp_path: Path) 
 
     adapted = ModelConfig(BackboneConfig(str(backbone), dtype="float32"), AdapterConfig(method, METHODS[method]))
     run = RunConfig("run", "comparative", method, adapted, DatasetConfig("demo_stream_6"))
-    budget = count_budget(run)
+    budget, work = count_budget(run), count_work(run)
     assert sum(budget.stored.values()) == file.stat().st_size
     assert sum(budget.trainable.values()) == model.get_nb_trainable_parameters()[0]
-    assert (budget.adapted is None) == (method in UNCOUNTED_OPERATIONS)
-    assert len(budget_tables(run, budget)) == 2
+    assert (work.adapted is None) == (method in UNCOUNTED_OPERATIONS)
+    assert len(budget_tables(run, budget, work)) == 2
 
 
 def test_a_method_without_verbs_goes_through_a_stream(

@@ -117,7 +117,7 @@ def budget(overrides: Overrides) -> None:
     """Bytes, parameters and operations of a run's adapter; no weights needed."""
     from rich.console import Console
 
-    from himalaya_adapter.budget import check_size, count_budget
+    from himalaya_adapter.budget import check_size, count_budget, count_work
     from himalaya_adapter.experiments import compose_run
     from himalaya_adapter.experiments.validation import check_run
     from himalaya_adapter.report.budget_tables import budget_tables
@@ -125,7 +125,7 @@ def budget(overrides: Overrides) -> None:
     config = compose_run(overrides).run
     check_run(config)
     counted = count_budget(config)
-    for table in budget_tables(config, counted):
+    for table in budget_tables(config, counted, count_work(config)):
         Console(markup=False, emoji=False).print(table)
     if config.model.adapter.total_parameter_budget_mb is not None:
         check_size(counted.stored, config.model.adapter.total_parameter_budget_mb)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from rich.table import Column, Table
 
-from himalaya_adapter.budget import BYTES_PER_MB, TOKENS, Budget
+from himalaya_adapter.budget import BYTES_PER_MB, TOKENS, Budget, Work
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.methods.construction import run_method
 from himalaya_adapter.methods.himalaya import HimalayaConfig
@@ -12,9 +12,9 @@ from himalaya_adapter.methods.himalaya.config import MOST_ACTIVE_ATOMS
 from himalaya_adapter.methods.himalaya_strict import HimalayaStrictConfig
 
 
-def budget_tables(run: RunConfig, budget: Budget) -> list[Table]:
+def budget_tables(run: RunConfig, budget: Budget, work: Work) -> list[Table]:
     """The bytes by part, and everything else that is counted beside its bound."""
-    return [_bytes_table(run, budget), _bounds_table(run, budget)]
+    return [_bytes_table(run, budget), _bounds_table(run, budget, work)]
 
 
 def _bytes_table(run: RunConfig, budget: Budget) -> Table:
@@ -29,7 +29,7 @@ def _bytes_table(run: RunConfig, budget: Budget) -> Table:
     return table
 
 
-def _bounds_table(run: RunConfig, budget: Budget) -> Table:
+def _bounds_table(run: RunConfig, budget: Budget, work: Work) -> Table:
     table = Table("what", "counted", "bound", title=f"{run.run_id}: what the adapter costs")
     limit = run.model.adapter.total_parameter_budget_mb
     allowed = f"{limit:g} MB" if limit is not None else ""
@@ -47,12 +47,12 @@ def _bounds_table(run: RunConfig, budget: Budget) -> Table:
         table.add_row("active atoms of a layer, at most", f"{config.active_atoms}", f"{MOST_ACTIVE_ATOMS}")
         fit = min(config.max_tasks, config.elastic_atoms // config.atoms_per_task)
         table.add_row("tasks that fit without sharing or eviction", f"{fit}", "")
-    table.add_row(f"FLOPs of matrix products, bare ({TOKENS} tokens)", f"{budget.bare.products:.4g}", "")
-    if budget.adapted is None:
+    table.add_row(f"FLOPs of matrix products, bare ({TOKENS} tokens)", f"{work.bare.products:.4g}", "")
+    if work.adapted is None:
         table.add_row("FLOPs of matrix products, added", "depend on the weights", "")
     else:
-        table.add_row("FLOPs of matrix products, added", f"{budget.overhead:.3%}", "")
-        table.add_row("numbers touched by other operations, added", f"{budget.element_overhead:.3%} of the FLOPs", "")
+        table.add_row("FLOPs of matrix products, added", f"{work.overhead:.3%}", "")
+        table.add_row("numbers touched by other operations, added", f"{work.element_overhead:.3%} of the FLOPs", "")
     return table
 
 

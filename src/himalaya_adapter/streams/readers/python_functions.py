@@ -2,12 +2,14 @@
 
 import ast
 import textwrap
+from collections import deque
 from collections.abc import Iterator
 
 from himalaya_adapter.experiments.schema import Switch
 from himalaya_adapter.streams.readers.types import Row
 
 PLACEHOLDER = "f"  # stands where the function's name was
+STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
 def read_python_functions(content: bytes, name: str, *, documented: Switch | None = None) -> Iterator[Row]:
@@ -24,7 +26,7 @@ def read_python_functions(content: bytes, name: str, *, documented: Switch | Non
     """
     text = content.decode()
     lines = text.split("\n")  # counted as ast counts them, unlike splitlines()
-    for node in ast.walk(ast.parse(text)):
+    for node in _statements(ast.parse(text)):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("__"):
             signature, body = _parts(node, lines)
             summary = (ast.get_docstring(node) or "").partition("\n")[0].strip()
@@ -38,6 +40,14 @@ def read_python_functions(content: bytes, name: str, *, documented: Switch | Non
                     "file": name,
                     "package": ".".join(name.split("/")[:2]),
                 }
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """What holds statements, in the order of ``ast.walk``, which would look into all expressions, too."""
+    found: deque[ast.AST] = deque([tree])
+    while found:
+        yield (node := found.popleft())
+        found.extend(one for one in ast.iter_child_nodes(node) if isinstance(one, STATEMENTS))
 
 
 def _parts(node: ast.FunctionDef, lines: list[str]) -> tuple[str, str]:

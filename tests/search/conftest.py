@@ -24,7 +24,7 @@ def words(place: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> l
         stream.write_text(yaml.safe_dump(content | {"tasks": content["tasks"][:2]}), encoding="utf-8")
     run = write_run(place, backbone, stream, "LORA", save_steps=1)
     return [
-        *("search", f"run={run}", f"optuna.stream={stream}", "optuna.n_trials=6"),
+        *("search", f"run={run}", f"optuna.stream={stream}", "optuna.n_trials=4"),
         *("optuna.search_space.learning_rate={type: loguniform, low: 1e-3, high: 1}",),
         *("dataset.max_samples_per_task=12", "dataset.num_tasks=25"),
     ]

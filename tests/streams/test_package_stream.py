@@ -229,9 +229,8 @@ def generator() -> ModuleType:
 DOCUMENTED = ("demo", "validation", "ablation", "package25")
 
 
-@pytest.mark.parametrize(
-    "fixture", ["demo", *(pytest.param(name, marks=pytest.mark.slow) for name in DOCUMENTED[1:])]
-)  # the scores of all test items take long; every stream's items have a fingerprint
+@pytest.mark.slow  # the scores of all test items take long; every stream's items have a fingerprint
+@pytest.mark.parametrize("fixture", DOCUMENTED)
 def test_the_documented_sizes_and_floors_are_those_of_the_data(fixture: str, request: pytest.FixtureRequest) -> None:
     module, stream = generator(), request.getfixturevalue(fixture)
     documented = read_json(module.MEASURED)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import DRIFT_TOKENS, in_own_process, results, run_words
+from tiny_runs import held_out_text, in_own_process, results, run_words
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.experiments import compose_run
@@ -52,6 +52,7 @@ def test_killed_at_random_writes(uninterrupted: Path, words: list[str], tmp_path
     assert results(tmp_path / method.lower()) == results(uninterrupted)
 
 
+@pytest.mark.slow  # what a kill can leave behind, a kill at a random write leaves, too
 def test_killed_at_random_times(uninterrupted: Path, words: list[str], tmp_path: Path, method: str) -> None:
     chance = random.Random(f"times {method}")
     started = time.perf_counter()
@@ -221,6 +222,6 @@ def test_the_command_in_a_shell(
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert again.stdout.strip() == str(folder / "report.html")
-    monkeypatch.setattr(stream_runner, "DRIFT_TOKENS", DRIFT_TOKENS)  # as in the shell's process
+    monkeypatch.setattr(stream_runner, "held_out_text", held_out_text)  # as in the shell's process
     finish(words, tmp_path / "whole")
     assert results(folder) == results(tmp_path / "whole" / method.lower())

@@ -26,7 +26,8 @@ def run(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> 
     stream = write_stream(tmp_path)
 
     def run(method: str, *words: str, folder: str = "out", overwrite: bool = False) -> Path:
-        config = compose_run([f"run={write_run(tmp_path, backbone, stream, method)}", *words]).run
+        written = write_run(tmp_path, backbone, stream, method, max_updates_per_task=2)
+        config = compose_run([f"run={written}", *words]).run
         return run_stream(config, tmp_path / folder, overwrite=overwrite)
 
     return run
@@ -70,7 +71,9 @@ def test_rows_that_make_no_sense_are_refused(rows: str, run: Callable[..., Path]
         run("LORA", f"evaluation.rows={rows}")
 
 
-def test_rivals_share_the_row_before_training(run: Callable[..., Path], evaluated: list[str]) -> None:
+def test_rivals_share_the_row_before_training_and_what_evaluation_costs_is_counted(
+    run: Callable[..., Path], evaluated: list[str]
+) -> None:
     first = run("HIMALAYA_STRICT")
     assert len(evaluated) == 3 + 6 + 3 + 3, "before, the triangle, without labels, the release file"
     evaluated.clear()
@@ -82,6 +85,17 @@ def test_rivals_share_the_row_before_training(run: Callable[..., Path], evaluate
     before = sum(cell["seconds"] for cell in matrices[0]["before"])
     assert (cost["evaluations"], cost["reused"]) == (9, 3)
     assert cost["reused_seconds"] == pytest.approx(before)
+    found = read_json(first / "metrics.json")
+    cost = found["evaluation_cost"]
+    assert cost["evaluations"] == 3 + 6 + 3 + 3
+    assert cost["seconds"] == found["eval_seconds"]
+    assert cost["seconds_per_task"] == pytest.approx(cost["seconds"] / 15)
+    assert cost["share_of_run"] == pytest.approx(cost["seconds"] / (cost["seconds"] + found["train_seconds"]))
+    # Each task: before, its column of the matrix, without labels, the release file.
+    assert sum(task["eval_seconds"] * count for task, count in zip(found["tasks"], (6, 5, 4), strict=True)) == (
+        pytest.approx(cost["seconds"])
+    )
+    assert (cost["reused"], cost["reused_seconds"]) == (0, 0)
 
 
 def test_a_task_whose_answers_have_not_changed_is_not_scored_again(
@@ -136,20 +150,6 @@ def test_a_score_whose_adapter_is_gone_is_not_made_up(run: Callable[..., Path]) 
     (folder / "evaluations" / "after_0_task_0.json").unlink()
     with pytest.raises(HimalayaError, match="after task 1 is missing, and the adapter of that time is no longer kept"):
         run("LORA")
-
-
-def test_what_evaluation_costs(run: Callable[..., Path]) -> None:
-    found = read_json(run("HIMALAYA_STRICT") / "metrics.json")
-    cost = found["evaluation_cost"]
-    assert cost["evaluations"] == 3 + 6 + 3 + 3
-    assert cost["seconds"] == found["eval_seconds"]
-    assert cost["seconds_per_task"] == pytest.approx(cost["seconds"] / 15)
-    assert cost["share_of_run"] == pytest.approx(cost["seconds"] / (cost["seconds"] + found["train_seconds"]))
-    # Each task: before, its column of the matrix, without labels, the release file.
-    assert sum(task["eval_seconds"] * count for task, count in zip(found["tasks"], (6, 5, 4), strict=True)) == (
-        pytest.approx(cost["seconds"])
-    )
-    assert (cost["reused"], cost["reused_seconds"]) == (0, 0)
 
 
 def test_a_run_may_be_scored_on_its_validation_items(run: Callable[..., Path], evaluated: list[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from families import random_tokens
-from learning import PLACEMENTS, adapter_of, attached, learn, logits_of
+from learning import adapter_of, attached, learn, logits_of
 
 
 @pytest.mark.slow
@@ -37,7 +37,7 @@ def test_a_compiled_model_computes_what_the_model_computes() -> None:
     assert torch.equal(logits_of(model), a)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", ["residual_stream", pytest.param("weights", marks=pytest.mark.slow)])
 def test_layers_that_are_compiled_one_by_one_learn_step_after_step(placement: str) -> None:
     model = attached(placement=placement).train()
     model.start_task("a")

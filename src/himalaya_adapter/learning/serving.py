@@ -22,11 +22,11 @@ from transformers.cli.serving.transcription import TranscriptionHandler
 from transformers.cli.serving.utils import BaseGenerateManager, GenerationState
 
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
+from himalaya_adapter.deploy.bundle.runner.question import question
 from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
 from himalaya_adapter.evaluation.batching import context_of
 
 from .adapter_store import AdapterStore
-from .asking import question
 from .data import refuse_control_tokens
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class TaskModels(ModelManager):
             if not messages:
                 raise HimalayaError("'messages' is empty: send at least one, with the question last")
             if form is not None and has_template:
-                return tokenizer(question(form, messages[-1]["content"]), return_tensors="pt")
+                return tokenizer(question(form.prompt, messages[-1]["content"]), return_tensors="pt")
             refuse_control_tokens(tokenizer, [str(said["content"]) for said in messages], "a message")
             return self.adapter.tokenizer.apply_chat_template(messages, **options)
 

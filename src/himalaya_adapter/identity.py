@@ -59,10 +59,11 @@ def mark_complete(folder: Path) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether ``folder`` has its marker and every file is what it was when the marker was written."""
+    """Whether ``folder`` has its marker and every file of then is what it was; others may have come."""
     try:
-        return bool(read_json(folder / COMPLETE) == _hashes(folder))
-    except (OSError, ValueError):
+        marked = read_json(folder / COMPLETE)
+        return bool(marked) and marked.items() <= _hashes(folder).items()
+    except (OSError, ValueError, AttributeError):
         return False
 
 

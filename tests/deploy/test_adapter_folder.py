@@ -27,7 +27,7 @@ from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter, load_adapter
 from himalaya_adapter.deploy.answering import answer
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.storage import read_json
+from himalaya_adapter.storage import read_json, write_json
 
 PROMPTS = {"parity": "Is 12 even?\nAnswer:", "echo": "Repeat 12:"}
 WEIGHTS = "adapter_model.safetensors"
@@ -161,8 +161,9 @@ def test_the_same_answer_from_run_adapter_and_release_and_from_copies_of_them(
     )
     assert load_adapter(tmp_path / "moved_release", backbone=str(place / "backbone")).tasks == TASKS
     # PEFT has written where the training's backbone lies, and the adapter itself knows its tasks.
-    moved_adapter = load_adapter(tmp_path / "moved_adapter")
-    assert (moved_adapter.tasks, moved_adapter.backbone) == (TASKS, str(place / "backbone"))
+    for kind in ("adapter", "release"):
+        moved = load_adapter(tmp_path / f"moved_{kind}")
+        assert (moved.tasks, moved.backbone) == (TASKS, str(place / "backbone"))
 
 
 def test_a_release_goes_to_a_hub_and_answers_from_there(
@@ -381,6 +382,9 @@ def test_an_adapter_of_a_run_whose_bytes_changed_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = shutil.copytree(run / "adapter", tmp_path / "moved")
+    (moved / "onnx").mkdir()
+    (moved / "onnx" / "adapter.onnx").touch()  # what has come since changes nothing
+    assert load_adapter(moved).tasks == TASKS
     weights = bytearray((moved / WEIGHTS).read_bytes())
     weights[-1] ^= 1
     (moved / WEIGHTS).write_bytes(weights)
@@ -400,6 +404,8 @@ def test_what_is_missing_or_damaged_is_one_clear_line(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = shutil.copytree(run / "release", tmp_path / "moved")
+    config = moved / "adapter_config.json"
+    write_json(config, read_json(config) | {"base_model_name_or_path": "backbone"})  # a path of another machine
     told = refused(capsys, moved, "text")
     assert f"the backbone 'backbone' of the adapter in {moved} is not here: unknown backbone 'backbone'" in told
     assert "unknown task 'ecco'; did you mean 'echo'" in refused(capsys, moved, "text", "--task", "ecco")
@@ -407,7 +413,7 @@ def test_what_is_missing_or_damaged_is_one_clear_line(
     (moved / "README.md").write_text(card.replace("himalaya:", "himalaya: [", 1))
     assert "README.md is damaged" in refused(capsys, moved, "text")
     (moved / "README.md").write_text(card)
-    (moved / "adapter_config.json").write_text("{")
+    config.write_text("{")
     assert "adapter_config.json is damaged" in refused(capsys, moved, "text")
     (moved / WEIGHTS).unlink()
     assert f"has lost its file {WEIGHTS}" in refused(capsys, moved, "text")

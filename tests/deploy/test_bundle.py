@@ -2,11 +2,13 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import venv
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -22,16 +24,24 @@ from himalaya_adapter.deploy.adapter_folder import load_adapter
 from himalaya_adapter.deploy.bundle import writer
 from himalaya_adapter.deploy.bundle.runner.command import main as runner_main
 from himalaya_adapter.deploy.bundle.runner.manifest import digest, sha256
-from himalaya_adapter.storage import read_json
+from himalaya_adapter.identity import files_identity, sealed
+from himalaya_adapter.learning.data import Form
+from himalaya_adapter.storage import read_json, write_json
 
 NEEDED = ("numpy", "onnxruntime")
 PROMPT = [5, 17, 40, 9]
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 @pytest.fixture(scope="module")
 def learnt(place: Path) -> Path:
-    """The folder of an adapter on a tiny backbone."""
-    return write_learnt(place / "learnt", place / "backbone")
+    """The folder of an adapter on a tiny backbone, with what `himalaya learn` writes of the form of two tasks."""
+    folder = write_learnt(place / "learnt", place / "backbone")
+    forms = {"colour_word": Form("Text: {text}\nColour:", "{colour}"), "echo": Form("", "", chat=True)}
+    files = files_identity(folder / name for name in ("adapter_config.json", "adapter_model.safetensors"))
+    records = {task: {"form": asdict(form)} for task, form in forms.items()}
+    write_json(folder / "tasks.json", sealed({"format": 1, "backbone": {}, "tasks": records, "files": files}))
+    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,6 +117,41 @@ def test_a_text_is_answered_as_by_pytorch(learnt: Path, bundle: Path, capsys: py
     assert capsys.readouterr().out == f"{expected}\n"
 
 
+def test_a_text_is_put_in_the_form_of_its_task(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for text in ("the white dog", "Text: the white dog\nColour:"):
+        assert runner_main(bundle, ["generate", "--task", "colour_word", text]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    message = "task 'echo' was learnt from conversations: give the tokens of a chat (--tokens)"
+    assert message in one_line(bundle, ["generate", "--task", "echo", "7"], capsys)
+
+
+def signed(folder: Path, **changes: object) -> None:
+    """Change the manifest of a bundle, and give all files their hashes."""
+    manifest = read_json(folder / "manifest.json") | changes
+    manifest["files"] = {name: sha256(folder / name) for name in manifest["files"]}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"digest": digest(manifest)}), encoding="utf-8")
+
+
+def test_special_tokens_are_no_text_and_a_name_may_be_written_in_either_form(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, words = shutil.copytree(bundle, tmp_path / "copy"), ["generate", "--max-new-tokens", "12"]
+    signed(folder, tasks=["parit\u00e9", *TASKS[1:]])
+    assert runner_main(folder, [*words, "--task", "parite\u0301", "x"]) == 0
+    assert capsys.readouterr().out != "\n"
+    tokenizer = read_json(folder / "tokenizer.json")
+    names = {number: name for name, number in tokenizer["model"]["vocab"].items()}
+    tokenizer["added_tokens"] += [
+        {"id": token, "content": name, "special": True, **dict.fromkeys(FLAGS, False)} for token, name in names.items()
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    signed(folder)
+    assert runner_main(folder, [*words, "--task", "parit\u00e9", "x"]) == 0
+    assert capsys.readouterr().out == "\n"
+
+
 def test_every_file_is_listed_with_its_hash(bundle: Path) -> None:
     manifest = read_json(bundle / "manifest.json")
     present = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
@@ -128,12 +173,12 @@ def test_the_graphs_share_their_weights(bundle: Path) -> None:
     assert places[0] <= places[1]
 
 
-def test_a_quantised_base_leaves_the_adapter_in_32_bits(
-    learnt: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "int4"
+def test_a_quantised_base_leaves_the_adapter_in_32_bits(place: Path, bundle: Path, tmp_path: Path) -> None:
+    folder, learnt = tmp_path / "int4", write_learnt(tmp_path / "learnt", place / "backbone", names=("it's odd",))
     words = ["export", str(learnt), "--format", "bundle", "--output", str(folder), "--precision", "int4"]
     assert main(words) == 0
+    line = next(line for line in (folder / "README.md").read_text().splitlines() if "run.py generate" in line)
+    assert shlex.split(line)[4] == "it's odd"
     low, full = (read_json(place / "manifest.json") for place in (folder, bundle))
     sizes = [(place / "model_weights.bin").stat().st_size for place in (folder, bundle)]
     assert sizes[0] < sizes[1]
@@ -241,10 +286,7 @@ def test_other_answers_are_told(bundle: Path, tmp_path: Path, capsys: pytest.Cap
     logits = np.load(folder / "logits.npy")
     logits[2, 7] += 0.1
     np.save(folder / "logits.npy", logits)
-    manifest = read_json(folder / "manifest.json")
-    manifest["files"]["logits.npy"] = sha256(folder / "logits.npy")
-    manifest["digest"] = digest(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    signed(folder)
     assert "this machine computes something else: task colour_word" in one_line(folder, ["check"], capsys)
 
 

@@ -1,6 +1,7 @@
 """The measurement: what is timed, in which order, and what is written about it."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from learnt import write_learnt
-from tiny_runs import run_words
+from tiny_runs import run_words, write_run
+from transformers import GPTNeoXConfig
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy import run_latency
 from himalaya_adapter.deploy.bundle.runner import latency
 from himalaya_adapter.deploy.bundle.runner.latency import CONTROL
-from himalaya_adapter.storage import read_json
+from himalaya_adapter.deploy.onnx.decoder_graph import decoder_graph
+from himalaya_adapter.deploy.onnx.layer import TASK, one_layer
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.storage import read_json, write_json
 from himalaya_adapter.training.environment import processor_name
 
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin a process")
@@ -187,6 +192,23 @@ def test_what_has_no_graph_says_so_and_has_no_overhead(
     assert main(words) == 0
     assert f"cpu_latency_overhead is not measured: {reason}" in caplog.text
     assert "cpu_latency_overhead" not in read_json(tmp_path / method.lower() / "metrics.json")
+
+
+def test_a_run_on_a_backbone_that_cannot_be_exported_ends_with_its_report(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = shutil.copytree(place / "backbone", tmp_path / "backbone")
+    windows = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 64}
+    write_json(backbone / "config.json", read_json(backbone / "config.json") | windows)
+    run = write_run(tmp_path, backbone, place / "stream.yaml", "HIMALAYA", max_updates_per_task=1)
+    assert main(["run", f"run={run}", f"results_dir={tmp_path}", *SECONDARY]) == 0
+    assert "cpu_latency_overhead is not measured: a mistral with attention windows cannot be exported" in caplog.text
+    assert (tmp_path / "himalaya" / "report.html").is_file()
+
+
+def test_a_layer_that_cannot_be_exported_is_refused() -> None:
+    with pytest.raises(HimalayaError, match="a gpt_neox cannot be exported"):
+        decoder_graph(one_layer(GPTNeoXConfig(hidden_size=64, num_attention_heads=4)), [TASK], {})
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,13 @@ def test_mistakes_are_told_in_one_line(
     for number, (message, config) in enumerate(others.items()):
         get_peft_model(tiny_model(), config).save_pretrained(tmp_path / str(number))
         assert message in refused(tmp_path / str(number))
+    head = learn(tiny_model(), ("one",), placement="weights", modules_to_save=["lm_head"])
+    head.save_pretrained(tmp_path / "head")
+    assert "has trained lm_head whole, which no export holds" in refused(tmp_path / "head")
+    half = learn(tiny_model(), placement="weights", target_modules=["q_proj"])
+    half.start_task("echo")
+    half.save_pretrained(tmp_path / "half")
+    assert "was saved while a task was learnt: call model.end_task()" in refused(tmp_path / "half")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert export(folders["weights"], tmp_path / "full") == 2

@@ -206,6 +206,13 @@ def test_another_attention_is_refused(config: PretrainedConfig, message: str) ->
         decoder_graph(model, [], {})
 
 
+@pytest.mark.slow
+def test_what_pytorch_cannot_export_is_one_line(tiny_model: Callable[..., LlamaForCausalLM]) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}  # other frequencies for longer prompts
+    with pytest.raises(HimalayaError, match=r"^this llama cannot be exported: Could not guard on data-dependent.*$"):
+        decoder_graph(learn(tiny_model(rope_parameters=rope)), TASKS, {})
+
+
 def test_a_graph_that_differs_is_not_written() -> None:
     good, bad = {"relative": 1e-7}, {"relative": 2e-3}
     with pytest.raises(HimalayaError, match=r"graph 'model.onnx': output 'logits' differs from PyTorch's by 2.0e-03"):

@@ -1,5 +1,6 @@
 """`himalaya serve`, asked by the real client: a model of a request is a task of the adapter."""
 
+import json
 import multiprocessing
 import sys
 import time
@@ -23,7 +24,8 @@ ROWS = '{"prompt": "Repeat %d:", "completion": "%d %d"}\n'
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory, tiny_model: Callable[..., Any], tiny_tokenizer) -> Path:
     place = tmp_path_factory.mktemp("served")
-    write_backbone(place / "base", tiny_model, tiny_tokenizer)
+    settings = write_backbone(place / "base", tiny_model, tiny_tokenizer) / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"repetition_penalty": 5.0}))
     (place / "echo.jsonl").write_text("".join(ROWS % (n, n, n) for n in range(24)))
     (place / "next.csv").write_text("n,next\n" + "".join(f"{n},{n + 1} or so\n" for n in range(24)))
     short = ["--steps", "6", "--learning-rate", "0.05"]
@@ -122,6 +124,12 @@ def test_a_prompt_has_tokens_and_leaves_room(client: openai.OpenAI) -> None:
     for prompt in ("", "After 7 " * 400):
         with pytest.raises(openai.BadRequestError, match=r"the prompt has \d+ tokens; expected 1 to 511"):
             client.completions.create(model="base:next", prompt=prompt, max_tokens=6)
+
+
+def test_an_answer_ends_with_the_backbones_positions(client: openai.OpenAI) -> None:
+    used = client.completions.create(model="base:next", prompt="After 7 " * 80, temperature=0).usage
+    assert used is not None
+    assert used.total_tokens <= 512
 
 
 def test_an_unknown_task_is_an_error_that_names_the_known_ones(client: openai.OpenAI) -> None:

@@ -129,6 +129,14 @@ def test_what_is_not_stored_yet_is_not_released_without_it(tmp_path: Path) -> No
     assert opened(tmp_path).tasks == list(NAMES)
 
 
+def test_a_release_for_another_place_of_the_backbone_names_no_revision_of_the_first(tmp_path: Path) -> None:
+    model = learnt()
+    model.peft_config["default"].revision = "sha256:0"  # of the folder that it has learnt on
+    for options, revision in (({}, "sha256:0"), ({"base_model": "owner/name"}, None)):
+        save_release(model, tmp_path, **options)
+        assert json.loads((tmp_path / CONFIG).read_text())["revision"] == revision
+
+
 def test_what_cannot_be_released_is_refused_in_one_line(tmp_path: Path) -> None:
     model = learnt()
     with pytest.raises(HimalayaError, match="unknown adapter 'defualt'; did you mean 'default'"):

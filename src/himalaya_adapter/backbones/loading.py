@@ -87,6 +87,9 @@ def load_backbone(
         raise unknown_name("backbone", name, BACKBONES)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    model.generation_config.eos_token_id = sorted(ends) or None  # every target ends with the tokenizer's
     return Backbone(model, tokenizer, name, revision, chosen)
 
 

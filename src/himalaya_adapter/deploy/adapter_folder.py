@@ -138,7 +138,8 @@ def load_for_export(
         dtype: As for `load_adapter`.
 
     Raises:
-        HimalayaError: As `load_adapter`; an unknown task; another method or placement.
+        HimalayaError: As `load_adapter`; an unknown task; another method or placement; a task that is still being
+            learnt, or modules that were trained beside the adapter.
     """
     adapter = load_adapter(folder, dtype=dtype, backbone=backbone)
     config = adapter.model.peft_config["default"]
@@ -151,6 +152,13 @@ def load_for_export(
         raise HimalayaError(
             f"the adapter in {adapter.folder} has placement='{config.placement}': --format lora exports 'weights', "
             "the other formats 'residual_stream'"
+        )
+    if config.modules_to_save:
+        whole = ", ".join(config.modules_to_save)
+        raise HimalayaError(f"the adapter in {adapter.folder} has trained {whole} whole, which no export holds")
+    if adapter.model.base_model.himalaya_shared["default"].atoms.any():
+        raise HimalayaError(
+            f"the adapter in {adapter.folder} was saved while a task was learnt: call model.end_task(), then save it"
         )
     if not adapter.tasks:
         raise HimalayaError(f"the adapter in {adapter.folder} has learnt no task")
@@ -215,12 +223,15 @@ def _with_config(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """``tasks`` and ``backbone`` as the list of tasks or the card's front matter says; empty if neither is ours."""
+    """``backbone`` as the list of tasks says, or it and ``tasks`` as the card does; empty if neither is ours."""
     path = folder / CARD_FILE
     if (folder / TASKS_FILE).is_file() or not path.is_file():
-        return learnt_facts(folder)
+        return learnt_facts(folder) | {"tasks": []}  # it lacks those that were learnt in another way
     with damage_told(path, "put back what was there, or delete it, and name the backbone (--backbone)"):
-        return {"tasks": [], "backbone": {}} | _card_facts(path)
+        facts = {"tasks": [], "backbone": {}} | _card_facts(path)
+        # Name and revision are those in PEFT's config: the card calls a folder by its last part alone.
+        told = {key: value for key, value in facts["backbone"].items() if key not in ("name", "revision")}
+        return facts | {"backbone": told}
 
 
 def learnt_facts(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from himalaya_adapter.backbones.shape import ShapeMode, empty_backbone
+from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.identity import opened, sealed
 from himalaya_adapter.methods.construction import run_method
@@ -32,9 +33,6 @@ def measure_secondary_metric(run: RunConfig, folder: Path) -> bool:
 
     Returns:
         Whether something was measured, so that an older report no longer says all.
-
-    Raises:
-        HimalayaError: As `measure_latency`.
     """
     if run.evaluation.secondary_metric != KEY or without_latency(run, run_method(run)) is not None:
         return False
@@ -46,7 +44,11 @@ def measure_secondary_metric(run: RunConfig, folder: Path) -> bool:
     backbone = run.model.backbone.name
     parameters = empty_backbone(backbone, torch.float32, ShapeMode()).num_parameters()
     logger.info("measuring %s of %s", KEY, folder)
-    found = measure_latency(folder if parameters <= LARGEST else None, backbone, ["fp32"], 1, SECONDS)
+    try:
+        found = measure_latency(folder if parameters <= LARGEST else None, backbone, ["fp32"], 1, SECONDS)
+    except HimalayaError as error:  # such as a backbone that has no graph: the run is finished all the same
+        logger.warning("%s is not measured: %s", KEY, error)
+        return False
     (step,) = (entry["graphs"]["adapted"] for entry in found["measurements"] if entry["phase"] == PHASE)
     low, high = step["interval"]
     metrics |= {KEY: step["ratio"] - 1, f"{KEY}_low": low - 1, f"{KEY}_high": high - 1}

@@ -1,7 +1,6 @@
 """Questions in the form that a task was learnt in, and how well a file of them is answered."""
 
 import logging
-import string
 import sys
 from contextlib import nullcontext
 from typing import Any
@@ -10,6 +9,7 @@ from transformers import TextStreamer
 
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
 from himalaya_adapter.deploy.answering import AUTO, answer, check_request, encoded
+from himalaya_adapter.deploy.bundle.runner.question import question
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.evaluation.batching import context_of
 from himalaya_adapter.evaluation.scoring import TaskScore, evaluate_task
@@ -19,23 +19,10 @@ from himalaya_adapter.streams import Task
 from himalaya_adapter.training.progress import stage
 
 from .adapter_store import AdapterStore
-from .data import Form, chat_prompt, refuse_control_tokens
+from .data import chat_prompt, refuse_control_tokens
 
 logger = logging.getLogger(__name__)
 ITEMS_AT_ONCE = 16
-
-
-def question(form: Form, text: str) -> str:
-    """A text in the place of the only column of a task's template; as it is if it is in that form already."""
-    parts = list(string.Formatter().parse(form.prompt))
-    columns = [column for _, column, _, _ in parts if column is not None]
-    if len({*columns}) != 1:
-        return text
-    before, after = parts[0][0], parts[-1][0] if parts[-1][1] is None else ""
-    asked = text.rstrip()
-    if (before or after) and asked.startswith(before) and asked.endswith(after.rstrip()):
-        return text
-    return form.prompt.format_map({columns[0]: text.strip()}).rstrip()
 
 
 class Conversation:
@@ -78,7 +65,7 @@ class Conversation:
             spoken = [*self.spoken, ("user", text.strip())]
             prompt = chat_prompt(self.adapter.tokenizer, spoken)
         else:
-            prompt = question(self.form, text) if self.form is not None else text
+            prompt = question(self.form.prompt, text) if self.form is not None else text
         check_request(prompt, max_new_tokens)
         self._choose_task(prompt)
         streamer = TextStreamer(self.adapter.tokenizer, skip_prompt=True, skip_special_tokens=True)

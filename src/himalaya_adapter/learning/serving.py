@@ -22,11 +22,11 @@ from transformers.cli.serving.transcription import TranscriptionHandler
 from transformers.cli.serving.utils import BaseGenerateManager, GenerationState
 
 from himalaya_adapter.deploy.adapter_folder import LoadedAdapter
+from himalaya_adapter.deploy.bundle.runner.question import question
 from himalaya_adapter.errors import HimalayaError, one_line, unknown_name
 from himalaya_adapter.evaluation.batching import context_of
 
 from .adapter_store import AdapterStore
-from .asking import question
 from .data import refuse_control_tokens
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ class _AsTask:
         length, positions = inputs["input_ids"].shape[1], context_of(self._model)
         if not 0 < length < positions:
             raise HimalayaError(f"the prompt has {length} tokens; expected 1 to {positions - 1}")
+        config, room = inputs["generation_config"], positions - length
+        config.max_new_tokens = min(config.max_new_tokens or room, room)
         self._model.set_task(self._task)
         return self._model.generate(**inputs)
 
@@ -65,6 +67,8 @@ class TaskModels(ModelManager):
     def __init__(self, adapter: LoadedAdapter, base: str) -> None:
         super().__init__(device="cpu")  # not used: the adapter is loaded
         self.adapter, self.base = adapter, base
+        # As answers were scored; a request may ask for something else.
+        adapter.model.generation_config.update(repetition_penalty=1.0, no_repeat_ngram_size=0)
         names = {base: None} | {TASK_NAME.format(base=base, task=task): task for task in adapter.tasks}
         self.names = {self.process_model_name(name): task for name, task in names.items()}
         store = AdapterStore(adapter.folder)  # as it is now, as the weights are
@@ -89,7 +93,7 @@ class TaskModels(ModelManager):
             if not messages:
                 raise HimalayaError("'messages' is empty: send at least one, with the question last")
             if form is not None and has_template:
-                return tokenizer(question(form, messages[-1]["content"]), return_tensors="pt")
+                return tokenizer(question(form.prompt, messages[-1]["content"]), return_tensors="pt")
             refuse_control_tokens(tokenizer, [str(said["content"]) for said in messages], "a message")
             return self.adapter.tokenizer.apply_chat_template(messages, **options)
 

@@ -76,7 +76,8 @@ def save_release(
             model.save_pretrained(temporary, selected_adapters=[adapter_name])
             files = {path.name: path.read_bytes() for path in Path(temporary).rglob("*") if path.is_file()}
         told = json.loads(files[CONFIG_FILE])
-        told["base_model_name_or_path"] = base_model or told["base_model_name_or_path"]
+        if base_model is not None:  # the revision was that of another place
+            told |= {"base_model_name_or_path": base_model, "revision": None}
         told["revision"] = revision or told["revision"]
         files[CONFIG_FILE] = json.dumps(told, indent=2, sort_keys=True).encode()
         del files[CARD_FILE]

@@ -1,5 +1,6 @@
 """Writes a bundle: graphs, weights, runner, the answers that it must reproduce, and the hash of every file."""
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from himalaya_adapter.deploy.adapter_folder import learnt_facts
 from himalaya_adapter.deploy.bundle import runner
 from himalaya_adapter.deploy.bundle.runner.check import LOGITS, answers
 from himalaya_adapter.deploy.bundle.runner.manifest import DIGEST, MANIFEST, Bundle, digest, sha256
@@ -46,6 +48,7 @@ def export_bundle(
         adapter = load_for_onnx(folder, tasks, backbone)
         tokenizer, config = adapter.tokenizer, adapter.model.config
         ends = adapter.model.generation_config.eos_token_id
+        forms = {task: record["form"] for task, record in learnt_facts(adapter.folder)["tasks"].items()}
         base, adapted = write_pair(whole_graph(adapter), place, precision)
         parity = whole_parity(adapter, [adapted], base)
         if precision == "fp32":
@@ -56,6 +59,7 @@ def export_bundle(
             "onnxruntime": onnxruntime.__version__,
             "precision": precision,
             "vocabulary": config.vocab_size,
+            "templates": {task: None if form["chat"] else form["prompt"] for task, form in forms.items()},
             "start_tokens": encode_prompt(tokenizer, "", MOST_START_TOKENS),
             "end_tokens": [] if ends is None else np.ravel(ends).tolist(),
             "positions": getattr(config, "max_position_embeddings", None),
@@ -73,7 +77,9 @@ def export_bundle(
         shutil.copytree(source, place / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(source.with_name("run.py"), place / "run.py")
         names = ", ".join(f"`{task}`" for task in adapter.tasks)
-        readme = TEMPLATE.read_text(encoding="utf-8").format(**manifest, count=len(adapter.tasks), names=names)
+        readme = TEMPLATE.read_text(encoding="utf-8").format(
+            **manifest, count=len(adapter.tasks), names=names, task=shlex.quote(adapter.tasks[0])
+        )
         (place / "README.md").write_text(readme, encoding="utf-8")
         files = sorted(path for path in place.rglob("*") if path.is_file())
         manifest["files"] = {path.relative_to(place).as_posix(): sha256(path) for path in files}

@@ -79,7 +79,8 @@ def decoder_graph(
         opset: Of the graph.
 
     Raises:
-        HimalayaError: An architecture whose layers do not attend to all tokens, or whose cache is another one.
+        HimalayaError: An architecture whose layers do not attend to all tokens, whose cache is another one, or that
+            PyTorch cannot export.
     """
     config = model.config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -92,28 +93,32 @@ def decoder_graph(
     heads, caches = config.num_key_value_heads, cache_names(config.num_hidden_layers)
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     update = ExportedUpdate(model.base_model.himalaya_shared["default"], tasks)
-    with _standing_in(model, update) as inner, torch.no_grad(), silent():
-        inner.set_attn_implementation("eager")
-        program = torch.onnx.export(
-            DecoderGraph(inner, update).eval(),
-            kwargs={
-                "input_ids": torch.zeros(BATCH, LENGTH, dtype=torch.long),
-                "attention_mask": torch.ones(BATCH, SEEN + LENGTH, dtype=torch.long),
-                "task": torch.zeros(BATCH, dtype=torch.long),
-                "past": [torch.randn(BATCH, heads, SEEN, head_width) for _ in caches],
-            },
-            dynamic_shapes={
-                "input_ids": {0: "batch", 1: "sequence"},
-                "attention_mask": {0: "batch", 1: "past + sequence"},
-                "task": {0: "batch"},
-                "past": [{0: "batch", 2: "past"} for _ in caches],
-            },
-            input_names=["input_ids", "attention_mask", "task", *(PAST + one for one in caches)],
-            output_names=["logits", *(PRESENT + one for one in caches)],
-            opset_version=opset,
-            dynamo=True,
-            verbose=False,
-        )
+    try:
+        with _standing_in(model, update) as inner, torch.no_grad(), silent():
+            inner.set_attn_implementation("eager")
+            program = torch.onnx.export(
+                DecoderGraph(inner, update).eval(),
+                kwargs={
+                    "input_ids": torch.zeros(BATCH, LENGTH, dtype=torch.long),
+                    "attention_mask": torch.ones(BATCH, SEEN + LENGTH, dtype=torch.long),
+                    "task": torch.zeros(BATCH, dtype=torch.long),
+                    "past": [torch.randn(BATCH, heads, SEEN, head_width) for _ in caches],
+                },
+                dynamic_shapes={
+                    "input_ids": {0: "batch", 1: "sequence"},
+                    "attention_mask": {0: "batch", 1: "past + sequence"},
+                    "task": {0: "batch"},
+                    "past": [{0: "batch", 2: "past"} for _ in caches],
+                },
+                input_names=["input_ids", "attention_mask", "task", *(PAST + one for one in caches)],
+                output_names=["logits", *(PRESENT + one for one in caches)],
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__).splitlines()[0]
+        raise HimalayaError(f"this {config.model_type} cannot be exported: {reason}") from error
     assert program is not None
     return finish(rewrite(program.model, [NORM]), metadata)
 

@@ -24,7 +24,7 @@ def one_layer(backbone: PretrainedConfig) -> PeftModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         inner = AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval()
-        inner.model.norm = nn.Identity()
+        inner.base_model.norm = nn.Identity()
         model = get_peft_model(inner, HimalayaConfig()).eval()
         with model.learning(TASK):
             nn.init.normal_(model.base_model.himalaya_shared["default"].atoms)

@@ -3,10 +3,12 @@
 import argparse
 import json
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from .manifest import Bundle, BundleError, open_bundle
+from .question import question
 
 USER_ERROR = 2
 MOST_THREADS = 1024
@@ -76,8 +78,9 @@ def _check(bundle: Bundle, chosen: argparse.Namespace) -> None:
 
 
 def _generate(bundle: Bundle, chosen: argparse.Namespace) -> None:
-    if chosen.task not in bundle.tasks:
-        raise BundleError(f"unknown task '{chosen.task}' (known: {', '.join(bundle.tasks)})")
+    name = unicodedata.normalize("NFC", chosen.task)  # as all are stored
+    if name not in bundle.tasks:
+        raise BundleError(f"unknown task '{name}' (known: {', '.join(bundle.tasks)})")
     vocabulary, positions = bundle.manifest["vocabulary"], bundle.manifest["positions"]
     if chosen.tokens is not None:
         prompt = chosen.tokens
@@ -87,13 +90,16 @@ def _generate(bundle: Bundle, chosen: argparse.Namespace) -> None:
         raise BundleError("the prompt holds something else than text in UTF-8")
     elif not chosen.text.strip():
         raise BundleError("the prompt is empty: give the text that is to be answered")
+    elif (template := bundle.manifest["templates"].get(name, "")) is None:
+        raise BundleError(f"task '{name}' was learnt from conversations: give the tokens of a chat (--tokens)")
     else:
         from tokenizers import Tokenizer
         from tokenizers.decoders import DecodeStream
 
         tokenizer = Tokenizer.from_file(str(bundle.folder / "tokenizer.json"))
         tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text, as in training
-        prompt = bundle.manifest["start_tokens"] + tokenizer.encode(chosen.text, add_special_tokens=False).ids
+        text = question(template, chosen.text)
+        prompt = bundle.manifest["start_tokens"] + tokenizer.encode(text, add_special_tokens=False).ids
     if positions is not None and len(prompt) + chosen.max_new_tokens > positions:
         raise BundleError(
             f"{len(prompt)} tokens of prompt and --max-new-tokens {chosen.max_new_tokens}: the backbone has "
@@ -102,14 +108,14 @@ def _generate(bundle: Bundle, chosen: argparse.Namespace) -> None:
     from .graph import CausalGraph
 
     graph = CausalGraph(bundle.graph("adapted"), chosen.threads)
-    task, ends = bundle.tasks.index(chosen.task), bundle.manifest["end_tokens"]
+    task, ends = bundle.tasks.index(name), bundle.manifest["end_tokens"]
     answer = graph.greedy(prompt, task, chosen.max_new_tokens, ends)
     if chosen.tokens is not None:
         print(*answer)
         return
-    text = DecodeStream()
+    stream = DecodeStream(skip_special_tokens=True)
     for token in answer:  # each word as soon as it is there: a small machine takes its time
-        print(text.step(tokenizer, token) or "", end="", flush=True)
+        print(stream.step(tokenizer, token) or "", end="", flush=True)
     print()
 
 

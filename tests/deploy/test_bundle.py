@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import distribution
 from pathlib import Path
@@ -17,7 +17,8 @@ import onnx
 import pytest
 import torch
 from learnt import write_learnt
-from tiny_runs import TASKS
+from tiny_runs import TASKS, write_backbone
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from himalaya_adapter.cli import main
 from himalaya_adapter.deploy.adapter_folder import load_adapter
@@ -34,12 +35,18 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 @pytest.fixture(scope="module")
-def learnt(place: Path) -> Path:
-    """The folder of an adapter on a tiny backbone, with what `himalaya learn` writes of the form of two tasks."""
-    folder = write_learnt(place / "learnt", place / "backbone")
+def learnt(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Callable[..., LlamaForCausalLM],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> Path:
+    """The folder of an adapter on a model of one layer; `himalaya learn` has written the form of two of its tasks."""
+    place = tmp_path_factory.mktemp("learnt")
+    backbone = write_backbone(place / "backbone", tiny_model, tiny_tokenizer, num_hidden_layers=1)
+    folder = write_learnt(place / "learnt", backbone)
     forms = {"colour_word": Form("Text: {text}\nColour:", "{colour}"), "echo": Form("", "", chat=True)}
     files = files_identity(folder / name for name in ("adapter_config.json", "adapter_model.safetensors"))
-    records = {task: {"form": asdict(form)} for task, form in forms.items()}
+    records = {"parity": {}} | {task: {"form": asdict(form)} for task, form in forms.items()}
     write_json(folder / "tasks.json", sealed({"format": 1, "backbone": {}, "tasks": records, "files": files}))
     return folder
 
@@ -173,9 +180,10 @@ def test_the_graphs_share_their_weights(bundle: Path) -> None:
     assert places[0] <= places[1]
 
 
-def test_a_quantised_base_leaves_the_adapter_in_32_bits(place: Path, bundle: Path, tmp_path: Path) -> None:
-    folder, learnt = tmp_path / "int4", write_learnt(tmp_path / "learnt", place / "backbone", names=("it's odd",))
-    words = ["export", str(learnt), "--format", "bundle", "--output", str(folder), "--precision", "int4"]
+def test_a_quantised_base_leaves_the_adapter_in_32_bits(learnt: Path, bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "int4"
+    odd = write_learnt(tmp_path / "odd", learnt.with_name("backbone"), names=("it's odd",))
+    words = ["export", str(odd), "--format", "bundle", "--output", str(folder), "--precision", "int4"]
     assert main(words) == 0
     line = next(line for line in (folder / "README.md").read_text().splitlines() if "run.py generate" in line)
     assert shlex.split(line)[4] == "it's odd"

@@ -48,7 +48,8 @@ def export_bundle(
         adapter = load_for_onnx(folder, tasks, backbone)
         tokenizer, config = adapter.tokenizer, adapter.model.config
         ends = adapter.model.generation_config.eos_token_id
-        forms = {task: record["form"] for task, record in learnt_facts(adapter.folder)["tasks"].items()}
+        records = learnt_facts(adapter.folder)["tasks"].items()
+        forms = {task: record["form"] for task, record in records if record}  # of what himalaya learn has taught
         base, adapted = write_pair(whole_graph(adapter), place, precision)
         parity = whole_parity(adapter, [adapted], base)
         if precision == "fp32":

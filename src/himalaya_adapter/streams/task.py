@@ -24,7 +24,7 @@ def normal_label(text: str) -> str:
 
 def _names(value: Any) -> tuple[str, ...]:
     names = value if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(one, str | int | float) for one in names):
+    if not all(isinstance(one, str | int) for one in names):  # 1.10 would no longer be what the file has
         raise ValueError("no text")
     return tuple(map(str, names))
 
@@ -65,7 +65,7 @@ def _taken(expected: str, **limits: Any) -> Any:
 # YAML reads an unquoted `true` or `7` as no text, hence the advice.
 Text = Annotated[str, Strict(), _taken("non-empty text (quote it in YAML)", pattern=r"\S")]
 Name = Annotated[str, Strict(), _taken("the name of a configuration or a split", pattern=r"^\w[\w.-]*$")]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names), _taken("a text, or a list of texts")]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), _taken("a text, or a list of texts (quote numbers)")]
 TaskName = Annotated[
     str,
     Strict(),

@@ -80,6 +80,7 @@ Labels = Annotated[
     _taken("two or more texts (quote them in YAML), or the source's values, each with its label", alias="labels"),
 ]
 Paths = Annotated[Mapping[str, str], _taken("field names, each with a path in a row", min_length=1)]
+Filter = Annotated[Mapping[str, Names], _taken("fields, each with texts (quote numbers)")]
 Part = Annotated[tuple[int, int], BeforeValidator(_part), _taken("which of how many parts, such as '1/2'")]
 Share = Annotated[float, Strict(), _taken("a share of at least 0 and below 1", ge=0, lt=1)]
 
@@ -182,7 +183,7 @@ class Source(Section):
     files: Names = ()
     reader: Text = "table"
     options: Mapping[str, Any] = field(default_factory=dict)
-    where: Mapping[str, Names] = field(default_factory=dict)
+    where: Filter = field(default_factory=dict)
     part: Part = (1, 1)
     hub: HubSource | None = None
 

@@ -57,6 +57,15 @@ def test_a_sweep_whose_runs_would_replace_each_other_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_hydra_writes_lies_in_the_results_dir(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main([*words, "results_dir=~/it's,~/b", "training.seed=x"]) == 2
+    assert (tmp_path / "it's" / ".sweep").is_dir()
+    assert 'found "x", expected a whole number' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("word", ["hydra/launcher=nope", "hydra.launcher=x"])
 def test_a_wrong_word_of_hydra_is_one_line(word: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, word]) == 2

@@ -65,7 +65,7 @@ def sweep(overrides: Overrides) -> None:
     from hydra.errors import HydraException
 
     from himalaya_adapter.experiments.composition import CONF
-    from himalaya_adapter.experiments.overrides import combinations
+    from himalaya_adapter.experiments.overrides import combinations, read_overrides
 
     own = [word for word in overrides if not OF_HYDRA.match(word)]
     lines = combinations(own)
@@ -86,7 +86,7 @@ def sweep(overrides: Overrides) -> None:
             failures.append(f"{' '.join(line)}: {reason}")
 
     numbers = f"job={','.join(map(str, range(len(lines))))}"
-    results = next((word.removeprefix("results_dir=") for word in own if word.startswith("results_dir=")), "outputs")
+    results = os.path.expanduser(read_overrides(lines[0]).get("results_dir", "outputs")).replace("'", r"\'")
     of_hydra = [word for word in overrides if OF_HYDRA.match(word)]
     of_launcher = ["--multirun", numbers, f"hydra.sweep.dir='{results}/.sweep'", *of_hydra]
     arguments, sys.argv = sys.argv, ["himalaya sweep", *of_launcher]  # Hydra reads them there

@@ -45,6 +45,27 @@ def test_no_two_runs_of_a_line_share_a_folder(words: list[str], swept: list[str]
     assert found == [[f"run_id={name}"] for name in names]
 
 
+@pytest.mark.parametrize(
+    "more", [["training.seed=0,1", "run_id=one"], ["dataset.name=a/b.yaml,a-b.yaml"], ["mode=full,trial"]]
+)
+def test_a_sweep_whose_runs_would_replace_each_other_is_refused(
+    more: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "overwrite=true", *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"himalaya: several runs of this sweep have the folder {tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_hydra_writes_lies_in_the_results_dir(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main([*words, "results_dir=~/it's,~/b", "training.seed=x"]) == 2
+    assert (tmp_path / "it's" / ".sweep").is_dir()
+    assert 'found "x", expected a whole number' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("word", ["hydra/launcher=nope", "hydra.launcher=x"])
 def test_a_wrong_word_of_hydra_is_one_line(word: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, word]) == 2

@@ -81,6 +81,8 @@ def test_a_trial_is_the_same_run_on_fewer_items() -> None:
             [RUN, "training.batch_size=many"],
             "key 'training.batch_size' of run 'demo-himalaya': found \"many\", expected a whole number",
         ),
+        ([RUN, "run_id=1.10"], "key 'run_id' of run 'demo-himalaya': found 1.1, expected text (quote a number)"),
+        ([RUN, "run_id=1e3"], "expected text (quote a number)"),
         ([RUN, "training.batch_size=2.5"], "key 'training.batch_size'"),
         ([RUN, "training.learning_rate=null"], "found null, expected a number"),
         (

@@ -172,6 +172,7 @@ def test_a_few_items_that_differ_alike_prove_nothing(
     assert lora.tasks[TASKS[1]].p == 2.0 ** (1 - items)
     assert lora.tasks[TASKS[1]].interval is None
     assert "no interval" in write_comparison(tmp_path, ["a", "b"], tmp_path / "out").read_text(encoding="utf-8")
+    assert lora.measures.pop("average_accuracy").p == 2.0 ** (1 - items), "it reads the last row alone"
     assert {test.p for test in lora.measures.values()} == {2.0**-items}, "the first task's item differs, too"
 
 

@@ -141,11 +141,11 @@ def test_loss_curves_are_drawn(make_run: MakeRun) -> None:
 def test_sample_answers_are_shown_before_after_and_now(make_run: MakeRun) -> None:
     folder = make_run("lora_0", tasks=SIX_TASKS[:2], method="lora")
     assert "Sample answers" not in Page(write_run_report(folder)).text
-    item = {"prompt": "x" * 300 + HOSTILE, "target": "yes", "answers": ["frozen answer", "learnt answer", "last one"]}
+    item = {"prompt": "x" * 300 + HOSTILE, "target": "x_{i}", "answers": ["frozen answer", "learnt answer", "at last"]}
     samples = {"tasks": [{"task": task, "items": [item]} for task in SIX_TASKS[:2]]}
     write_json(folder / "samples.json", sealed(samples))
     page = Page(write_run_report(folder))
-    assert all(page.text.count(text) == 2 for text in ("frozen answer", "learnt answer", "last one", HOSTILE))
+    assert all(page.text.count(text) == 2 for text in ("x_{i}", "frozen answer", "learnt answer", "at last", HOSTILE))
     assert "x" * 300 not in page.text, "the end of a long prompt"
 
 

@@ -88,6 +88,7 @@ def test_no_name_is_read_as_markdown() -> None:
     escaped = markdown.escape("[x](javascript:y) <img> `code` | **b**\n# head \\")
     assert escaped == r"[x]\(javascript:y) &lt;img> \`code\` \| \*\*b\*\* # head \\"
     assert markdown.escape("film_verdict") == "film_verdict"
+    assert markdown.escape("_a_ __b__ c&lt;d") == r"\_a_ \_\_b__ c&amp;lt;d"
 
 
 def test_formulas_become_maths() -> None:

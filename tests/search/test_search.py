@@ -228,6 +228,10 @@ def test_trials_that_all_fail_are_one_line(
         (["optuna.stream=validation_strem"], "unknown stream 'validation_strem'; did you mean 'validation_stream'?"),
         (["model.backbone.name=smollm3"], "unknown backbone 'smollm3'; did you mean"),
         (["model.adapter.type=LORE"], "unknown method 'lore'"),
+        (
+            ["optuna.search_space.model_adapter_options_r={type: uniform, low: 2, high: 8}"],
+            "option r of method LORA is 2.0; expected a whole number",
+        ),
         (["evaluation.split=train"], 'found "train", expected one of test, validation'),
         (["optuna.storage=study.db"], "optuna.storage=study.db cannot be opened"),
         (

@@ -188,6 +188,10 @@ def test_brackets_and_colons_of_a_description_are_listed(write: Writer, capsys: 
             {"source": {"files": "rows.jsonl", "group": "id", "where": {"id": [None]}}},
             "'source.where.id' .* found .null",
         ),
+        (
+            {"source": {"files": "rows.jsonl", "group": "id", "where": {"id": [1.10]}}},
+            r"'source.where.id' .* found \[1.1\], expected fields, each with texts \(quote numbers\)",
+        ),
         ({"max_new_tokens": 0}, "'max_new_tokens' .* found 0, expected a whole number of at least 1"),
         ({"max_new_tokens": True}, "expected a whole number"),
         ({"caps": {"dev": 3}}, "unknown key of task 'parity' .* 'caps.dev'"),

@@ -82,6 +82,11 @@ def test_without_a_held_out_split_one_is_cut(write: Writer, tmp_path: Path) -> N
     assert len(task.test) > 40
 
 
+def test_rows_limits_what_is_read_of_a_larger_file_in_the_mirror(write: Writer) -> None:
+    task = load_stream(write({"rows": 20})).tasks[0]
+    assert {item.source for item in task.train} <= {f"train {number}" for number in range(20)}
+
+
 def test_card_tells_data_set_revision_and_licence(write: Writer) -> None:
     path = write()
     task = load_task(path, "pairs", offline=True)

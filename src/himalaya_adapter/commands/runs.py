@@ -3,7 +3,9 @@
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -63,10 +65,13 @@ def sweep(overrides: Overrides) -> None:
     from hydra.errors import HydraException
 
     from himalaya_adapter.experiments.composition import CONF
-    from himalaya_adapter.experiments.overrides import combinations
+    from himalaya_adapter.experiments.overrides import combinations, read_overrides
 
     own = [word for word in overrides if not OF_HYDRA.match(word)]
     lines = combinations(own)
+    places = Counter(filter(None, (_place(own, line) for line in lines)))
+    if twice := [place for place, count in places.items() if count > 1]:
+        raise HimalayaError(f"several runs of this sweep have the folder {twice[0]}: give each its own run_id")
     failures: list[str] = []
     here = os.getpid()
 
@@ -81,7 +86,7 @@ def sweep(overrides: Overrides) -> None:
             failures.append(f"{' '.join(line)}: {reason}")
 
     numbers = f"job={','.join(map(str, range(len(lines))))}"
-    results = next((word.removeprefix("results_dir=") for word in own if word.startswith("results_dir=")), "outputs")
+    results = os.path.expanduser(read_overrides(lines[0]).get("results_dir", "outputs")).replace("'", r"\'")
     of_hydra = [word for word in overrides if OF_HYDRA.match(word)]
     of_launcher = ["--multirun", numbers, f"hydra.sweep.dir='{results}/.sweep'", *of_hydra]
     arguments, sys.argv = sys.argv, ["himalaya sweep", *of_launcher]  # Hydra reads them there
@@ -110,6 +115,16 @@ def run_id(words: Sequence[str], line: Sequence[str]) -> list[str]:
     if not parts or any(word.startswith("run_id=") for word in line):
         return []
     return [f"run_id={'_'.join([compose_run(line).run.run_id, *parts])}"]
+
+
+def _place(words: Sequence[str], line: Sequence[str]) -> Path | None:
+    """The folder of a job; none of one with a mistake, which is told when it is that job's turn."""
+    from himalaya_adapter.experiments import compose_run
+
+    with suppress(HimalayaError):
+        launch = compose_run([*line, *run_id(words, line)])
+        return launch.results_dir / launch.run.run_id
+    return None
 
 
 @app.command()

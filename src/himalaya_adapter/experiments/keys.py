@@ -13,18 +13,27 @@ from himalaya_adapter.experiments.schema import ANY_NAME, REQUIRED, keys_of
 from himalaya_adapter.storage import is_foreign
 
 CONFIG_FILE = "config.yaml"
+OPTIONS = "model.adapter.options."
 OPTIMISER = frozenset({"adamw"})
 
 
 def flattened(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of nested mappings by their dotted names; an empty mapping has none."""
-    if not isinstance(value, Mapping):
+    """The values of nested mappings by their dotted names; an empty mapping has none.
+
+    An option of a method stays whole: the keys of its mapping are names of modules, which have dots of their own.
+
+    Raises:
+        HimalayaError: A name stands twice, once with dots.
+    """
+    if not isinstance(value, Mapping) or prefix.startswith(OPTIONS):
         return {prefix: value}
-    return {
-        path: leaf
-        for key, entry in value.items()
-        for path, leaf in flattened(entry, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
+    found: dict[str, Any] = {}
+    for key, entry in value.items():
+        for path, leaf in flattened(entry, f"{prefix}.{key}" if prefix else str(key)).items():
+            if path in found:
+                raise HimalayaError(f"{path} stands twice: as {found[path]!r} and as {leaf!r}")
+            found[path] = leaf
+    return found
 
 
 def put(content: dict[str, Any], key: str, value: Any) -> None:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from himalaya_adapter import stream_metrics
 from himalaya_adapter.experiments.model_config import ModelConfig
-from himalaya_adapter.experiments.schema import Count, NotNegative, Number, Positive, Section, Switch, Whole
+from himalaya_adapter.experiments.schema import Count, Named, NotNegative, Number, Positive, Section, Switch, Whole
 from himalaya_adapter.experiments.search_config import OptunaConfig
 
 SEEDS = 2**31  # every library's generators take seeds below it
@@ -135,11 +135,11 @@ class HardwareConfig(Section):
 class RunConfig(Section):
     """One run: one method on one stream."""
 
-    run_id: str
+    run_id: Named
     """Name of the run's folder."""
     method: Literal["proposed", "comparative"]
     """``proposed`` or ``comparative``."""
-    method_name: str
+    method_name: Named
     """The name that reports print."""
     model: ModelConfig
     """Backbone and adapter."""

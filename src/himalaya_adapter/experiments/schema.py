@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from himalaya_adapter.errors import HimalayaError, unknown_name
 
@@ -30,6 +30,16 @@ Count = Annotated[Whole, Field(ge=1)]
 Number = Annotated[float, Strict()]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
+
+
+def as_written(value: Any) -> Any:
+    """Refuse a number with a point or an exponent as text: what it was written as, 1.10 or 1e3, is gone."""
+    if isinstance(value, float):
+        raise ValueError("not text")
+    return value
+
+
+Named = Annotated[str, BeforeValidator(as_written), Field(json_schema_extra={"expected": "text (quote a number)"})]
 
 
 class Section:

@@ -49,8 +49,9 @@ class SearchRange(Section):
 
         fields = self.given()
         kind = fields.pop("type")
-        if kind == "int" and any(not float(end).is_integer() for end in (self.low, self.high) if end is not None):
-            raise HimalayaError(f"an int lies between whole numbers, not {self.low} and {self.high}")
+        for name in ("low", "high", "step"):
+            if kind == "int" and not float(fields.get(name, 0)).is_integer():
+                raise HimalayaError(f"{name}={fields[name]} of an int: expected a whole number")
         try:
             if kind == "categorical":
                 return CategoricalDistribution(**fields | {"choices": [json.dumps(one) for one in self.choices or ()]})

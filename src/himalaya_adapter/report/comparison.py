@@ -24,6 +24,8 @@ from himalaya_adapter.report.run_folder import REPLAY, RunRecord
 
 PROPOSED = ("himalaya", "himalaya_strict")  # the first of them that is there is compared with the others
 SIGNIFICANT = 0.05  # of the p-value after Holm's correction
+# What a measure reads of a task's scores from its learning on, if not all of them.
+READ = {"average_accuracy": slice(-1, None), "learning_accuracy": slice(1)}
 SEED = 0  # of the resampling, so that the same runs always give the same page
 
 
@@ -68,11 +70,13 @@ class Rival:
         ours, theirs = (np.mean([values[run_id] for run_id in side], axis=0) for side in self.sides)
         return np.asarray(ours - theirs)
 
-    def differing_items(self, scored: Mapping[str, ScoredRun]) -> int:
-        """On how many test items the two sides' scores differ, after any task."""
-        found = 0
+    def differing_items(self, scored: Mapping[str, ScoredRun], key: str) -> int:
+        """On how many test items the two sides' scores differ, after any task whose row the measure reads."""
+        found, read = 0, READ.get(key, slice(None))
         for task in range(len(self.group.first.tasks)):
-            columns = {run_id: [row[task] for row in scored[run_id].item_scores[task:]] for run_id in self.run_ids}
+            columns = {
+                run_id: [row[task] for row in scored[run_id].item_scores[task:][read]] for run_id in self.run_ids
+            }
             rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
             gaps = [self.gap(items) for items in rows if None not in items.values()]
             found += int(np.any(np.abs(gaps) > ROUNDING, axis=0).sum())
@@ -145,14 +149,14 @@ def _rival(reference: MethodGroup, group: MethodGroup) -> Rival:
 def _test_measures(rivals: Sequence[Rival], scored: Mapping[str, ScoredRun], rows: Any) -> None:
     """Test the measures of each rival of which the same ``rows`` of the matrix were measured."""
     resampled = dict(zip(scored, resampled_measures([*scored.values()], seed=SEED), strict=True))
-    differing = [rival.differing_items(scored) for rival in rivals]
     found = []
     for key, measure in MEASURES.items():
         points = {run_id: measure(one.matrix) for run_id, one in scored.items()}
         draws = {run_id: of_run[key] for run_id, of_run in resampled.items()}
         of_rows = key in stream_metrics.keys("of measured rows")
-        for rival, items in zip(rivals, differing, strict=True):
+        for rival in rivals:
             if not of_rows or rival.group.first.metrics.get("measured_rows") == rows:
+                items = rival.differing_items(scored, key)
                 test = bootstrap_test(float(rival.gap(points)), rival.gap(draws), items)
                 found.append((rival.measures, key, test))
     _correct(found)

@@ -1,5 +1,6 @@
 """The tables of a comparison as Markdown, to paste into a paper's notes or a pull request."""
 
+import re
 from collections.abc import Sequence
 
 from himalaya_adapter.report.comparison import Comparison
@@ -32,7 +33,7 @@ def _cell(cell: Text) -> str:
 
 def escape(text: str) -> str:
     """Keep a name from ending its cell, being read as HTML, and starting emphasis, code or a link."""
-    signs = {"\\": r"\\", "|": r"\|", "<": "&lt;", "*": r"\*", "`": r"\`", "](": r"]\(", "\n": " "}
+    signs = {"\\": r"\\", "|": r"\|", "&": "&amp;", "<": "&lt;", "*": r"\*", "`": r"\`", "](": r"]\(", "\n": " "}
     for sign, literal in signs.items():
         text = text.replace(sign, literal)
-    return text
+    return re.sub(r"(?<!\w)_+", lambda found: r"\_" * len(found[0]), text)

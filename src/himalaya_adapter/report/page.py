@@ -79,8 +79,10 @@ class Page:
         )
 
 
-def _formula(text: str) -> Markup:
-    """Set ``_{i,j}`` as a subscript, keep an arrow on its word's line, let other names break after their underscores;
-    everything is escaped."""
-    subscripts = re.sub(r"_\{([\w,;&≤≥= ]+)\}", r"<sub>\1</sub>", str(escape(re.sub(" (?=[↑↓])", "\u00a0", text))))
-    return Markup(subscripts.replace("_", "_<wbr>"))
+def _formula(text: str, subscripts: bool = True) -> Markup:
+    """Set ``_{i,j}`` as a subscript where there are formulas, keep an arrow on its word's line, let other names break
+    after their underscores; everything is escaped."""
+    marked = str(escape(re.sub(" (?=[↑↓])", "\u00a0", text)))
+    if subscripts:
+        marked = re.sub(r"_\{([\w,;&≤≥= ]+)\}", r"<sub>\1</sub>", marked)
+    return Markup(marked.replace("_", "_<wbr>"))

@@ -20,7 +20,7 @@ from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.validation import check_run, with_values
 from himalaya_adapter.methods.construction import run_method
 from himalaya_adapter.search.results import write_results
-from himalaya_adapter.search.study import REASON, SharedStudy, values_of_trials
+from himalaya_adapter.search.study import REASON, SharedStudy, hyper_parameters, values_of_trials
 from himalaya_adapter.storage import read_json
 from himalaya_adapter.streams import Limits, load_stream
 from himalaya_adapter.training.preconditions import announce
@@ -50,7 +50,9 @@ def run_search(run: RunConfig, results_dir: Path, *, overwrite: bool = False) ->
         raise HimalayaError("a trial runs in one process: start the same search several times instead of torchrun")
     # A mistake that every trial would fail of.
     base = with_values(run, values_of_trials(run))
-    run_method(base)
+    for name, key in hyper_parameters(run).items():
+        for value in run.optuna.search_space[name].outermost():
+            run_method(with_values(base, {key: value}))
     backbone_shape(base.model.backbone.name)
     scored = base.dataset.max_test_samples_per_task
     limits = Limits(train=base.dataset.max_samples_per_task, validation=scored, test=scored)

@@ -12,7 +12,7 @@ from pydantic import Field
 from himalaya_adapter import packages
 from himalaya_adapter.documents import read_document
 from himalaya_adapter.errors import HimalayaError, unknown_name
-from himalaya_adapter.experiments.schema import Section, parse
+from himalaya_adapter.experiments.schema import Named, Section, parse
 from himalaya_adapter.streams.hub import fetch_splits
 from himalaya_adapter.streams.items import read_items, read_split
 from himalaya_adapter.streams.readers import READERS
@@ -30,7 +30,7 @@ class StreamFile(Section):
     """The schema of a stream's YAML file; its tasks are read one by one."""
 
     tasks: Annotated[list[Any], Field(min_length=1)]
-    name: str | None = None
+    name: Named | None = None
     description: str = ""
     archives: dict[str, Archive] = field(default_factory=dict)
 

@@ -76,9 +76,9 @@ def hub_rows(source: HubSource, split: str) -> Iterator[Row]:
         known = file.schema_arrow.names
         if missing := [column for column in source.columns if column not in known]:  # from the user's own mirror
             raise unknown_name(f"column in split '{split}' of {source.id}", missing[0], known)
-        for batch in file.iter_batches(BATCH, columns=source.columns):
-            for row in batch.to_pylist():
-                yield {field: _value(row, place, source) for field, place in source.fields.items()}
+        rows = (row for batch in file.iter_batches(BATCH, columns=source.columns) for row in batch.to_pylist())
+        for row in itertools.islice(rows, _row_limit(source, split)):  # a file of the user's mirror may hold more
+            yield {field: _value(row, place, source) for field, place in source.fields.items()}
 
 
 def _row_limit(source: HubSource, split: str) -> int | None:

@@ -24,7 +24,7 @@ def normal_label(text: str) -> str:
 
 def _names(value: Any) -> tuple[str, ...]:
     names = value if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(one, str | int | float) for one in names):
+    if not all(isinstance(one, str | int) for one in names):  # 1.10 would no longer be what the file has
         raise ValueError("no text")
     return tuple(map(str, names))
 
@@ -65,7 +65,7 @@ def _taken(expected: str, **limits: Any) -> Any:
 # YAML reads an unquoted `true` or `7` as no text, hence the advice.
 Text = Annotated[str, Strict(), _taken("non-empty text (quote it in YAML)", pattern=r"\S")]
 Name = Annotated[str, Strict(), _taken("the name of a configuration or a split", pattern=r"^\w[\w.-]*$")]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names), _taken("a text, or a list of texts")]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), _taken("a text, or a list of texts (quote numbers)")]
 TaskName = Annotated[
     str,
     Strict(),
@@ -80,6 +80,7 @@ Labels = Annotated[
     _taken("two or more texts (quote them in YAML), or the source's values, each with its label", alias="labels"),
 ]
 Paths = Annotated[Mapping[str, str], _taken("field names, each with a path in a row", min_length=1)]
+Filter = Annotated[Mapping[str, Names], _taken("fields, each with texts (quote numbers)")]
 Part = Annotated[tuple[int, int], BeforeValidator(_part), _taken("which of how many parts, such as '1/2'")]
 Share = Annotated[float, Strict(), _taken("a share of at least 0 and below 1", ge=0, lt=1)]
 
@@ -182,7 +183,7 @@ class Source(Section):
     files: Names = ()
     reader: Text = "table"
     options: Mapping[str, Any] = field(default_factory=dict)
-    where: Mapping[str, Names] = field(default_factory=dict)
+    where: Filter = field(default_factory=dict)
     part: Part = (1, 1)
     hub: HubSource | None = None
 

@@ -73,6 +73,12 @@ def test_settings_win_over_defaults_and_fields_and_go_to_the_runs_that_have_the_
     assert not any("temperature" in key for key in theirs)
 
 
+def test_an_option_with_dots_in_its_keys_stays_as_it_is(plan_file: Write) -> None:
+    settings = {"model.adapter.options": {"rank_pattern": {"layers.0.q_proj": 4}}}
+    (config,) = written(plan_file({"experiment_runs": [RUN | {"method": "comparative-1", "settings": settings}]}))
+    assert content_of(config)["model"]["adapter"]["options"]["rank_pattern"] == {"layers.0.q_proj": 4}
+
+
 def test_settings_of_a_run_win_over_those_of_the_plan(plan_file: Write) -> None:
     runs = [
         RUN | {"settings": {"training.batch_size": 1, "training.max_updates_per_task": 7}},
@@ -141,6 +147,8 @@ def one_run(**changes: Any) -> dict[str, Any]:
         (one_run(settings={"training.report_to": "${oc.env:HOME}"}), "asks for a value from elsewhere"),
         (one_run(run_id="${oc.env:HOME}"), "asks for a value from elsewhere"),
         ({SETTINGS: {"training.steps": 3}}, "'training.steps'; did you mean 'training.save_steps'"),
+        ({SETTINGS: {"training.seed": 1, "training": {"seed": 2}}}, "training.seed stands twice: as 2 and as 1"),
+        ({SEARCH: {"model.adapter.options.r": "4-64"}}, "is '4-64'; expected {type: int or uniform, low: …"),
         ({SETTINGS: {"training.batch_size": "many"}}, 'found "many", expected a whole number of at least 1'),
         ({SETTINGS: {"model.adapter.dictionary_size": 3}}, "no run of the plan has model.adapter.dictionary_size"),
         ({SEARCH: {"lilac_dictionary_size": "3-9"}}, "unknown key in experimental_design.hyperparameters_to_search"),

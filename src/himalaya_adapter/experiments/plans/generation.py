@@ -11,9 +11,9 @@ from peft import PeftType
 from himalaya_adapter.documents import read_document
 from himalaya_adapter.errors import HimalayaError, unknown_name
 from himalaya_adapter.experiments.composition import CONF
-from himalaya_adapter.experiments.keys import flattened, put
+from himalaya_adapter.experiments.keys import OPTIONS, flattened, put
 from himalaya_adapter.experiments.plans.plan import Design, Plan, PlannedRun
-from himalaya_adapter.experiments.plans.ranges import OPTIONS, key_by_name, read_range
+from himalaya_adapter.experiments.plans.ranges import key_by_name, read_range
 from himalaya_adapter.experiments.plans.run_files import run_of
 from himalaya_adapter.experiments.search_config import SearchRange
 from himalaya_adapter.registry import METHODS, method_row

@@ -8,10 +8,10 @@ from pydantic import Field
 
 from himalaya_adapter.documents import parse_document, read_text, without_interpolations
 from himalaya_adapter.experiments.composition import CONF
-from himalaya_adapter.experiments.schema import Section, parse
+from himalaya_adapter.experiments.schema import Named, Section, parse
 
 PLANS = CONF / "plans"
-Text = Annotated[str, Field(pattern=r"\S", json_schema_extra={"expected": "non-empty text"})]
+Text = Annotated[Named, Field(pattern=r"\S", json_schema_extra={"expected": "non-empty text"})]
 Texts = Annotated[list[Text], Field(min_length=1)]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from himalaya_adapter.documents import parse_document
 from himalaya_adapter.errors import HimalayaError
-from himalaya_adapter.experiments.keys import searched_key
+from himalaya_adapter.experiments.keys import OPTIONS, searched_key
 from himalaya_adapter.experiments.run_config import RunConfig
 from himalaya_adapter.experiments.schema import keys_of, parse
 from himalaya_adapter.experiments.search_config import SearchRange
@@ -14,7 +14,6 @@ from himalaya_adapter.experiments.search_config import SearchRange
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 RANGE = re.compile(rf"\s*({NUMBER})\s*(?:-|–|to|\.\.)\s*({NUMBER})\s*")
 WIDE = 10.0  # from this quotient of the ends on, a range is drawn on a logarithmic scale
-OPTIONS = "model.adapter.options."
 
 
 def key_by_name(name: str, where: str) -> str:
@@ -45,6 +44,8 @@ def read_range(value: Any, key: str, where: str) -> SearchRange:
     if ends:
         low, high = float(ends[1]), float(ends[2])
         known, wide = keys_of(RunConfig).get(key), low > 0 and high / low >= WIDE
+        if not known and f"{ends[1]}{ends[2]}".isdigit():
+            raise HimalayaError(f"{where} is {value!r}; expected {{type: int or uniform, low: …, high: …}}")
         if known and known.expected.startswith("a whole number"):
             return SearchRange("int", low, high, log=True if wide else None)
         return SearchRange("loguniform" if wide else "uniform", low, high)

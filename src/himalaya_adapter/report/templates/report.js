@@ -369,7 +369,7 @@
   }
   function order(one, other, sign) {
     if (one === null || other === null) return (one === null) - (other === null);
-    return sign * (typeof one === "number" && typeof other === "number" ? one - other : String(one).localeCompare(String(other)));
+    return sign * (typeof one === "number" && typeof other === "number" ? one - other : String(one).localeCompare(String(other), undefined, { numeric: true }));
   }
   for (const table of document.querySelectorAll("table")) {
     if (table.rows.length < 4) continue;

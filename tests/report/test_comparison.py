@@ -195,6 +195,16 @@ def test_runs_without_item_scores_are_told_and_not_tested(two_methods: Path) -> 
     assert "_differences" not in path.read_text(encoding="utf-8").split('id="figures"')[1].split("</script>")[0]
 
 
+def test_runs_in_different_precisions_are_told(two_methods: Path) -> None:
+    for run_id, dtype in (("h0", "bfloat16"), ("h1", "float32"), ("l0", "float32")):
+        path = two_methods / run_id / "environment.json"
+        write_json(path, {**read_json(path), "dtype": dtype})
+    assert comparison_of(two_methods, "h0", "h1", "l0").notes == (
+        "The backbones had different precisions (bfloat16: h0; float32: h1, l0), which alone moves scores a little.",
+    )
+    assert comparison_of(two_methods, "h1", "l0").notes == ()
+
+
 def test_other_measured_rows_leave_out_what_depends_on_them(two_methods: Path) -> None:
     path = two_methods / "l0" / "metrics.json"
     write_json(path, {**read_json(path), "measured_rows": [1, 3]})

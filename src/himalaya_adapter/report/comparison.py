@@ -123,6 +123,12 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     earlier = [run.run_id for run in runs if run.environment.get("scoring", 1) < LABELS]
     if 0 < len(earlier) < len(runs):
         notes.append(f"{', '.join(earlier)} chose labels by an earlier rule: classifications compare roughly only.")
+    precisions: dict[str, list[str]] = {}
+    for run in runs:
+        precisions.setdefault(str(run.environment.get("dtype", "not recorded")), []).append(run.run_id)
+    if len(precisions) > 1:
+        told = "; ".join(f"{dtype}: {', '.join(names)}" for dtype, names in precisions.items())
+        notes.append(f"The backbones had different precisions ({told}), which alone moves scores a little.")
     if replayed := [group.label for group in groups if group.first.protocol == REPLAY]:
         notes.append(f"{', '.join(replayed)}: the training items kept are not in the stored bytes.")
     others = [_rival(reference, group) for group in groups if group is not reference]

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from callback_process import ITEMS, SETTINGS, answers, attached, learn_three_tasks, padded, rows
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny_runs import TIMEOUT, in_two_processes
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from himalaya_adapter import TaskCallback
@@ -241,3 +243,21 @@ def test_two_processes_hold_the_same_adapter(start: Callable[[Path], None], tmp_
     assert said[0]["unchanged"] == dict.fromkeys(ITEMS, True)
     # There are four prompts of each task. A process counts those that it has seen, and the other one its own.
     assert all(4 <= count <= 8 for count in said[0]["prompts"])
+
+
+def test_a_step_that_a_gradient_scaler_skips_is_left_to_it(tiny_model: Callable[..., Any]) -> None:
+    """As with ``fp16=True, max_grad_norm=0``, where nobody has looked at the gradients before."""
+    Accelerator(cpu=True)  # its optimizer asks for the state that this makes
+    model, callback = attached(tiny_model), TaskCallback("a")
+    model.train().start_task("a")
+    (atoms,) = [one for one in model.parameters() if one.requires_grad]
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer = AcceleratedOptimizer(torch.optim.AdamW([atoms], lr=0.1), device_placement=False, scaler=scaler)
+    state, before = TrainerState(), atoms.detach().clone()
+    callback.on_train_begin(None, state, None, model=model, optimizer=optimizer)
+    scaler.scale((atoms * torch.inf).sum()).backward()
+    callback.on_pre_optimizer_step(None, state, None, optimizer=optimizer)
+    optimizer.step()
+    assert optimizer.step_was_skipped
+    assert torch.equal(atoms, before)
+    assert [event["event"] for event in state.log_history] == ["skipped_step"]

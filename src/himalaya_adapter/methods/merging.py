@@ -6,6 +6,11 @@ from torch import nn
 from himalaya_adapter.errors import HimalayaError
 
 
+def is_merged(model: nn.Module) -> bool:
+    """Whether an adapter is merged."""
+    return any(isinstance(module, BaseTunerLayer) and module.merged for module in model.modules())
+
+
 def refuse_if_merged(model: nn.Module, wanted: str) -> None:
     """Make sure that no adapter is merged before its task changes.
 
@@ -16,5 +21,5 @@ def refuse_if_merged(model: nn.Module, wanted: str) -> None:
     Raises:
         HimalayaError: An adapter is merged: the weights are those of its task.
     """
-    if any(isinstance(module, BaseTunerLayer) and module.merged for module in model.modules()):
+    if is_merged(model):
         raise HimalayaError(f"the adapter is merged as it is for one task: unmerge it before {wanted}")

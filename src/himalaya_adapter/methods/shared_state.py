@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import (
     _maybe_include_all_linear_layers,
 )
 from torch import Tensor, nn
+from transformers.modeling_utils import local_torch_dtype
 
 from himalaya_adapter.errors import HimalayaError
 
@@ -104,6 +105,7 @@ class SharedStateModel(TargetsModel):
     def _active(self) -> list[Any]:
         return [self._shared[name] for name in self.active_adapters]
 
+    @local_torch_dtype(torch.float32)  # whatever torch's own defaults are: what a seed draws depends on both
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Create the adapter's shared state, then let PEFT wrap the targets.
 
@@ -124,13 +126,14 @@ class SharedStateModel(TargetsModel):
         for name, base in zip(found, targets, strict=True):
             self._check_target(base, config, name)
         others = [(parameter, parameter.requires_grad) for parameter in self._shared.parameters()]
-        if targets:
-            shared = self._new_shared_state(config, targets, model)
-            device = next(targets[0].parameters()).device
-            if not any(tensor.is_meta for tensor in shared.state_dict().values()) and device.type != "meta":
-                shared.to(device)
-            self._shared[adapter_name] = shared
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        with torch.device("cpu"):
+            if targets:
+                shared = self._new_shared_state(config, targets, model)
+                device = next(targets[0].parameters()).device
+                if not any(tensor.is_meta for tensor in shared.state_dict().values()) and device.type != "meta":
+                    shared.to(device)
+                self._shared[adapter_name] = shared
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
         for parameter, requires_grad in others:  # PEFT restores this for what lies within the model only
             parameter.requires_grad = requires_grad
 

@@ -106,13 +106,13 @@ class TargetsModel(ContinualModel, BaseTuner):
 
     @staticmethod
     def _check_target_module_exists(peft_config: PeftConfig, key: str) -> Any:
-        # PEFT looks for a layer's number in front of a target's name; here it is the name.
+        # PEFT looks for a layer's number only where a target is named by the end of its name.
         found = BaseTuner._check_target_module_exists(peft_config, key)
-        wanted = peft_config.layers_to_transform
-        if not found or wanted is None or not isinstance(peft_config.target_modules, str):
+        names, wanted = peft_config.target_modules, peft_config.layers_to_transform
+        if not found or wanted is None or not (isinstance(names, str) or key in names):
             return found
-        number = key.rpartition(".")[-1]
-        return number.isdecimal() and int(number) in ([wanted] if isinstance(wanted, int) else wanted)
+        number = next((int(part) for part in key.split(".") if part.isdecimal()), None)
+        return number in ([wanted] if isinstance(wanted, int) else wanted)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

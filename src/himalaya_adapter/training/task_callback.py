@@ -94,7 +94,8 @@ class TaskCallback(TrainerCallback):
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         if torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
             return
-        self.model.zero_grad()
+        if getattr(kwargs["optimizer"], "scaler", None) is None:  # which looks at the gradients itself, and skips
+            self.model.zero_grad()
         self.method.skip_step()
         _note(state, SkippedStep())
         step = state.global_step + 1

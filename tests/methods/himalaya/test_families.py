@@ -2,18 +2,26 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from families import INIT_STD, VOCABULARY, llama, random_tokens
-from learning import PLACEMENTS, adapter_of, assert_same, attached, logits_of, snapshot
+from learning import PLACEMENTS, SMALL, adapter_of, assert_same, attached, logits_of, snapshot
 from peft import get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BartForConditionalGeneration,
+    Gemma3ForConditionalGeneration,
+    PreTrainedModel,
+)
 
 from himalaya_adapter import HimalayaConfig
-from himalaya_adapter.methods.himalaya import HashedLinear, StreamLayer
+from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.methods.himalaya import HashedLinear, HimalayaLayer, StreamLayer
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCABULARY}
 LLAMA_LIKE = SIZES | {"intermediate_size": 96, "num_key_value_heads": 2, "initializer_range": INIT_STD}
@@ -26,6 +34,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma": OF_GEMMA,
     "gemma2": OF_GEMMA,
     "gemma3_text": OF_GEMMA | {"layer_types": ["sliding_attention", "full_attention"]},
+    # Four streams side by side: batch and tokens are not a layer's first two dimensions.
+    "gemma3n_text": OF_GEMMA
+    | {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0}
+    | {"laurel_rank": 8, "activation_sparsity_pattern": [0.0, 0.0]}
+    | {"layer_types": ["sliding_attention", "full_attention"]},
     "phi": LLAMA_LIKE | {"num_key_value_heads": 4},
     "phi3": LLAMA_LIKE,
     "smollm3": LLAMA_LIKE,
@@ -75,6 +88,57 @@ def test_a_family_is_adapted_everywhere_and_learns(family: str, placement: str) 
     written = model.generate(input_ids=tokens, max_new_tokens=4, min_new_tokens=4, do_sample=False)
     again = model.generate(input_ids=tokens, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=False)
     assert torch.equal(written, again)
+
+
+def test_what_sees_images_is_left_alone() -> None:
+    seeing = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    seeing |= {"image_size": 28, "patch_size": 14}
+    config = {"text_config": OF_GEMMA, "vision_config": seeing, "mm_tokens_per_image": 4, "image_token_index": 127}
+    base = Gemma3ForConditionalGeneration(AutoConfig.for_model("gemma3", **config))
+    model = attached(lambda: base).train()
+    adapted = [name for name, module in model.named_modules() if isinstance(module, StreamLayer)]
+    assert adapted == [f"base_model.model.model.language_model.layers.{number}" for number in range(2)]
+    with model.learning("a"):
+        model(input_ids=random_tokens(), labels=random_tokens()).loss.backward()
+    assert adapter_of(model).channels.any()
+
+
+def test_a_model_with_an_encoder_learns_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = AutoConfig.for_model("bart", d_model=64, vocab_size=VOCABULARY, **sizes, **heads)
+    model = get_peft_model(BartForConditionalGeneration(config), HimalayaConfig(task_type="SEQ_2_SEQ_LM", **SMALL))
+    with model.learning("a"):
+        model.train()(input_ids=random_tokens(1, 2, 8), labels=random_tokens(2, 2, 5)).loss.backward()
+    assert "no prompt was seen in training" in caplog.text
+    with pytest.raises(HimalayaError, match=r"^BartForConditionalGeneration has an encoder, or .*: name the task$"):
+        model.infer_task(random_tokens())
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {},
+        {"placement": "weights"},
+        {"placement": "weights", "target_modules": r".*\.q_proj"},
+        {"target_modules": ["mlp"]},
+    ],
+)
+def test_only_the_layers_that_are_named_are_adapted(targets: dict[str, Any]) -> None:
+    model = attached(llama, **targets, layers_to_transform=[1])
+    adapted = [name for name, module in model.named_modules() if isinstance(module, HimalayaLayer)]
+    assert {name.split("layers.")[1][0] for name in adapted} == {"1"}
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_adapters_of_one_model_have_one_placement(placement: str) -> None:
+    (other,) = {*PLACEMENTS} - {placement}
+    model = attached(placement=placement)
+    before = snapshot(model)
+    for attach in (lambda config: model.add_adapter("other", config), partial(get_peft_model, model.base_model.model)):
+        with pytest.raises(TypeError, match=rf"^placement='{other}': the model has an adapter of the other placement"):
+            attach(HimalayaConfig(task_type="CAUSAL_LM", placement=other, **SMALL))
+    assert_same(model, before)
 
 
 # What cannot be adapted ----------------------------------------------------------------------------------------

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from families import PADDING, Case, llama, random_tokens
-from learning import PLACEMENTS, adapter_of, assert_same, attached, learn, logits_of, prompts, snapshot
-from peft import PeftModel
-from transformers import DynamicCache
+from learning import PLACEMENTS, SMALL, adapter_of, assert_same, attached, learn, logits_of, prompts, snapshot
+from peft import PeftModel, get_peft_model
+from transformers import DynamicCache, LlamaForSequenceClassification
 
 from himalaya_adapter import HimalayaConfig, save_release
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.himalaya import HashedLinear
 from himalaya_adapter.methods.himalaya.adapter import UNNAMED
+from himalaya_adapter.methods.task_inference.prompted import _unpacked
 
 each_placement = pytest.mark.parametrize("placement", PLACEMENTS)
 GENERATION = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
@@ -244,6 +245,27 @@ def test_a_half_learnt_task_goes_on_from_its_file_as_if_nothing_had_been(placeme
         learn(one, "b", seed=4)
     assert torch.equal(logits_of(model), logits_of(loaded))
     assert_same(loaded, snapshot(model))
+
+
+@each_placement
+def test_a_file_answers_alike_whatever_the_defaults_of_torch_are(placement: str, tmp_path: Path) -> None:
+    model = attached(placement=placement)
+    learn(model, "a")
+    model.save_pretrained(tmp_path)
+    for change, to, back in (
+        (torch.set_default_dtype, torch.float64, torch.float32),
+        (torch.set_default_dtype, torch.bfloat16, torch.float32),
+        (torch.set_default_device, "meta", None),
+    ):
+        base = Case(llama).base()
+        change(to)
+        try:
+            loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+            assert adapter_of(loaded).update.anchors.device.type == "cpu"
+        finally:
+            change(back)
+        assert adapter_of(loaded).atoms.dtype == torch.float32
+        assert torch.equal(logits_of(loaded), logits_of(model))
 
 
 def test_an_adapter_for_inference_refuses_to_learn_before_anything_changes(
@@ -557,7 +579,13 @@ def test_prompts_are_found_in_padded_packed_and_padding_free_rows(caplog: pytest
         wanted.observe_prompts(tokens[row : row + 1, :length])
     moment = adapter_of(wanted).router.task_moment
     assert moment[-1, -1] == 3
-    for inputs in ({"input_ids": tokens, "labels": labels}, padded, free):
+    plain = {"input_ids": tokens, "labels": labels}
+    # One row of positions for all, positions that begin elsewhere, and three of each token, as models of images have.
+    others = [plain | {"position_ids": one} for one in (torch.arange(8)[None], torch.arange(8)[None] + 1)]
+    three = plain | {"position_ids": torch.arange(8).expand(3, 3, 8)}
+    embeddings, mask = model_rows(three)
+    assert [row[one == 1].tolist() for row, one in zip(embeddings, mask, strict=True)] == tokens.tolist()
+    for inputs in (plain, padded, free, *others):
         model = attached().train()
         model.start_task("a")
         model.watch_prompts()
@@ -572,6 +600,20 @@ def test_prompts_are_found_in_padded_packed_and_padding_free_rows(caplog: pytest
         model(input_ids=tokens, labels=tokens).loss.backward()
     (record,) = caplog.records
     assert record.getMessage().startswith("no prompt was seen in training, for no pass was given labels, or no row")
+
+
+def model_rows(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    found = _unpacked(inputs)
+    return found["input_ids"], found["attention_mask"]
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 1]), torch.zeros(2, 2)])
+def test_labels_of_whole_rows_follow_all_of_a_prompt(labels: torch.Tensor) -> None:
+    base = LlamaForSequenceClassification(Case(llama).base().config)
+    model = get_peft_model(base, HimalayaConfig(task_type="SEQ_CLS", **SMALL)).train()
+    with model.learning("a"):
+        model(input_ids=random_tokens(1, 2, 8), labels=labels).loss.backward()
+    assert adapter_of(model).router.counts[0] == 2
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -663,9 +705,45 @@ def test_modules_that_all_tasks_would_train_allow_one_task() -> None:
     learn(model, "caf\u00e9")
     learn(model, "cafe\u0301")  # the same task
     before = snapshot(model)
-    with pytest.raises(HimalayaError, match=r"^modules_to_save are trained by every task"):
-        model.start_task("b")
+    for call in (partial(model.start_task, "b"), partial(model.forget_task, "caf\u00e9"), model.drop_task):
+        with pytest.raises(
+            HimalayaError, match=r"\): modules_to_save, or parameters of the model itself, are trained"
+        ):
+            call()
+    with pytest.raises(ValueError, match="no"), model.learning("caf\u00e9"):  # noqa: PT012
+        train(model)
+        raise ValueError("no")
     assert_same(model, before)
+
+
+def test_a_second_task_does_not_train_the_model_itself() -> None:
+    model = attached()
+    learn(model, "a")
+    model.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(
+        HimalayaError, match=r"^start_task\('b'\): modules_to_save, or parameters of the model itself,"
+    ):
+        model.start_task("b")
+    model.get_input_embeddings().weight.requires_grad_(False)
+    model.start_task("b")
+
+
+def test_what_is_taken_back_while_merged_leaves_the_weights_as_they_were() -> None:
+    model = attached(placement="weights")
+    base = logits_of(model)
+    with pytest.raises(HimalayaError, match=r"unmerge it before end_task\(\)$"), model.learning("a"):  # noqa: PT012
+        train(model)
+        model.merge_adapter()
+    torch.testing.assert_close(logits_of(model), base, rtol=1e-4, atol=1e-4)
+    learn(model, "a", end=False)
+    model.merge_adapter()
+    with pytest.raises(HimalayaError, match=r"unmerge it before drop_task\(\)$"):
+        model.drop_task()
+    with pytest.raises(HimalayaError, match=r"unmerge it before learning\('b'\)$"), model.learning("b"):
+        pass
+    model.unmerge_adapter()
+    model.drop_task()
+    torch.testing.assert_close(logits_of(model), base, rtol=1e-4, atol=1e-4)
 
 
 def test_of_two_active_adapters_both_begin_or_forget_a_task_or_none() -> None:

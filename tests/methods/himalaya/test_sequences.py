@@ -34,7 +34,9 @@ class Verbs(RuleBasedStateMachine):
 
     def unchanged_by_errors(self):
         """As the model's verbs are."""
-        return PromptedModel.unchanged_by_errors(SimpleNamespace(_active=lambda: [self.adapter], _watches=False))
+        one = self.adapter
+        tuner = SimpleNamespace(_active=lambda: [one], _watches=False, model=one, zero_grad=one.zero_grad)
+        return PromptedModel.unchanged_by_errors(tuner, "a call")
 
     def attempt(self, verb, *arguments) -> bool:
         """Whether it was done; what is refused changes nothing."""

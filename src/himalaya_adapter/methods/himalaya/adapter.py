@@ -322,8 +322,9 @@ class HimalayaAdapter(SharedState):
 
     @torch.compiler.disable
     def of_pass(self, hidden_states: Tensor) -> Vectors:
-        """Those of each layer, for the pass that begins with these hidden states ``(b, s, d)``."""
-        return self.update.each_layer(self.answering_atoms(len(hidden_states)), self.channels, hidden_states.dtype)
+        """Those of each layer, for the pass that begins with these hidden states ``(..., b, s, d)`` or ``(n, d)``."""
+        atoms = self.answering_atoms(hidden_states.shape[-3:][0])
+        return self.update.each_layer(atoms, self.channels, hidden_states.dtype)
 
     # What is reported ------------------------------------------------------------------------------------------
 

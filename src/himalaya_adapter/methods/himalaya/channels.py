@@ -41,7 +41,7 @@ def measure(model: nn.Module, layers: Sequence[nn.Module], seed: int) -> Tensor:
     """
     embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     generator = torch.Generator().manual_seed(seed + 3)
-    tokens = torch.randint(0, embeddings.num_embeddings, (ROWS, LENGTH), generator=generator)
+    tokens = torch.randint(0, embeddings.num_embeddings, (ROWS, LENGTH), generator=generator, device="cpu")
     first = getattr(model.config, "bos_token_id", None)
     if isinstance(first, int) and first < embeddings.num_embeddings:
         tokens[:, 0] = first
@@ -49,7 +49,7 @@ def measure(model: nn.Module, layers: Sequence[nn.Module], seed: int) -> Tensor:
 
     def look(_: nn.Module, __: Any, output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output
-        mean = states[:, 1:].double().square().mean((0, 1))
+        mean = states.flatten(0, -3)[:, 1:].double().square().mean((0, 1))
         squares.append(mean / mean.mean())
 
     with ExitStack() as afterwards:

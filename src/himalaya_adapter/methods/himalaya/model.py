@@ -55,14 +55,20 @@ class HimalayaModel(PromptedModel):
             HimalayaError: The task is not known, another one is being learnt, or the adapter is merged or a release.
                 Nothing is changed.
         """
-        refuse_if_merged(self.model, f"forget_task({name!r})")
-        with self.unchanged_by_errors():
+        self.refuse_if_others_train(f"forget_task({name!r})")
+        with self.unchanged_by_errors(f"forget_task({name!r})"):
             self._watches = False
             for adapter in self._active():
                 adapter.forget_task(name)
 
     def drop_task(self) -> None:
-        """Drop what the open task has learnt since it began: a known task is as it was, a new one is gone."""
+        """Drop what the open task has learnt since it began: a known task is as it was, a new one is gone.
+
+        Raises:
+            HimalayaError: A merged adapter, or modules to save are trained with it.
+        """
+        refuse_if_merged(self.model, "drop_task()")
+        self.refuse_if_others_train("drop_task()")
         self._watches = False
         for adapter in self._active():
             adapter.drop_task()
@@ -85,7 +91,7 @@ class HimalayaModel(PromptedModel):
         Raises:
             HimalayaError: As `start_task`.
         """
-        with self.unchanged_by_errors(), register_optimizer_step_pre_hook(self._before_step):
+        with self.unchanged_by_errors(f"learning({name!r})"), register_optimizer_step_pre_hook(self._before_step):
             self.start_task(name)
             self.watch_prompts()
             yield
@@ -132,6 +138,12 @@ class HimalayaModel(PromptedModel):
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: Any) -> PeftConfig:
         if peft_config.target_modules is None:
             peft_config.target_modules = "all-linear" if peft_config.placement == "weights" else DECODER_LAYERS
+        kind = self._layer_kind(peft_config)
+        if any(isinstance(one, HimalayaLayer) and not isinstance(one, kind) for one in self.model.modules()):
+            raise TypeError(
+                f"placement='{peft_config.placement}': the model has an adapter of the other placement, and the two "
+                "do not go together: unload() that one first"
+            )
         return peft_config
 
     def _new_shared_state(
@@ -157,8 +169,11 @@ class HimalayaModel(PromptedModel):
         return adapter
 
     def _new_layer(self, base: Any, config: PeftConfig) -> Any:
-        kind = HashedLinear if config.placement == "weights" else StreamLayer
-        return kind(base, **get_quantization_kwargs(self))
+        return self._layer_kind(config)(base, **get_quantization_kwargs(self))
+
+    @staticmethod
+    def _layer_kind(config: Any) -> type[HimalayaLayer]:
+        return HashedLinear if config.placement == "weights" else StreamLayer
 
     def _read(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         refuse_if_merged(self.model, "a prompt's task is found")

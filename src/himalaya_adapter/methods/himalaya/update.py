@@ -39,7 +39,7 @@ def bounded(rows: Tensor, most: float = 1.0) -> Tensor:
 def layer_anchors(core: Tensor, layers: int, seed: int) -> Tensor:
     """A unit vector for each layer, ``(L, d)``: the core's atoms ``(k_c, d)`` added up with signs from a seed."""
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (layers, len(core)), generator=generator) * 2.0 - 1.0
+    signs = torch.randint(0, 2, (layers, len(core)), generator=generator, device="cpu") * 2.0 - 1.0
     return normalize(signs.to(core) @ core, dim=-1)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from himalaya_adapter.errors import HimalayaError
 
-# The names that transformers gives to a decoder's list of layers.
-DECODER_LAYERS = r"(.*\.)?(layers|h|blocks)\.\d+"
+# The names that transformers gives to a decoder's list of layers; what sees or hears beside it has them, too.
+DECODER_LAYERS = r"(?!.*(vision|visual|audio))(.*\.)?(layers|h|blocks)\.\d+"
 
 
 class _Reached(Exception):
@@ -34,7 +34,9 @@ def as_frozen(model: nn.Module) -> Iterator[None]:
 
 
 def middle_layer(model: nn.Module) -> nn.Module | None:
-    """The decoder layer in the middle of a model; none if its layers have unusual names."""
+    """The decoder layer in the middle of a model; none if its layers have unusual names, or follow an encoder."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return None
     layers = [module for name, module in model.named_modules() if re.fullmatch(DECODER_LAYERS, name)]
     return layers[(len(layers) - 1) // 2] if layers else None
 
@@ -55,8 +57,8 @@ def middle_states(model: nn.Module, embeddings: Tensor, mask: Tensor) -> Tensor:
     middle = middle_layer(model)
     if middle is None:
         raise HimalayaError(
-            f"{type(model).__name__} has no decoder layers by a usual name (layers, h, blocks), so tasks cannot be "
-            "told from prompts: name the task"
+            f"{type(model).__name__} has an encoder, or no decoder layers by a usual name (layers, h, blocks), so "
+            "tasks cannot be told from prompts: name the task"
         )
     given = {"inputs_embeds": embeddings, "attention_mask": mask.long(), "use_cache": False}
     if "position_ids" in inspect.signature(decoder.forward).parameters:
@@ -72,4 +74,4 @@ def middle_states(model: nn.Module, embeddings: Tensor, mask: Tensor) -> Tensor:
         afterwards.enter_context(as_frozen(model))
         with suppress(_Reached):
             decoder(**given)
-    return found[0]
+    return found[0].reshape(-1, *found[0].shape[-3:])[0]  # Gemma 3n has several streams; the first is predicted from

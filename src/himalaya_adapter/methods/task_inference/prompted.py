@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from himalaya_adapter.errors import HimalayaError
 from himalaya_adapter.methods.events import Event
-from himalaya_adapter.methods.merging import refuse_if_merged
+from himalaya_adapter.methods.merging import is_merged, refuse_if_merged
 from himalaya_adapter.methods.shared_state import SharedStateModel
 from himalaya_adapter.names import normalised
 
@@ -33,9 +33,9 @@ NO_PROMPTS = (
     "no prompt was seen in training, for no pass was given labels, or no row has tokens before its first label: "
     "set_task(None) will not find the task; call model.observe_prompts(...) before its first step"
 )
-MODULES_TO_SAVE = (
-    "modules_to_save are trained by every task, so another task would change the answers of those that are learnt: "
-    "leave them out (a classification head is one, so use a causal language model)"
+OTHERS_TRAIN = (
+    "{}: modules_to_save, or parameters of the model itself, are trained by every task and are part of none: freeze "
+    "them or leave them out (a classification head is one, so use a causal language model)"
 )
 
 
@@ -69,17 +69,34 @@ class PromptedModel(SharedStateModel):
             HimalayaError: Another task is being learnt, no room, a name that cannot be stored, a merged adapter, one
                 for inference, or a second task where there are modules to save. Nothing is changed.
         """
-        refuse_if_merged(self.model, f"start_task({name!r})")
-        shared = any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules())
-        if shared and {*self.tasks} - {normalised(name)}:
-            raise HimalayaError(MODULES_TO_SAVE)
-        with self.unchanged_by_errors():
+        if {*self.tasks} - {normalised(name)}:
+            self.refuse_if_others_train(f"start_task({name!r})")
+        with self.unchanged_by_errors(f"start_task({name!r})"):
             return [event for adapter in self._active() for event in adapter.start_task(name)]
 
+    def refuse_if_others_train(self, wanted: str) -> None:
+        """Make sure that all that is trained is the adapter's own, or that there is one task alone.
+
+        Raises:
+            HimalayaError: Modules to save, or parameters of the model, are trained too.
+        """
+        kept = any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules())
+        if kept or any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise HimalayaError(OTHERS_TRAIN.format(wanted))
+
     @contextmanager
-    def unchanged_by_errors(self) -> Iterator[None]:
-        """A block after whose exception every active adapter is as before it."""
+    def unchanged_by_errors(self, wanted: str) -> Iterator[None]:
+        """A block after whose exception every active adapter, and all else that is trained, is as before it.
+
+        Args:
+            wanted: The call that it is, such as ``start_task('a')``.
+
+        Raises:
+            HimalayaError: A merged adapter.
+        """
+        refuse_if_merged(self.model, wanted)
         adapters, watched = self._active(), self._watches
+        trained = [(one, one.detach().clone()) for one in self.model.parameters() if one.requires_grad]
         before = [
             (copy.deepcopy(one.state_dict()), {name: getattr(one, name) for name in one.beside_tensors})
             for one in adapters
@@ -88,10 +105,14 @@ class PromptedModel(SharedStateModel):
             yield
         except BaseException:
             self._watches = watched
+            if is_merged(self.model):
+                self.unmerge_adapter()
+            for parameter, content in trained:
+                parameter.data.copy_(content)
             for adapter, (tensors, others) in zip(adapters, before, strict=True):
                 adapter.load_state_dict(tensors)
                 vars(adapter).update(others)
-                adapter.zero_grad()
+            self.zero_grad()
             raise
 
     def copy_to(self, name: str) -> None:
@@ -260,13 +281,16 @@ class PromptedModel(SharedStateModel):
 
     @torch.no_grad()
     def _prompts(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Input embeddings of a pass ``(b, s, d)``, and 1 at tokens of prompts: those before a row's first label."""
+        """Input embeddings of a pass ``(b, s, d)``, and 1 at tokens of prompts: those before a row's first label.
+
+        Labels of whole rows, as in classification, follow all tokens.
+        """
         mask, labels, embeddings = (given.get(key) for key in ("attention_mask", "labels", "inputs_embeds"))
         if embeddings is None:
             embeddings, _ = self._embedded(given["input_ids"], None)
         if not torch.is_tensor(mask) or mask.dim() != 2:
             mask = torch.ones(embeddings.shape[:2], device=embeddings.device)
-        if labels is not None:  # as many as there are logits
+        if labels is not None and labels.dim() == 2 and not labels.is_floating_point():  # as many as there are logits
             answers = pad(labels != IGNORED_LABEL, (mask.shape[1] - labels.shape[1], 0))
             mask = mask * (answers.cumsum(1) == 0)
         return embeddings, mask
@@ -309,11 +333,15 @@ class PromptedModel(SharedStateModel):
 
 def _unpacked(given: dict[str, Any]) -> dict[str, Any]:
     """Inputs of a pass with a row for each example, also where examples lie one after another without padding."""
-    positions = given.get("position_ids")
-    if given.get("attention_mask") is not None or positions is None or given.get("input_ids") is None:
+    positions, ids = given.get("position_ids"), given.get("input_ids")
+    if given.get("attention_mask") is not None or positions is None:
         return given
-    starts = (positions.flatten() == 0).nonzero().flatten()
-    ends = torch.cat([starts[1:], starts.new_tensor([positions.numel()])])
+    if ids is None or ids.shape != given["labels"].shape:
+        return given
+    first = positions.reshape(-1, *positions.shape[-2:])[0].expand_as(ids) == 0  # some models have three of a token
+    first[:, 0] = True
+    starts = first.flatten().nonzero().flatten()
+    ends = torch.cat([starts[1:], starts.new_tensor([ids.numel()])])
     lengths = (ends - starts).tolist()
     parts = {"input_ids": 0, "labels": IGNORED_LABEL}
     rows = {

@@ -321,10 +321,9 @@ class HimalayaAdapter(SharedState):
         return found
 
     @torch.compiler.disable
-    def of_pass(self, hidden_states: Tensor) -> Vectors:
+    def of_pass(self, states: Tensor) -> Vectors:
         """Those of each layer, for the pass that begins with these hidden states ``(..., b, s, d)`` or ``(n, d)``."""
-        atoms = self.answering_atoms(hidden_states.shape[-3:][0])
-        return self.update.each_layer(atoms, self.channels, hidden_states.dtype)
+        return self.update.each_layer(self.answering_atoms(states.shape[-3:][0]), self.channels, states.dtype)
 
     # What is reported ------------------------------------------------------------------------------------------
 

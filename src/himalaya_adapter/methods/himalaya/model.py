@@ -28,6 +28,7 @@ from .weights import HashedLinear
 
 # What a release leaves out: the task being learnt, what growth and consolidation remember, its prompts.
 TRAINING = ("atoms", "fisher.", "router.task_moment")
+LAYERS = {"residual_stream": StreamLayer, "weights": HashedLinear}  # by the placement
 
 
 class HimalayaModel(PromptedModel):
@@ -55,9 +56,7 @@ class HimalayaModel(PromptedModel):
             HimalayaError: The task is not known, another one is being learnt, or the adapter is merged or a release.
                 Nothing is changed.
         """
-        self.refuse_if_others_train(f"forget_task({name!r})")
-        with self.unchanged_by_errors(f"forget_task({name!r})"):
-            self._watches = False
+        with self.taking_back(f"forget_task({name!r})"):
             for adapter in self._active():
                 adapter.forget_task(name)
 
@@ -67,11 +66,9 @@ class HimalayaModel(PromptedModel):
         Raises:
             HimalayaError: A merged adapter, or modules to save are trained with it.
         """
-        refuse_if_merged(self.model, "drop_task()")
-        self.refuse_if_others_train("drop_task()")
-        self._watches = False
-        for adapter in self._active():
-            adapter.drop_task()
+        with self.taking_back("drop_task()"):
+            for adapter in self._active():
+                adapter.drop_task()
 
     @property
     def open_task(self) -> str | None:
@@ -138,12 +135,9 @@ class HimalayaModel(PromptedModel):
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: Any) -> PeftConfig:
         if peft_config.target_modules is None:
             peft_config.target_modules = "all-linear" if peft_config.placement == "weights" else DECODER_LAYERS
-        kind = self._layer_kind(peft_config)
-        if any(isinstance(one, HimalayaLayer) and not isinstance(one, kind) for one in self.model.modules()):
-            raise TypeError(
-                f"placement='{peft_config.placement}': the model has an adapter of the other placement, and the two "
-                "do not go together: unload() that one first"
-            )
+        others = [kind for placement, kind in LAYERS.items() if placement != peft_config.placement]
+        if any(isinstance(one, tuple(others)) for one in self.model.modules()):
+            raise TypeError(f"placement='{peft_config.placement}': first unload() the adapter of the other placement")
         return peft_config
 
     def _new_shared_state(
@@ -169,11 +163,7 @@ class HimalayaModel(PromptedModel):
         return adapter
 
     def _new_layer(self, base: Any, config: PeftConfig) -> Any:
-        return self._layer_kind(config)(base, **get_quantization_kwargs(self))
-
-    @staticmethod
-    def _layer_kind(config: Any) -> type[HimalayaLayer]:
-        return HashedLinear if config.placement == "weights" else StreamLayer
+        return LAYERS[config.placement](base, **get_quantization_kwargs(self))
 
     def _read(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         refuse_if_merged(self.model, "a prompt's task is found")

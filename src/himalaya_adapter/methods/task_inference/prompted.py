@@ -85,6 +85,18 @@ class PromptedModel(SharedStateModel):
             raise HimalayaError(OTHERS_TRAIN.format(wanted))
 
     @contextmanager
+    def taking_back(self, wanted: str) -> Iterator[None]:
+        """A block that takes back what a task has learnt, and watches no prompts from then on.
+
+        Raises:
+            HimalayaError: As `refuse_if_others_train` and `unchanged_by_errors`.
+        """
+        self.refuse_if_others_train(wanted)
+        with self.unchanged_by_errors(wanted):
+            self._watches = False
+            yield
+
+    @contextmanager
     def unchanged_by_errors(self, wanted: str) -> Iterator[None]:
         """A block after whose exception every active adapter, and all else that is trained, is as before it.
 

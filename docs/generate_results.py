@@ -12,9 +12,12 @@ from pathlib import Path
 from statistics import fmean
 
 import bits_results
+import numpy as np
 from expected_results import expected_results, expected_table
 
 from himalaya_adapter.budget import BYTES_PER_MB, count_budget, count_work
+from himalaya_adapter.evaluation.intervals import percentile_interval
+from himalaya_adapter.evaluation.metrics import diagonal, lower_triangle, resampled
 from himalaya_adapter.experiments import compose_run
 from himalaya_adapter.report import paper, score_figures
 from himalaya_adapter.report.charts import Figure
@@ -32,12 +35,13 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 PAGE, README = DOCS / "results.md", ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-ABLATIONS = "ablations"
+ABLATIONS, HUNDRED = "ablations", "hundred"
 HIMALAYAS, BOUNDS = ("himalaya", "unprotected"), ("lora-independent", "lora-independent-fast", "frozen")
-IN_SHORT = (ABLATIONS, "first10", "first15", "last15", "reversed25")  # as a whole, not task by task
+IN_SHORT = (ABLATIONS, HUNDRED, "first10", "first15", "last15", "reversed25")  # as a whole, not task by task
 MAIN, OWN, TWELVE = "package25", "himalaya-24atoms-package25", "himalaya-channels-package25"
 FEW_ATOMS, SECOND_BACKBONE, THREE_KINDS = "capacity/source-atoms", "gemma10", "three_kinds"
 SIX_TASKS = "rivals"
+QUARTER = 25  # tasks of the hundred: the same kinds in the same order, with other items
 MANY_TASKS, NOT_YET = RESULTS / "many_tasks.json", "Not measured yet: `python benchmarks/many_tasks.py`.\n"
 VARIANTS, WEAK = ("| HIMALAYA 0.1, ", "| HIMALAYA, strict"), ("| O-LoRA", "| IA3", "| Frozen")
 PAIRED, EXPECTED = "Paired tests", "The original plan's expected results"
@@ -72,6 +76,7 @@ SECTIONS = {
         *("himalaya-24atoms", "himalaya", "lilac", "coltas", "glodis", "loreft", "olora", "lora-ewc", "lora"),
         *("loreft-a-task", "lora-replay", "lora-joint", "frozen"),
     ],
+    HUNDRED: ["himalaya-seed0"],
 }
 HEADLINE = "headline"  # the table of the README
 HEADLINE_RUNS = (
@@ -218,6 +223,34 @@ def positions() -> str:
     return "\n".join(lines) + "\n"
 
 
+def hundred() -> str:
+    """What is learnt, kept and recognised in each quarter of a hundred tasks."""
+    (run,) = finished(HUNDRED)
+    scored = run.scored_items()
+    assert scored is not None
+    (draws,) = resampled([scored], np.random.default_rng(0))
+    lines = [
+        "| tasks | frozen | right after learning | minus tasks 1–25 | forgotten at most | found by the prompt "
+        "| score without the name | training of a task |",
+        f"|---|{'---|' * 7}",
+    ]
+    learnt, first = diagonal(lower_triangle(run.scores)), slice(QUARTER)
+    for begin in range(0, len(run.tasks), QUARTER):
+        of, tasks = slice(begin, begin + QUARTER), run.metrics["tasks"][begin : begin + QUARTER]
+        gain = float(learnt[of].mean() - learnt[first].mean())
+        low, high = percentile_interval((diagonal(draws)[of].mean(0) - diagonal(draws)[first].mean(0)), gain)
+        change = f"{format_value(gain, 'signed')} [{format_value(low, 'signed')}, {format_value(high, 'signed')}]"
+        scores = [fmean(task[key]["score"] for task in tasks) for key in ("before", "unlabelled")]
+        frozen, unlabelled = (format_value(score, "score") for score in scores)
+        lost = max(task["after_learning"]["score"] - task["final"]["score"] for task in tasks)
+        found = fmean(task["unlabelled"]["recognised"] for task in tasks)
+        seconds = fmean(end["train_seconds"] for end in run.task_ends[of])
+        cells = [f"{begin + 1}–{begin + QUARTER}", frozen, format_value(float(learnt[of].mean()), "score")]
+        cells += [change if begin else "", format_value(lost, "score"), f"{100 * found:.1f} %", unlabelled]
+        lines.append(f"| {' | '.join([*cells, format_value(seconds, 'seconds')])} |")
+    return "\n".join(lines) + "\n"
+
+
 def at_llama_2() -> str:
     """What the source claims of costs at Llama-2-7B's shape: counted, and measured on one layer."""
     run = compose_run([f"run={SOURCE}"]).run
@@ -360,6 +393,7 @@ MARKED: dict[str, Callable[[], str]] = {
     "source-atoms": source_atoms,
     "three-kinds": three_kinds,
     SECOND_BACKBONE: lambda: in_short([f"{SECOND_BACKBONE}/{name}" for name in SECTIONS[SECOND_BACKBONE]]),
+    HUNDRED: hundred,
     "six-tasks": lambda: in_short([f"{SIX_TASKS}/{name}" for name in SECTIONS[SIX_TASKS]]),
     LLAMA: at_llama_2,
 }
@@ -374,6 +408,7 @@ TITLES = {
     "capacity": "Twenty-five tasks with the original plan's 24 + 16 atoms",
     THREE_KINDS: "Three tasks of different kinds",
     SIX_TASKS: "All methods on six tasks",
+    HUNDRED: "A hundred tasks",
     "demo": "The demo: six tasks",
 }
 ABOUT_THE_TABLES = """\

@@ -43,7 +43,7 @@ def script(path: Path) -> ModuleType:
     "section",
     [
         *("headline", "package25", "paired", "expected", "positions", "six-tasks"),
-        *("unknown", "many-tasks", "room", "bits", "source-atoms", "three-kinds"),
+        *("hundred", "unknown", "many-tasks", "room", "bits", "source-atoms", "three-kinds"),
         pytest.param("llama-2-7b", marks=pytest.mark.slow),
     ],
 )
@@ -142,6 +142,21 @@ def test_the_prose_says_what_was_measured() -> None:
     a_task = f"{alone[0]['stored_bytes'] / 25e3:.0f} kB a task in 32 bits"
     assert a_task in page
     assert a_task in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def test_the_hundred_tasks_say_what_the_page_says() -> None:
+    run = read_json(ROOT / "benchmarks" / "results" / "hundred" / "himalaya-seed0" / "metrics.json")
+    assert (len(run["tasks"]), run["forgetting"]) == (100, 0)
+    learnt, frozen = run["learning_accuracy"], run["frozen_accuracy"]
+    page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    assert f"{learnt:.3f} on average, against {frozen:.3f} of the frozen model" in page
+    assert f"The file has {run['stored_bytes'] / 1e3:.0f} kB from the first task to the last" in page
+    assert f"Without the name a task scores {run['unlabelled_accuracy']:.3f}" in page
+    quarters = [
+        statistics.mean(task["after_learning"]["score"] for task in part)
+        for part in (run["tasks"][:25], run["tasks"][75:])
+    ]
+    assert f"[it is higher by {quarters[1] - quarters[0]:.3f}](#a-hundred-tasks)" in page
 
 
 def test_the_six_tasks_say_what_the_page_says() -> None:

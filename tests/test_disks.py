@@ -153,7 +153,7 @@ def test_on_a_read_only_disk_everything_can_be_read_and_nothing_is_lost(
         ["himalaya", "compare", disk],
         ["himalaya", "export", run, "--format", "onnx", "--graph", "adapter", "--output", disk / "onnx"],
         ["himalaya", "configs", "generate", "himalaya", "--output", disk / "configs"],
-        ["himalaya", "sweep", *words[1:], f"results_dir={disk}", "run_id=swept", "training.seed=0,1"],
+        ["himalaya", "sweep", *words[1:], f"results_dir={disk}", "training.seed=0,1"],
     ]
     reading: list[list[Any]] = [
         ["himalaya", *words, f"results_dir={disk}"],

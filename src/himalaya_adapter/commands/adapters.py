@@ -28,7 +28,8 @@ def learn(
     data: Annotated[
         str,
         typer.Argument(
-            help="A .jsonl, .csv, .tsv or .parquet file, a folder of `datasets`, or owner/name of the hub."
+            help="A .jsonl, .json, .csv, .tsv or .parquet file (also .gz), a folder of them, or a data set: its "
+            "folder or its owner/name on the hub."
         ),
     ],
     task: Annotated[str, typer.Option(help="The task's name; a known one is learnt further.")],

@@ -30,7 +30,7 @@ def list_tasks(stream: Annotated[str, typer.Argument(help="A stream's name or it
 
 @app.command()
 def fetch(stream: str) -> None:
-    """Bring a stream's archives into the cache."""
+    """Bring a stream's data into the cache."""
     from himalaya_adapter.streams.catalogue import fetch_stream
     from himalaya_adapter.streams.plain_text import held_out_text
 

@@ -53,7 +53,7 @@ def test_a_sweep_whose_runs_would_replace_each_other_is_refused(
 ) -> None:
     assert main([*words, "overwrite=true", *more]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"himalaya: several runs of this sweep have the folder {tmp_path / 'out'}")
+    assert line.startswith(f"himalaya: several runs of a sweep have the folder {tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()
 
 

@@ -62,7 +62,7 @@ def is_complete(folder: Path) -> bool:
     """Whether ``folder`` has its marker and every file of then is what it was; others may have come."""
     try:
         marked = read_json(folder / COMPLETE)
-        return bool(marked) and marked.items() <= _hashes(folder).items()
+        return bool(marked) and all(file_sha256(folder / name) == known for name, known in marked.items())
     except (OSError, ValueError, AttributeError):
         return False
 

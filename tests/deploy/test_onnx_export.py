@@ -213,6 +213,17 @@ def test_what_pytorch_cannot_export_is_one_line(tiny_model: Callable[..., LlamaF
         decoder_graph(learn(tiny_model(rope_parameters=rope)), TASKS, {})
 
 
+def test_an_export_that_fails_without_a_word_is_one_line(
+    tiny_model: Callable[..., LlamaForCausalLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.onnx.OnnxExporterError from AssertionError()
+
+    monkeypatch.setattr(torch.onnx, "export", fail)  # as a layer does that asserts something
+    with pytest.raises(HimalayaError, match=r"^this llama cannot be exported: AssertionError$"):
+        decoder_graph(learn(tiny_model()), TASKS, {})
+
+
 def test_a_graph_that_differs_is_not_written() -> None:
     good, bad = {"relative": 1e-7}, {"relative": 2e-3}
     with pytest.raises(HimalayaError, match=r"graph 'model.onnx': output 'logits' differs from PyTorch's by 2.0e-03"):

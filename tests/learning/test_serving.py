@@ -132,6 +132,11 @@ def test_an_answer_ends_with_the_backbones_positions(client: openai.OpenAI) -> N
     assert used.total_tokens <= 512
 
 
+def test_a_request_for_no_token_is_an_error(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="max_new_tokens"):
+        client.completions.create(model="base:next", prompt="After 7", max_tokens=0)
+
+
 def test_an_unknown_task_is_an_error_that_names_the_known_ones(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match=r"unknown model 'base:ech'; did you mean 'base:echo'"):
         client.completions.create(model="base:ech", prompt="Repeat 7:")

@@ -71,7 +71,7 @@ def sweep(overrides: Overrides) -> None:
     lines = combinations(own)
     places = Counter(filter(None, (_place(own, line) for line in lines)))
     if twice := [place for place, count in places.items() if count > 1]:
-        raise HimalayaError(f"several runs of this sweep have the folder {twice[0]}: give each its own run_id")
+        raise HimalayaError(f"several runs of a sweep have the folder {twice[0]}: give no run_id, and no value twice")
     failures: list[str] = []
     here = os.getpid()
 

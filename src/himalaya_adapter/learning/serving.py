@@ -51,7 +51,10 @@ class _AsTask:
         if not 0 < length < positions:
             raise HimalayaError(f"the prompt has {length} tokens; expected 1 to {positions - 1}")
         config, room = inputs["generation_config"], positions - length
-        config.max_new_tokens = min(config.max_new_tokens or room, room)
+        if config.max_new_tokens is not None:
+            config.max_new_tokens = min(config.max_new_tokens, room)
+        elif config.max_length is not None:
+            config.max_length = min(config.max_length, positions)
         self._model.set_task(self._task)
         return self._model.generate(**inputs)
 

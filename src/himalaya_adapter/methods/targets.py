@@ -112,6 +112,8 @@ class TargetsModel(ContinualModel, BaseTuner):
         if not found or wanted is None or not (isinstance(names, str) or key in names):
             return found
         number = next((int(part) for part in key.split(".") if part.isdecimal()), None)
+        if number is None and not isinstance(names, str):
+            return found  # a module outside of the layers, by its whole name
         return number in ([wanted] if isinstance(wanted, int) else wanted)
 
     @contextmanager

@@ -3,9 +3,10 @@
 import gc
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 import torch
@@ -51,8 +52,7 @@ def run_search(run: RunConfig, results_dir: Path, *, overwrite: bool = False) ->
     # A mistake that every trial would fail of.
     base = with_values(run, values_of_trials(run))
     for name, key in hyper_parameters(run).items():
-        for value in run.optuna.search_space[name].outermost():
-            run_method(with_values(base, {key: value}))
+        _check_any(base, key, run.optuna.search_space[name].outermost())
     backbone_shape(base.model.backbone.name)
     scored = base.dataset.max_test_samples_per_task
     limits = Limits(train=base.dataset.max_samples_per_task, validation=scored, test=scored)
@@ -72,6 +72,22 @@ def run_search(run: RunConfig, results_dir: Path, *, overwrite: bool = False) ->
         shared.release()
     _conclude(shared)
     return shared.folder
+
+
+def _check_any(base: RunConfig, key: str, values: Sequence[Any]) -> None:
+    """Refuse values of a key of which not one can be run.
+
+    Raises:
+        HimalayaError: What is wrong with the last one.
+    """
+    for value in values:
+        try:
+            run_method(with_values(base, {key: value}))
+        except HimalayaError:
+            if value == values[-1]:
+                raise
+        else:
+            return
 
 
 def _next(shared: SharedStudy) -> Trial | None:

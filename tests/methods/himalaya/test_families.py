@@ -130,6 +130,12 @@ def test_only_the_layers_that_are_named_are_adapted(targets: dict[str, Any]) -> 
     assert {name.split("layers.")[1][0] for name in adapted} == {"1"}
 
 
+def test_a_module_outside_of_the_layers_is_adapted_by_its_name() -> None:
+    config = {"placement": "weights", "target_modules": ["q_proj", "lm_head"], "layers_to_transform": [1]}
+    adapted = [name for name, module in attached(llama, **config).named_modules() if isinstance(module, HimalayaLayer)]
+    assert [name.rpartition(".")[2] for name in adapted] == ["q_proj", "lm_head"]
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_adapters_of_one_model_have_one_placement(placement: str) -> None:
     (other,) = {*PLACEMENTS} - {placement}

@@ -49,7 +49,8 @@ def export_bundle(
         tokenizer, config = adapter.tokenizer, adapter.model.config
         ends = adapter.model.generation_config.eos_token_id
         records = learnt_facts(adapter.folder)["tasks"].items()
-        forms = {task: record["form"] for task, record in records if record}  # of what himalaya learn has taught
+        # Of what is exported and himalaya learn has taught.
+        forms = {task: record["form"] for task, record in records if record and task in adapter.tasks}
         base, adapted = write_pair(whole_graph(adapter), place, precision)
         parity = whole_parity(adapter, [adapted], base)
         if precision == "fp32":

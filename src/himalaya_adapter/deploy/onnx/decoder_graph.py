@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from himalaya_adapter.deploy.bundle.runner.graph import PAST, PRESENT
-from himalaya_adapter.errors import HimalayaError
+from himalaya_adapter.errors import HimalayaError, one_line
 from himalaya_adapter.methods.himalaya import StreamLayer
 
 from .operator import DOMAIN
@@ -117,7 +117,7 @@ def decoder_graph(
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__).splitlines()[0]
+        reason = one_line(error.__cause__ or error) or type(error.__cause__).__name__
         raise HimalayaError(f"this {config.model_type} cannot be exported: {reason}") from error
     assert program is not None
     return finish(rewrite(program.model, [NORM]), metadata)

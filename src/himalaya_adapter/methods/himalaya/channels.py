@@ -49,7 +49,8 @@ def measure(model: nn.Module, layers: Sequence[nn.Module], seed: int) -> Tensor:
 
     def look(_: nn.Module, __: Any, output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output
-        mean = states.flatten(0, -3)[:, 1:].double().square().mean((0, 1))
+        rows = states.flatten(0, -3)[:, 1:].flatten(0, 1) if states.dim() > 2 else states
+        mean = rows.double().square().mean(0)
         squares.append(mean / mean.mean())
 
     with ExitStack() as afterwards:

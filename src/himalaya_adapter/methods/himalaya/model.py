@@ -53,8 +53,8 @@ class HimalayaModel(PromptedModel):
         what was evicted while the task was there.
 
         Raises:
-            HimalayaError: The task is not known, another one is being learnt, or the adapter is merged or a release.
-                Nothing is changed.
+            HimalayaError: The task is not known, another one is being learnt, the adapter is merged or a release, or
+                modules to save, or parameters of the model, are trained with it. Nothing is changed.
         """
         with self.taking_back(f"forget_task({name!r})"):
             for adapter in self._active():
@@ -64,7 +64,7 @@ class HimalayaModel(PromptedModel):
         """Drop what the open task has learnt since it began: a known task is as it was, a new one is gone.
 
         Raises:
-            HimalayaError: A merged adapter, or modules to save are trained with it.
+            HimalayaError: A merged adapter, or modules to save, or parameters of the model, are trained with it.
         """
         with self.taking_back("drop_task()"):
             for adapter in self._active():

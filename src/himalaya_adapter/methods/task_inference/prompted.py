@@ -34,8 +34,9 @@ NO_PROMPTS = (
     "set_task(None) will not find the task; call model.observe_prompts(...) before its first step"
 )
 OTHERS_TRAIN = (
-    "{}: modules_to_save, or parameters of the model itself, are trained by every task and are part of none: freeze "
-    "them or leave them out (a classification head is one, so use a causal language model)"
+    "{}: modules_to_save, or parameters of the model itself, are trained by every task and belong to none, so they "
+    "can be neither shared nor taken back: make the adapter without modules_to_save (a classification head is one, so "
+    "use a causal language model), and freeze the model; end_task() keeps an open task"
 )
 
 
@@ -67,7 +68,8 @@ class PromptedModel(SharedStateModel):
 
         Raises:
             HimalayaError: Another task is being learnt, no room, a name that cannot be stored, a merged adapter, one
-                for inference, or a second task where there are modules to save. Nothing is changed.
+                for inference, or a second task where modules to save, or parameters of the model, are trained. Nothing
+                is changed.
         """
         if {*self.tasks} - {normalised(name)}:
             self.refuse_if_others_train(f"start_task({name!r})")

@@ -159,6 +159,15 @@ def test_the_hundred_tasks_say_what_the_page_says() -> None:
     assert f"[it is higher by {quarters[1] - quarters[0]:.3f}](#a-hundred-tasks)" in page
 
 
+def test_the_search_for_the_strength_of_ewc_found_what_the_page_says() -> None:
+    search = read_json(ROOT / "benchmarks" / "results" / "ewc_strength.json")
+    areas = {trial["parameters"]["ewc_lambda"]: trial["value"] for trial in search["trials"]}
+    assert max(areas, key=lambda one: areas[one]) == 0.4
+    told = [f"{areas[one]:.3f}" for one in sorted(areas)]
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert f"areas of {', '.join(told[:-1])} and {told[-1]} on `validation_stream`" in page
+
+
 def test_the_six_tasks_say_what_the_page_says() -> None:
     found = {
         path.parent.name: read_json(path)
@@ -193,7 +202,7 @@ def test_whole_sizes_on_gemma_are_compared_as_measured() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/tried.md"])
 def test_every_score_in_the_prose_is_that_of_a_committed_run(page: str) -> None:
-    """Of a run, of a method over its seeds, or of a generated table."""
+    """Of a run, of a method over its seeds, of a trial, or of a generated table."""
     text = (ROOT / page).read_text(encoding="utf-8")
     tables = re.findall(r"<!-- generated.*?<!-- end -->", text, flags=re.S)
     known = {number for table in tables for number in re.findall(r"\b0\.\d{3}\b", table)}
@@ -204,6 +213,8 @@ def test_every_score_in_the_prose_is_that_of_a_committed_run(page: str) -> None:
         for key in SCORES:
             values = [run[key] for run in runs if run.get(key) is not None]
             known |= {f"{abs(value):.3f}" for value in (*values, statistics.mean(values or [0.0]))}
+    search = read_json(ROOT / "benchmarks" / "results" / "ewc_strength.json")
+    known |= {f"{trial['value']:.3f}" for trial in search["trials"]}
     prose = re.sub(r"<!-- generated.*?<!-- end -->", "", text, flags=re.S)
     assert not [number for number in re.findall(r"\b0\.\d{3}\b", prose) if number not in known]
 

@@ -50,15 +50,14 @@ def measure(model: nn.Module, layers: Sequence[nn.Module], seed: int) -> Tensor:
     def look(_: nn.Module, __: Any, output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output
         rows = states.flatten(0, -3)[:, 1:].flatten(0, 1) if states.dim() > 2 else states
-        mean = rows.double().square().mean(0)
-        squares.append(mean / mean.mean())
+        squares.append(rows.double().square().mean(0))
 
     with ExitStack() as afterwards:
         afterwards.enter_context(as_frozen(model))
         for layer in layers:
             afterwards.callback(layer.register_forward_hook(look).remove)
         model.base_model(tokens.to(embeddings.weight.device))  # type: ignore[operator]
-    mean = torch.stack([one.to(squares[0].device) for one in squares]).mean(0)
+    mean = torch.stack([(one / one.mean()).to(squares[0].device) for one in squares]).mean(0)
     logarithms = mean.clamp_min(SMALLEST_SQUARE).log2() * EXPONENT / 2
     codes = ((logarithms - logarithms.mean()) * STEPS).round().clamp(-LARGEST, LARGEST).to(torch.int8)
     if distributed.is_available() and distributed.is_initialized():

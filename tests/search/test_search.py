@@ -230,7 +230,7 @@ def test_trials_that_all_fail_are_one_line(
         (["model.adapter.type=LORE"], "unknown method 'lore'"),
         (
             ["optuna.search_space.model_adapter_options_r={type: uniform, low: 2, high: 8}"],
-            "option r of method LORA is 8.0; expected a whole number",
+            "option r of method LORA is 2.0; expected a whole number",
         ),
         (["evaluation.split=train"], 'found "train", expected one of test, validation'),
         (["optuna.storage=study.db"], "optuna.storage=study.db cannot be opened"),

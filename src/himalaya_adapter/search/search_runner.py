@@ -78,16 +78,16 @@ def _check_any(base: RunConfig, key: str, values: Sequence[Any]) -> None:
     """Refuse values of a key of which not one can be run.
 
     Raises:
-        HimalayaError: What is wrong with the last one.
+        HimalayaError: What is wrong with the first one.
     """
+    refused = []
     for value in values:
         try:
             run_method(with_values(base, {key: value}))
-        except HimalayaError:
-            if value == values[-1]:
-                raise
-        else:
-            return
+        except HimalayaError as error:
+            refused.append(error)
+    if len(refused) == len(values):
+        raise refused[0]
 
 
 def _next(shared: SharedStudy) -> Trial | None:
